@@ -1,0 +1,169 @@
+"""`Store`: what the control plane needs of a database. Two implementations pass one suite of
+model-based tests: `actors.store.memory.MemoryStore` (the reference, used by the simulator) and
+`actors.store.postgres.PostgresStore`.
+
+All methods are coroutines. Those of the memory store never suspend, so an event heap can run
+them to the end in one step; those of PostgreSQL wait with trio. No method reads a clock or makes
+an id: instants and ids come with the call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager
+from datetime import datetime
+from typing import Protocol
+from uuid import UUID
+
+import attrs
+
+from actors.model import Account, Authorization, Change, Entity, EntityKind, Relay, Token
+
+MAX_MUTATIONS = 1_000
+MAX_PAGE = 1_000
+
+
+class StoreError(Exception):
+    """Base of what a store raises on purpose; anything else is a defect."""
+
+
+class NotFound(StoreError):
+    """The named entity does not exist in this account."""
+
+
+class Conflict(StoreError):
+    """A value that must be unique is taken (`field` names it), or the row changed meanwhile."""
+
+    def __init__(self, kind: str, field: str) -> None:
+        super().__init__(f"{kind}: {field} is taken")
+        self.kind = kind
+        self.field = field
+
+
+class InvalidReference(StoreError):
+    """A field refers to an entity that this account does not have."""
+
+    def __init__(self, kind: str, field: str) -> None:
+        super().__init__(f"{kind}: {field} names nothing in this account")
+        self.kind = kind
+        self.field = field
+
+
+class Fenced(StoreError):
+    """The caller's epoch is no longer the account's: another owner has taken over."""
+
+
+class Unavailable(StoreError):
+    """The database cannot be reached now; nothing was changed as far as the caller may assume."""
+
+
+@attrs.frozen
+class Put:
+    """Insert the entity, or replace the one that has its id. `account_id` and `id` never change."""
+
+    entity: Entity
+
+
+@attrs.frozen
+class Remove:
+    """Remove an entity and, first, all that refers to it (see `model.REFERENCES`)."""
+
+    kind: EntityKind
+    id: UUID
+
+
+Mutation = Put | Remove
+
+
+@attrs.frozen
+class Contents:
+    """A consistent picture of one account: every entity, and the number of the last change."""
+
+    account: Account
+    entities: tuple[Entity, ...]
+    number: int
+
+
+class Store(Protocol):
+    # --- accounts, entities, changes ---
+
+    async def apply(
+        self,
+        account_id: UUID,
+        mutations: Sequence[Mutation],
+        *,
+        who: str,
+        at: datetime,
+    ) -> tuple[Change, ...]:
+        """Carry out all mutations in one transaction and return their changes in order.
+
+        Serialised on the account's row, which numbers the changes (1, 2, ...). The first mutation
+        of a new account is `Put(Account)`. A Put that changes nothing makes no change. Removing
+        an account removes everything in it.
+        Raises Conflict, InvalidReference, NotFound, Unavailable; then nothing was done.
+        """
+
+    async def get(self, account_id: UUID, kind: EntityKind, id: UUID) -> Entity:
+        """One entity. Raises NotFound, also when it belongs to another account."""
+
+    async def list(
+        self, account_id: UUID, kind: EntityKind, *, after: UUID | None = None, limit: int = 100
+    ) -> tuple[Entity, ...]:
+        """At most `limit` (1 to MAX_PAGE) entities of one kind with ids above `after`, by id."""
+
+    async def accounts(self, *, after: UUID | None = None, limit: int = 100) -> tuple[Account, ...]:
+        """Accounts of the installation, by id. For operators only."""
+
+    async def contents(self, account_id: UUID) -> Contents:
+        """Everything in the account, consistent with one change number. Raises NotFound."""
+
+    async def changes(
+        self, account_id: UUID, *, after: int, limit: int = MAX_PAGE
+    ) -> tuple[Change, ...]:
+        """Changes with numbers above `after`, in order, without gaps."""
+
+    def wakeups(self) -> AbstractAsyncContextManager[AsyncIterator[UUID]]:
+        """Ids of accounts that changed. Only a hint: one can be lost or come twice, so whoever
+        follows an account reads `changes` after the last number that it knows. After a lost
+        connection every account counts as changed."""
+
+    # --- tokens ---
+
+    async def find_token(self, id: UUID) -> Token | None:
+        """A token by its id, of whatever account, or of the installation."""
+
+    async def use_token(self, id: UUID, *, at: datetime) -> bool:
+        """Count one enrolment by this token; False (and not counted) when `max_uses` is reached."""
+
+    async def put_installation_token(self, token: Token) -> None:
+        """Insert a relay or operator token (`account_id` None). Raises Conflict."""
+
+    # --- leases of keyed actors ---
+
+    async def acquire(self, account_id: UUID, *, owner: str) -> int:
+        """Become the owner of the account: raises its epoch by one and returns it.
+
+        Raises NotFound for an unknown account."""
+
+    # --- authorisations ---
+
+    async def write_authorization(self, authorization: Authorization, *, epoch: int) -> None:
+        """Insert or replace, in one transaction with a check of the epoch. Raises Fenced."""
+
+    async def authorizations(
+        self,
+        account_id: UUID,
+        *,
+        live_at: datetime | None = None,
+        after: UUID | None = None,
+        limit: int = 100,
+    ) -> tuple[Authorization, ...]:
+        """Authorisations by id; with `live_at` only those neither ended nor expired then."""
+
+    # --- relays of the installation ---
+
+    async def put_relay(self, relay: Relay) -> None:
+        """Insert, or replace the relay that has its id."""
+
+    async def relays(self) -> tuple[Relay, ...]:
+        """Every relay of the installation, by id."""

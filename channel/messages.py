@@ -1,0 +1,490 @@
+"""The messages of the control channel: what an agent and the portal say to each other.
+
+Every message is a frozen attrs class that travels as the JSON payload of one frame
+(see `channel.frames`). The classes are grouped by direction in `FROM_CLIENT`, `FROM_GATEWAY`,
+`FROM_RELAY`, `TO_CLIENT`, `TO_GATEWAY` and `TO_RELAY`: dictionaries of event name to class.
+An event that is not in the receiver's dictionary is ignored and counted.
+
+Durations are integer nanoseconds counted from the moment of sending (a wrong clock on an agent
+never extends access). Byte strings travel as base64. Limits are part of the types: a value that
+breaks one is refused by the codec.
+"""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
+from typing import Annotated, Literal
+from uuid import UUID
+
+import attrs
+from msgspec import Meta
+
+PROTOCOL_VERSION = 1
+
+Name = Annotated[str, Meta(min_length=1, max_length=255)]
+Text = Annotated[str, Meta(max_length=1024)]
+DurationNs = Annotated[int, Meta(ge=0, le=400 * 86_400 * 10**9)]
+Port = Annotated[int, Meta(ge=1, le=65_535)]
+Key32 = Annotated[bytes, Meta(min_length=32, max_length=32)]
+Nonce = Annotated[bytes, Meta(min_length=16, max_length=64)]
+
+
+class IpText(str):
+    """An IPv4 or IPv6 address in its canonical text form, without a scope id.
+
+    Raises ValueError for anything else. It is a `str`, so it serves as a socket address as it is.
+    """
+
+    __slots__ = ()
+
+    def __new__(cls, text: str) -> IpText:
+        address = ip_address(text)
+        if isinstance(address, IPv6Address) and address.scope_id is not None:
+            raise ValueError("an address with a scope id means nothing to another machine")
+        return super().__new__(cls, str(address))
+
+
+MAX_CANDIDATES = 32
+MAX_RESOURCES = 10_000
+MAX_AUTHORIZATIONS = 50_000
+MAX_RELAYS = 16
+MAX_FILTERS = 64
+MAX_ADDRESSES = 16
+
+
+# --- values ------------------------------------------------------------------------------------
+
+
+@attrs.frozen(kw_only=True)
+class IceCredentials:
+    """ICE user fragment (48 bits) and password (192 bits), base64url without padding."""
+
+    fragment: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{8}$")]
+    password: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{32}$")] = attrs.field(repr=False)
+
+
+@attrs.frozen(kw_only=True)
+class IceParameters:
+    """The ICE credentials of both ends of one connection; made by the portal."""
+
+    client: IceCredentials
+    gateway: IceCredentials
+
+
+@attrs.frozen(kw_only=True)
+class Candidate:
+    """One ICE candidate (RFC 8445, section 5.1). `base` is the address it was gathered from."""
+
+    kind: Literal["host", "srflx", "prflx", "relay"]
+    address: IpText
+    port: Port
+    priority: Annotated[int, Meta(ge=1, le=2**31 - 1)]
+    foundation: Annotated[str, Meta(pattern=r"^[A-Za-z0-9+/]{1,32}$")]
+
+
+@attrs.frozen(kw_only=True)
+class Interface:
+    """What an agent's TUN device carries: its own two addresses and the account's tunnel ranges."""
+
+    ipv4: IPv4Address
+    ipv6: IPv6Address
+    range_ipv4: IPv4Network
+    range_ipv6: IPv6Network
+    mtu: Annotated[int, Meta(ge=1280, le=9000)] = 1280
+
+
+@attrs.frozen(kw_only=True)
+class SocketAddress:
+    """An IP address and a port of one transport."""
+
+    address: IpText
+    port: Port
+    transport: Literal["udp", "tcp", "tls", "quic"] = "udp"
+
+
+@attrs.frozen(kw_only=True)
+class RelayServer:
+    """A relay that an agent may use, with credentials made for this agent and this relay alone."""
+
+    id: UUID
+    addresses: Annotated[tuple[SocketAddress, ...], Meta(min_length=1, max_length=MAX_ADDRESSES)]
+    username: Name
+    password: Name = attrs.field(repr=False)
+    expires_in_ns: DurationNs
+
+
+@attrs.frozen(kw_only=True)
+class Filter:
+    """Traffic that a resource accepts. No filter at all means everything. ICMP has no ports."""
+
+    protocol: Literal["tcp", "udp", "icmp"]
+    port_start: Annotated[int, Meta(ge=0, le=65_535)] = 0
+    port_end: Annotated[int, Meta(ge=0, le=65_535)] = 65_535
+
+
+@attrs.frozen(kw_only=True)
+class Resource:
+    """A resource as agents see it: `address` is a network (`cidr`, `ip`) or a pattern (`dns`)."""
+
+    id: UUID
+    name: Name
+    kind: Literal["cidr", "ip", "dns", "internet"]
+    address: Annotated[str, Meta(max_length=253)]
+    filters: Annotated[tuple[Filter, ...], Meta(max_length=MAX_FILTERS)] = ()
+
+
+@attrs.frozen(kw_only=True)
+class Peer:
+    """The far end of a tunnel: who it is, its WireGuard public key, its tunnel addresses."""
+
+    id: UUID
+    public_key: Key32
+    ipv4: IPv4Address
+    ipv6: IPv6Address
+    name: Name = "unnamed"
+
+
+@attrs.frozen(kw_only=True)
+class Held:
+    """An authorisation that an agent says it holds, and of which portal `epoch` it learned it."""
+
+    authorization_id: UUID
+    connection_id: UUID
+
+
+# --- both directions ---------------------------------------------------------------------------
+
+
+@attrs.frozen(kw_only=True)
+class Heartbeat:
+    """Sent by an agent every 10 s; the portal answers with the same `sent_ns`."""
+
+    sent_ns: Annotated[int, Meta(ge=0)] = 0
+
+
+@attrs.frozen(kw_only=True)
+class Candidates:
+    """Trickled candidates of one connection. The sender is known from the channel alone.
+
+    `generation` rises each time the sender gathers anew; a receiver drops older generations.
+    `remove` names candidates of the same generation that are gone.
+    """
+
+    connection_id: UUID
+    generation: Annotated[int, Meta(ge=0, le=2**31 - 1)]
+    add: Annotated[tuple[Candidate, ...], Meta(max_length=MAX_CANDIDATES)] = ()
+    remove: Annotated[tuple[Candidate, ...], Meta(max_length=MAX_CANDIDATES)] = ()
+
+
+# --- joining -----------------------------------------------------------------------------------
+
+
+@attrs.frozen(kw_only=True)
+class Challenge:
+    """First frame of the portal on a new connection: what a join has to sign."""
+
+    nonce: Nonce
+    portal: Name
+    versions: tuple[int, int] = (PROTOCOL_VERSION, PROTOCOL_VERSION)
+
+
+@attrs.frozen(kw_only=True)
+class Join:
+    """First frame of a client or gateway. `versions` is an inclusive range.
+
+    `signature` is Ed25519 by `device_key` over `channel.credentials.join_statement(...)`:
+    "holloway/1 join", the portal's nonce and name, the token's id and the tunnel key.
+    `incarnation` rises with every start and every reconnection of the agent's process.
+    """
+
+    kind: Literal["client", "gateway"]
+    versions: tuple[int, int] = (PROTOCOL_VERSION, PROTOCOL_VERSION)
+    software: Name = "holloway"
+    token: Annotated[str, Meta(min_length=1, max_length=2048)] = attrs.field(repr=False)
+    device_key: Key32
+    signature: Annotated[bytes, Meta(min_length=64, max_length=64)]
+    tunnel_key: Key32
+    name: Name
+    incarnation: Annotated[int, Meta(ge=0, le=2**63 - 1)]
+    held: Annotated[tuple[Held, ...], Meta(max_length=MAX_AUTHORIZATIONS)] = ()
+
+
+@attrs.frozen(kw_only=True)
+class RelayJoin:
+    """First frame of a relay: where it listens, and the secret from which credentials are made."""
+
+    versions: tuple[int, int] = (PROTOCOL_VERSION, PROTOCOL_VERSION)
+    software: Name = "holloway"
+    token: Annotated[str, Meta(min_length=1, max_length=2048)] = attrs.field(repr=False)
+    addresses: Annotated[tuple[SocketAddress, ...], Meta(min_length=1, max_length=MAX_ADDRESSES)]
+    stamp_secret: Key32 = attrs.field(repr=False)
+    name: Name
+    region: Annotated[str, Meta(max_length=64)] = ""
+    incarnation: Annotated[int, Meta(ge=0, le=2**63 - 1)]
+    load: Annotated[float, Meta(ge=0.0, le=1.0)] = 0.0
+
+
+RefusalCode = Literal[
+    "invalid_token",
+    "token_expired",
+    "invalid_signature",
+    "version_unsupported",
+    "account_disabled",
+    "limits_exceeded",
+    "awaiting_approval",
+    "superseded",
+    "protocol_error",
+    "unavailable",
+    "draining",
+    "shutting_down",
+]
+
+
+@attrs.frozen(kw_only=True)
+class Disconnect:
+    """Last frame of the portal. `retry` says whether to dial again, `retry_after_ns` how soon."""
+
+    reason: RefusalCode
+    detail: Text = ""
+    retry: bool
+    retry_after_ns: DurationNs = 0
+
+
+# --- client ------------------------------------------------------------------------------------
+
+
+@attrs.frozen(kw_only=True)
+class RequestAuthorization:
+    """A client asks for a resource.
+
+    `kem_public_key` is an ML-KEM-768 encapsulation key (1184 bytes), for a new connection.
+    `connected_gateway_ids`: gateways to which the client holds a working connection;
+    `failed_gateway_ids`: gateways that it could not reach or lost within the last minute.
+    """
+
+    resource_id: UUID
+    kem_public_key: Annotated[bytes, Meta(min_length=1184, max_length=1184)]
+    connected_gateway_ids: Annotated[tuple[UUID, ...], Meta(max_length=64)] = ()
+    failed_gateway_ids: Annotated[tuple[UUID, ...], Meta(max_length=64)] = ()
+
+
+@attrs.frozen(kw_only=True)
+class LiveAuthorization:
+    """An authorisation that still holds, as told on a rejoin."""
+
+    authorization_id: UUID
+    connection_id: UUID
+    resource_id: UUID
+    expires_in_ns: DurationNs
+
+
+@attrs.frozen(kw_only=True)
+class ClientInit:
+    """The truth for a client after its join. Held authorisations that are absent are revoked."""
+
+    account_id: UUID
+    client_id: UUID
+    interface: Interface
+    resources: Annotated[tuple[Resource, ...], Meta(max_length=MAX_RESOURCES)]
+    relays: Annotated[tuple[RelayServer, ...], Meta(max_length=MAX_RELAYS)]
+    authorizations: Annotated[tuple[LiveAuthorization, ...], Meta(max_length=MAX_AUTHORIZATIONS)]
+
+
+@attrs.frozen(kw_only=True)
+class ResourceUpserted:
+    resource: Resource
+
+
+@attrs.frozen(kw_only=True)
+class ResourceRemoved:
+    resource_id: UUID
+
+
+@attrs.frozen(kw_only=True)
+class Relays:
+    """Relays to use from now on, and those to leave."""
+
+    added: Annotated[tuple[RelayServer, ...], Meta(max_length=MAX_RELAYS)] = ()
+    removed: Annotated[tuple[UUID, ...], Meta(max_length=MAX_RELAYS)] = ()
+
+
+@attrs.frozen(kw_only=True)
+class AuthorizationCreated:
+    """A client may reach a resource through this gateway.
+
+    `kem_ciphertext` (1088 bytes) is present exactly when `connection_id` is a new connection;
+    otherwise the resource is added to the connection that the client already has.
+    """
+
+    authorization_id: UUID
+    connection_id: UUID
+    resource_id: UUID
+    gateway: Peer
+    ice: IceParameters
+    kem_ciphertext: Annotated[bytes, Meta(max_length=1088)] | None = None
+    expires_in_ns: DurationNs
+
+
+@attrs.frozen(kw_only=True)
+class AuthorizationDenied:
+    """Why not: `offline` no gateway answered, `forbidden` with every violated property, never
+    its value; `not_found`; `unavailable` with a time to ask again."""
+
+    resource_id: UUID
+    reason: Literal["forbidden", "offline", "not_found", "unavailable", "limits_exceeded"]
+    violated: Annotated[tuple[Name, ...], Meta(max_length=64)] = ()
+    retry_after_ns: DurationNs = 0
+
+
+@attrs.frozen(kw_only=True)
+class AuthorizationRenewed:
+    """The lease of an authorisation now ends `expires_in_ns` from now."""
+
+    authorization_id: UUID
+    expires_in_ns: DurationNs
+
+
+@attrs.frozen(kw_only=True)
+class AuthorizationRevoked:
+    authorization_id: UUID
+    resource_id: UUID
+    reason: Text = ""
+
+
+# --- gateway -----------------------------------------------------------------------------------
+
+
+@attrs.frozen(kw_only=True)
+class GatewayInit:
+    """The truth for a gateway after its join. Held authorisations that are absent are revoked."""
+
+    account_id: UUID
+    gateway_id: UUID
+    interface: Interface
+    relays: Annotated[tuple[RelayServer, ...], Meta(max_length=MAX_RELAYS)]
+    authorizations: Annotated[tuple[LiveAuthorization, ...], Meta(max_length=MAX_AUTHORIZATIONS)]
+
+
+@attrs.frozen(kw_only=True)
+class Authorize:
+    """Let this client reach this resource. Carries a frame `ref`; answered by `Ack`.
+
+    With `kem_public_key` a new connection is to be made (one that `connection_id` already names
+    is kept); without it the connection exists and the resource joins it.
+    """
+
+    authorization_id: UUID
+    connection_id: UUID
+    client: Peer
+    resource: Resource
+    ice: IceParameters
+    kem_public_key: Annotated[bytes, Meta(min_length=1184, max_length=1184)] | None = None
+    expires_in_ns: DurationNs
+
+
+@attrs.frozen(kw_only=True)
+class Ack:
+    """A gateway's answer to `Authorize`, with the same frame `ref`.
+
+    `refusal` is empty when accepted; `ceiling` when the gateway's own --allow forbids it.
+    """
+
+    authorization_id: UUID
+    kem_ciphertext: Annotated[bytes, Meta(min_length=1088, max_length=1088)] | None = None
+    refusal: Literal["", "ceiling", "limits_exceeded", "unknown_connection"] = ""
+
+
+@attrs.frozen(kw_only=True)
+class Revoke:
+    authorization_id: UUID
+    reason: Text = ""
+
+
+@attrs.frozen(kw_only=True)
+class ResourceUpdated:
+    """Filters of a live resource changed; its address and kind never do (that is a revocation)."""
+
+    resource: Resource
+
+
+@attrs.frozen(kw_only=True)
+class Stats:
+    """A gateway's load: live connections, and bytes forwarded since its start."""
+
+    connections: Annotated[int, Meta(ge=0)]
+    bytes_in: Annotated[int, Meta(ge=0)]
+    bytes_out: Annotated[int, Meta(ge=0)]
+
+
+# --- relay -------------------------------------------------------------------------------------
+
+
+@attrs.frozen(kw_only=True)
+class RelayInit:
+    relay_id: UUID
+
+
+@attrs.frozen(kw_only=True)
+class Load:
+    allocations: Annotated[int, Meta(ge=0)]
+    load: Annotated[float, Meta(ge=0.0, le=1.0)]
+
+
+@attrs.frozen(kw_only=True)
+class Drain:
+    """Accept no new allocation; agents are being moved."""
+
+
+FROM_CLIENT: dict[str, type] = {
+    "join": Join,
+    "heartbeat": Heartbeat,
+    "request_authorization": RequestAuthorization,
+    "candidates": Candidates,
+}
+FROM_GATEWAY: dict[str, type] = {
+    "join": Join,
+    "heartbeat": Heartbeat,
+    "ack": Ack,
+    "candidates": Candidates,
+    "stats": Stats,
+}
+FROM_RELAY: dict[str, type] = {"relay_join": RelayJoin, "heartbeat": Heartbeat, "load": Load}
+FROM_UNJOINED: dict[str, type] = {"join": Join, "relay_join": RelayJoin}
+TO_CLIENT: dict[str, type] = {
+    "challenge": Challenge,
+    "init": ClientInit,
+    "heartbeat": Heartbeat,
+    "resource_upserted": ResourceUpserted,
+    "resource_removed": ResourceRemoved,
+    "relays": Relays,
+    "authorization_created": AuthorizationCreated,
+    "authorization_denied": AuthorizationDenied,
+    "authorization_renewed": AuthorizationRenewed,
+    "authorization_revoked": AuthorizationRevoked,
+    "candidates": Candidates,
+    "disconnect": Disconnect,
+}
+TO_GATEWAY: dict[str, type] = {
+    "challenge": Challenge,
+    "init": GatewayInit,
+    "heartbeat": Heartbeat,
+    "authorize": Authorize,
+    "authorization_renewed": AuthorizationRenewed,
+    "revoke": Revoke,
+    "resource_updated": ResourceUpdated,
+    "relays": Relays,
+    "candidates": Candidates,
+    "disconnect": Disconnect,
+}
+TO_RELAY: dict[str, type] = {
+    "challenge": Challenge,
+    "init": RelayInit,
+    "heartbeat": Heartbeat,
+    "drain": Drain,
+    "disconnect": Disconnect,
+}
+EVENT_BY_TYPE: dict[type, str] = {
+    message_type: event
+    for table in (FROM_CLIENT, FROM_GATEWAY, FROM_RELAY, TO_CLIENT, TO_GATEWAY, TO_RELAY)
+    for event, message_type in table.items()
+}
