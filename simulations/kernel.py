@@ -1,0 +1,382 @@
+"""Networks made of Linux network namespaces, with real NATs by nftables.
+
+A `Lab` is a context manager: its namespaces bear the name of the run (`hlw-<run>-<host>`), and
+exactly those are removed at its end, with the processes inside them, also after an exception.
+Should the maker itself be killed, a janitor process that waits for its death removes the same.
+Needs root, `ip` (iproute2), `nft` and, to flush a NAT's bindings, `conntrack`.
+
+    with Lab() as lab:
+        core = lab.router("core")
+        home = lab.nat("home", core, wan="198.51.100.2/30", lan="192.168.1.1/24")
+        laptop = lab.host("laptop", home, "192.168.1.10/24")
+        laptop.run("ping", "-c1", "203.0.113.2")
+
+The NAT rules are those that behave as RFC 4787 names them; plain `masquerade` alone is no easy
+NAT, since a peer's packet that arrives first would take the port of the own flow.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from ipaddress import ip_interface
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Literal
+
+import attrs
+
+NatKind = Literal["port_restricted", "symmetric"]
+
+_EASY = "masquerade"
+_HARD = "masquerade random,fully-random"
+_CLONE_NEWNET = 0x4000_0000
+_PR_SET_PDEATHSIG = 1
+PREFIX = "hlw-"
+REQUIRED_PROGRAMS = {"ip": "iproute2", "nft": "nftables", "conntrack": "conntrack"}
+
+
+class LabError(Exception):
+    """A namespace could not be made or a command in it failed; the message says which and why."""
+
+
+def missing_requirements(programs: dict[str, str] | None = None) -> list[str]:
+    """What this machine lacks for a lab, one sentence each; empty when all is there.
+
+    `programs` maps further executables to the Debian package that brings them.
+    """
+    missing = []
+    if os.geteuid() != 0:
+        missing.append("root is needed to make network namespaces: run with sudo")
+    for program, package in (REQUIRED_PROGRAMS | (programs or {})).items():
+        if shutil.which(program, path=_search_path()) is None:
+            missing.append(f"`{program}` is missing: apt-get install {package}")
+    if not os.access("/dev/net/tun", os.R_OK | os.W_OK):
+        missing.append("/dev/net/tun cannot be opened: load the tun module, or allow the device")
+    if missing:
+        return missing
+    probe = f"{PREFIX}probe-{os.getpid()}"
+    made = subprocess.run(["ip", "netns", "add", probe], capture_output=True, text=True)
+    if made.returncode != 0:
+        return [f"network namespaces are not permitted here: {made.stderr.strip()}"]
+    subprocess.run(["ip", "netns", "del", probe], capture_output=True, check=False)
+    return []
+
+
+@attrs.define
+class Host:
+    """One namespace of a lab. `name` is the full name that `ip netns` shows."""
+
+    name: str
+    short_name: str
+    _attachments: int = 0
+    _lan_network: str | None = None
+
+    def run(self, *argv: str, check: bool = True, timeout_s: float = 60.0) -> str:
+        """Run a command inside to its end and return what it printed. Raises LabError."""
+        done = subprocess.run(
+            ["ip", "netns", "exec", self.name, *argv],
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+        )
+        if check and done.returncode != 0:
+            raise LabError(
+                f"{self.short_name}: `{' '.join(argv)}` ended with {done.returncode}: "
+                f"{(done.stderr or done.stdout).strip()}"
+            )
+        return done.stdout
+
+    def spawn(
+        self,
+        argv: Sequence[str],
+        *,
+        env: dict[str, str] | None = None,
+        stdin: int | IO[bytes] | None = subprocess.DEVNULL,
+        stdout: int | IO[bytes] | None = None,
+        stderr: int | IO[bytes] | None = None,
+        cwd: str | Path | None = None,
+    ) -> subprocess.Popen[bytes]:
+        """Start a process inside, in a session of its own; it is killed if the maker dies."""
+        return subprocess.Popen(
+            ["ip", "netns", "exec", self.name, *argv],
+            env=None if env is None else os.environ | env,
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
+            cwd=cwd,
+            start_new_session=True,
+            preexec_fn=_die_with_parent,
+        )
+
+    def nft(self, rules: str) -> None:
+        """Load an nftables file. Raises LabError with nft's own words."""
+        done = subprocess.run(
+            ["ip", "netns", "exec", self.name, "nft", "-f", "-"],
+            input=rules,
+            capture_output=True,
+            text=True,
+        )
+        if done.returncode != 0:
+            raise LabError(f"{self.short_name}: nft: {done.stderr.strip()}")
+
+    def ip(self, *commands: str) -> None:
+        """Run `ip` commands inside as one batch."""
+        done = subprocess.run(
+            ["ip", "-n", self.name, "-batch", "-"],
+            input="\n".join(commands) + "\n",
+            capture_output=True,
+            text=True,
+        )
+        if done.returncode != 0:
+            raise LabError(f"{self.short_name}: ip: {done.stderr.strip()}")
+
+    def set_nat(self, kind: NatKind) -> None:
+        """Change how this NAT maps new flows; bindings that exist stay (see `flush_bindings`)."""
+        self.nft(_nat_rules(kind))
+
+    def flush_bindings(self) -> None:
+        """Forget every binding of this NAT, as a reboot or a rebinding would."""
+        self.run("conntrack", "-F")
+
+    def pids(self) -> list[int]:
+        """Processes that live in this namespace."""
+        done = subprocess.run(["ip", "netns", "pids", self.name], capture_output=True, text=True)
+        return [int(line) for line in done.stdout.split()]
+
+    @contextlib.contextmanager
+    def entered(self) -> Iterator[None]:
+        """Within this block the calling thread makes its sockets in this namespace.
+
+        Not for a thread that runs an event loop: only sockets made inside belong here.
+        """
+        with (
+            open(f"/proc/self/task/{threading.get_native_id()}/ns/net", "rb") as outside,
+            open(f"/var/run/netns/{self.name}", "rb") as inside,
+        ):
+            _setns(inside.fileno())
+            try:
+                yield
+            finally:
+                _setns(outside.fileno())
+
+    def connect(self, address: tuple[str, int], *, timeout_s: float = 10.0) -> socket.socket:
+        """A TCP connection made from inside this namespace, usable anywhere."""
+        with self.entered():
+            return socket.create_connection(address, timeout=timeout_s)
+
+
+class Lab:
+    """A network of namespaces; see the module's text. `directory` is a scratch folder (0700)."""
+
+    def __init__(self, run: str | None = None) -> None:
+        self.run_name = run or secrets.token_hex(3)
+        self.prefix = f"{PREFIX}{self.run_name}-"
+        self.hosts: dict[str, Host] = {}
+        self.directory = Path()
+        self._janitor: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Lab:
+        if missing := missing_requirements():
+            raise LabError("; ".join(missing))
+        self.directory = Path(tempfile.mkdtemp(prefix=self.prefix))
+        self._janitor = subprocess.Popen(
+            [sys.executable, "-m", "simulations.kernel", self.prefix, str(self.directory)],
+            stdin=subprocess.PIPE,
+            start_new_session=True,
+            cwd=Path(__file__).resolve().parent.parent,
+        )
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Remove every namespace of this run and all processes inside. May be called again."""
+        if self._janitor is None:
+            return
+        assert self._janitor.stdin is not None
+        self._janitor.stdin.close()
+        self._janitor.wait(timeout=60)
+        self._janitor = None
+        self.hosts.clear()
+
+    def keep(self) -> None:
+        """Leave everything as it is after the end; the run's prefix tells what to remove."""
+        if self._janitor is None:
+            return
+        assert self._janitor.stdin is not None
+        self._janitor.stdin.write(b"keep\n")
+        self._janitor.stdin.close()
+        self._janitor.wait(timeout=10)
+        self._janitor = None
+
+    # --- what a network is made of ---
+
+    def router(self, name: str) -> Host:
+        """A namespace that forwards between its interfaces: the internet in the middle."""
+        host = self._namespace(name)
+        host.run("sysctl", "-qw", "net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1")
+        return host
+
+    def public_host(self, name: str, router: Host, *addresses: str) -> Host:
+        """A host with public addresses (`203.0.113.2/30`: the router takes the `.1`)."""
+        host = self._namespace(name)
+        self._link(host, "eth0", router, addresses)
+        return host
+
+    def nat(
+        self, name: str, router: Host, *, wan: str, lan: str, kind: NatKind = "port_restricted"
+    ) -> Host:
+        """A NAT between the router and a LAN; `lan` is its own inside address with prefix."""
+        host = self._namespace(name)
+        host.run("sysctl", "-qw", "net.ipv4.ip_forward=1")
+        self._link(host, "wan", router, (wan,))
+        host.ip("link add lan type bridge", f"addr add {lan} dev lan", "link set lan up")
+        host._lan_network = lan
+        host.set_nat(kind)
+        return host
+
+    def host(self, name: str, nat: Host, address: str) -> Host:
+        """A host on the LAN behind a NAT, with its default route through it."""
+        assert nat._lan_network is not None, f"{nat.short_name} is no NAT"
+        host = self._namespace(name)
+        nat._attachments += 1
+        port = f"lan{nat._attachments}"
+        nat.ip(
+            f"link add {port} type veth peer name eth0 netns {host.name}",
+            f"link set {port} master lan",
+            f"link set {port} up",
+        )
+        gateway = ip_interface(nat._lan_network).ip
+        host.ip(
+            f"addr add {address} dev eth0",
+            "link set eth0 up",
+            f"route add default via {gateway}",
+        )
+        return host
+
+    def _namespace(self, name: str) -> Host:
+        full_name = self.prefix + name
+        made = subprocess.run(["ip", "netns", "add", full_name], capture_output=True, text=True)
+        if made.returncode != 0:
+            raise LabError(f"namespace {full_name}: {made.stderr.strip()}")
+        host = Host(name=full_name, short_name=name)
+        host.ip("link set lo up")
+        self.hosts[name] = host
+        return host
+
+    def _link(self, host: Host, device: str, router: Host, addresses: Sequence[str]) -> None:
+        router._attachments += 1
+        port = f"port{router._attachments}"
+        router.ip(f"link add {port} type veth peer name {device} netns {host.name}")
+        router.ip(f"link set {port} up")
+        host.ip(f"link set {device} up")
+        for text in addresses:
+            interface = ip_interface(text)
+            router_ip = next(interface.network.hosts())
+            prefix = interface.network.prefixlen
+            nodad = " nodad" if interface.version == 6 else ""
+            router.ip(f"addr add {router_ip}/{prefix} dev {port}{nodad}")
+            host.ip(f"addr add {text} dev {device}{nodad}", f"route add default via {router_ip}")
+
+
+def _nat_rules(kind: NatKind) -> str:
+    source_nat = _EASY if kind == "port_restricted" else _HARD
+    return f"""
+table ip nat_of_lab
+delete table ip nat_of_lab
+table ip nat_of_lab {{
+  chain early {{
+    type filter hook prerouting priority mangle;
+    iifname "wan" ct state new,invalid meta l4proto udp drop
+  }}
+  chain postrouting {{
+    type nat hook postrouting priority srcnat;
+    oifname "wan" {source_nat}
+  }}
+  chain forward {{
+    type filter hook forward priority filter;
+    iifname "wan" ct state new,invalid drop
+  }}
+}}
+"""
+
+
+def _search_path() -> str:
+    return os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
+
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _die_with_parent() -> None:
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _setns(descriptor: int) -> None:
+    if _libc.setns(descriptor, _CLONE_NEWNET) != 0:
+        code = ctypes.get_errno()
+        raise LabError(f"setns: {os.strerror(code)}")
+
+
+# --- the janitor ---------------------------------------------------------------------------------
+
+
+def sweep(prefix: str, directory: Path | None = None) -> None:
+    """End the processes in, and remove, every namespace whose name begins with `prefix`."""
+    if not prefix.startswith(PREFIX) or len(prefix) < len(PREFIX) + 3:
+        raise LabError(f"{prefix!r} does not name one run")
+    listed = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True).stdout
+    names = [line.split()[0] for line in listed.splitlines() if line.startswith(prefix)]
+    for sent in (signal.SIGTERM, signal.SIGKILL):
+        _signal_all(names, sent)
+    for name in names:
+        subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False)
+    if directory is not None and directory.name.startswith(prefix):
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def _signal_all(names: Sequence[str], sent: signal.Signals, wait_s: float = 3.0) -> None:
+    deadline = time.monotonic() + wait_s
+    signalled: set[int] = set()
+    while time.monotonic() < deadline:
+        pids: set[int] = set()
+        for name in names:
+            done = subprocess.run(["ip", "netns", "pids", name], capture_output=True, text=True)
+            pids |= {int(pid) for pid in done.stdout.split()}
+        if not pids:
+            return
+        for pid in pids - signalled:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, sent)
+        signalled |= pids
+        time.sleep(0.05)
+
+
+def _janitor(prefix: str, directory: Path) -> None:
+    for sent in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(sent, signal.SIG_IGN)
+    if sys.stdin.buffer.read() == b"keep\n":
+        return
+    sweep(prefix, directory)
+
+
+if __name__ == "__main__":
+    _janitor(sys.argv[1], Path(sys.argv[2]))
