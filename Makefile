@@ -1,0 +1,36 @@
+# The README's two commands: `make demo` and `make test`.
+PYTEST = .venv/bin/python -m pytest
+
+.PHONY: demo test lint bench setup-demo setup-test lock clean
+
+setup-demo:
+	@tools/setup demo
+
+setup-test:
+	@tools/setup test
+
+demo: setup-demo
+	@.venv/bin/holloway demo
+
+test: setup-test
+	@$(PYTEST) $(ARGS)
+
+lint: setup-test
+	@.venv/bin/ruff check .
+	@.venv/bin/ruff format --check .
+	@.venv/bin/mypy
+	@.venv/bin/lint-imports
+
+bench: setup-test
+	@set -e; for file in benchmarks/[a-z]*.py; do \
+	  .venv/bin/python -m benchmarks.$$(basename $$file .py) $(ARGS); done
+
+# Pins every dependency anew; run by hand, then commit the result.
+lock: setup-test
+	@.venv/bin/pip install --quiet uv
+	@.venv/bin/uv pip compile pyproject.toml --extra portal --extra dev --generate-hashes \
+	  --no-emit-index-url --no-annotate --no-header --universal --python-version 3.11 \
+	  --upgrade -o requirements.lock -q
+
+clean:
+	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

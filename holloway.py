@@ -1,0 +1,64 @@
+"""The command line: one subcommand per component, nothing else.
+
+Every setting of a component is one field of its settings class, and from that one definition a
+flag (`--listen`), an environment variable (`HOLLOWAY_PORTAL_LISTEN`) and a TOML key
+(`listen` under `[portal]`), in this order of precedence. Secrets have no flag: they come from a
+file, the environment or a systemd credential.
+"""
+
+from __future__ import annotations
+
+import os
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated
+
+import cyclopts
+from cyclopts import App, Parameter
+
+DEFAULT_CONFIG = Path("/etc/holloway/holloway.toml")
+
+app = App(
+    name="holloway",
+    version=lambda: version("holloway"),
+    help="Zero-trust remote access: private resources through hole-punched WireGuard tunnels.",
+)
+app.command("portal.command:portal", name="portal", help="Run the control plane.")
+app.command("relays.command:relay", name="relay", help="Run a STUN and TURN relay.")
+app.command("gateways.command:gateway", name="gateway", help="Run a gateway beside resources.")
+app.command("clients.command:up", name="up", help="Connect this device.")
+app.command("clients.command:down", name="down", help="Disconnect this device.")
+app.command("clients.command:status", name="status", help="Show what an agent here is doing.")
+app.command("simulations.command:demo", name="demo", help="Watch a whole access, end to end.")
+app.command("simulations.command:sim", name="sim", help="Replay an access in virtual time.")
+
+
+@app.meta.default
+def launch(
+    *tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
+    config: Path | None = None,
+) -> None:
+    """Read the settings file and run one subcommand.
+
+    Parameters
+    ----------
+    config
+        TOML file of settings, one table per subcommand. Without it, HOLLOWAY_CONFIG names the
+        file, or else /etc/holloway/holloway.toml is read where it exists.
+    """
+    named = config or (
+        Path(os.environ["HOLLOWAY_CONFIG"]) if "HOLLOWAY_CONFIG" in os.environ else None
+    )
+    app.config = [
+        cyclopts.config.Env("HOLLOWAY_", command=True),
+        cyclopts.config.Toml(named or DEFAULT_CONFIG, must_exist=named is not None),
+    ]
+    app(tokens)
+
+
+def main() -> None:
+    app.meta()
+
+
+if __name__ == "__main__":
+    main()
