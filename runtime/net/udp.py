@@ -1,0 +1,217 @@
+"""`UdpSocket`: datagrams in batches, under trio.
+
+The socket is non-blocking and is read until it is empty: one wake-up of the event loop serves as
+many datagrams as have come. Sending never waits. A datagram that the kernel does not take is
+dropped and counted, as the network itself would have done; every protocol above repeats what it
+needs to arrive.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import socket
+from typing import Final
+
+import attrs
+import trio
+
+from runtime.net.address import Address
+
+MAX_DATAGRAM_BYTES: Final = 65_535
+DEFAULT_BUFFER_BYTES: Final = 4 * 1024 * 1024
+
+# Linux constants that Python's socket module does not name.
+_IP_MTU_DISCOVER: Final = 10
+_IPV6_MTU_DISCOVER: Final = 23
+_PMTUDISC_PROBE: Final = 3
+_SO_RCVBUFFORCE: Final = 33
+_SO_SNDBUFFORCE: Final = 32
+
+
+@attrs.frozen(kw_only=True)
+class UdpStatistics:
+    """Counts since the socket was bound. `dropped_*` datagrams were not sent: the kernel's buffer
+    was full, or it refused (no route, too large, not permitted)."""
+
+    received_datagrams: int
+    received_bytes: int
+    receive_errors: int
+    sent_datagrams: int
+    sent_bytes: int
+    dropped_full: int
+    dropped_refused: int
+
+
+class UdpSocket:
+    """A bound UDP socket of one IP family. Made by `bind`, ended by `close`.
+
+    Only one task at a time may wait in `wait_readable`. `close` may be called by any task: a
+    waiting one is woken with trio.ClosedResourceError.
+    """
+
+    def __init__(self, raw: socket.socket) -> None:
+        self._socket = raw
+        self._buffer = bytearray(MAX_DATAGRAM_BYTES)
+        self._view = memoryview(self._buffer)
+        name = raw.getsockname()
+        self._local = Address(name[0], name[1])
+        self._is_ipv6 = raw.family == socket.AF_INET6
+        self._received_datagrams = 0
+        self._received_bytes = 0
+        self._receive_errors = 0
+        self._sent_datagrams = 0
+        self._sent_bytes = 0
+        self._dropped_full = 0
+        self._dropped_refused = 0
+
+    @classmethod
+    def bind(
+        cls,
+        address: Address,
+        *,
+        mark: int | None = None,
+        reuse_port: bool = False,
+        buffer_bytes: int = DEFAULT_BUFFER_BYTES,
+        dont_fragment: bool = False,
+    ) -> UdpSocket:
+        """Bind to `address` (port 0: one that is free). Needs no running event loop.
+
+        `mark` is the SO_MARK of every datagram sent (needs CAP_NET_ADMIN). `buffer_bytes` is
+        asked for in both directions; without CAP_NET_ADMIN the kernel's maximum may be lower.
+        `dont_fragment` refuses what is larger than the path instead of letting it be cut up.
+        An IPv6 socket carries IPv6 alone. Raises OSError.
+        """
+        raw = socket.socket(address.family, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+        try:
+            raw.setblocking(False)
+            if address.family == socket.AF_INET6:
+                raw.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            if mark is not None:
+                raw.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
+            if reuse_port:
+                raw.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            if dont_fragment:
+                _forbid_fragments(raw)
+            _grow(raw, socket.SO_RCVBUF, _SO_RCVBUFFORCE, buffer_bytes)
+            _grow(raw, socket.SO_SNDBUF, _SO_SNDBUFFORCE, buffer_bytes)
+            raw.bind(address)
+            return cls(raw)
+        except BaseException:
+            raw.close()
+            raise
+
+    @property
+    def local_address(self) -> Address:
+        """Where the socket is bound, with its real port. The host may be `0.0.0.0` or `::`."""
+        return self._local
+
+    def fileno(self) -> int:
+        """The file descriptor, -1 once closed."""
+        return self._socket.fileno()
+
+    async def wait_readable(self) -> None:
+        """Return when a datagram (or a pending error) is there. Safe to cancel: takes nothing.
+
+        Raises trio.ClosedResourceError when the socket is or gets closed,
+        trio.BusyResourceError when another task waits already.
+        """
+        if self._socket.fileno() < 0:
+            raise trio.ClosedResourceError
+        await trio.lowlevel.wait_readable(self._socket)
+
+    async def wait_writable(self) -> None:
+        """Return when the kernel's send buffer has room again. Safe to cancel."""
+        if self._socket.fileno() < 0:
+            raise trio.ClosedResourceError
+        await trio.lowlevel.wait_writable(self._socket)
+
+    def receive_batch(self, limit: int = 64) -> list[tuple[bytes, Address]]:
+        """What has come, up to `limit` datagrams, in order; an empty list when nothing has.
+
+        Never waits and never raises for the sake of one datagram: errors that the kernel reports
+        (an unreachable port, say) are counted. The scope id of an IPv6 link-local sender is left
+        out: it cannot be answered through this class.
+        """
+        batch: list[tuple[bytes, Address]] = []
+        receive, view = self._socket.recvfrom_into, self._view
+        total = 0
+        for _ in range(limit):
+            try:
+                size, sender = receive(self._buffer)
+            except BlockingIOError:
+                break
+            except OSError as error:
+                self._receive_errors += 1
+                if error.errno == errno.EBADF:
+                    break
+                continue
+            total += size
+            host = sender[0].partition("%")[0] if self._is_ipv6 else sender[0]
+            batch.append((bytes(view[:size]), Address(host, sender[1])))
+        self._received_datagrams += len(batch)
+        self._received_bytes += total
+        return batch
+
+    def send(self, data: bytes | bytearray | memoryview, address: tuple[str, int]) -> bool:
+        """Hand one datagram to the kernel; False, counted, when the kernel does not take it.
+
+        Never waits; the socket being closed counts as a refusal.
+        """
+        try:
+            self._sent_bytes += self._socket.sendto(data, address)
+        except BlockingIOError:
+            self._dropped_full += 1
+            return False
+        except OSError as error:
+            if error.errno == errno.ENOBUFS:
+                self._dropped_full += 1
+            else:
+                self._dropped_refused += 1
+            return False
+        self._sent_datagrams += 1
+        return True
+
+    def close(self) -> None:
+        """Close; wakes a task in `wait_readable`. Closing twice is harmless."""
+        if self._socket.fileno() < 0:
+            return
+        # Outside of an event loop nobody can be waiting.
+        with contextlib.suppress(RuntimeError):
+            trio.lowlevel.notify_closing(self._socket)
+        self._socket.close()
+
+    def statistics(self) -> UdpStatistics:
+        return UdpStatistics(
+            received_datagrams=self._received_datagrams,
+            received_bytes=self._received_bytes,
+            receive_errors=self._receive_errors,
+            sent_datagrams=self._sent_datagrams,
+            sent_bytes=self._sent_bytes,
+            dropped_full=self._dropped_full,
+            dropped_refused=self._dropped_refused,
+        )
+
+    def __enter__(self) -> UdpSocket:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        state = "" if self._socket.fileno() >= 0 else " closed"
+        return f"<UdpSocket {self._local}{state}>"
+
+
+def _forbid_fragments(raw: socket.socket) -> None:
+    if raw.family == socket.AF_INET6:
+        raw.setsockopt(socket.IPPROTO_IPV6, _IPV6_MTU_DISCOVER, _PMTUDISC_PROBE)
+    else:
+        raw.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _PMTUDISC_PROBE)
+
+
+def _grow(raw: socket.socket, option: int, force: int, size: int) -> None:
+    try:
+        raw.setsockopt(socket.SOL_SOCKET, force, size)
+    except PermissionError:
+        raw.setsockopt(socket.SOL_SOCKET, option, size)
