@@ -217,16 +217,6 @@ class Lab:
         self._janitor = None
         self.hosts.clear()
 
-    def keep(self) -> None:
-        """Leave everything as it is after the end; the run's prefix tells what to remove."""
-        if self._janitor is None:
-            return
-        assert self._janitor.stdin is not None
-        self._janitor.stdin.write(b"keep\n")
-        self._janitor.stdin.close()
-        self._janitor.wait(timeout=10)
-        self._janitor = None
-
     # --- what a network is made of ---
 
     def router(self, name: str) -> Host:
@@ -373,8 +363,7 @@ def _signal_all(names: Sequence[str], sent: signal.Signals, wait_s: float = 3.0)
 def _janitor(prefix: str, directory: Path) -> None:
     for sent in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(sent, signal.SIG_IGN)
-    if sys.stdin.buffer.read() == b"keep\n":
-        return
+    sys.stdin.buffer.read()
     sweep(prefix, directory)
 
 
