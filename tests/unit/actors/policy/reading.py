@@ -1,0 +1,150 @@
+"""A slow, direct reading of the specification's section on policy, to judge the engine by.
+
+It shares no code with the engine: no index, no compiled condition, no offset arithmetic. Time
+windows are stepped through minute by minute.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from datetime import UTC, datetime, time, timedelta
+from zoneinfo import ZoneInfo
+
+from actors.model import (
+    Account,
+    Client,
+    CurrentTimeCondition,
+    Entity,
+    Group,
+    Membership,
+    Policy,
+    Principal,
+    RemoteIpCondition,
+    Resource,
+    Token,
+)
+
+MINUTE = timedelta(minutes=1)
+
+
+def is_open(condition: CurrentTimeCondition, instant: datetime) -> bool:
+    try:
+        wall = instant.astimezone(ZoneInfo(condition.zone))
+    except (KeyError, ValueError, OSError):
+        return False
+    for window in condition.windows:
+        if window.day != wall.weekday():
+            continue
+        if not window.ranges:
+            return True
+        for each in window.ranges:
+            till_midnight = each.end == time(0, 0)
+            if each.start <= wall.time() and (till_midnight or wall.time() < each.end):
+                return True
+    return False
+
+
+def closes(condition: CurrentTimeCondition, instant: datetime, cap: datetime) -> datetime | None:
+    """Minute by minute; right when the ranges, the offsets and the instant are whole minutes."""
+    if not is_open(condition, instant):
+        return None
+    at = instant
+    while at < cap and is_open(condition, at):
+        at += MINUTE
+    return min(at, cap)
+
+
+def address_holds(condition: RemoteIpCondition, remote_ip: str | None) -> bool:
+    if remote_ip is None:
+        return False
+    address = ipaddress.ip_address(remote_ip)
+    if address.version == 6 and address.ipv4_mapped:
+        address = address.ipv4_mapped
+    inside = any(address in ipaddress.ip_network(value) for value in condition.values)
+    return inside if condition.operator == "is_in" else not inside
+
+
+def decide(
+    account: Account,
+    entities: list[Entity],
+    client_id: object,
+    resource_id: object,
+    token_id: object,
+    remote_ip: str | None,
+    instant: datetime,
+) -> tuple[datetime | None, set[str], set[object]]:
+    """(expiry or None, violated names, ids of the policies that give that expiry)."""
+    if not any(isinstance(e, Resource) and e.id == resource_id for e in entities):
+        return None, {"not_found"}, set()
+    common: set[str] = set()
+    if account.disabled:
+        common.add("account_disabled")
+    clients = [e for e in entities if isinstance(e, Client) and e.id == client_id]
+    if not clients:
+        common.add("client")
+    owners = [
+        e for e in entities for c in clients if isinstance(e, Principal) and e.id == c.principal_id
+    ]
+    if any(owner.disabled for owner in owners):
+        common.add("principal_disabled")
+    tokens = [e for e in entities if isinstance(e, Token) and e.id == token_id]
+    good = [t for t in tokens if t.kind == "client" and t.principal_id in {o.id for o in owners}]
+    if not good and (owners or not tokens or tokens[0].kind != "client"):
+        common.add("token")
+    elif any(t.expires_at is not None and t.expires_at <= instant for t in tokens):
+        common.add("token_expired")
+    if not owners:
+        return None, common, set()
+    violated = set(common)
+    expiries: dict[object, datetime] = {}
+    candidates = [
+        e
+        for e in entities
+        if isinstance(e, Policy)
+        and e.resource_id == resource_id
+        and in_group(entities, owners[0], e.group_id)
+    ]
+    if not candidates:
+        violated.add("policy")
+    for policy in candidates:
+        own: set[str] = set()
+        limits = [instant + timedelta(seconds=policy.lease_s)]
+        limits += [t.expires_at for t in tokens if t.expires_at is not None]
+        if policy.disabled:
+            own.add("policy_disabled")
+        if policy.expires_at is not None:
+            limits.append(policy.expires_at)
+            if policy.expires_at <= instant:
+                own.add("policy_expired")
+        remote = policy.conditions.remote_ip
+        if remote is not None and not address_holds(remote, remote_ip):
+            own.add("remote_ip")
+        hours = policy.conditions.current_time
+        if hours is not None:
+            end = closes(hours, instant, min(limits))
+            if end is None:
+                own.add("current_time")
+            else:
+                limits.append(end)
+        if own or common:
+            violated |= own
+        else:
+            expiries[policy.id] = min(limits)
+    if not expiries:
+        return None, violated, set()
+    latest = max(expiries.values())
+    return latest, set(), {id for id, at in expiries.items() if at == latest}
+
+
+def in_group(entities: list[Entity], principal: Principal, group_id: object) -> bool:
+    for group in entities:
+        if isinstance(group, Group) and group.id == group_id and group.kind == "everyone":
+            return principal.kind == "user"
+    return any(
+        isinstance(e, Membership) and e.group_id == group_id and e.principal_id == principal.id
+        for e in entities
+    )
+
+
+def utc(*parts: int) -> datetime:
+    return datetime(*parts, tzinfo=UTC)  # type: ignore[arg-type, misc]  # year, month, day, ...
