@@ -49,6 +49,15 @@ class InvalidReference(StoreError):
         self.field = field
 
 
+class Invalid(StoreError):
+    """A value that the model does not allow (`field` names it); see `actors.store.rules`."""
+
+    def __init__(self, kind: str, field: str) -> None:
+        super().__init__(f"{kind}: {field} is not valid")
+        self.kind = kind
+        self.field = field
+
+
 class Fenced(StoreError):
     """The caller's epoch is no longer the account's: another owner has taken over."""
 
@@ -100,7 +109,7 @@ class Store(Protocol):
         Serialised on the account's row, which numbers the changes (1, 2, ...). The first mutation
         of a new account is `Put(Account)`. A Put that changes nothing makes no change. Removing
         an account removes everything in it.
-        Raises Conflict, InvalidReference, NotFound, Unavailable; then nothing was done.
+        Raises Conflict, Invalid, InvalidReference, NotFound, Unavailable; then nothing was done.
         """
 
     async def get(self, account_id: UUID, kind: EntityKind, id: UUID) -> Entity:

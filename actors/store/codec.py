@@ -1,0 +1,50 @@
+"""Entities as plain values and as JSON: the form in which a store keeps what has no column type.
+
+msgspec reads attrs classes by itself; only addresses need a hand. Whoever decodes checks every
+limit of the model (`msgspec.Meta`) on the way.
+"""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from typing import TypeVar
+
+import msgspec
+
+from channel.messages import IpText
+
+T = TypeVar("T")
+
+_TEXTUAL = (IPv4Address, IPv6Address, IPv4Network, IPv6Network, IpText)
+
+
+def to_plain(value: object) -> object:
+    """Dictionaries, lists, strings and numbers. Raises UnicodeEncodeError for half a surrogate."""
+    return msgspec.to_builtins(value, enc_hook=_encode)
+
+
+def from_plain(plain: object, as_type: type[T]) -> T:
+    """The inverse of `to_plain`. Raises msgspec.ValidationError where a limit is broken."""
+    return msgspec.convert(plain, as_type, dec_hook=_decode)
+
+
+def to_json(value: object) -> bytes:
+    """UTF-8 JSON."""
+    return msgspec.json.encode(value, enc_hook=_encode)
+
+
+def from_json(data: bytes | str, as_type: type[T]) -> T:
+    """The inverse of `to_json`. Raises msgspec.ValidationError or msgspec.DecodeError."""
+    return msgspec.json.decode(data, type=as_type, dec_hook=_decode)
+
+
+def _encode(value: object) -> str:
+    if isinstance(value, _TEXTUAL):
+        return str(value)
+    raise NotImplementedError(f"cannot encode {type(value).__name__}")
+
+
+def _decode(as_type: type, value: object) -> object:
+    if issubclass(as_type, _TEXTUAL) and isinstance(value, str):
+        return as_type(value)
+    raise NotImplementedError(f"cannot decode {as_type.__name__}")
