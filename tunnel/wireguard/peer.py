@@ -349,9 +349,11 @@ class Peer:
 
     def handle_timeout(self, now: int) -> None:
         """Act on every timer that is due, then ask to be woken for the next."""
-        for timer in [timer for timer, at in self._timers.items() if at <= now]:
-            del self._timers[timer]
-            self._fire(timer, now)
+        for timer in sorted(self._timers, key=lambda timer: self._timers[timer]):
+            # One that fires may clear another, or set it for later.
+            if self._timers.get(timer, NEVER_NS) <= now:
+                del self._timers[timer]
+                self._fire(timer, now)
         self.wake_ns = min(self._timers.values(), default=NEVER_NS)
         if self.wake_ns < NEVER_NS:
             self._host.wake(self)
