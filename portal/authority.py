@@ -18,7 +18,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
-from hashlib import sha256
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Final
@@ -37,6 +36,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from channel.credentials import pin_of
 from runtime.clock import Clock
 from runtime.randomness import Randomness
 
@@ -98,7 +98,7 @@ class Authority:
     @property
     def pin(self) -> bytes:
         """SHA-256 of the CA's SubjectPublicKeyInfo, 32 bytes: what tokens carry."""
-        return sha256(_spki(self.certificate.public_key())).digest()
+        return pin_of(self.certificate)
 
     @property
     def certificate_pem(self) -> bytes:

@@ -11,6 +11,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from channel.credentials import UntrustedPortal, verify_portal
 from portal.authority import (
     CA_LIFE,
     RENEW_BEFORE_END,
@@ -67,6 +68,17 @@ def test_a_server_certificate_comes_with_the_ca_behind_it_and_names_what_was_ask
     assert "PRIVATE KEY" not in repr(served)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_an_agent_that_knows_the_pin_trusts_the_chain(tmp_path: Path, name: str) -> None:
+    ours = authority(tmp_path)
+    chain = x509.load_pem_x509_certificates(ours.server_certificate(NAMES).chain_pem)
+    verify_portal(chain, pin=ours.pin, host=name, at=START)
+    with pytest.raises(UntrustedPortal):
+        verify_portal(chain, pin=bytes(32), host=name, at=START)
+    with pytest.raises(UntrustedPortal):
+        verify_portal(chain, pin=ours.pin, host="other.example.org", at=START)
+
+
 def test_a_certificate_is_kept_until_a_third_of_its_life_is_left(tmp_path: Path) -> None:
     clock = VirtualClock(utc_start=START)
     ours = authority(tmp_path, clock)
@@ -116,7 +128,7 @@ def test_a_damaged_file_is_named_and_never_replaced(tmp_path: Path, name: str) -
 def test_a_lost_key_is_not_made_anew_behind_the_agents_backs(tmp_path: Path) -> None:
     authority(tmp_path)
     (tmp_path / "ca-key.pem").unlink()
-    with pytest.raises(AuthorityError, match="ca-key.pem"):
+    with pytest.raises(AuthorityError, match="ca-key"):
         authority(tmp_path)
 
 

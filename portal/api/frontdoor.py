@@ -1,0 +1,195 @@
+"""What every call passes before it reaches a handler: limits in size and time, and the log.
+
+The body is read here, whole, so that handlers never wait for a slow sender and a body that is too
+large is refused exactly. What is too large is still read (and dropped) up to a bound, since a
+sender that is cut off while sending never sees the answer.
+"""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import Any, Final
+from uuid import UUID
+
+import structlog
+import trio
+from litestar.enums import ScopeType
+from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
+
+from portal.api.authentication import Caller
+from portal.api.problems import MEDIA_TYPE, Problem, unavailable
+from runtime.clock import Clock
+from runtime.randomness import Randomness, uuid7
+
+MAX_BODY_BYTES: Final = 1 << 20
+MAX_DROPPED_BYTES: Final = 16 << 20
+MAX_BUFFERED_BYTES: Final = 64 << 20
+BODY_TIME_S: Final = 20.0
+HANDLER_TIME_S: Final = 30.0
+HARDENING: Final = (
+    (b"cache-control", b"no-store"),
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+)
+
+
+class FrontDoor:
+    """An ASGI application around another. One log line for each call: method, path template
+    (never the path itself, which may hold anything), status, duration, token id, request id."""
+
+    def __init__(self, app: ASGIApp, *, clock: Clock, randomness: Randomness) -> None:
+        self._app = app
+        self._clock = clock
+        self._randomness = randomness
+        self._log = structlog.get_logger("portal.api")
+        self._buffered_bytes = 0
+        self._open_calls = 0
+
+    def statistics(self) -> dict[str, int]:
+        """Calls in progress, and bytes of their bodies held in memory."""
+        return {"open_calls": self._open_calls, "buffered_bytes": self._buffered_bytes}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != ScopeType.HTTP:
+            return
+        started_ns = self._clock.monotonic_ns()
+        request_id = uuid7(self._clock, self._randomness)
+        scope["state"] = {"request_id": str(request_id)}  # never that of the call before
+        answer = _Answer(send, request_id)
+        self._open_calls += 1
+        try:
+            await self._answer(scope, receive, answer)
+        finally:
+            self._open_calls -= 1
+            self._record(scope, answer.status, started_ns, request_id)
+
+    async def _answer(self, scope: HTTPScope, receive: Receive, answer: _Answer) -> None:
+        held = 0
+        try:
+            try:
+                with trio.fail_after(BODY_TIME_S):
+                    body = await self._read_body(scope, receive)
+            except trio.TooSlowError:
+                detail = f"The body did not arrive within {BODY_TIME_S:.0f} s. Send it again."
+                raise Problem(408, "too_slow", detail) from None
+            if body is None:
+                return  # the caller hung up
+            held = len(body)
+            with trio.move_on_after(HANDLER_TIME_S) as scope_of_time:
+                await self._app(scope, _replay(body, receive), answer)
+            if scope_of_time.cancelled_caught and answer.status is None:
+                raise unavailable(
+                    "The call took too long and was stopped. See what was done, then try again."
+                )
+        except Problem as problem:
+            await answer.problem(problem)
+        finally:
+            self._buffered_bytes -= held
+
+    async def _read_body(self, scope: HTTPScope, receive: Receive) -> bytes | None:
+        """The body, counted into `_buffered_bytes`; None if the caller hung up meanwhile."""
+        too_large = _announced_bytes(scope) > MAX_BODY_BYTES
+        body = bytearray()
+        dropped = 0
+        try:
+            while True:
+                message = await receive()
+                if message["type"] != "http.request":
+                    self._buffered_bytes -= len(body)
+                    return None
+                part = message.get("body", b"")
+                if too_large or len(body) + len(part) > MAX_BODY_BYTES:
+                    too_large = True
+                    dropped += len(part) + len(body)
+                    self._buffered_bytes -= len(body)
+                    body.clear()
+                else:
+                    body += part
+                    self._buffered_bytes += len(part)
+                if self._buffered_bytes > MAX_BUFFERED_BYTES:
+                    raise unavailable("Too many bodies are being received. Try again shortly.")
+                if not message.get("more_body", False) or dropped > MAX_DROPPED_BYTES:
+                    break
+        except BaseException:
+            self._buffered_bytes -= len(body)
+            raise
+        if too_large:
+            raise Problem(
+                413, "body_too_large", f"A body has at most {MAX_BODY_BYTES} bytes. Send less."
+            )
+        return bytes(body)
+
+    def _record(
+        self, scope: HTTPScope, status: int | None, started_ns: int, request_id: UUID
+    ) -> None:
+        caller = scope["state"].get("caller")
+        self._log.info(
+            "request",
+            method=scope["method"] if scope["method"].isalpha() else "?",
+            path=scope.get("path_template") or "(unknown)",
+            status=status or 0,
+            duration_ms=round((self._clock.monotonic_ns() - started_ns) / 1e6, 1),
+            token_id=str(caller.token_id) if isinstance(caller, Caller) else None,
+            request_id=str(request_id),
+        )
+
+
+class _Answer:
+    """Passes an answer on, with the headers that every answer has, and keeps its status."""
+
+    def __init__(self, send: Send, request_id: UUID) -> None:
+        self._send = send
+        self._request_id = str(request_id)
+        self.status: int | None = None
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            headers = [
+                *message["headers"],
+                *HARDENING,
+                (b"holloway-request-id", self._request_id.encode()),
+            ]
+            message = {**message, "headers": headers}
+        await self._send(message)
+
+    async def problem(self, problem: Problem) -> None:
+        """Answer with a problem and close, since the rest of the call was not read."""
+        if self.status is not None:
+            return
+        body = problem.body(self._request_id)
+        headers: list[tuple[bytes, bytes]] = [
+            (b"content-type", MEDIA_TYPE.encode()),
+            (b"content-length", str(len(body)).encode()),
+            (b"connection", b"close"),
+            *((name.lower().encode(), value.encode()) for name, value in problem.headers.items()),
+        ]
+        start: Any = {
+            "type": "http.response.start",
+            "status": HTTPStatus(problem.status).value,
+            "headers": headers,
+        }
+        end: Any = {"type": "http.response.body", "body": body, "more_body": False}
+        await self(start)
+        await self(end)
+
+
+def _announced_bytes(scope: HTTPScope) -> int:
+    for name, value in scope["headers"]:
+        if name.lower() == b"content-length" and value.isdigit() and len(value) < 19:
+            return int(value)
+    return 0
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    """The body as one message; after it, whatever the server still has to say."""
+    told = False
+
+    async def replayed() -> Any:
+        nonlocal told
+        if told:
+            return await receive()
+        told = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return replayed

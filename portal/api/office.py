@@ -1,0 +1,190 @@
+"""What handlers work with: the `Office` of the node, and a `Desk` for one call on one account."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import datetime
+from typing import Any, Generic, Protocol, TypeVar, cast
+from uuid import UUID
+from weakref import WeakValueDictionary
+
+import attrs
+import trio
+from litestar import Request
+from litestar.di import NamedDependency
+
+from actors.model import KIND_OF, Account, Entity, EntityKind
+from actors.store.interface import Mutation, NotFound, Put, Remove, Store
+from portal.api.authentication import Caller, caller_of
+from portal.api.pagination import Page, PageRequest
+from portal.api.problems import Problem, not_found
+from runtime.clock import Clock
+from runtime.randomness import Randomness, uuid7
+
+E = TypeVar("E", bound=Entity)
+ACCOUNT_HEADER = "Holloway-Account"
+
+
+class Live(Protocol):
+    """What the actors know of now, beside what the database knows of ever."""
+
+    async def online(self, account_id: UUID) -> frozenset[UUID] | None:
+        """Clients and gateways with a channel; None if that cannot be told just now."""
+
+    async def relays_online(self) -> frozenset[UUID] | None:
+        """Relays with a channel; None if that cannot be told just now."""
+
+
+@attrs.frozen(kw_only=True)
+class Office:
+    """What all calls share. `portal` (`host:port`) and `pin` go into every token."""
+
+    store: Store
+    clock: Clock
+    randomness: Randomness
+    live: Live
+    portal: str
+    pin: bytes
+    _locks: WeakValueDictionary[UUID, trio.Lock] = attrs.field(
+        factory=WeakValueDictionary, repr=False, init=False
+    )
+
+    def new_id(self) -> UUID:
+        return uuid7(self.clock, self.randomness)
+
+    @asynccontextmanager
+    async def writing(self, account_id: UUID) -> AsyncIterator[None]:
+        """Held from reading an entity to writing it back, so that no update loses another's."""
+        lock = self._locks.get(account_id)
+        if lock is None:
+            lock = self._locks[account_id] = trio.Lock()
+        async with lock:
+            yield
+
+
+@attrs.frozen(kw_only=True)
+class Desk:
+    """One call on one account: nothing at a desk can reach another account."""
+
+    office: Office
+    caller: Caller
+    account: Account
+
+    @property
+    def account_id(self) -> UUID:
+        return self.account.id
+
+    @property
+    def now(self) -> datetime:
+        return self.office.clock.utc_now()
+
+    def new_id(self) -> UUID:
+        return self.office.new_id()
+
+    async def get(self, entity_type: type[E], id: UUID) -> E:
+        """One entity of the account. Raises Problem 404."""
+        kind = KIND_OF[cast("type[Entity]", entity_type)]
+        try:
+            return cast(E, await self.office.store.get(self.account_id, kind, id))
+        except NotFound:
+            raise not_found(kind) from None
+
+    async def list(self, entity_type: type[E], page: PageRequest) -> Page[E]:
+        """One page of the entities of a kind, by id."""
+        found = await self.office.store.list(
+            self.account_id,
+            KIND_OF[cast("type[Entity]", entity_type)],
+            after=page.after_id(),
+            limit=page.limit,
+        )
+        return page.page(cast("tuple[E, ...]", found), found[-1].id if found else None)
+
+    async def create(self, entity: E) -> E:
+        """Store a new entity and return it. What the store refuses becomes a Problem."""
+        await self.apply(Put(entity))
+        return entity
+
+    async def update(self, entity_type: type[E], id: UUID, changes: dict[str, Any]) -> E:
+        """Replace these fields. For checks that need the present entity see `revise`."""
+        async with self.revise(entity_type, id) as revision:
+            revision.changes = changes
+        return revision.entity
+
+    @asynccontextmanager
+    async def revise(self, entity_type: type[E], id: UUID) -> AsyncIterator[Revision[E]]:
+        """Read an entity, have its changes worked out by the body, write it back; meanwhile
+        nobody else of this node writes to the account. Raises Problem 404."""
+        async with self.office.writing(self.account_id):
+            revision = Revision(await self.get(entity_type, id))
+            yield revision
+            revision.entity = attrs.evolve(revision.entity, **revision.changes)
+            await self.apply(Put(revision.entity))
+
+    async def remove(self, kind: EntityKind, id: UUID) -> None:
+        """Remove an entity and all that refers to it. Raises Problem 404."""
+        try:
+            await self.apply(Remove(kind, id))
+        except NotFound:
+            raise not_found(kind) from None
+
+    async def apply(self, *mutations: Mutation) -> None:
+        """Carry out mutations in one transaction, in the caller's name."""
+        await self.office.store.apply(self.account_id, mutations, who=self.caller.who, at=self.now)
+
+
+class Revision(Generic[E]):
+    """An entity as it is, and the changes to be made; after the block, as it has become."""
+
+    __slots__ = ("changes", "entity")
+
+    def __init__(self, entity: E) -> None:
+        self.entity = entity
+        self.changes: dict[str, Any] = {}
+
+
+async def provide_office(request: Request[Any, Any, Any]) -> Office:
+    office = request.app.state.office
+    assert isinstance(office, Office)
+    return office
+
+
+async def provide_caller(request: Request[Any, Any, Any]) -> Caller:
+    return caller_of(request)
+
+
+async def provide_desk(
+    request: Request[Any, Any, Any],
+    office: NamedDependency[Office],
+    caller: NamedDependency[Caller],
+) -> Desk:
+    """The desk of the caller's account; an operator names one by the header ACCOUNT_HEADER.
+
+    Raises Problem: 400 if an operator names none, 404 if it is not the caller's to name.
+    """
+    named = request.headers.get(ACCOUNT_HEADER)
+    if named is None:
+        if caller.account_id is None:
+            raise Problem(
+                400,
+                "account_required",
+                f"An operator names the account to act on by the header `{ACCOUNT_HEADER}: <id>`.",
+            )
+        return await desk_of(office, caller, caller.account_id)
+    try:
+        account_id = UUID(named)
+    except ValueError:
+        raise Problem(400, "account_required", f"{ACCOUNT_HEADER} must be an id.") from None
+    return await desk_of(office, caller, account_id)
+
+
+async def desk_of(office: Office, caller: Caller, account_id: UUID) -> Desk:
+    """The desk of this account. Raises Problem 404 unless the caller may act on it."""
+    if caller.account_id not in (None, account_id):
+        raise not_found("account")
+    try:
+        account = await office.store.get(account_id, "account", account_id)
+    except NotFound:
+        raise not_found("account") from None
+    assert isinstance(account, Account)
+    return Desk(office=office, caller=caller, account=account)

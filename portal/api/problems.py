@@ -1,0 +1,117 @@
+"""RFC 9457 problems: the one shape of every answer that is not a success.
+
+`code` is for programs and never changes its meaning; `detail` tells a person what to do; `errors`
+names the fields that were refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+
+import msgspec
+
+from actors.store.interface import Conflict, InvalidReference, NotFound, StoreError, Unavailable
+
+MEDIA_TYPE = "application/problem+json"
+MAX_FIELD_ERRORS = 100
+
+
+class FieldError(msgspec.Struct, frozen=True, kw_only=True):
+    """What is wrong with one field; `field` is a path such as `filters[0].port_start`."""
+
+    field: str
+    message: str
+
+
+class ProblemBody(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The JSON of a problem (RFC 9457). `request_id` finds the call in the portal's log."""
+
+    status: int
+    title: str
+    code: str
+    detail: str
+    errors: tuple[FieldError, ...] = ()
+    request_id: str = ""
+
+
+class Problem(Exception):
+    """Ends a call with this status, code and advice. Never holds a secret."""
+
+    def __init__(
+        self,
+        status: int,
+        code: str,
+        detail: str,
+        *,
+        errors: Sequence[FieldError] = (),
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(f"{status} {code}: {detail}")
+        self.status = status
+        self.code = code
+        self.detail = detail
+        self.errors = tuple(errors[:MAX_FIELD_ERRORS])
+        self.headers = dict(headers or {})
+
+    def body(self, request_id: str) -> bytes:
+        """The answer's JSON."""
+        return msgspec.json.encode(
+            ProblemBody(
+                status=self.status,
+                title=HTTPStatus(self.status).phrase,
+                code=self.code,
+                detail=self.detail,
+                errors=self.errors,
+                request_id=request_id,
+            )
+        )
+
+
+def not_found(what: str) -> Problem:
+    """404: it does not exist, or belongs to somebody else; the answer does not tell which."""
+    return Problem(
+        404, "not_found", f"There is no such {what} here. Check the id, and whose token you use."
+    )
+
+
+def invalid(*errors: FieldError) -> Problem:
+    """422: the body is JSON, but these fields cannot be taken."""
+    listed = "; ".join(f"{error.field or 'body'}: {error.message}" for error in errors[:3])
+    return Problem(422, "invalid_fields", f"Correct and send again: {listed}.", errors=errors)
+
+
+def too_many(code: str, detail: str, wait_ns: int) -> Problem:
+    """429, with the time to wait rounded up to whole seconds."""
+    seconds = max(1, -(-wait_ns // 10**9))
+    return Problem(429, code, detail, headers={"Retry-After": str(seconds)})
+
+
+def unavailable(detail: str, *, retry_after_s: int = 2) -> Problem:
+    """503: nothing is wrong with the call; it should be made again."""
+    return Problem(503, "unavailable", detail, headers={"Retry-After": str(retry_after_s)})
+
+
+def of_store(error: StoreError) -> Problem:
+    """What the store refused, as a problem."""
+    if isinstance(error, NotFound):
+        return not_found("entity")
+    if isinstance(error, Conflict):
+        message = f"another {error.kind} has this {error.field.removesuffix('_id')} already"
+        return Problem(
+            409,
+            "conflict",
+            f"Choose another value: {message}.",
+            errors=(FieldError(field=error.field, message=message),),
+        )
+    if isinstance(error, InvalidReference):
+        message = "names nothing in this account"
+        return Problem(
+            404,
+            "not_found",
+            f"{error.field} {message}. Check the id.",
+            errors=(FieldError(field=error.field, message=message),),
+        )
+    if isinstance(error, Unavailable):
+        return unavailable("The database cannot be reached just now. Try again shortly.")
+    return unavailable("The account is moving to another node. Try again shortly.")

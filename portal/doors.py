@@ -1,0 +1,244 @@
+"""The door for HTTPS: the API on Hypercorn's trio worker, in a nursery of ours.
+
+Hypercorn speaks HTTP (h11) on streams; the rest of a worker is here, since it must be bounded:
+how many connections there are, how long one may take for its handshake, its headers and its
+answers, how large the headers are. A caller that takes no answer is cut off, so that no caller
+can hold up the end of the process.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+import ssl
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import attrs
+import structlog
+import trio
+from hypercorn.app_wrappers import ASGIWrapper
+from hypercorn.config import Config
+from hypercorn.trio.tcp_server import TCPServer
+from hypercorn.trio.worker_context import WorkerContext
+from hypercorn.typing import ConnectionState
+
+from runtime.net.address import Address
+
+MAX_CONNECTIONS: Final = 512
+MAX_HEADER_BYTES: Final = 32 * 1024
+HANDSHAKE_TIME_S: Final = 10.0
+IDLE_TIME_S: Final = 15.0
+"""How long a connection may wait for its next request to begin and its headers to arrive."""
+
+READ_TIME_S: Final = 30
+WRITE_TIME_S: Final = 30.0
+GRACE_TIME_S: Final = 5.0
+"""How long calls in progress may take once the door closes."""
+
+BACKLOG: Final = 256
+
+log = structlog.get_logger("portal.doors")
+
+
+@attrs.define
+class DoorStatistics:
+    """What has happened at a door since it opened."""
+
+    connections: int = 0
+    accepted: int = 0
+    refused: int = 0
+    cut_off: int = 0
+
+
+class Door:
+    """A listening TCP socket at `listen` (port 0 takes any) with the API behind it.
+
+    The socket is bound at once, so `address` is known; callers wait in the backlog until `serve`
+    runs. Raises OSError if the address is taken or not ours.
+    """
+
+    def __init__(
+        self,
+        app: Callable[..., Any],
+        *,
+        listen: Address,
+        certificate_chain: Path,
+        certificate_key: Path,
+        max_connections: int = MAX_CONNECTIONS,
+    ) -> None:
+        self._app = ASGIWrapper(app)
+        self._max_connections = max_connections
+        self._chain = certificate_chain
+        self._key = certificate_key
+        self._tls = _tls_context(certificate_chain, certificate_key)
+        self._config = _hypercorn_config()
+        self._streams: set[_BoundedStream] = set()
+        self._statistics = DoorStatistics()
+        self._stopping = trio.Event()
+        self._socket = _listening_socket(listen)
+        host, port = self._socket.getsockname()[:2]
+        self.address = Address(host, port)
+
+    def statistics(self) -> DoorStatistics:
+        """Open connections, and counts of accepted, refused (too many) and cut off ones."""
+        return attrs.evolve(self._statistics, connections=len(self._streams))
+
+    def renew(self) -> None:
+        """Use the certificate that the files hold now for all handshakes from here on."""
+        self._tls.load_cert_chain(self._chain, self._key)
+
+    async def serve(
+        self, *, task_status: trio.TaskStatus[Address] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Serve until `stop`: then no call is taken any more, those in progress have
+        GRACE_TIME_S, and what is left is cut off. A cancellation cuts off everything at once."""
+        context = WorkerContext(None)
+
+        async def connection(stream: Any) -> None:
+            await self._connection(stream, context)
+
+        listener = trio.SocketListener(trio.socket.from_stdlib_socket(self._socket))
+        async with trio.open_nursery() as connections:
+            try:
+                async with trio.open_nursery() as accepting:
+                    accepting.start_soon(
+                        partial(
+                            trio.serve_listeners,
+                            connection,
+                            [listener],
+                            handler_nursery=connections,
+                        )
+                    )
+                    task_status.started(self.address)
+                    await self._stopping.wait()
+                    accepting.cancel_scope.cancel()
+                await context.terminated.set()
+            except BaseException:
+                self._cut_off()
+                raise
+            connections.start_soon(self._cut_off_late)
+
+    def stop(self) -> None:
+        """Have `serve` come to its end."""
+        self._stopping.set()
+
+    async def _connection(self, stream: trio.SocketStream, context: WorkerContext) -> None:
+        if len(self._streams) >= self._max_connections:
+            self._statistics.refused += 1
+            await trio.aclose_forcefully(stream)
+            return
+        self._statistics.accepted += 1
+        with self._bounded(stream) as bounded:
+            try:
+                await _serve_connection(self._app, self._config, context, bounded)
+            except Exception as error:  # one connection never harms another
+                log.error("connection failed", exc_info=error)
+
+    @contextmanager
+    def _bounded(self, stream: trio.SocketStream) -> Iterator[_BoundedStream]:
+        bounded = _BoundedStream(stream, self._tls, self._statistics)
+        self._streams.add(bounded)
+        try:
+            yield bounded
+        finally:
+            self._streams.discard(bounded)
+            stream.socket.close()
+
+    async def _cut_off_late(self) -> None:
+        until = trio.current_time() + GRACE_TIME_S
+        try:
+            while self._streams and trio.current_time() < until:
+                await trio.sleep(0.05)
+        finally:
+            self._cut_off()
+
+    def _cut_off(self) -> None:
+        """Hypercorn shields what it sends; only a closed socket ends a send that waits."""
+        for stream in tuple(self._streams):
+            stream.cut_off()
+
+
+async def _serve_connection(
+    app: ASGIWrapper, config: Config, context: WorkerContext, stream: _BoundedStream
+) -> None:
+    state = ConnectionState({})
+    server = TCPServer(app, config, context, state, stream)  # type: ignore[arg-type]  # SSLStream is final; this has what is used
+    await server.run()
+
+
+class _BoundedStream:
+    """A TLS stream, as Hypercorn uses one, whose every send ends: by success, or by the end of
+    the connection."""
+
+    def __init__(
+        self, stream: trio.SocketStream, context: ssl.SSLContext, statistics: DoorStatistics
+    ) -> None:
+        self.transport_stream = stream
+        self._tls = trio.SSLStream(stream, context, server_side=True, https_compatible=True)
+        self._statistics = statistics
+        self.do_handshake = self._tls.do_handshake
+        self.receive_some = self._tls.receive_some
+
+    def selected_alpn_protocol(self) -> str | None:
+        return self._tls.selected_alpn_protocol()  # type: ignore[no-any-return]  # typed as Any
+
+    async def send_all(self, data: bytes) -> None:
+        with trio.move_on_after(WRITE_TIME_S) as scope:
+            await self._tls.send_all(data)
+        if scope.cancelled_caught:
+            self.cut_off()
+            raise trio.BrokenResourceError("the caller takes no answer")
+
+    async def aclose(self) -> None:
+        with trio.move_on_after(WRITE_TIME_S):
+            await self._tls.aclose()
+
+    def cut_off(self) -> None:
+        """End the connection now; whoever waits on it is woken with an error."""
+        self._statistics.cut_off += 1
+        self.transport_stream.socket.close()
+
+
+def _tls_context(chain: Path, key: Path) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_ciphers("ECDHE+AESGCM:ECDHE+CHACHA20")
+    context.set_alpn_protocols(["http/1.1"])
+    context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
+    context.load_cert_chain(chain, key)
+    return context
+
+
+def _hypercorn_config() -> Config:
+    config = Config()
+    config.h11_max_incomplete_size = MAX_HEADER_BYTES
+    config.h2_max_header_list_size = MAX_HEADER_BYTES
+    config.h2_max_concurrent_streams = 8
+    config.keep_alive_timeout = IDLE_TIME_S
+    config.read_timeout = READ_TIME_S
+    config.ssl_handshake_timeout = HANDSHAKE_TIME_S
+    config.include_server_header = False
+    config.accesslog = None
+    config.errorlog = logging.getLogger("portal.hypercorn")
+    return config
+
+
+def _listening_socket(listen: Address) -> socket.socket:
+    family = socket.AF_INET6 if ":" in listen.host else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    try:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if family == socket.AF_INET6:
+            listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        listening.bind((listen.host, listen.port))
+        listening.listen(BACKLOG)
+        listening.setblocking(False)
+    except BaseException:
+        listening.close()
+        raise
+    return listening

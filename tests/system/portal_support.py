@@ -1,0 +1,136 @@
+"""An API on loopback for tests: the real application over a real store, behind a real door."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import attrs
+import httpx
+import trio
+
+from actors.model import Token, TokenKind
+from actors.store.interface import Store
+from actors.store.memory import MemoryStore
+from channel.credentials import encode_token
+from portal.api.application import create_api
+from portal.api.office import Office
+from portal.authority import Authority
+from portal.doors import Door
+from runtime.clock import Clock, SystemClock
+from runtime.net.address import Address
+from runtime.randomness import SystemRandomness
+
+
+class NobodyOnline:
+    """An installation without agents."""
+
+    async def online(self, account_id: UUID) -> frozenset[UUID] | None:
+        return frozenset()
+
+    async def relays_online(self) -> frozenset[UUID] | None:
+        return frozenset()
+
+
+@attrs.define
+class Installation:
+    """A running API, its operator's token, and how to call it."""
+
+    store: Store
+    door: Door
+    office: Office
+    operator_token: str
+    tls: ssl.SSLContext
+
+    def client(self, token: str | None = None, **options: Any) -> httpx.AsyncClient:
+        """An HTTPS client that trusts this installation's CA alone."""
+        headers = {"authorization": f"Bearer {token}"} if token else {}
+        headers |= options.pop("headers", {})
+        return httpx.AsyncClient(
+            base_url=f"https://{self.door.address}",
+            verify=self.tls,
+            headers=headers,
+            timeout=60,
+            trust_env=False,
+            **options,
+        )
+
+    async def admin_of(self, slug: str) -> tuple[str, str]:
+        """A new account with an admin: the account's id and the admin's api token."""
+        async with self.client(self.operator_token) as operator:
+            account = (
+                await operator.post("/v1/accounts", json={"name": slug.title(), "slug": slug})
+            ).json()
+            on_account = {"holloway-account": account["id"]}
+            admin = await operator.post(
+                "/v1/principals", json={"name": "Ada", "role": "admin"}, headers=on_account
+            )
+            token = await operator.post(
+                f"/v1/accounts/{account['id']}/tokens",
+                json={"kind": "api", "name": "admin", "principal_id": admin.json()["id"]},
+            )
+            assert token.status_code == 201, token.text
+            return account["id"], token.json()["token"]
+
+    async def insert_token(self, kind: TokenKind, **fields: Any) -> str:
+        """An installation token straight into the store; its text."""
+        token, text = make_token(self.office, kind, **fields)
+        await self.store.put_installation_token(token)
+        return text
+
+
+def make_token(office: Office, kind: TokenKind, **fields: Any) -> tuple[Token, str]:
+    """A token with these fields, and its text."""
+    id, secret = office.new_id(), office.randomness.bytes(32)
+    text = encode_token(kind, id, secret, office.portal, office.pin).reveal_text()
+    from channel.credentials import hash_token
+
+    values: dict[str, Any] = {
+        "id": id,
+        "account_id": None,
+        "kind": kind,
+        "name": kind,
+        "hash": hash_token(kind, id, secret),
+        "created_at": office.clock.utc_now() - timedelta(days=1),
+    }
+    return Token(**(values | fields)), text
+
+
+@asynccontextmanager
+async def installation(
+    directory: Path, *, store: Store | None = None, clock: Clock | None = None, **door: Any
+) -> AsyncIterator[Installation]:
+    """Serve the API over `store` (a MemoryStore by default) for the length of the block."""
+    store = store or MemoryStore()
+    clock = clock or SystemClock()
+    authority = Authority(directory, clock=clock, randomness=SystemRandomness())
+    certificate = authority.server_certificate(["127.0.0.1"])
+    office = Office(
+        store=store,
+        clock=clock,
+        randomness=SystemRandomness(),
+        live=NobodyOnline(),
+        portal="127.0.0.1:443",
+        pin=authority.pin,
+    )
+    tls = ssl.create_default_context(cadata=authority.certificate_pem.decode())
+    served = Door(
+        create_api(office),
+        listen=Address("127.0.0.1", 0),
+        certificate_chain=certificate.chain_file,
+        certificate_key=certificate.key_file,
+        **door,
+    )
+    here = Installation(store=store, door=served, office=office, operator_token="", tls=tls)
+    here.operator_token = await here.insert_token("operator")
+    async with trio.open_nursery() as nursery:
+        await nursery.start(served.serve)
+        try:
+            yield here
+        finally:
+            served.stop()
