@@ -1,0 +1,164 @@
+"""Entities to rows and back, derived from the attrs classes: a field is a column of its name.
+
+What PostgreSQL has a type for is kept as such; tuples and nested classes are kept as jsonb. The
+classes of addresses and networks travel by psycopg's own adapters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from types import NoneType, UnionType
+from typing import (
+    Annotated,
+    Any,
+    Generic,
+    Literal,
+    LiteralString,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
+from uuid import UUID
+
+import attrs
+from psycopg.sql import SQL, Composable, Composed, Identifier
+
+from actors.model import ENTITIES, Account, Authorization, Entity, EntityKind, Relay, Token
+from actors.store.codec import from_json, to_json
+from channel.messages import IpText
+
+T = TypeVar("T")
+
+_NATIVE = (
+    UUID, str, bool, int, bytes, datetime, IPv4Address, IPv6Address, IPv4Network, IPv6Network,
+    IpText,
+)  # fmt: skip
+
+
+@attrs.frozen(kw_only=True)
+class Column:
+    """One field. `dump` makes the query's parameter, `load` the field's value of a row's value."""
+
+    name: str
+    dump: Callable[[Any], Any]
+    load: Callable[[Any], Any]
+
+
+class Table(Generic[T]):
+    """How one class is kept. `key` names the primary key's columns.
+
+    `own` is the condition that a row is of the account whose id is the parameter.
+    """
+
+    def __init__(self, name: str, as_type: type[T], key: Sequence[str]) -> None:
+        hints = get_type_hints(as_type, include_extras=True)
+        fields = [field.name for field in attrs.fields(as_type)]  # type: ignore[arg-type]  # T is an attrs class
+        self._type = as_type
+        self._columns = [_column(field, hints[field]) for field in fields]
+        self.table = Identifier(name)
+        self.own = SQL("account_id = %s") if "account_id" in fields else SQL("id = %s")
+        self.columns = SQL(", ").join(map(Identifier, fields))
+        self.select = SQL("SELECT {} FROM {}").format(self.columns, self.table)
+        self.insert = SQL("INSERT INTO {} ({}) VALUES ({})").format(
+            self.table, self.columns, SQL(", ").join(SQL("%s") for _ in fields)
+        )
+        variable = [field for field in fields if field not in ("account_id", "id")]
+        self.upsert = SQL("{} ON CONFLICT ({}) DO UPDATE SET {}").format(
+            self.insert,
+            SQL(", ").join(map(Identifier, key)),
+            SQL(", ").join(SQL("{0} = excluded.{0}").format(Identifier(each)) for each in variable),
+        )
+        self.update = SQL("UPDATE {} SET {} WHERE {}").format(
+            self.table,
+            SQL(", ").join(SQL("{} = %s").format(Identifier(each)) for each in variable),
+            SQL(" AND ").join(SQL("{} = %s").format(Identifier(each)) for each in key),
+        )
+        self._variable_then_key = [
+            column
+            for names in (variable, key)
+            for name in names
+            for column in self._columns
+            if column.name == name
+        ]
+
+    def row(self, value: T) -> list[Any]:
+        """The parameters of `insert` and `upsert`."""
+        return [column.dump(getattr(value, column.name)) for column in self._columns]
+
+    def changed_row(self, value: T) -> list[Any]:
+        """The parameters of `update`."""
+        return [column.dump(getattr(value, column.name)) for column in self._variable_then_key]
+
+    def value(self, row: Sequence[Any]) -> T:
+        """What a row of `select` holds."""
+        pairs = zip(self._columns, row, strict=True)
+        return self._type(**{column.name: column.load(content) for column, content in pairs})
+
+    def select_where(self, condition: LiteralString | Composable) -> Composed:
+        """`select` with a condition, and an order or limit after it."""
+        text = SQL(condition) if isinstance(condition, str) else condition
+        return SQL("{} WHERE {}").format(self.select, text)
+
+    def select_own(self, condition: LiteralString | Composable) -> Composed:
+        """The same within one account, whose id is the first parameter."""
+        text = SQL(condition) if isinstance(condition, str) else condition
+        return self.select_where(SQL("{} AND {}").format(self.own, text))
+
+
+def _table(name: str, as_type: type[T]) -> Table[T]:
+    names = {field.name for field in attrs.fields(as_type)}  # type: ignore[arg-type]  # T is an attrs class
+    return Table(name, as_type, [key for key in ("account_id", "id") if key in names])
+
+
+def _column(name: str, hint: Any) -> Column:
+    plain = _without_none(hint)
+    if plain is datetime:
+        return Column(name=name, dump=_same, load=_optional(_in_utc))
+    if plain is IpText:
+        return Column(name=name, dump=_optional(str), load=_optional(_ip_text))
+    if plain in _NATIVE or get_origin(plain) is Literal:
+        return Column(name=name, dump=_same, load=_same)
+    return Column(
+        name=name,
+        dump=lambda value: to_json(value).decode(),
+        load=lambda text: from_json(text, hint),
+    )
+
+
+def _without_none(hint: Any) -> Any:
+    """The type beneath Annotated, aliases and `| None`."""
+    if get_origin(hint) is Annotated:
+        return _without_none(get_args(hint)[0])
+    if get_origin(hint) in (UnionType, Union):
+        (member,) = (each for each in get_args(hint) if each is not NoneType)
+        return _without_none(member)
+    return hint
+
+
+def _optional(convert: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    return lambda value: None if value is None else convert(value)
+
+
+def _same(value: Any) -> Any:
+    return value
+
+
+def _in_utc(instant: datetime) -> datetime:
+    return instant.astimezone(UTC)
+
+
+def _ip_text(address: IPv4Address | IPv6Address) -> IpText:
+    return IpText(str(address))
+
+
+TABLES: dict[EntityKind, Table[Entity]] = {
+    kind: _table(kind, as_type) for kind, as_type in ENTITIES.items()
+}
+ACCOUNTS: Table[Account] = _table("account", Account)
+TOKENS: Table[Token] = _table("token", Token)
+AUTHORIZATIONS: Table[Authorization] = _table("authorization", Authorization)
+RELAYS: Table[Relay] = _table("relay", Relay)
