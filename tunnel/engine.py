@@ -1,0 +1,489 @@
+"""The tunnel engine: all connections of a client or a gateway, as one core.
+
+It joins four cores and adds little of its own: the `Gatherer` (sockets, relays, candidates), one
+`Connection` per peer (an `IceAgent` each) and the WireGuard `Device` that all of them share.
+
+    datagram --> demultiplexed by its first bytes --+--> Gatherer   (from a relay: unwrapped, again)
+                                                    +--> IceAgent   (user name or transaction id)
+                                                    +--> Device     --> inner packets
+    inner packet --> Connection --> Device --> Connection's best pair --> datagram
+
+The engine reads no clock, opens no socket and draws no random number of its own. After any call,
+drain transmits, packets and events, and ask `poll_timeout` again. Whatever a datagram contains,
+nothing raises; what is refused is counted.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Hashable, Iterable, Sequence
+from typing import Final
+from uuid import UUID
+
+import attrs
+
+from channel.messages import Candidates, RelayServer
+from relays.stun import MessageClass, Method, StunError, StunMessage, is_stun
+from relays.turn import is_channel_data
+from runtime.clock import NS_PER_S
+from runtime.net.address import Address
+from runtime.randomness import Randomness
+from tunnel.connection import (
+    Connected,
+    Connection,
+    ConnectionParameters,
+    ConnectionStatistics,
+    Event,
+    Failed,
+    LocalCandidates,
+    PathChanged,
+    PathLost,
+)
+from tunnel.ice.agent import TRANSACTION_PREFIX_BYTES, IceAgent, IceStatistics, Path
+from tunnel.ice.candidates import Base, IpNetwork, network_of
+from tunnel.ice.checks import local_fragment_of
+from tunnel.ice.gathering import Gatherer, Transmit
+from tunnel.wireguard.device import (
+    Device,
+    DeviceStatistics,
+    HandshakeFailed,
+    PeerStatistics,
+    SessionEstablished,
+)
+
+__all__ = [
+    "Connected",
+    "ConnectionParameters",
+    "Engine",
+    "EngineStatistics",
+    "Event",
+    "Failed",
+    "LocalCandidates",
+    "Path",
+    "PathChanged",
+    "PathLost",
+    "Transmit",
+]
+
+MAX_CONNECTIONS: Final = 50_000
+REST_AFTER_NS: Final = 60 * NS_PER_S
+REGATHER_INTERVAL_NS: Final = 5 * NS_PER_S
+
+_MIN_WIREGUARD_BYTES: Final = 32
+_WIREGUARD_RESERVED: Final = b"\0\0\0"
+
+
+@attrs.frozen(kw_only=True)
+class ConnectionReport:
+    """The statistics of one connection, of each of its parts."""
+
+    connection: ConnectionStatistics
+    ice: IceStatistics
+    wireguard: PeerStatistics | None
+
+
+@attrs.frozen(kw_only=True)
+class EngineStatistics:
+    """Counts since the start, and present sizes; `refused` are datagrams that nobody took."""
+
+    connections: int
+    refused: int
+    unknown_connection: int
+    gathering: dict[str, int]
+    device: DeviceStatistics
+
+
+@attrs.define(kw_only=True)
+class _Counts:
+    refused: int = 0
+    unknown_connection: int = 0
+
+
+class Engine:
+    """See the head of this file. `now` is nanoseconds of one monotonic clock (CLOCK_BOOTTIME).
+
+    `private_key` is the WireGuard key (32 bytes), made anew at each start.
+    """
+
+    def __init__(self, *, private_key: bytes, randomness: Randomness, now: int) -> None:
+        self._randomness = randomness
+        self._device = Device(private_key, randomness=randomness, now=now)
+        self._gatherer = Gatherer(randomness=randomness)
+        self._seen_version = -1
+        self._connections: dict[UUID, Connection] = {}
+        self._by_fragment: dict[str, Connection] = {}
+        self._by_prefix: dict[bytes, Connection] = {}
+        self._by_public_key: dict[bytes, Connection] = {}
+        self._dirty: dict[UUID, Connection] = {}
+        self._stale_deadlines: dict[UUID, Connection] = {}
+        self._deadlines: list[tuple[int, int, Connection]] = []
+        self._deadline_number = 0
+        self._rest_at: int | None = None
+        self._regather_after = now
+        self._base_by_source: dict[Address, Base] = {}
+        self._transmits: list[Transmit] = []
+        self._packets: list[tuple[UUID, bytes]] = []
+        self._events: list[Event] = []
+        self._counts = _Counts()
+
+    @property
+    def public_key(self) -> bytes:
+        """The WireGuard public key, 32 bytes."""
+        return self._device.public_key
+
+    # --- sockets and relays --------------------------------------------------------------------
+
+    def add_socket(
+        self, local: Address, now: int, *, network: IpNetwork | str | None = None
+    ) -> None:
+        """A UDP socket bound to `local`, one per local IP address.
+
+        `network` is the subnet of the interface (`192.168.1.7/24`): private addresses of a peer
+        are tried only from a socket whose subnet they are in, and never if it is not given.
+        """
+        self._gatherer.add_socket(local, network_of(network), now)
+        self._settle(now)
+
+    def remove_socket(self, local: Address, now: int) -> None:
+        """The socket is closed; pairs and allocations over it end at once."""
+        self._gatherer.remove_socket(local, now)
+        self._settle(now)
+
+    def set_relays(self, servers: Sequence[RelayServer], now: int) -> None:
+        """All the relays to use from now on; only their UDP addresses are used."""
+        self._gatherer.set_relays(servers, now)
+        self._settle(now)
+
+    # --- connections ---------------------------------------------------------------------------
+
+    def open(self, parameters: ConnectionParameters, now: int) -> None:
+        """Begin a connection; one of the same id is left as it is.
+
+        An older connection to the same public key is closed and reported as `Failed` with reason
+        "replaced". Raises ValueError for unfit keys or more than `MAX_CONNECTIONS`.
+        """
+        if parameters.connection_id in self._connections:
+            return
+        if len(self._connections) >= MAX_CONNECTIONS:
+            raise ValueError(f"at most {MAX_CONNECTIONS} connections")
+        self._device.add_peer(
+            parameters.connection_id,
+            public_key=parameters.peer_public_key,
+            preshared_key=parameters.preshared_key,
+            keepalive_ns=None,
+            now=now,
+        )
+        older = self._by_public_key.get(parameters.peer_public_key)
+        if older is not None:
+            self._remove(older, now)
+            self._events.append(Failed(connection_id=older.id, reason="replaced"))
+        prefix = self._fresh_prefix()
+        agent = IceAgent(
+            local=parameters.local_ice,
+            remote=parameters.remote_ice,
+            controlling=parameters.controlling,
+            randomness=self._randomness,
+            transaction_prefix=prefix,
+            now=now,
+        )
+        connection = Connection(parameters, device=self._device, agent=agent)
+        self._connections[connection.id] = connection
+        self._by_fragment[parameters.local_ice.fragment] = connection
+        self._by_prefix[prefix] = connection
+        self._by_public_key[parameters.peer_public_key] = connection
+        self._rest_at = None
+        self._gatherer.start(now)
+        agent.set_bases(self._gatherer.bases(), now)
+        connection.announce(self._gatherer.candidates(), self._gatherer.generation)
+        self._touch(connection)
+        self._settle(now)
+
+    def close(self, connection_id: UUID, now: int) -> None:
+        """End a connection at once and without a word; nothing happens if there is none."""
+        connection = self._connections.get(connection_id)
+        if connection is None:
+            return
+        self._device.remove_peer(connection_id)
+        self._remove(connection, now)
+        if not self._connections:
+            self._rest_at = now + REST_AFTER_NS
+        self._settle(now)
+
+    def add_candidates(self, message: Candidates, now: int) -> None:
+        """Candidates that the peer of a connection sent; dropped if there is no such connection."""
+        connection = self._connections.get(message.connection_id)
+        if connection is None:
+            self._counts.unknown_connection += 1
+            return
+        connection.agent.add_candidates(message, now)
+        self._touch(connection)
+        self._settle(now)
+
+    @property
+    def connection_ids(self) -> list[UUID]:
+        return list(self._connections)
+
+    def path(self, connection_id: UUID) -> Path | None:
+        """The way that packets of a connection take at present; None: there is none."""
+        connection = self._connections.get(connection_id)
+        return None if connection is None else connection.agent.path()
+
+    # --- traffic -------------------------------------------------------------------------------
+
+    def receive_datagrams(
+        self, local: Address, datagrams: Iterable[tuple[bytes, Address]], now: int
+    ) -> None:
+        """Datagrams with their sources, as the socket bound to `local` received them."""
+        base = self._gatherer.host_base(local)
+        if base is None:
+            return
+        for data, source in datagrams:
+            self._receive(base, data, source, now)
+        self._settle(now)
+
+    def send_packet(self, connection_id: UUID, packet: bytes, now: int) -> None:
+        """Send an inner packet; it waits (64 packets, 64 KiB) while there is no session or path."""
+        connection = self._connections.get(connection_id)
+        if connection is None:
+            self._counts.unknown_connection += 1
+            return
+        connection.send_packet(packet, now)
+        self._touch(connection)
+        self._settle(now)
+
+    def path_suspect(self, now: int) -> None:
+        """The network changed: probe everything now."""
+        self._gatherer.suspect(now)
+        for connection in self._connections.values():
+            connection.agent.suspect(now)
+            self._touch(connection)
+        self._settle(now)
+
+    # --- time and output -----------------------------------------------------------------------
+
+    def poll_timeout(self) -> int | None:
+        """When `handle_timeout` is due, on the scale of `now`; None: nothing is waited for."""
+        for connection in self._stale_deadlines.values():
+            at = connection.poll_timeout()
+            if at != connection.deadline:
+                connection.deadline = at
+                if at is not None:
+                    self._deadline_number += 1
+                    heapq.heappush(self._deadlines, (at, self._deadline_number, connection))
+        self._stale_deadlines = {}
+        while self._deadlines and not self._is_current(self._deadlines[0]):
+            heapq.heappop(self._deadlines)
+        deadlines = [at for at, _, _ in self._deadlines[:1]]
+        others = (self._gatherer.poll_timeout(), self._device.poll_timeout(), self._rest_at)
+        deadlines += [at for at in others if at is not None]
+        return min(deadlines, default=None)
+
+    def handle_timeout(self, now: int) -> None:
+        """Do whatever is due."""
+        self.poll_timeout()
+        while self._deadlines and self._deadlines[0][0] <= now:
+            entry = heapq.heappop(self._deadlines)
+            if self._is_current(entry):
+                connection = entry[2]
+                connection.deadline = None
+                connection.handle_timeout(now)
+                self._touch(connection)
+        self._gatherer.handle_timeout(now)
+        self._device.handle_timeout(now)
+        if self._rest_at is not None and self._rest_at <= now:
+            self._rest_at = None
+            self._gatherer.rest(now)
+        self._settle(now)
+
+    def drain_transmits(self) -> list[Transmit]:
+        """Datagrams to send, in order."""
+        drained, self._transmits = self._transmits, []
+        return drained
+
+    def drain_packets(self) -> list[tuple[UUID, bytes]]:
+        """Inner packets that arrived, with the connection they came by. They are authentic, but
+        whether the peer may use their addresses is the caller's to decide."""
+        drained, self._packets = self._packets, []
+        return drained
+
+    def drain_events(self) -> list[Event]:
+        """What happened, oldest first."""
+        drained, self._events = self._events, []
+        return drained
+
+    def statistics(self) -> EngineStatistics:
+        return EngineStatistics(
+            connections=len(self._connections),
+            refused=self._counts.refused,
+            unknown_connection=self._counts.unknown_connection,
+            gathering=self._gatherer.statistics(),
+            device=self._device.statistics(),
+        )
+
+    def connection_statistics(self, connection_id: UUID) -> ConnectionReport | None:
+        """Of one connection; None if there is no such one."""
+        connection = self._connections.get(connection_id)
+        if connection is None:
+            return None
+        return ConnectionReport(
+            connection=connection.statistics(),
+            ice=connection.agent.statistics(),
+            wireguard=self._device.peer_statistics(connection_id),
+        )
+
+    # --- demultiplexing ------------------------------------------------------------------------
+
+    def _receive(self, base: Base, data: bytes, source: Address, now: int) -> None:
+        """A datagram from a host socket: WireGuard's first byte is 1 to 4 and three zeros follow,
+        which no STUN message and no ChannelData of ours can begin with (RFC 7983 in spirit)."""
+        if _is_wireguard(data):
+            self._receive_wireguard(base, data, source, now)
+        elif not is_channel_data(data) and not is_stun(data):
+            self._counts.refused += 1
+        elif self._gatherer.receive(base.socket, data, source, now):
+            for relayed in self._gatherer.drain_received():
+                self._receive_relayed(relayed.base, relayed.data, relayed.peer, now)
+        else:
+            self._receive_stun(base, data, source, now)
+
+    def _receive_relayed(self, base: Base, data: bytes, peer: Address, now: int) -> None:
+        if _is_wireguard(data):
+            self._receive_wireguard(base, data, peer, now)
+        else:
+            self._receive_stun(base, data, peer, now)
+
+    def _receive_stun(self, base: Base, data: bytes, source: Address, now: int) -> None:
+        try:
+            message = StunMessage.decode(data)
+        except StunError:
+            self._counts.refused += 1
+            return
+        connection: Connection | None = None
+        if message.method == Method.BINDING:
+            if message.message_class is MessageClass.REQUEST:
+                connection = self._by_fragment.get(local_fragment_of(message) or "")
+            elif message.message_class is not MessageClass.INDICATION:
+                prefix = message.transaction_id[:TRANSACTION_PREFIX_BYTES]
+                connection = self._by_prefix.get(prefix)
+        if connection is None:
+            self._counts.refused += 1
+            return
+        if message.message_class is MessageClass.REQUEST:
+            connection.agent.receive_request(message, base, source, now)
+        else:
+            connection.agent.receive_response(message, base, source, now)
+        self._touch(connection)
+
+    def _receive_wireguard(self, base: Base, data: bytes, source: Address, now: int) -> None:
+        self._base_by_source[source] = base
+        received = self._device.receive(data, source, now)
+        if received is None:
+            return
+        peer_key, packets = received
+        connection = self._connection_of(peer_key)
+        if connection is None:
+            return
+        connection.heard(data, base, source)
+        self._packets += [(connection.id, packet) for packet in packets]
+        self._touch(connection)
+
+    # --- settling ------------------------------------------------------------------------------
+
+    def _settle(self, now: int) -> None:
+        """Pass on what the parts have for each other, until none has anything."""
+        while True:
+            if self._gatherer.version != self._seen_version:
+                self._seen_version = self._gatherer.version
+                self._spread_candidates(now)
+            self._settle_device(now)
+            if not self._dirty:
+                break
+            dirty, self._dirty = self._dirty, {}
+            for connection in dirty.values():
+                self._settle_connection(connection, now)
+        self._base_by_source.clear()
+        self._transmits += self._gatherer.drain_transmits()
+
+    def _spread_candidates(self, now: int) -> None:
+        bases, candidates = self._gatherer.bases(), self._gatherer.candidates()
+        for connection in self._connections.values():
+            connection.agent.set_bases(bases, now)
+            connection.announce(candidates, self._gatherer.generation)
+            self._touch(connection)
+
+    def _settle_device(self, now: int) -> None:
+        for event in self._device.drain_events():
+            connection = self._connection_of(event.peer_key)
+            if connection is None:
+                continue
+            if isinstance(event, SessionEstablished):
+                connection.session_established(now)
+            elif isinstance(event, HandshakeFailed):
+                connection.handshake_failed()
+            self._touch(connection)
+        for target, datagram in self._device.drain_datagrams():
+            if isinstance(target, Address):
+                base = self._base_by_source.get(target)
+                if base is not None:
+                    self._gatherer.send(base, target, datagram, now)
+                continue
+            connection = self._connection_of(target)
+            if connection is not None:
+                connection.carry(datagram, now)
+                self._touch(connection)
+
+    def _settle_connection(self, connection: Connection, now: int) -> None:
+        if connection.advance(now) and now >= self._regather_after:
+            self._regather_after = now + REGATHER_INTERVAL_NS
+            self._gatherer.suspect(now)
+        for event in connection.drain_events():
+            self._events.append(event)
+            if isinstance(event, Connected | PathChanged):
+                self._bind_channel(connection, now)
+        for outgoing in connection.drain_outgoing():
+            self._gatherer.send(outgoing.base, outgoing.remote, outgoing.data, now)
+
+    def _bind_channel(self, connection: Connection, now: int) -> None:
+        pair = connection.agent.selected
+        if pair is not None and pair.base.server is not None:
+            self._gatherer.bind(pair.base, pair.remote.address, now)
+
+    # --- helpers -------------------------------------------------------------------------------
+
+    def _connection_of(self, peer_key: Hashable) -> Connection | None:
+        return self._connections.get(peer_key) if isinstance(peer_key, UUID) else None
+
+    def _touch(self, connection: Connection) -> None:
+        self._dirty[connection.id] = connection
+        self._stale_deadlines[connection.id] = connection
+
+    def _remove(self, connection: Connection, now: int) -> None:
+        parameters = connection.parameters
+        del self._connections[connection.id]
+        self._dirty.pop(connection.id, None)
+        self._stale_deadlines.pop(connection.id, None)
+        connection.deadline = None
+        if self._by_fragment.get(parameters.local_ice.fragment) is connection:
+            del self._by_fragment[parameters.local_ice.fragment]
+        if self._by_public_key.get(parameters.peer_public_key) is connection:
+            del self._by_public_key[parameters.peer_public_key]
+        del self._by_prefix[connection.agent.transaction_prefix]
+        still_used = {a for c in self._connections.values() for a in c.agent.remote_addresses}
+        for address in connection.agent.remote_addresses:
+            if address not in still_used:
+                self._gatherer.forget(address, now)
+
+    def _fresh_prefix(self) -> bytes:
+        while True:
+            prefix = self._randomness.bytes(TRANSACTION_PREFIX_BYTES)
+            if prefix not in self._by_prefix:
+                return prefix
+
+    def _is_current(self, entry: tuple[int, int, Connection]) -> bool:
+        return entry[2].deadline == entry[0] and entry[2].id in self._connections
+
+
+def _is_wireguard(data: bytes) -> bool:
+    return (
+        len(data) >= _MIN_WIREGUARD_BYTES and 1 <= data[0] <= 4 and data[1:4] == _WIREGUARD_RESERVED
+    )

@@ -1,0 +1,605 @@
+"""A continuous ICE agent (RFC 8445 with trickle, RFC 8838; consent, RFC 7675), as a core.
+
+It owns the check list of one connection. Candidates come and go on both sides at any time, checks
+go on for as long as the agent lives, and data is sent on the best pair that the peer consents to;
+that pair may change at any time, on each side by itself. So there is no moment of nomination:
+USE-CANDIDATE is sent on the chosen pair for the sake of other implementations, and not waited for.
+
+How a pair lives stands in `tunnel.ice.pair`. The agent adds
+
+- pacing: one check in `CHECK_INTERVAL_NS`, those that answer a check of the peer first, then those
+  that keep a path, then the rest by how long they are due and by priority;
+- suspicion: when data on the chosen pair goes unanswered, every usable pair is probed several times
+  at once, and those that do not answer within `VERDICT_AFTER_NS` are not used any more;
+- an end: `Lost` when no pair is left (checks start anew on all of them) and `GaveUp` when none
+  comes back within `PATIENCE_NS`. An agent that gave up is silent until something happens.
+
+A check with a wrong user name or password, or from an address that candidates may not have, gets
+no answer at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final, Literal, NamedTuple, Protocol
+
+import attrs
+
+from channel.messages import MAX_CANDIDATES, Candidates, IceCredentials
+from relays.stun import StunMessage
+from runtime.clock import NS_PER_MS, NS_PER_S
+from runtime.net.address import Address
+from runtime.randomness import Randomness
+from tunnel.ice.candidates import (
+    Base,
+    address_of,
+    pair_priority,
+    reachable,
+    reflexive_priority,
+    refusal,
+)
+from tunnel.ice.checks import CheckMessages, CheckRequest, Role
+from tunnel.ice.pair import (
+    CONSENT_IDLE_INTERVAL_NS,
+    CONSENT_IDLE_JITTER_NS,
+    CONSENT_INTERVAL_NS,
+    CONSENT_LIFETIME_NS,
+    CONSENT_REPEATS_NS,
+    DORMANT_INTERVAL_NS,
+    PROBE_INTERVALS_NS,
+    PROBE_SLOW_NS,
+    SUSPECT_INTERVALS_NS,
+    Happening,
+    Pair,
+    PairState,
+    Remote,
+)
+
+CHECK_INTERVAL_NS: Final = 20 * NS_PER_MS
+PATIENCE_NS: Final = 30 * NS_PER_S
+ACTIVE_NS: Final = 10 * NS_PER_S
+UNNEEDED_AFTER_NS: Final = 30 * NS_PER_S
+CHECK_MEMORY_NS: Final = 10 * NS_PER_S
+MAX_REMOTES: Final = MAX_CANDIDATES
+MAX_PAIRS: Final = 100
+MAX_OUTSTANDING: Final = 512
+TRANSACTION_PREFIX_BYTES: Final = 4
+
+
+@attrs.frozen(kw_only=True)
+class Path:
+    """The way that data takes. `local` and `remote` are both ends as the other side sees them
+    (behind a NAT: the public addresses); `relay` is the relay server that we send to, if any.
+
+    `kind` is `relayed` also when only the peer uses a relay. `rtt_ns`: the last round trip.
+    """
+
+    kind: Literal["direct", "relayed"]
+    local: Address
+    remote: Address
+    relay: Address | None
+    rtt_ns: int
+
+
+@attrs.frozen(kw_only=True)
+class Selected:
+    """Data now goes along `path`."""
+
+    path: Path
+
+
+@attrs.frozen(kw_only=True)
+class Lost:
+    """No usable pair is left; checks go on."""
+
+
+@attrs.frozen(kw_only=True)
+class GaveUp:
+    """No pair became usable within `PATIENCE_NS`."""
+
+
+@attrs.frozen(kw_only=True)
+class Doubted:
+    """The path went silent and is being probed: perhaps our own NAT forgot us."""
+
+
+Event = Selected | Doubted | Lost | GaveUp
+
+
+class Outgoing(NamedTuple):
+    """A datagram to be sent from a base, or through it where it is a relay's."""
+
+    base: Base
+    remote: Address
+    data: bytes
+
+
+@attrs.define(kw_only=True)
+class IceStatistics:
+    """Present sizes, and counts since the start."""
+
+    pairs: int = 0
+    usable_pairs: int = 0
+    remotes: int = 0
+    checks_sent: int = 0
+    checks_received: int = 0
+    answers_received: int = 0
+    refused: int = 0
+    stale_generations: int = 0
+
+
+class _Outstanding(NamedTuple):
+    pair: Pair
+    sent_at: int
+    role: Role
+
+
+class IceAgent:
+    """The ICE agent of one connection. `now` is in nanoseconds of one monotonic clock.
+
+    `transaction_prefix` (4 bytes) begins every transaction id of this agent, so that whoever owns
+    several can tell whose an answer is; the other 64 bits are random, and answers are
+    authenticated besides.
+    """
+
+    def __init__(
+        self,
+        *,
+        local: IceCredentials,
+        remote: IceCredentials,
+        controlling: bool,
+        randomness: Randomness,
+        transaction_prefix: bytes,
+        now: int,
+    ) -> None:
+        self.role: Role = "controlling" if controlling else "controlled"
+        self.selected: Pair | None = None
+        self._randomness = randomness
+        self.transaction_prefix = transaction_prefix
+        self._tie_breaker = int.from_bytes(randomness.bytes(8), "big")
+        self._messages = CheckMessages(local, remote)
+        self._bases: dict[Address, Base] = {}
+        self._remotes: dict[Address, Remote] = {}
+        self._remote_generation = -1
+        self._pairs: dict[tuple[Address, Address], Pair] = {}
+        self._outstanding: dict[bytes, _Outstanding] = {}
+        self._next_check_ns = now
+        self._give_up_at: int | None = now + PATIENCE_NS
+        self._checks: list[Outgoing] = []
+        self._events: list[Event] = []
+        self._counts = IceStatistics()
+
+    # --- candidates ----------------------------------------------------------------------------
+
+    def set_bases(self, bases: Iterable[Base], now: int) -> None:
+        """All the places to send from, as of now. Pairs of a base that is gone end at once."""
+        wanted = {base.address: base for base in bases}
+        for address, base in list(self._bases.items()):
+            if wanted.get(address) != base:
+                del self._bases[address]
+                self._remove_pairs(lambda pair, base=base: pair.base == base)
+        for base in wanted.values():
+            if base.address not in self._bases:
+                self._bases[base.address] = base
+                for remote in list(self._remotes.values()):
+                    self._form_pair(base, remote, now)
+                self._hope(now)
+        self._reselect(now)
+
+    def add_candidates(self, message: Candidates, now: int) -> None:
+        """Trickled candidates of the peer. An older generation is dropped; a newer one replaces
+        what was signalled before, except pairs that still work."""
+        if message.generation < self._remote_generation:
+            self._counts.stale_generations += 1
+            return
+        if message.generation > self._remote_generation:
+            self._remote_generation = message.generation
+            named = {address_of(candidate) for candidate in message.add}
+            for remote in list(self._remotes.values()):
+                if remote.signalled and remote.address not in named:
+                    self._withdraw(remote)
+        for candidate in message.remove:
+            gone = self._remotes.get(address_of(candidate))
+            if gone is not None:
+                self._withdraw(gone)
+        for candidate in message.add:
+            address = address_of(candidate)
+            known = self._remotes.get(address)
+            if refusal(address) is not None:
+                self._counts.refused += 1
+            elif known is not None:
+                known.kind, known.signalled, known.gone = candidate.kind, True, False
+                known.priority = candidate.priority
+                self._revive(known, now)
+            else:
+                remote = Remote(
+                    address=address,
+                    kind=candidate.kind,
+                    priority=candidate.priority,
+                    signalled=True,
+                )
+                self._add_remote(remote, now)
+        self._reselect(now)
+
+    @property
+    def remote_addresses(self) -> list[Address]:
+        return list(self._remotes)
+
+    # --- data ----------------------------------------------------------------------------------
+
+    def sent(self, now: int, *, expects_answer: bool) -> None:
+        """Data went out on the selected pair. `expects_answer`: silence is suspicious."""
+        pair = self.selected
+        if pair is None:
+            return
+        pair.sent_at = now
+        if expects_answer and pair.unanswered_since is None:
+            pair.unanswered_since = now
+
+    def heard(self, base: Address, source: Address) -> None:
+        """Authentic data of the peer arrived from `source` at the base of this address."""
+        pair = self._pairs.get((base, source))
+        if pair is not None:
+            pair.unanswered_since = None
+
+    def path(self) -> Path | None:
+        """The way that data takes at present."""
+        return None if self.selected is None else _path(self.selected)
+
+    # --- the peer's checks and answers ---------------------------------------------------------
+
+    def receive_request(self, message: StunMessage, base: Base, source: Address, now: int) -> None:
+        """A Binding request whose user name begins with our fragment (RFC 8445, section 7.3)."""
+        request = self._messages.judge_request(message)
+        if request is None or refusal(source) is not None or not reachable(base, source):
+            self._counts.refused += 1
+            return
+        self._counts.checks_received += 1
+        if request.unknown:
+            error = self._messages.error(request.transaction_id, 420, request.unknown)
+            self._checks.append(Outgoing(base, source, error))
+            return
+        if not self._settle_roles(request):
+            error = self._messages.error(request.transaction_id, 487)
+            self._checks.append(Outgoing(base, source, error))
+            return
+        answer = self._messages.success(request.transaction_id, source)
+        self._checks.append(Outgoing(base, source, answer))
+        pair = self._pairs.get((base.address, source))
+        if pair is None:
+            pair = self._learn(base, source, request.priority, now)
+        if pair is not None:
+            self._trigger(pair, now)
+
+    def receive_response(self, message: StunMessage, base: Base, source: Address, now: int) -> None:
+        """A Binding response whose transaction id begins with our prefix (section 7.2.5)."""
+        outstanding = self._outstanding.get(message.transaction_id)
+        if outstanding is None:
+            return
+        pair = outstanding.pair
+        answer = self._messages.judge_answer(message)
+        if answer is None or pair.base != base or pair.remote.address != source:
+            self._counts.refused += 1
+            return
+        del self._outstanding[message.transaction_id]
+        if self._pairs.get((base.address, source)) is not pair:
+            return
+        if answer.error == 487:
+            self._take_role("controlled" if outstanding.role == "controlling" else "controlling")
+            self._trigger(pair, now)
+        if answer.error:
+            return
+        self._counts.answers_received += 1
+        pair.mapped = answer.mapped or pair.mapped
+        self._answered(pair, now - outstanding.sent_at, now)
+        self._reselect(now)
+
+    # --- time ----------------------------------------------------------------------------------
+
+    def suspect(self, now: int) -> None:
+        """The network may have changed: probe every pair now."""
+        for pair in self._pairs.values():
+            if pair.state is PairState.CONSENTED:
+                pair.happen(Happening.DOUBTED, now)
+            elif pair.state is not PairState.SUSPECTED:
+                pair.happen(Happening.AWAKENED, now)
+        self._hope(now)
+
+    def poll_timeout(self) -> int | None:
+        """When `handle_timeout` is due; None: nothing is waited for."""
+        deadlines = [] if self._give_up_at is None else [self._give_up_at]
+        due = None
+        for pair in self._pairs.values():
+            if pair.due is not None and (due is None or pair.due < due):
+                due = pair.due
+            expires_at = pair.expires_at
+            if expires_at is not None:
+                deadlines.append(expires_at)
+        if due is not None:
+            deadlines.append(max(due, self._next_check_ns))
+        if self.selected is not None and self.selected.suspect_at is not None:
+            deadlines.append(self.selected.suspect_at)
+        return min(deadlines, default=None)
+
+    def handle_timeout(self, now: int) -> None:
+        selected = self.selected
+        if selected is not None and selected.suspect_at is not None and selected.suspect_at <= now:
+            self._events.append(Doubted())
+            for pair in self._pairs.values():
+                if pair.state is PairState.CONSENTED:
+                    pair.happen(Happening.DOUBTED, now)
+        for pair in list(self._pairs.values()):
+            if pair.expires_at is not None and pair.expires_at <= now:
+                self._expired(pair, now)
+        self._reselect(now)
+        if self._give_up_at is not None and self._give_up_at <= now:
+            self._give_up()
+        if now >= self._next_check_ns:
+            self._check_next(now)
+
+    def drain_checks(self) -> list[Outgoing]:
+        """STUN datagrams to send."""
+        drained, self._checks = self._checks, []
+        return drained
+
+    def drain_events(self) -> list[Event]:
+        drained, self._events = self._events, []
+        return drained
+
+    def statistics(self) -> IceStatistics:
+        return attrs.evolve(
+            self._counts,
+            pairs=len(self._pairs),
+            usable_pairs=sum(pair.usable for pair in self._pairs.values()),
+            remotes=len(self._remotes),
+        )
+
+    # --- pairs ---------------------------------------------------------------------------------
+
+    def _learn(self, base: Base, source: Address, priority: int, now: int) -> Pair | None:
+        """A peer-reflexive candidate (section 7.3.1.3), unless the address is known already."""
+        remote = self._remotes.get(source)
+        if remote is None:
+            remote = Remote(address=source, kind="prflx", priority=priority, signalled=False)
+            self._add_remote(remote, now)
+        return self._pairs.get((base.address, source))
+
+    def _add_remote(self, remote: Remote, now: int) -> None:
+        if len(self._remotes) >= MAX_REMOTES and not self._make_room():
+            self._counts.refused += 1
+            return
+        self._remotes[remote.address] = remote
+        for base in self._bases.values():
+            self._form_pair(base, remote, now)
+        self._hope(now)
+
+    def _make_room(self) -> bool:
+        """Forget the oldest peer-reflexive candidate that carries nothing."""
+        for remote in self._remotes.values():
+            if remote.kind == "prflx" and not self._works(remote):
+                self._forget(remote)
+                return True
+        return False
+
+    def _form_pair(self, base: Base, remote: Remote, now: int) -> None:
+        if not reachable(base, remote.address):
+            return
+        if len(self._pairs) >= MAX_PAIRS:
+            idle = [pair for pair in self._pairs.values() if not pair.usable]
+            worst = min(idle, key=lambda pair: pair.priority, default=None)
+            if worst is None or worst.priority >= self._priority(base, remote):
+                return
+            del self._pairs[worst.base.address, worst.remote.address]
+        self._pairs[base.address, remote.address] = Pair(
+            base=base, remote=remote, priority=self._priority(base, remote), due=now
+        )
+
+    def _withdraw(self, remote: Remote) -> None:
+        remote.gone = True
+        if not self._works(remote):
+            self._forget(remote)
+
+    def _works(self, remote: Remote) -> bool:
+        return any(pair.usable for pair in self._pairs.values() if pair.remote is remote)
+
+    def _forget(self, remote: Remote) -> None:
+        self._remotes.pop(remote.address, None)
+        self._remove_pairs(lambda pair: pair.remote is remote)
+
+    def _remove_pairs(self, doomed: _Predicate) -> None:
+        self._pairs = {key: pair for key, pair in self._pairs.items() if not doomed(pair)}
+
+    def _priority(self, base: Base, remote: Remote) -> int:
+        if self.role == "controlling":
+            return pair_priority(base.priority, remote.priority)
+        return pair_priority(remote.priority, base.priority)
+
+    def _revive(self, remote: Remote, now: int) -> None:
+        """A known candidate was signalled (again): its priority may be another."""
+        for pair in self._pairs.values():
+            if pair.remote is not remote:
+                continue
+            pair.priority = self._priority(pair.base, remote)
+            if pair.state is PairState.DORMANT and self.selected is None:
+                pair.happen(Happening.AWAKENED, now)
+        self._hope(now)
+
+    # --- what happens to pairs -----------------------------------------------------------------
+
+    def _trigger(self, pair: Pair, now: int) -> None:
+        """A triggered check (section 7.3.1.4): the peer's packet came through, so ours may now."""
+        if pair.state is PairState.CONSENTED:
+            return
+        if pair.state is PairState.DORMANT:
+            pair.happen(Happening.AWAKENED, now)
+        pair.due, pair.triggered = now, True
+        self._hope(now)
+
+    def _answered(self, pair: Pair, rtt_ns: int, now: int) -> None:
+        if not pair.usable:
+            pair.proven_at = now
+        pair.happen(Happening.ANSWERED, now)
+        pair.rtt_ns = rtt_ns
+        pair.consent_until = now + CONSENT_LIFETIME_NS
+        pair.unanswered_since = None
+        pair.due = now + self._consent_interval(pair, now)
+
+    def _expired(self, pair: Pair, now: int) -> None:
+        pair.happen(Happening.EXPIRED, now)
+        if pair.remote.gone and not self._works(pair.remote):
+            self._forget(pair.remote)
+
+    def _reselect(self, now: int) -> None:
+        """Send on the best usable pair from now on; report what changed."""
+        before = self.selected
+        usable = [pair for pair in self._pairs.values() if pair.usable]
+        best = max(usable, key=lambda pair: pair.priority, default=None)
+        if best is before:
+            return
+        self.selected = best
+        if best is None:
+            self._events.append(Lost())
+            self._give_up_at = now + PATIENCE_NS
+            self.suspect(now)
+            return
+        self._give_up_at = None
+        best.due = now if self.role == "controlling" else best.due
+        self._events.append(Selected(path=_path(best)))
+        for pair in self._pairs.values():
+            if pair.state is PairState.DORMANT:
+                pair.due = self._dormant_due(pair, now)
+
+    def _hope(self, now: int) -> None:
+        """Something new happened: without a path, wait for it from now on."""
+        if self.selected is None:
+            self._give_up_at = now + PATIENCE_NS
+
+    def _give_up(self) -> None:
+        self._give_up_at = None
+        for pair in self._pairs.values():
+            if pair.state is PairState.PROBING:
+                pair.happen(Happening.EXHAUSTED, 0)
+            pair.due = None
+        self._events.append(GaveUp())
+
+    # --- checks --------------------------------------------------------------------------------
+
+    def _check_next(self, now: int) -> None:
+        due = [pair for pair in self._pairs.values() if pair.due is not None and pair.due <= now]
+        if not due:
+            return
+        pair = min(due, key=_urgency)
+        if self._is_unneeded(pair, now):
+            pair.happen(Happening.UNNEEDED, now)
+            pair.due = self._dormant_due(pair, now)
+            return
+        self._send_check(pair, now)
+        self._next_check_ns = now + CHECK_INTERVAL_NS
+        pair.triggered = False
+        self._schedule(pair, now)
+
+    def _schedule(self, pair: Pair, now: int) -> None:
+        """When the check that just went out is followed by the next, if no answer comes."""
+        attempt = pair.attempt
+        pair.attempt += 1
+        if pair.state is PairState.SUSPECTED:
+            pair.due = now + SUSPECT_INTERVALS_NS[min(attempt, len(SUSPECT_INTERVALS_NS) - 1)]
+        elif pair.state is PairState.CONSENTED:
+            pair.due = now + CONSENT_REPEATS_NS[min(attempt, len(CONSENT_REPEATS_NS) - 1)]
+        elif pair.state is PairState.DORMANT:
+            pair.due = self._dormant_due(pair, now)
+        elif attempt < len(PROBE_INTERVALS_NS):
+            pair.due = now + PROBE_INTERVALS_NS[attempt]
+        elif self.selected is None:
+            pair.due = now + PROBE_SLOW_NS
+        else:
+            pair.happen(Happening.EXHAUSTED, now)
+            pair.due = self._dormant_due(pair, now)
+
+    def _consent_interval(self, pair: Pair, now: int) -> int:
+        """RFC 7675, section 5.1: 5 s, by 0.8 to 1.2; 15 to 20 s where no data flows, which keeps
+        the bindings of NATs open (RFC 4787 asks for 2 minutes, many give 30 s)."""
+        active = pair.sent_at is not None and now - pair.sent_at < ACTIVE_NS
+        if pair is self.selected and active:
+            return CONSENT_INTERVAL_NS * (800 + self._randomness.integer(400)) // 1000
+        return CONSENT_IDLE_INTERVAL_NS + self._randomness.integer(CONSENT_IDLE_JITTER_NS)
+
+    def _dormant_due(self, pair: Pair, now: int) -> int | None:
+        """Pairs that would be better than the one in use are tried again and again."""
+        if self.selected is None or pair.priority <= self.selected.priority:
+            return None
+        return now + DORMANT_INTERVAL_NS
+
+    def _is_unneeded(self, pair: Pair, now: int) -> bool:
+        """Of the pairs that are not in use, the best and the best relayed one are kept warm."""
+        if pair.state is not PairState.CONSENTED or pair is self.selected:
+            return False
+        if now - pair.proven_at < UNNEEDED_AFTER_NS:
+            return False
+        others = [p for p in self._pairs.values() if p.usable and p is not self.selected]
+        others.sort(key=lambda p: p.priority, reverse=True)
+        relayed = [p for p in others if p.relayed]
+        return pair is not others[0] and pair is not next(iter(relayed), None)
+
+    def _send_check(self, pair: Pair, now: int) -> None:
+        transaction_id = self.transaction_prefix + self._randomness.bytes(
+            12 - TRANSACTION_PREFIX_BYTES
+        )
+        data = self._messages.request(
+            transaction_id,
+            priority=reflexive_priority(pair.base),
+            role=self.role,
+            tie_breaker=self._tie_breaker,
+            nominates=self.role == "controlling" and pair is self.selected,
+        )
+        self._remember(transaction_id, _Outstanding(pair, now, self.role))
+        self._checks.append(Outgoing(pair.base, pair.remote.address, data))
+        self._counts.checks_sent += 1
+
+    def _remember(self, transaction_id: bytes, outstanding: _Outstanding) -> None:
+        """Note a check for its answer, and drop those that are too old to be answered."""
+        self._outstanding[transaction_id] = outstanding
+        for old, check in list(self._outstanding.items()):
+            fresh = outstanding.sent_at - check.sent_at < CHECK_MEMORY_NS
+            if fresh and len(self._outstanding) <= MAX_OUTSTANDING:
+                break
+            del self._outstanding[old]
+
+    # --- roles ---------------------------------------------------------------------------------
+
+    def _settle_roles(self, request: CheckRequest) -> bool:
+        """RFC 8445, section 7.3.1.1. False: the peer has to switch."""
+        if request.role != self.role:
+            return True
+        wins = self._tie_breaker >= request.tie_breaker
+        if wins == (self.role == "controlling"):
+            return False
+        self._take_role("controlling" if wins else "controlled")
+        return True
+
+    def _take_role(self, role: Role) -> None:
+        self.role = role
+        for pair in self._pairs.values():
+            pair.priority = self._priority(pair.base, pair.remote)
+
+
+class _Predicate(Protocol):
+    def __call__(self, pair: Pair) -> bool: ...
+
+
+def _urgency(pair: Pair) -> tuple[bool, bool, int, int]:
+    """Triggered checks first, then those of usable pairs, then by due time and priority."""
+    return (not pair.triggered, not pair.usable, pair.due or 0, -pair.priority)
+
+
+def _path(pair: Pair) -> Path:
+    local = pair.base.address
+    if pair.base.server is None and pair.mapped is not None:
+        local = pair.mapped
+    return Path(
+        kind="relayed" if pair.relayed else "direct",
+        local=local,
+        remote=pair.remote.address,
+        relay=pair.base.server,
+        rtt_ns=pair.rtt_ns or 0,
+    )

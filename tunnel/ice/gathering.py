@@ -1,0 +1,468 @@
+"""Gathering (RFC 8445, section 5.1.1), for all connections of an engine at once.
+
+For every host socket and every relay a Binding request tells how the relay sees the socket: that
+is the server-reflexive candidate, and it proves that the relay can be reached from there. Over the
+first such socket one TURN allocation is made per relay and address family, which is the relayed
+candidate. Nothing is sent before the first connection starts (`start`), and with the last one
+everything is given back (`rest`).
+
+Bindings are repeated every 20 s. So the NAT's binding for the allocation's 5-tuple stays open, and
+a NAT that forgot it is noticed: the reflexive address changes. Then, and when an allocation is
+lost, the allocation is made anew, and `generation` rises: the peer drops what it knew. What is
+merely new is trickled within the generation. `version` changes with every change of either.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final, Literal, NamedTuple
+from uuid import UUID
+
+import attrs
+
+from channel.messages import MAX_CANDIDATES, Candidate, RelayServer
+from relays.client import Allocated, Lost, Permitted, Received, TurnClient
+from relays.stun import Attribute, MessageClass, Method, StunError, StunMessage
+from runtime.clock import NS_PER_MS, NS_PER_S
+from runtime.net.address import Address
+from runtime.randomness import Randomness
+from tunnel.ice.candidates import (
+    MAX_LOCAL_PREFERENCE,
+    Base,
+    IpNetwork,
+    announceable,
+    host_candidate,
+    priority_of,
+    reflexive_candidate,
+    relayed_candidate,
+)
+
+BINDING_INTERVALS_NS: Final = tuple(ms * NS_PER_MS for ms in (100, 200, 400, 800, 1600, 3200))
+BINDING_REFRESH_NS: Final = 20 * NS_PER_S
+BINDING_RETRY_NS: Final = 10 * NS_PER_S
+RETRY_FIRST_NS: Final = NS_PER_S
+RETRY_LAST_NS: Final = 60 * NS_PER_S
+MAX_SOCKETS: Final = 16
+MAX_AWAITING: Final = 256
+
+
+class Transmit(NamedTuple):
+    """A datagram to be sent from the host socket `local` to `remote`."""
+
+    local: Address
+    remote: Address
+    data: bytes
+
+
+class Relayed(NamedTuple):
+    """A datagram of `peer` that came through the relay of `base`."""
+
+    base: Base
+    peer: Address
+    data: bytes
+
+
+@attrs.define(kw_only=True, eq=False)
+class _Binding:
+    """What the server says of a socket. `due`: the next request, None while at rest."""
+
+    socket: Address
+    server: Address
+    transaction_id: bytes = b""
+    attempt: int = 0
+    due: int | None = None
+    reflexive: Address | None = None
+    answered: bool = False
+
+
+@attrs.define(kw_only=True, eq=False)
+class _Relay:
+    """One relay in one address family, and the allocation on it."""
+
+    server: Address
+    username: str
+    password: str = attrs.field(repr=False)
+    base_priority: int
+    client: TurnClient | None = None
+    base: Base | None = None
+    socket: Address | None = None
+    failures: int = 0
+    retry_at: int | None = None
+
+
+class Gatherer:
+    """See the head of this file. `now` is in nanoseconds of one monotonic clock."""
+
+    def __init__(self, *, randomness: Randomness) -> None:
+        self.version = 0
+        self.generation = 0
+        self._randomness = randomness
+        self._active = False
+        self._host_base_by_socket: dict[Address, Base] = {}
+        self._sockets_added = 0
+        self._relays: dict[tuple[UUID, Literal["ipv4", "ipv6"]], _Relay] = {}
+        self._bindings: dict[tuple[Address, Address], _Binding] = {}
+        self._awaiting: dict[tuple[Address, Address], bytes] = {}
+        self._transmits: list[Transmit] = []
+        self._received: list[Relayed] = []
+
+    # --- what there is -------------------------------------------------------------------------
+
+    def add_socket(self, local: Address, network: IpNetwork | None, now: int) -> None:
+        """A host socket, bound to `local`. Raises ValueError for more than `MAX_SOCKETS`."""
+        if local in self._host_base_by_socket:
+            return
+        if len(self._host_base_by_socket) >= MAX_SOCKETS:
+            raise ValueError(f"at most {MAX_SOCKETS} sockets")
+        ipv4 = ":" not in local.host
+        preference = max(0, MAX_LOCAL_PREFERENCE - 2 * self._sockets_added - ipv4)
+        self._sockets_added += 1
+        self._host_base_by_socket[local] = Base(
+            address=local,
+            socket=local,
+            priority=priority_of("host", preference),
+            network=network,
+        )
+        self._changed(regather=False)
+        self._sync_bindings(now)
+
+    def remove_socket(self, local: Address, now: int) -> None:
+        """The socket is closed: what was gathered from it is gone."""
+        if self._host_base_by_socket.pop(local, None) is None:
+            return
+        for relay in self._relays.values():
+            if relay.socket == local:
+                self._abandon(relay)
+        self._sync_bindings(now)
+        self._changed(regather=True)
+        self._allocate_where_possible(now)
+
+    def set_relays(self, servers: Sequence[RelayServer], now: int) -> None:
+        """All the relays to use. One that stays keeps its allocation; new credentials serve from
+        the next allocation on. Relays without a UDP address are passed over."""
+        wanted: dict[tuple[UUID, Literal["ipv4", "ipv6"]], _Relay] = {}
+        for server in servers:
+            for place in server.addresses:
+                family: Literal["ipv4", "ipv6"] = "ipv6" if ":" in place.address else "ipv4"
+                key = (server.id, family)
+                if place.transport != "udp" or key in wanted:
+                    continue
+                preference = MAX_LOCAL_PREFERENCE - 2 * len(wanted)
+                fresh = _Relay(
+                    server=Address(str(place.address), place.port),
+                    username=server.username,
+                    password=server.password,
+                    base_priority=priority_of("relay", preference),
+                )
+                wanted[key] = self._keep(self._relays.get(key), fresh)
+        for key, relay in self._relays.items():
+            if wanted.get(key) is not relay:
+                self._give_back(relay, now)
+        self._relays = wanted
+        self._sync_bindings(now)
+        self._allocate_where_possible(now)
+
+    def start(self, now: int) -> None:
+        """A connection begins: gather, or make sure that what was gathered still holds."""
+        if self._active:
+            self.suspect(now)
+            return
+        self._active = True
+        self._sync_bindings(now)
+
+    def rest(self, now: int) -> None:
+        """No connection is left: give allocations back and send nothing any more."""
+        self._active = False
+        for relay in self._relays.values():
+            self._give_back(relay, now)
+        self._bindings.clear()
+
+    def suspect(self, now: int) -> None:
+        """The network may have changed: ask every relay anew."""
+        for binding in self._bindings.values():
+            binding.attempt = 0
+            self._ask(binding, now)
+        for relay in self._relays.values():
+            if relay.client is not None:
+                relay.client.probe(now)
+                self._service(relay, now)
+
+    def bases(self) -> list[Base]:
+        """The places to send from."""
+        relayed = [relay.base for relay in self._relays.values() if relay.base is not None]
+        return [*self._host_base_by_socket.values(), *relayed]
+
+    def host_base(self, local: Address) -> Base | None:
+        return self._host_base_by_socket.get(local)
+
+    def candidates(self) -> tuple[Candidate, ...]:
+        """What a peer may be told, best first, at most `MAX_CANDIDATES`."""
+        found: dict[Address, Candidate] = {}
+        for base in self._host_base_by_socket.values():
+            found[base.address] = host_candidate(base)
+        for binding in self._bindings.values():
+            if binding.reflexive is not None and binding.reflexive not in found:
+                base = self._host_base_by_socket[binding.socket]
+                found[binding.reflexive] = reflexive_candidate(
+                    base, binding.reflexive, binding.server
+                )
+        for relay in self._relays.values():
+            if relay.base is not None:
+                found[relay.base.address] = relayed_candidate(relay.base)
+        useful = [candidate for address, candidate in found.items() if announceable(address)]
+        useful.sort(key=lambda candidate: candidate.priority, reverse=True)
+        return tuple(useful[:MAX_CANDIDATES])
+
+    # --- relayed traffic -----------------------------------------------------------------------
+
+    def send(self, base: Base, peer: Address, data: bytes, now: int) -> None:
+        """Send from a base. Through a relay that has no permission for the peer yet, one is asked
+        for, and the last datagram waits for it."""
+        if base.server is None:
+            self._transmits.append(Transmit(base.socket, peer, data))
+            return
+        relay = self._relay_of(base)
+        if relay is None or relay.client is None:
+            return
+        if not relay.client.send(peer, data, now):
+            if len(self._awaiting) < MAX_AWAITING:
+                self._awaiting[base.address, peer] = data
+            relay.client.permit(peer, now)
+        self._service(relay, now)
+
+    def bind(self, base: Base, peer: Address, now: int) -> None:
+        """Use a channel for `peer`, which costs 4 bytes instead of 36."""
+        relay = self._relay_of(base)
+        if relay is not None and relay.client is not None:
+            relay.client.bind(peer, now)
+            self._service(relay, now)
+
+    def forget(self, peer: Address, now: int) -> None:
+        """Nobody talks to `peer` any more."""
+        for relay in self._relays.values():
+            if relay.client is not None:
+                relay.client.forget(peer, now)
+
+    # --- input, time, output -------------------------------------------------------------------
+
+    def receive(self, local: Address, data: bytes, source: Address, now: int) -> bool:
+        """A datagram that may have come from a relay. False: it is not gathering's."""
+        binding = self._bindings.get((local, source))
+        if binding is None:
+            return False
+        if binding.transaction_id and data[8:20] == binding.transaction_id:
+            self._receive_binding(binding, data, now)
+            return True
+        for relay in self._relays.values():
+            if relay.server == source and relay.socket == local and relay.client is not None:
+                mine = relay.client.receive(data, now)
+                self._service(relay, now)
+                return mine
+        return False
+
+    def poll_timeout(self) -> int | None:
+        """When `handle_timeout` is due; None: nothing is waited for."""
+        deadlines = [b.due for b in self._bindings.values() if b.due is not None]
+        for relay in self._relays.values():
+            if relay.retry_at is not None:
+                deadlines.append(relay.retry_at)
+            due = None if relay.client is None else relay.client.poll_timeout()
+            if due is not None:
+                deadlines.append(due)
+        return min(deadlines, default=None)
+
+    def handle_timeout(self, now: int) -> None:
+        for binding in self._bindings.values():
+            if binding.due is not None and binding.due <= now:
+                self._ask(binding, now)
+        for relay in self._relays.values():
+            if relay.client is not None:
+                relay.client.handle_timeout(now)
+                self._service(relay, now)
+            elif relay.retry_at is not None and relay.retry_at <= now:
+                relay.retry_at = None
+                self._allocate(relay, now)
+
+    def drain_transmits(self) -> list[Transmit]:
+        drained, self._transmits = self._transmits, []
+        return drained
+
+    def drain_received(self) -> list[Relayed]:
+        drained, self._received = self._received, []
+        return drained
+
+    def statistics(self) -> dict[str, int]:
+        """Present sizes."""
+        return {
+            "sockets": len(self._host_base_by_socket),
+            "relays": len(self._relays),
+            "allocations": sum(relay.base is not None for relay in self._relays.values()),
+            "generation": self.generation,
+        }
+
+    # --- bindings ------------------------------------------------------------------------------
+
+    def _sync_bindings(self, now: int) -> None:
+        """One binding per socket and relay of the same family, while active."""
+        wanted = {
+            (socket, relay.server)
+            for socket in self._host_base_by_socket
+            for relay in self._relays.values()
+            if self._active and (":" in socket.host) == (":" in relay.server.host)
+        }
+        for key in list(self._bindings):
+            if key not in wanted:
+                del self._bindings[key]
+        for socket, server in sorted(wanted - self._bindings.keys()):
+            binding = _Binding(socket=socket, server=server)
+            self._bindings[socket, server] = binding
+            self._ask(binding, now)
+
+    def _ask(self, binding: _Binding, now: int) -> None:
+        binding.transaction_id = self._randomness.bytes(12)
+        request = StunMessage(
+            method=Method.BINDING,
+            message_class=MessageClass.REQUEST,
+            transaction_id=binding.transaction_id,
+        )
+        data = request.encode(fingerprint=True)
+        self._transmits.append(Transmit(binding.socket, binding.server, data))
+        if binding.attempt < len(BINDING_INTERVALS_NS):
+            binding.due = now + BINDING_INTERVALS_NS[binding.attempt]
+            binding.attempt += 1
+        else:
+            binding.due = now + BINDING_RETRY_NS
+            binding.answered = False
+
+    def _receive_binding(self, binding: _Binding, data: bytes, now: int) -> None:
+        try:
+            message = StunMessage.decode(data)
+            reflexive = message.xor_address(Attribute.XOR_MAPPED_ADDRESS)
+        except StunError:
+            return
+        if message.message_class is not MessageClass.SUCCESS or reflexive is None:
+            return
+        binding.transaction_id = b""
+        binding.attempt = 0
+        binding.due = now + BINDING_REFRESH_NS
+        binding.answered = True
+        known, binding.reflexive = binding.reflexive, reflexive
+        if known != reflexive:
+            self._changed(regather=known is not None)
+        for relay in self._relays.values():
+            if relay.server == binding.server and relay.socket == binding.socket:
+                self._check_rebinding(relay, reflexive, now)
+        self._allocate_where_possible(now)
+
+    # --- allocations ---------------------------------------------------------------------------
+
+    def _allocate_where_possible(self, now: int) -> None:
+        for relay in self._relays.values():
+            if relay.client is None and relay.retry_at is None:
+                self._allocate(relay, now)
+
+    def _allocate(self, relay: _Relay, now: int) -> None:
+        """Over the first socket from which the relay answered; later, if there is none yet."""
+        for (socket, server), binding in self._bindings.items():
+            if server == relay.server and binding.answered:
+                relay.socket = socket
+                relay.client = TurnClient(
+                    server=server,
+                    username=relay.username,
+                    password=relay.password,
+                    family="ipv6" if ":" in server.host else "ipv4",
+                    randomness=self._randomness,
+                    now=now,
+                )
+                self._service(relay, now)
+                return
+
+    def _service(self, relay: _Relay, now: int) -> None:
+        """Take what the client has to say, and send what it has to send."""
+        client, socket = relay.client, relay.socket
+        if client is None or socket is None:
+            return
+        for event in client.drain_events():
+            if isinstance(event, Received):
+                if relay.base is not None:
+                    self._received.append(Relayed(relay.base, event.peer, event.data))
+            elif isinstance(event, Permitted):
+                self._send_awaiting(relay, client, event.peer, now)
+            elif isinstance(event, Allocated):
+                self._allocated(relay, event.relayed)
+            elif isinstance(event, Lost):
+                self._lost(relay, now)
+                break
+        for data in client.drain_datagrams():
+            self._transmits.append(Transmit(socket, client.server, data))
+
+    def _send_awaiting(self, relay: _Relay, client: TurnClient, peer: Address, now: int) -> None:
+        if relay.base is not None:
+            data = self._awaiting.pop((relay.base.address, peer), None)
+            if data is not None:
+                client.send(peer, data, now)
+
+    def _allocated(self, relay: _Relay, relayed: Address) -> None:
+        assert relay.socket is not None
+        relay.failures = 0
+        relay.base = Base(
+            address=relayed,
+            socket=relay.socket,
+            server=relay.server,
+            priority=relay.base_priority,
+        )
+        self._changed(regather=False)
+
+    def _lost(self, relay: _Relay, now: int) -> None:
+        """Make a new allocation: at once if there was one, else with back-off."""
+        was_allocated = relay.base is not None
+        self._abandon(relay)
+        if was_allocated:
+            self._changed(regather=True)
+            self._allocate(relay, now)
+            return
+        delay = min(RETRY_FIRST_NS << min(relay.failures, 16), RETRY_LAST_NS)
+        relay.failures += 1
+        relay.retry_at = now + delay
+
+    def _check_rebinding(self, relay: _Relay, reflexive: Address, now: int) -> None:
+        """The relay knows an allocation by its 5-tuple: with another one it is lost to us."""
+        if relay.client is None or relay.base is None or relay.client.reflexive == reflexive:
+            return
+        self._lost(relay, now)
+
+    def _abandon(self, relay: _Relay) -> None:
+        if relay.base is not None:
+            gone = relay.base.address
+            self._awaiting = {k: v for k, v in self._awaiting.items() if k[0] != gone}
+        relay.client = relay.base = relay.socket = relay.retry_at = None
+
+    def _give_back(self, relay: _Relay, now: int) -> None:
+        if relay.client is None:
+            relay.retry_at = None
+            return
+        was_allocated = relay.base is not None
+        relay.client.close(now)
+        self._service(relay, now)
+        self._abandon(relay)
+        if was_allocated:
+            self._changed(regather=True)
+
+    def _keep(self, known: _Relay | None, fresh: _Relay) -> _Relay:
+        """The relay as it was, with the credentials and rank that it has now."""
+        if known is None or known.server != fresh.server:
+            return fresh
+        known.username, known.password = fresh.username, fresh.password
+        known.retry_at = None
+        return known
+
+    def _relay_of(self, base: Base) -> _Relay | None:
+        for relay in self._relays.values():
+            if relay.base == base:
+                return relay
+        return None
+
+    def _changed(self, *, regather: bool) -> None:
+        self.version += 1
+        if regather:
+            self.generation += 1
