@@ -13,7 +13,8 @@ from outcome import Error, Outcome, Value
 from runtime.actor import DEFAULT_DEADLINE_NS, ActorRef, Caller
 from runtime.clock import NS_PER_S
 from runtime.errors import Dead
-from runtime.scheduler import Effect, Scheduler
+from runtime.mailroom import Effect
+from runtime.scheduler import Scheduler
 
 MESSAGES_PER_CHECKPOINT: Final = 1_024
 """Messages between two real checkpoints of the host's task."""

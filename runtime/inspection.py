@@ -118,7 +118,7 @@ def crash_report(context: Context, reason: str, error: BaseException, details: b
     frames = [
         f"{frame.f_code.co_filename}:{line}:{frame.f_code.co_name}"
         for frame, line in walk_tb(error.__traceback__)
-        if frame.f_globals.get("__name__") != "runtime.scheduler"
+        if frame.f_globals.get("__name__") not in ("runtime.scheduler", "runtime.mailroom")
     ]
     return CrashReport(
         ref=context.ref,

@@ -11,7 +11,7 @@ from runtime.actor import DEAD, ActorRef, Context
 from runtime.errors import Dead
 
 if TYPE_CHECKING:
-    from runtime.scheduler import Scheduler
+    from runtime.mailroom import Mailroom
 
 
 @attrs.frozen(kw_only=True)
@@ -30,7 +30,7 @@ class PubSub:
     rules of a cast: a full mailbox does not get it (counted), so it is a hint, never the truth.
     A subscription ends with its actor."""
 
-    def __init__(self, scheduler: Scheduler) -> None:
+    def __init__(self, scheduler: Mailroom) -> None:
         self._scheduler = scheduler
         self._contexts_by_topic: dict[Hashable, dict[Context, None]] = {}
         self._published = 0

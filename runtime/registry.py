@@ -11,7 +11,7 @@ from runtime.actor import DEAD, ActorRef, Context
 from runtime.errors import Dead, NameTaken
 
 if TYPE_CHECKING:
-    from runtime.scheduler import Scheduler
+    from runtime.mailroom import Mailroom
 
 
 @attrs.frozen(kw_only=True)
@@ -25,7 +25,7 @@ class Registry:
     """Names are any hashable value, such as `"directory"` or `("account", account_id)`. A name
     goes when its actor ends, before anybody learns that it ended."""
 
-    def __init__(self, scheduler: Scheduler) -> None:
+    def __init__(self, scheduler: Mailroom) -> None:
         self._scheduler = scheduler
         self._context_by_name: dict[Hashable, Context] = {}
 

@@ -18,8 +18,9 @@ from typing import Any, Final
 
 from runtime.actor import DEFAULT_DEADLINE_NS, ActorRef
 from runtime.clock import VirtualClock
+from runtime.mailroom import Effect
 from runtime.randomness import Randomness
-from runtime.scheduler import Effect, Scheduler
+from runtime.scheduler import Scheduler
 from runtime.timers import TimerHeap
 
 MAX_MESSAGES_PER_INSTANT: Final = 10_000_000

@@ -1,0 +1,203 @@
+"""Under the scheduler, second floor: how actors end, and who is told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from runtime import inspection
+from runtime.actor import DEAD, RUNNING, ActorRef, Caller, Context, Down, Monitor, Timer
+from runtime.clock import Clock
+from runtime.errors import Crashed, Dead, StartFailed
+from runtime.inspection import Report
+from runtime.mailroom import Mailroom
+from runtime.randomness import Randomness
+
+
+class Lifetimes(Mailroom):
+    """The part of a scheduler that ends actors."""
+
+    def __init__(
+        self,
+        *,
+        clock: Clock,
+        randomness: Randomness,
+        node: str,
+        report: Callable[[Report], None] | None,
+        crash_details: bool,
+    ) -> None:
+        super().__init__(clock=clock, randomness=randomness, node=node)
+        self._report = report
+        self._crash_details = crash_details
+        self._running = False
+        self._ended = 0
+        self._crashed = 0
+        self._messages_handled = 0  # of actors that have ended
+
+    def stop(self, ref: ActorRef, reason: str = "shutdown") -> bool:
+        """End an actor now: its waiting handler is cut, an effect in flight is abandoned, its
+        children end before it, its mail is lost. If it is running at this moment (it called into
+        what stops it), then as soon as it waits or returns. False if it has ended already."""
+        context = self.resolve(ref)
+        if context is None or context._state == DEAD:
+            return False
+        self._stop(context, reason)
+        return True
+
+    def shutdown(self, reason: str = "shutdown") -> None:
+        """End every actor, the youngest root first, and drop their mail."""
+        for context in reversed(self.roots()):
+            self._stop(context, reason)
+
+    def is_alive(self, ref: ActorRef) -> bool:
+        """Whether the actor runs on this node and has not ended."""
+        context = self.resolve(ref)
+        return context is not None and context._state != DEAD
+
+    def roots(self) -> list[Context]:
+        """Contexts of the actors that nobody above would take along, oldest first."""
+        return [
+            context
+            for context in self._context_by_number.values()
+            if context._parent is None or context._parent._state == DEAD
+        ]
+
+    def watch(self, ref: ActorRef, ended: Callable[[str], None]) -> Monitor:
+        """Have `ended(reason)` called when the actor ends, at once if it has. `unwatch` undoes."""
+        context = self.resolve(ref)
+        if context is None or context._state == DEAD:
+            ended("dead")
+            return Monitor(None, None)
+        monitor = Monitor(None, context, ended)
+        self._add_monitor(context, monitor)
+        return monitor
+
+    def unwatch(self, monitor: Monitor) -> None:
+        """Take off a watch or a monitor."""
+        self._demonitor(monitor)
+
+    # --- ends ------------------------------------------------------------------------------------
+
+    def _stop(self, context: Context, reason: str) -> None:
+        if context._state != RUNNING or not self._running:
+            self._terminate(context, reason)
+            return
+        context._ending = context._ending or reason
+        context._killed = True
+
+    def _crash(self, context: Context, error: Exception) -> str:
+        """The actor has failed. Returns the reason under which it ended."""
+        what = "start failed" if context._unstarted else "crashed"
+        reason = f"{what}: {type(error).__name__}"
+        self._record_crash(context, reason, error)
+        self._terminate(context, reason, crashed=True)
+        return reason
+
+    def _record_crash(self, context: Context, reason: str, error: Exception) -> None:
+        self._crashed += 1
+        if self._report is not None:
+            self._report(inspection.crash_report(context, reason, error, self._crash_details))
+
+    def _terminate(self, context: Context, reason: str, *, crashed: bool = False) -> None:
+        """The end of an actor: what it waits for, its children, itself, its names, and only then
+        whoever waits for it or watches it."""
+        context._state = DEAD
+        self._drop_wait(context)
+        coroutine, context._coroutine = context._coroutine, None
+        if coroutine is not None:
+            try:
+                coroutine.close()
+            except Exception as error:
+                self._record_crash(context, f"clean-up failed: {type(error).__name__}", error)
+        for child in reversed(list(context._children or ())):
+            if child._state != DEAD:
+                self._stop(child, "shutdown")
+        try:
+            context._actor.terminated(reason)
+        except Exception as error:
+            self._record_crash(context, f"terminated failed: {type(error).__name__}", error)
+        self._ended += 1
+        self._messages_handled += context.handled
+        del self._context_by_number[context.ref.number]
+        if context._parent is not None and context._parent._children is not None:
+            context._parent._children.pop(context, None)
+        self.registry._forget(context)
+        self.pubsub._forget(context)
+        self._timers.cancel(context)
+        for timer in context._timers or ():
+            timer._context = None
+            self._timers.cancel(timer)
+        self._fail_callers(context, reason, crashed)
+        self._tell_watchers(context, reason)
+        self._release(context)
+
+    def _fail_callers(self, context: Context, reason: str, crashed: bool) -> None:
+        label = context.label
+        taken_up = list(context._later or ())
+        if context._caller is not None:
+            taken_up.append(context._caller)
+        for caller in taken_up:
+            if caller.waiting:
+                error = Crashed(label, reason) if crashed else Dead(label, reason)
+                self._answer(caller, None, error)
+        for item in context._mailbox:
+            if type(item) is Caller and item.waiting:
+                self._answer(item, None, Dead(label, reason))
+            elif type(item) is not Timer and type(item) is not Monitor:
+                self._dead_letters += 1
+        for waiter in context._start_waiters or ():
+            self._resume(waiter, None, StartFailed(label, reason))
+
+    def _tell_watchers(self, context: Context, reason: str) -> None:
+        for monitor in list(context._watching or ()):
+            self._demonitor(monitor)
+        for monitor in list(context._monitors or ()):
+            monitor._watched = None
+            watcher = monitor._watcher
+            if watcher is not None:
+                if watcher._watching is not None:
+                    watcher._watching.pop(monitor, None)
+                monitor._down = Down(context.ref, reason)
+                self._deliver(watcher, monitor)
+            elif monitor._ended is not None:
+                monitor._ended(reason)
+
+    def _release(self, context: Context) -> None:
+        """Let go of everything, since references may keep the context for long."""
+        context._label = context.label
+        context._actor = None
+        context._parent = context._caller = context._inline_from = None
+        context._children = context._monitors = context._watching = None
+        context._timers = context._later = context._start_waiters = context._recent = None
+        context._value = context._error = None
+        context._mailbox.clear()
+
+    # --- monitors --------------------------------------------------------------------------------
+
+    def _monitor(self, context: Context, ref: ActorRef) -> Monitor:
+        if context._state == DEAD:
+            raise Dead(context.label)
+        watched = self.resolve(ref)
+        if watched is None or watched._state == DEAD:
+            monitor = Monitor(context, None)
+            monitor._down = Down(ref, "dead")
+            self._deliver(context, monitor)
+            return monitor
+        monitor = Monitor(context, watched)
+        self._add_monitor(watched, monitor)
+        if context._watching is None:
+            context._watching = {}
+        context._watching[monitor] = None
+        return monitor
+
+    def _add_monitor(self, watched: Context, monitor: Monitor) -> None:
+        if watched._monitors is None:
+            watched._monitors = {}
+        watched._monitors[monitor] = None
+
+    def _demonitor(self, monitor: Monitor) -> None:
+        watched, watcher = monitor._watched, monitor._watcher
+        if watched is not None and watched._monitors is not None:
+            watched._monitors.pop(monitor, None)
+        if watcher is not None and watcher._watching is not None:
+            watcher._watching.pop(monitor, None)
+        monitor._watched = monitor._watcher = monitor._ended = monitor._down = None

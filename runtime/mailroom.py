@@ -1,0 +1,354 @@
+"""Under the scheduler, first floor: mailboxes, the run queue, timers, effects, and what each actor
+waits for. Nothing here runs an actor; `runtime.lifetimes` ends them, `runtime.scheduler` runs them.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import Any, Final, final
+
+from runtime.actor import (
+    DEAD,
+    IDLE,
+    MAX_TIMERS,
+    QUEUED,
+    SUSPEND,
+    ActorRef,
+    Caller,
+    Context,
+    Raise,
+    Timer,
+)
+from runtime.clock import Clock
+from runtime.errors import CallCycle, Dead, LimitReached, StartFailed, TimedOut
+from runtime.pubsub import PubSub
+from runtime.randomness import Randomness
+from runtime.registry import Registry
+from runtime.timers import TimerHeap
+
+_SLEEP: Final = object()
+
+
+@final
+class Effect:
+    """A coroutine that an actor waits for and the shell runs.
+
+    `on_abandoned`, if the shell sets it, is called when nobody waits for the result any more."""
+
+    __slots__ = ("_context", "arguments", "function", "on_abandoned")
+
+    def __init__(
+        self, context: Context, function: Callable[..., Awaitable[Any]], arguments: tuple[Any, ...]
+    ) -> None:
+        self._context: Context | None = context
+        self.function = function
+        self.arguments = arguments
+        self.on_abandoned: Callable[[], None] | None = None
+
+    @property
+    def abandoned(self) -> bool:
+        """Whether nobody waits for the result (any more)."""
+        return self._context is None
+
+
+@final
+class _StartOf:
+    """What a coroutine in `wait_started` waits for."""
+
+    __slots__ = ("child",)
+
+    def __init__(self, child: Context) -> None:
+        self.child = child
+
+
+class Mailroom:
+    """The part of a scheduler that keeps mail and time."""
+
+    def __init__(self, *, clock: Clock, randomness: Randomness, node: str) -> None:
+        self.clock = clock
+        self.randomness = randomness
+        self.node = node
+        self.registry = Registry(self)
+        self.pubsub = PubSub(self)
+        self._context_by_number: dict[int, Context] = {}
+        self._queue: deque[Context] = deque()
+        self._timers = TimerHeap()
+        self._effects: list[Effect] = []
+        self._effects_in_flight = 0
+        self._waker: Callable[[], None] | None = None
+        self._current: Context | None = None  # whose turn it is
+        self._calls_timed_out = 0
+        self._call_cycles = 0
+        self._refused = 0
+        self._dead_letters = 0
+        self._late_replies = 0
+        self._late_effects = 0
+
+    # --- mail ------------------------------------------------------------------------------------
+
+    def resolve(self, ref: ActorRef) -> Context | None:
+        """The context of a reference, wherever the reference came from."""
+        context = ref._context
+        if context is not None and context._scheduler is self:
+            return context
+        return self._context_by_number.get(ref.number) if ref.node == self.node else None
+
+    def cast(self, ref: ActorRef, message: object) -> bool:
+        """Send and go on. False, and counted, when there is no such actor or its mailbox is
+        full."""
+        context = ref._context
+        if context is None or context._scheduler is not self:
+            context = self.resolve(ref)
+        if context is None or context._state == DEAD:
+            self._dead_letters += 1
+            return False
+        mailbox = context._mailbox
+        if len(mailbox) >= context._mailbox_limit:
+            context.refused += 1
+            self._refused += 1
+            return False
+        mailbox.append(message)
+        if context._state == IDLE:
+            context._state = QUEUED
+            self._queue.append(context)
+            if self._waker is not None:
+                self._wake()
+        return True
+
+    def reply(self, caller: Caller, value: Any) -> bool:
+        """Answer a kept call; see `Actor.reply`."""
+        if type(value) is Raise:
+            return self._answer(caller, None, value.error)
+        return self._answer(caller, value, None)
+
+    def _deliver(self, context: Context, item: object) -> None:
+        """Put a call or a system message into a mailbox, whatever its limit."""
+        context._mailbox.append(item)
+        if context._state == IDLE:
+            self._enqueue(context)
+
+    def _enqueue(self, context: Context) -> None:
+        context._state = QUEUED
+        self._queue.append(context)
+        if self._waker is not None:
+            self._wake()
+
+    def _wake(self) -> None:
+        waker, self._waker = self._waker, None
+        if waker is not None:
+            waker()
+
+    # --- answers ---------------------------------------------------------------------------------
+
+    def _answer(self, caller: Caller, value: Any, error: Exception | None) -> bool:
+        if not caller.waiting:
+            self._late_replies += 1
+            return False
+        self._close(caller)
+        caller._replied = True
+        if caller._answered is not None:
+            self._timers.cancel(caller)
+            caller._answered(value, error)
+            return True
+        context = caller._context
+        assert context is not None
+        if context._wait is caller:
+            self._resume(context, value, error)
+        else:
+            caller._early = (value, error)  # its turn still goes on, in _run_in_caller
+        return True
+
+    def _close(self, caller: Caller) -> None:
+        """Whoever called does not wait any more."""
+        callee = caller._callee
+        caller._callee = None
+        if callee is not None and callee._later is not None:
+            callee._later.pop(caller, None)
+
+    def _keep(self, context: Context, caller: Caller) -> None:
+        if not caller.waiting:
+            return
+        if context._later is None:
+            context._later = {}
+        context._later[caller] = None
+
+    def _refuse_cycle(self, context: Context, callee: Context) -> None:
+        """Raise CallCycle if `callee` waits, over however many actors, for `context`."""
+        chain = [context]
+        other: Context | None = callee
+        while other is not None:
+            chain.append(other)
+            if other is context:
+                self._call_cycles += 1
+                raise CallCycle([each.label for each in chain])
+            wait = other._wait
+            if type(wait) is Caller:
+                other = wait._callee
+            elif type(wait) is _StartOf:
+                other = wait.child
+            else:
+                other = None
+
+    # --- waiting ---------------------------------------------------------------------------------
+
+    def _wait(self, context: Context, wait: object, deadline_ns: int | None) -> None:
+        context._wait = wait
+        if deadline_ns is not None:
+            self._timers.arm(context, self.clock.monotonic_ns() + max(0, deadline_ns))
+
+    def _resume(self, context: Context, value: Any, error: Exception | None) -> None:
+        context._wait = None
+        context.due_ns = None  # its place in the heap is kept for the next deadline
+        context._value = value
+        context._error = error
+        self._enqueue(context)
+
+    def _drop_wait(self, context: Context) -> None:
+        """Whatever the actor waits for, it does so no more."""
+        wait = context._wait
+        context._wait = None
+        context.due_ns = None
+        if type(wait) is Caller:
+            self._close(wait)
+        elif type(wait) is Effect:
+            wait._context = None
+            self._effects_in_flight -= 1
+            if wait.on_abandoned is not None:
+                wait.on_abandoned()
+        elif type(wait) is _StartOf and wait.child._start_waiters is not None:
+            wait.child._start_waiters.remove(context)
+
+    async def _sleep(self, context: Context, duration_ns: int) -> None:
+        if context is not self._current:
+            raise RuntimeError("awaited outside its own handler")
+        self._wait(context, _SLEEP, duration_ns)
+        await SUSPEND
+
+    async def _perform(
+        self,
+        context: Context,
+        function: Callable[..., Awaitable[Any]],
+        arguments: tuple[Any, ...],
+        deadline_ns: int | None,
+    ) -> Any:
+        if context is not self._current:
+            raise RuntimeError("awaited outside its own handler")
+        effect = Effect(context, function, arguments)
+        self._effects.append(effect)
+        self._effects_in_flight += 1
+        self._wait(context, effect, deadline_ns)
+        return await SUSPEND
+
+    async def _wait_started(self, context: Context, ref: ActorRef) -> None:
+        if context is not self._current:
+            raise RuntimeError("awaited outside its own handler")
+        child = self.resolve(ref)
+        if child is None or child._state == DEAD:
+            raise StartFailed(self._label(ref), "dead")
+        if not child._unstarted:
+            return
+        self._refuse_cycle(context, child)
+        if child._start_waiters is None:
+            child._start_waiters = []
+        child._start_waiters.append(context)
+        self._wait(context, _StartOf(child), None)
+        await SUSPEND
+
+    # --- effects, for the shell ------------------------------------------------------------------
+
+    def drain_effects(self) -> list[Effect]:
+        """Effects to begin with, in the order in which they were asked for."""
+        effects, self._effects = self._effects, []
+        return [effect for effect in effects if not effect.abandoned]
+
+    def complete(self, effect: Effect, value: Any = None, error: Exception | None = None) -> bool:
+        """The result of an effect, or what it raised. False, and counted, if nobody waits."""
+        context = effect._context
+        if context is None:
+            self._late_effects += 1
+            return False
+        effect._context = None
+        self._effects_in_flight -= 1
+        self._resume(context, value, error)
+        return True
+
+    # --- timers ----------------------------------------------------------------------------------
+
+    def next_deadline(self) -> int | None:
+        """When (monotonic ns) the next timer or deadline is due, or None."""
+        return self._timers.next_due_ns()
+
+    def _fire_timers(self) -> None:
+        timers = self._timers
+        if not len(timers):
+            return
+        now = self.clock.monotonic_ns()
+        while (entry := timers.pop_due(now)) is not None:
+            if type(entry) is Timer:
+                self._fire(entry)
+            elif type(entry) is Context:
+                self._expire(entry)
+            else:
+                self._expire_outside(entry)
+
+    def _fire(self, timer: Timer) -> None:
+        context = timer._context
+        assert context is not None
+        assert context._timers is not None
+        del context._timers[timer]
+        if timer._recipient is None:
+            self._deliver(context, timer)
+            return
+        timer._context = None
+        self.cast(timer._recipient, timer._message)
+
+    def _expire(self, context: Context) -> None:
+        """The time of what a suspended actor waits for is up."""
+        wait = context._wait
+        error: Exception | None = None
+        if type(wait) is Caller:
+            self._calls_timed_out += 1
+            error = TimedOut(self._label_of(wait._callee))
+        elif wait is not _SLEEP:
+            error = TimedOut("an effect")
+        self._drop_wait(context)
+        self._resume(context, None, error)
+
+    def _expire_outside(self, caller: Caller) -> None:
+        self._calls_timed_out += 1
+        error = TimedOut(self._label_of(caller._callee))
+        self._close(caller)
+        assert caller._answered is not None
+        caller._answered(None, error)
+
+    def _send_after(
+        self, context: Context, delay_ns: int, message: object, recipient: ActorRef | None
+    ) -> Timer:
+        if context._state == DEAD:
+            raise Dead(context.label)
+        if context._timers is None:
+            context._timers = {}
+        if len(context._timers) >= MAX_TIMERS:
+            raise LimitReached(f"an actor may have at most {MAX_TIMERS} timers")
+        own = recipient is None or recipient == context.ref
+        timer = Timer(context, None if own else recipient, message)
+        context._timers[timer] = None
+        self._timers.arm(timer, self.clock.monotonic_ns() + max(0, delay_ns))
+        return timer
+
+    def _cancel(self, timer: Timer) -> bool:
+        context = timer._context
+        if context is None:
+            return False
+        timer._context = None
+        if context._timers is not None and context._timers.pop(timer, self) is None:
+            self._timers.cancel(timer)
+        return True
+
+    def _label(self, ref: ActorRef) -> str:
+        context = self.resolve(ref)
+        return repr(ref) if context is None else context.label
+
+    def _label_of(self, context: Context | None) -> str:
+        return "somebody" if context is None else context.label
