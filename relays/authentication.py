@@ -8,16 +8,31 @@ then use SHA-256; without the cookie both are of the old kind, MD5 and HMAC-SHA1
 
 from __future__ import annotations
 
+import hmac
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from collections.abc import Mapping
+from typing import Final, Protocol
+from uuid import UUID
+
+import attrs
+
+from channel.credentials import turn_expiry, turn_password
 from relays.stun import (
     Attribute,
     Integrity,
+    Method,
     PasswordAlgorithm,
     StunError,
     StunMessage,
     long_term_key,
     password_algorithms_value,
 )
-from relays.turn import FEATURE_PASSWORD_ALGORITHMS, nonce_features
+from relays.stun import user_hash as compute_user_hash
+from relays.turn import FEATURE_PASSWORD_ALGORITHMS, NS, nonce_cookie, nonce_features
+
+NONCE_LIFETIME_NS: Final = 3600 * NS
+
+_NONCE_UNIT_NS: Final = 16 * NS
 
 
 class ClientCredentials:
@@ -78,3 +93,175 @@ def _strongest(offered: tuple[int, ...]) -> PasswordAlgorithm | None:
         if algorithm in offered:
             return algorithm
     return None
+
+
+# --- the server's half -------------------------------------------------------------------------
+
+
+class Credentials(Protocol):
+    """Where a relay finds passwords."""
+
+    @property
+    def algorithms(self) -> tuple[PasswordAlgorithm, ...]:
+        """Those that are offered, the best one first."""
+
+    def password(self, username: str, unix_s: int, *, beginning: bool) -> str | None:
+        """The password of `username`, None if there is none (or no longer, where an allocation
+        is `beginning`: RFC 8656 keeps what stands until it is given up)."""
+
+    def username_of(self, user_hash: bytes, realm: str) -> str | None:
+        """The user name behind a USERHASH, where names are known beforehand."""
+
+
+class StampedCredentials:
+    """Time-limited user names whose passwords follow from the relay's stamp secret.
+
+    `relay_id` is known once the portal has greeted the relay; until then nobody gets in.
+    """
+
+    algorithms: tuple[PasswordAlgorithm, ...] = (PasswordAlgorithm.SHA256,)
+
+    def __init__(self, stamp_secret: bytes) -> None:
+        self._stamp_secret = stamp_secret
+        self.relay_id: UUID | None = None
+
+    def password(self, username: str, unix_s: int, *, beginning: bool) -> str | None:
+        if self.relay_id is None:
+            return None
+        try:
+            expiry = turn_expiry(username)
+        except ValueError:
+            return None
+        if beginning and expiry <= unix_s:
+            return None
+        return turn_password(self._stamp_secret, self.relay_id, username)
+
+    def username_of(self, user_hash: bytes, realm: str) -> str | None:
+        return None
+
+
+class StaticCredentials:
+    """User names and passwords from a list, for a relay that stands alone. Never prints them."""
+
+    algorithms: tuple[PasswordAlgorithm, ...] = (PasswordAlgorithm.SHA256, PasswordAlgorithm.MD5)
+
+    def __init__(self, password_by_username: Mapping[str, str]) -> None:
+        self._password_by_username = dict(password_by_username)
+
+    def password(self, username: str, unix_s: int, *, beginning: bool) -> str | None:
+        return self._password_by_username.get(username)
+
+    def username_of(self, user_hash: bytes, realm: str) -> str | None:
+        for username in self._password_by_username:
+            if hmac.compare_digest(compute_user_hash(username, realm), user_hash):
+                return username
+        return None
+
+
+@attrs.frozen
+class Identity:
+    """Who sent a request; the answer is protected with the same key and attribute."""
+
+    username: str
+    key: bytes = attrs.field(repr=False)
+    integrity: Integrity
+
+
+class Authenticator:
+    """Judges requests and makes challenges. A core: `now` in nanoseconds, `unix_s` in seconds."""
+
+    def __init__(self, *, credentials: Credentials, realm: str, nonce_key: bytes) -> None:
+        self._credentials = credentials
+        self._realm = realm
+        self._nonce_key = nonce_key
+        self._offer = password_algorithms_value(*credentials.algorithms)
+        self._cookie = nonce_cookie(FEATURE_PASSWORD_ALGORITHMS)
+
+    def judge(
+        self, message: StunMessage, source: tuple[str, int], now: int, unix_s: int
+    ) -> Identity | int:
+        """Who sent this request, or the error code: 400, 401 or 438, in the order of section
+        9.2.4. Raises StunError for malformed attributes."""
+        if not message.integrities:
+            return 401
+        username = self._username(message)
+        nonce, realm = message.text(Attribute.NONCE), message.text(Attribute.REALM)
+        has_name = Attribute.USERNAME in message or Attribute.USERHASH in message
+        if not has_name or nonce is None or realm is None:
+            return 400
+        algorithm = self._algorithm(message, nonce)
+        if algorithm is None:
+            return 400
+        if username is None or realm != self._realm:
+            return 401
+        if algorithm not in self._credentials.algorithms:
+            return 401
+        password = self._credentials.password(
+            username, unix_s, beginning=message.method == Method.ALLOCATE
+        )
+        if password is None:
+            return 401
+        is_sha256 = Integrity.SHA256 in message.integrities
+        integrity = Integrity.SHA256 if is_sha256 else Integrity.SHA1
+        if (
+            integrity is Integrity.SHA1
+            and PasswordAlgorithm.MD5 not in self._credentials.algorithms
+        ):
+            return 401
+        key = long_term_key(algorithm, username, self._realm, password)
+        if not message.verify(key, integrity):
+            return 401
+        if not self._is_fresh(nonce, source, now):
+            return 438
+        return Identity(username, key, integrity)
+
+    def challenge(self, source: tuple[str, int], now: int) -> tuple[tuple[int, bytes], ...]:
+        """The attributes of an error response 401 or 438."""
+        return (
+            (Attribute.REALM, self._realm.encode()),
+            (Attribute.NONCE, self._nonce(source, now).encode()),
+            (Attribute.PASSWORD_ALGORITHMS, self._offer),
+        )
+
+    def _username(self, message: StunMessage) -> str | None:
+        hashed = message.value(Attribute.USERHASH)
+        if hashed is None:
+            return message.text(Attribute.USERNAME)
+        return self._credentials.username_of(hashed, self._realm)
+
+    def _algorithm(self, message: StunMessage, nonce: str) -> PasswordAlgorithm | None:
+        """The password algorithm that the client chose; None if it may not choose so (400)."""
+        chosen = message.password_algorithms(Attribute.PASSWORD_ALGORITHM)
+        offered = message.value(Attribute.PASSWORD_ALGORITHMS)
+        if not nonce_features(nonce) & FEATURE_PASSWORD_ALGORITHMS:
+            return PasswordAlgorithm.MD5
+        if not chosen and offered is None:
+            return PasswordAlgorithm.MD5
+        if len(chosen) != 1 or offered != self._offer:
+            return None
+        known = [one for one in self._credentials.algorithms if one == chosen[0]]
+        return known[0] if known else None
+
+    def _nonce(self, source: tuple[str, int], now: int) -> str:
+        ends = now // _NONCE_UNIT_NS + NONCE_LIFETIME_NS // _NONCE_UNIT_NS
+        stamp = (ends & 0xFFFFFF).to_bytes(3, "big")
+        return self._cookie + self._seal(stamp, source)
+
+    def _is_fresh(self, nonce: str, source: tuple[str, int], now: int) -> bool:
+        sealed = nonce[len(self._cookie) :]
+        try:
+            stamp = urlsafe_b64decode(sealed[:4].encode())
+        except ValueError:
+            return False
+        if not hmac.compare_digest(
+            (self._cookie + self._seal(stamp, source)).encode(), nonce.encode()
+        ):
+            return False
+        left = (int.from_bytes(stamp, "big") - now // _NONCE_UNIT_NS) & 0xFFFFFF
+        return 0 < left <= NONCE_LIFETIME_NS // _NONCE_UNIT_NS
+
+    def _seal(self, stamp: bytes, source: tuple[str, int]) -> str:
+        """15 characters: so short that a 401 is never more than twice a bare Allocate request."""
+        covered = stamp + f"{source[0]}|{source[1]}".encode()
+        mac = hmac.digest(self._nonce_key, covered, "sha256")[:8]
+        return urlsafe_b64encode(stamp + mac).rstrip(b"=").decode()

@@ -282,6 +282,10 @@ class StunMessage:
         value = self.value(attribute)
         return None if value is None else read_xor_address(value, self.transaction_id)
 
+    def xor_addresses(self, attribute: int) -> list[Address]:
+        """All addresses of the XOR kind. Raises StunError."""
+        return [read_xor_address(value, self.transaction_id) for value in self.values(attribute)]
+
     def address(self, attribute: int) -> Address | None:
         """An address in the clear (section 14.1, ALTERNATE-SERVER). Raises StunError."""
         value = self.value(attribute)

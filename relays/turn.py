@@ -25,6 +25,9 @@ CHANNEL_LIFETIME_NS: Final = 600 * NS
 RESERVATION_LIFETIME_NS: Final = 30 * NS
 FIRST_CHANNEL: Final = 0x4000
 LAST_CHANNEL: Final = 0x4FFF
+# RFC 5766 went further, and clients of its time (coturn's among them) still do: a server serves
+# them, a client of ours never asks for more than RFC 8656 allows.
+LAST_CHANNEL_OF_RFC_5766: Final = 0x7FFF
 TRANSPORT_UDP: Final = 17
 FAMILY_IPV4: Final = 1
 FAMILY_IPV6: Final = 2
@@ -45,8 +48,8 @@ _COOKIE_HALF: Final = MAGIC_COOKIE >> 16
 
 
 def is_channel_data(data: bytes | memoryview) -> bool:
-    """Whether this begins like ChannelData: RFC 8656, section 12.5."""
-    return len(data) >= 4 and 0x40 <= data[0] <= 0x4F
+    """Whether this begins like ChannelData: RFC 8656, section 12.5 (RFC 5766: section 11.5)."""
+    return len(data) >= 4 and 0x40 <= data[0] <= 0x7F
 
 
 def channel_data(number: int, data: bytes | memoryview) -> bytes:

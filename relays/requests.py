@@ -1,0 +1,389 @@
+"""What an authenticated TURN request does (RFC 8656, sections 7 to 12).
+
+One method for each request, with the error codes in the order of the RFC's sections. A `Requests`
+object changes the table of allocations and says what to answer; who asked, and whether he may,
+was settled before (see `relays.authentication`).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Final
+
+import attrs
+
+from relays.allocations import Allocation, AllocationTable, Channel, Permission
+from relays.peers import LOWEST_PEER_PORT, PeerPolicy
+from relays.stun import (
+    Attribute,
+    MessageClass,
+    Method,
+    StunError,
+    StunMessage,
+    address_value,
+    error_value,
+    xor_address_value,
+)
+from relays.turn import (
+    CHANNEL_LIFETIME_NS,
+    DEFAULT_LIFETIME_S,
+    FAMILY_IPV4,
+    FAMILY_IPV6,
+    FIRST_CHANNEL,
+    LAST_CHANNEL_OF_RFC_5766,
+    MAX_LIFETIME_S,
+    NS,
+    PERMISSION_LIFETIME_NS,
+    TRANSPORT_UDP,
+)
+from runtime.net.address import Address
+
+MAX_UNKNOWN_ATTRIBUTES: Final = 16
+
+# Comprehension-required attributes that are understood. DONT-FRAGMENT is not: Linux sets the bit
+# for a socket, not for a datagram, so a request with it is answered 420 (RFC 8656, section 7.2).
+_UNDERSTOOD: Final = frozenset(
+    {
+        Attribute.MAPPED_ADDRESS,
+        Attribute.USERNAME,
+        Attribute.ERROR_CODE,
+        Attribute.UNKNOWN_ATTRIBUTES,
+        Attribute.CHANNEL_NUMBER,
+        Attribute.LIFETIME,
+        Attribute.XOR_PEER_ADDRESS,
+        Attribute.DATA,
+        Attribute.REALM,
+        Attribute.NONCE,
+        Attribute.XOR_RELAYED_ADDRESS,
+        Attribute.REQUESTED_ADDRESS_FAMILY,
+        Attribute.EVEN_PORT,
+        Attribute.REQUESTED_TRANSPORT,
+        Attribute.PASSWORD_ALGORITHM,
+        Attribute.USERHASH,
+        Attribute.XOR_MAPPED_ADDRESS,
+        Attribute.RESERVATION_TOKEN,
+    }
+)
+
+
+@attrs.frozen(kw_only=True)
+class ServerLimits:
+    """What one relay gives, at most. 486 answers for the first two, 508 for the rest."""
+
+    allocations_per_username: int = 64
+    allocations_per_source: int = 4096
+    allocations: int = 20_000
+    permissions_per_allocation: int = 1024
+    channels_per_allocation: int = 1024
+    unauthenticated_per_second: int = 100
+    unauthenticated_burst: int = 200
+    source_prefixes: int = 65_536
+
+
+class Requests:
+    """See the head of this file. `counters` counts error codes and allocations made."""
+
+    def __init__(
+        self,
+        *,
+        table: AllocationTable,
+        limits: ServerLimits,
+        peers: PeerPolicy,
+        own_addresses: frozenset[str],
+        alternate_servers: dict[int, Address],
+        counters: Counter[str],
+    ) -> None:
+        self.draining = False
+        self._table = table
+        self._limits = limits
+        self._peers = peers
+        self._own_addresses = own_addresses
+        self._alternate_servers = alternate_servers
+        self._counters = counters
+
+    def answer(
+        self,
+        listener: int,
+        message: StunMessage,
+        source: tuple[str, int],
+        username: str,
+        now: int,
+    ) -> StunMessage:
+        """Do what the request of `username` asks for; the answer, whether success or error."""
+        try:
+            return self._perform(listener, message, source, username, now)
+        except StunError as error:
+            refusal = _Refusal(400, str(error))
+        except _Refusal as raised:
+            refusal = raised
+        self._counters[f"errors_{refusal.code}"] += 1
+        return error_response(message, refusal.code, refusal.reason, refusal.attributes)
+
+    def _perform(
+        self,
+        listener: int,
+        message: StunMessage,
+        source: tuple[str, int],
+        username: str,
+        now: int,
+    ) -> StunMessage:
+        """The answer to an authenticated request. Raises Refusal and StunError."""
+        unknown = unknown_attributes(message)
+        if unknown:
+            raise _Refusal(420, "Unknown Attribute", (unknown,))
+        allocation = self._table.by_client[listener].get(source)
+        if allocation is not None and allocation.expires_ns <= now:
+            self._table.remove(allocation)
+            allocation = None
+        if message.method == Method.ALLOCATE:
+            return self._allocate(listener, message, source, username, allocation, now)
+        if allocation is None:
+            raise _Refusal(437, "Allocation Mismatch")
+        if allocation.username != username:
+            raise _Refusal(441, "Wrong Credentials")
+        if message.method == Method.REFRESH:
+            return self._refresh(message, allocation, now)
+        if message.method == Method.CREATE_PERMISSION:
+            return self._create_permission(message, allocation, now)
+        return self._bind_channel(message, allocation, now)
+
+    def _allocate(
+        self,
+        listener: int,
+        message: StunMessage,
+        source: tuple[str, int],
+        username: str,
+        existing: Allocation | None,
+        now: int,
+    ) -> StunMessage:
+        """RFC 8656, section 7.2."""
+        if existing is not None:
+            raise _Refusal(437, "Allocation Mismatch")
+        transport = message.integer(Attribute.REQUESTED_TRANSPORT, 4)
+        if transport is None:
+            raise _Refusal(400, "REQUESTED-TRANSPORT is missing")
+        if transport >> 24 != TRANSPORT_UDP:
+            raise _Refusal(442, "Unsupported Transport Protocol")
+        lifetime_s = _lifetime_s(message)
+        family = self._requested_family(message)
+        self._check_quotas(family, username, source[0])
+        socket, port, family, token = self._take_port(message, family, now)
+        relayed = Address(self._table.relay_addresses[family], port)
+        self._table.add(
+            Allocation(
+                socket=socket,
+                relayed=relayed,
+                family=family,
+                listener=listener,
+                client=source,
+                username=username,
+                expires_ns=now + lifetime_s * NS,
+                transaction_id=message.transaction_id,
+            )
+        )
+        self._counters["allocations_made"] += 1
+        transaction_id = message.transaction_id
+        attributes: list[tuple[int, bytes]] = [
+            (Attribute.XOR_RELAYED_ADDRESS, xor_address_value(relayed, transaction_id)),
+            (Attribute.LIFETIME, lifetime_s.to_bytes(4, "big")),
+            (Attribute.XOR_MAPPED_ADDRESS, xor_address_value(source, transaction_id)),
+        ]
+        if token is not None:
+            attributes.append((Attribute.RESERVATION_TOKEN, token))
+        return success_response(message, tuple(attributes))
+
+    def _requested_family(self, message: StunMessage) -> int:
+        has_token = Attribute.RESERVATION_TOKEN in message
+        family = message.integer(Attribute.REQUESTED_ADDRESS_FAMILY, 4)
+        if has_token and Attribute.EVEN_PORT in message:
+            raise _Refusal(400, "EVEN-PORT with RESERVATION-TOKEN")
+        if has_token and family is not None:
+            raise _Refusal(400, "REQUESTED-ADDRESS-FAMILY with RESERVATION-TOKEN")
+        wanted = FAMILY_IPV4 if family is None else family >> 24
+        if not has_token and wanted not in self._table.relay_addresses:
+            raise _Refusal(440, "Address Family not Supported")
+        return wanted
+
+    def _check_quotas(self, family: int, username: str, host: str) -> None:
+        if self.draining:
+            alternate = self._alternate_servers.get(family)
+            if alternate is None:
+                raise _Refusal(508, "Insufficient Capacity")
+            value = (Attribute.ALTERNATE_SERVER, address_value(alternate))
+            raise _Refusal(300, "Try Alternate", (value,))
+        of_username = self._table.count_of_username(username)
+        if of_username >= self._limits.allocations_per_username:
+            raise _Refusal(486, "Allocation Quota Reached")
+        if self._table.count_of_source(host) >= self._limits.allocations_per_source:
+            raise _Refusal(486, "Allocation Quota Reached")
+        if len(self._table) >= self._limits.allocations:
+            raise _Refusal(508, "Insufficient Capacity")
+
+    def _take_port(
+        self, message: StunMessage, family: int, now: int
+    ) -> tuple[int, int, int, bytes | None]:
+        """Socket, port, family and, where one more port was reserved, the token for it."""
+        token = message.value(Attribute.RESERVATION_TOKEN)
+        if token is not None:
+            reserved = self._table.take_reserved(token, now)
+            if reserved is None:
+                raise _Refusal(508, "Insufficient Capacity")
+            return *reserved, None
+        even_port = message.integer(Attribute.EVEN_PORT, 1)
+        if even_port is not None:
+            reserve = bool(even_port & 0x80)
+            if reserve and self._table.reservations >= self._limits.allocations:
+                raise _Refusal(508, "Insufficient Capacity")
+            pair = self._table.take_even_port(family, now, reserve=reserve)
+            if pair is None:
+                raise _Refusal(508, "Insufficient Capacity")
+            return pair[0], pair[1], family, pair[2]
+        taken = self._table.take_port(family)
+        if taken is None:
+            raise _Refusal(508, "Insufficient Capacity")
+        return *taken, family, None
+
+    def _refresh(self, message: StunMessage, allocation: Allocation, now: int) -> StunMessage:
+        """RFC 8656, section 8.2."""
+        family = message.integer(Attribute.REQUESTED_ADDRESS_FAMILY, 4)
+        if family is not None and family >> 24 != allocation.family:
+            raise _Refusal(443, "Peer Address Family Mismatch")
+        lifetime_s = _lifetime_s(message)
+        if message.integer(Attribute.LIFETIME, 4) == 0:
+            lifetime_s = 0
+            self._table.remove(allocation)
+        else:
+            allocation.purge(now)
+            self._table.refresh(allocation, now + lifetime_s * NS)
+        return success_response(message, ((Attribute.LIFETIME, lifetime_s.to_bytes(4, "big")),))
+
+    def _create_permission(
+        self, message: StunMessage, allocation: Allocation, now: int
+    ) -> StunMessage:
+        """RFC 8656, section 10.2: all of the addresses, or none."""
+        if Attribute.XOR_PEER_ADDRESS not in message:
+            raise _Refusal(400, "XOR-PEER-ADDRESS is missing")
+        peers = message.xor_addresses(Attribute.XOR_PEER_ADDRESS)
+        for peer in peers:
+            self._check_peer(peer.host, allocation)
+        hosts = {peer.host for peer in peers}
+        self._make_room_for_permissions(hosts, allocation, now)
+        for host in hosts:
+            self._permit(host, allocation, now)
+        return success_response(message, ())
+
+    def _bind_channel(self, message: StunMessage, allocation: Allocation, now: int) -> StunMessage:
+        """RFC 8656, section 12.2."""
+        field = message.integer(Attribute.CHANNEL_NUMBER, 4)
+        peer = message.xor_address(Attribute.XOR_PEER_ADDRESS)
+        if field is None or peer is None:
+            raise _Refusal(400, "CHANNEL-NUMBER or XOR-PEER-ADDRESS is missing")
+        number = field >> 16
+        if not FIRST_CHANNEL <= number <= LAST_CHANNEL_OF_RFC_5766:
+            raise _Refusal(400, "not a channel number")
+        for bound in (
+            allocation.channel_by_number.get(number),
+            allocation.channel_by_peer.get(peer),
+        ):
+            if bound is not None and bound.expires_ns <= now:
+                allocation.drop_channel(bound)
+            elif bound is not None and (bound.number != number or bound.peer != peer):
+                raise _Refusal(400, "the channel or the peer is bound otherwise")
+        self._check_peer(peer.host, allocation)
+        if peer.port < LOWEST_PEER_PORT:
+            raise _Refusal(403, "Forbidden")
+        self._make_room_for_permissions({peer.host}, allocation, now)
+        channel = allocation.channel_by_number.get(number)
+        if channel is None:
+            self._make_room_for_a_channel(allocation, now)
+        permission = self._permit(peer.host, allocation, now)
+        if channel is None:
+            channel = Channel(number, peer, 0, permission)
+            allocation.channel_by_number[number] = channel
+            allocation.channel_by_peer[peer] = channel
+        channel.expires_ns = now + CHANNEL_LIFETIME_NS
+        return success_response(message, ())
+
+    # --- peers -----------------------------------------------------------------------------------
+
+    def _check_peer(self, host: str, allocation: Allocation) -> None:
+        if (FAMILY_IPV6 if ":" in host else FAMILY_IPV4) != allocation.family:
+            raise _Refusal(443, "Peer Address Family Mismatch")
+        is_relay = host == self._table.relay_addresses[allocation.family]
+        if not is_relay and (host in self._own_addresses or not self._peers.allows(host)):
+            raise _Refusal(403, "Forbidden")
+
+    def _permit(self, host: str, allocation: Allocation, now: int) -> Permission:
+        permission = allocation.permission_by_host.get(host)
+        if permission is None:
+            permission = Permission(0, host in self._own_addresses)
+            allocation.permission_by_host[host] = permission
+        elif permission.expires_ns <= now:
+            permission.answered = False
+        permission.expires_ns = now + PERMISSION_LIFETIME_NS
+        return permission
+
+    def _make_room_for_permissions(self, hosts: set[str], allocation: Allocation, now: int) -> None:
+        held = allocation.permission_by_host
+        limit = self._limits.permissions_per_allocation
+        if len(held) + len(hosts - held.keys()) > limit:
+            allocation.purge(now)
+            if len(held) + len(hosts - held.keys()) > limit:
+                raise _Refusal(508, "Insufficient Capacity")
+
+    def _make_room_for_a_channel(self, allocation: Allocation, now: int) -> None:
+        if len(allocation.channel_by_number) >= self._limits.channels_per_allocation:
+            allocation.purge(now)
+            if len(allocation.channel_by_number) >= self._limits.channels_per_allocation:
+                raise _Refusal(508, "Insufficient Capacity")
+
+
+def unknown_attributes(message: StunMessage) -> tuple[int, bytes] | None:
+    """UNKNOWN-ATTRIBUTES for an answer 420, None when all that must be understood is."""
+    kinds = {kind for kind, _ in message.attributes if kind < 0x8000} - _UNDERSTOOD
+    if not kinds:
+        return None
+    listed = sorted(kinds)[:MAX_UNKNOWN_ATTRIBUTES]
+    return Attribute.UNKNOWN_ATTRIBUTES, b"".join(kind.to_bytes(2, "big") for kind in listed)
+
+
+def success_response(
+    request: StunMessage, attributes: tuple[tuple[int, bytes], ...]
+) -> StunMessage:
+    return StunMessage(
+        method=request.method,
+        message_class=MessageClass.SUCCESS,
+        transaction_id=request.transaction_id,
+        attributes=attributes,
+    )
+
+
+def error_response(
+    request: StunMessage, code: int, reason: str, attributes: tuple[tuple[int, bytes], ...]
+) -> StunMessage:
+    return StunMessage(
+        method=request.method,
+        message_class=MessageClass.ERROR,
+        transaction_id=request.transaction_id,
+        attributes=((Attribute.ERROR_CODE, error_value(code, reason)), *attributes),
+    )
+
+
+class _Refusal(Exception):
+    """A request is answered with this error."""
+
+    def __init__(
+        self, code: int, reason: str, attributes: tuple[tuple[int, bytes], ...] = ()
+    ) -> None:
+        super().__init__(f"{code} {reason}")
+        self.code = code
+        self.reason = reason
+        self.attributes = attributes
+
+
+def _lifetime_s(message: StunMessage) -> int:
+    """RFC 8656, section 7.2: not below the default, not above the maximum."""
+    wanted_s = message.integer(Attribute.LIFETIME, 4)
+    if wanted_s is None:
+        return DEFAULT_LIFETIME_S
+    return max(DEFAULT_LIFETIME_S, min(wanted_s, MAX_LIFETIME_S))

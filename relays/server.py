@@ -1,0 +1,361 @@
+"""The STUN and TURN server as a core (RFC 8489, RFC 8656), for UDP on both sides.
+
+Datagrams come in by `receive` (from clients, at a listener) and `receive_from_peer` (at the socket
+of an allocation); what is to be sent lies in `transmits`: tuples of socket number, data,
+destination. Data may be a view into the datagram that was passed in, so the owner sends it before
+that buffer is used again. The relaying of data stands first, since it is nearly all of the work:
+dictionary look-ups, no object but the tuple. What an authenticated request does is in
+`relays.requests`.
+
+Beyond the RFCs: answers to requests without valid credentials are never more than twice the size
+of the request on the wire, and limited for each source prefix; an IP address that never sent
+anything gets few and small packets; the relay's own addresses are reached inside of the core, on
+relayed ports only. `revoke_user` ends what a user has, `drain` refuses new allocations.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Final
+
+from relays.allocations import Allocation, AllocationTable, Permission, Sockets
+from relays.authentication import Authenticator, Credentials
+from relays.peers import LOWEST_PEER_PORT, PeerPolicy, RateLimiter, source_prefix
+from relays.requests import (
+    Requests,
+    ServerLimits,
+    error_response,
+    success_response,
+    unknown_attributes,
+)
+from relays.stun import (
+    Attribute,
+    MessageClass,
+    Method,
+    StunError,
+    StunMessage,
+    is_stun,
+    xor_address_value,
+)
+from relays.turn import (
+    MAX_DATA_BYTES,
+    NS,
+    channel_data,
+    data_indication,
+    is_send_indication,
+    read_channel_data,
+    read_indication,
+)
+from runtime.net.address import Address
+from runtime.randomness import Randomness
+
+Transmit = tuple[int, bytes | memoryview, tuple[str, int]]
+
+UNANSWERED_INTERVAL_NS: Final = NS // 20
+UNANSWERED_BURST_NS: Final = 19 * UNANSWERED_INTERVAL_NS
+UNANSWERED_BYTES: Final = 200
+
+_TURN_METHODS: Final = frozenset(
+    {Method.ALLOCATE, Method.REFRESH, Method.CREATE_PERMISSION, Method.CHANNEL_BIND}
+)
+
+
+class Server:
+    """See the head of this file.
+
+    `relay_addresses` maps a family (1: IPv4, 2: IPv6) to the address that clients are told,
+    `own_addresses` are all IP addresses of this machine and those under which it is known outside.
+    `alternate_servers` maps a family to where a draining relay sends newcomers. Listeners are
+    announced by `add_listener`. `synchronise` tells the wall clock, against which the expiry of
+    user names is checked; call it now and then.
+    """
+
+    def __init__(
+        self,
+        *,
+        credentials: Credentials,
+        realm: str,
+        relay_addresses: dict[int, str],
+        own_addresses: frozenset[str],
+        sockets: Sockets,
+        randomness: Randomness,
+        peers: PeerPolicy | None = None,
+        limits: ServerLimits | None = None,
+        first_port: int = 49_152,
+        last_port: int = 65_535,
+        alternate_servers: dict[int, Address] | None = None,
+        now: int,
+        unix_s: int,
+    ) -> None:
+        self.limits = limits or ServerLimits()
+        self.transmits: list[Transmit] = []
+        self.counters: Counter[str] = Counter()
+        self._own_addresses = own_addresses | frozenset(relay_addresses.values())
+        self._randomness = randomness
+        self._table = AllocationTable(
+            relay_addresses=relay_addresses,
+            first_port=first_port,
+            last_port=last_port,
+            sockets=sockets,
+            randomness=randomness,
+        )
+        self._requests = Requests(
+            table=self._table,
+            limits=self.limits,
+            peers=peers or PeerPolicy.of(),
+            own_addresses=self._own_addresses,
+            alternate_servers=alternate_servers or {},
+            counters=self.counters,
+        )
+        self._authenticator = Authenticator(
+            credentials=credentials, realm=realm, nonce_key=randomness.bytes(32)
+        )
+        self._unauthenticated = RateLimiter(
+            per_second=self.limits.unauthenticated_per_second,
+            burst=self.limits.unauthenticated_burst,
+            max_keys=self.limits.source_prefixes,
+        )
+        self._unix_offset_s = 0
+        self.relayed_packets = 0
+        self.relayed_bytes = 0
+        self.dropped_packets = 0
+        self.synchronise(now, unix_s)
+
+    # --- the owner's side ----------------------------------------------------------------------
+
+    def add_listener(self, listener: int) -> None:
+        """The socket `listener` takes requests of clients."""
+        self._table.add_listener(listener)
+
+    def synchronise(self, now: int, unix_s: int) -> None:
+        self._unix_offset_s = unix_s - now // NS
+
+    def drain(self) -> None:
+        """Refuse new allocations from now on; what stands may be refreshed and used."""
+        self._requests.draining = True
+
+    def revoke_user(self, username: str) -> int:
+        """End all allocations of this user name; how many there were."""
+        revoked = self._table.of_username(username)
+        for allocation in revoked:
+            self._table.remove(allocation)
+        return len(revoked)
+
+    @property
+    def draining(self) -> bool:
+        return self._requests.draining
+
+    @property
+    def allocations(self) -> int:
+        return len(self._table)
+
+    @property
+    def load(self) -> float:
+        """0.0 (empty) to 1.0 (no allocation left)."""
+        return min(1.0, self.allocations / max(1, self.limits.allocations))
+
+    def poll_timeout(self) -> int | None:
+        return self._table.next_deadline()
+
+    def handle_timeout(self, now: int) -> None:
+        self.counters["allocations_expired"] += self._table.expire(now)
+
+    def drain_transmits(self) -> list[Transmit]:
+        drained = self.transmits[:]
+        self.transmits.clear()
+        return drained
+
+    def statistics(self) -> dict[str, int]:
+        """Present sizes and counts since the start."""
+        return {
+            "allocations": self.allocations,
+            "reservations": self._table.reservations,
+            "source_prefixes": len(self._unauthenticated),
+            "relayed_packets": self.relayed_packets,
+            "relayed_bytes": self.relayed_bytes,
+            "dropped_packets": self.dropped_packets,
+            **self.counters,
+        }
+
+    # --- data ------------------------------------------------------------------------------------
+
+    def receive(self, listener: int, data: memoryview, source: tuple[str, int], now: int) -> None:
+        """A datagram of a client. Nothing is raised, whatever it holds."""
+        if not data:
+            return
+        if 0x40 <= data[0] <= 0x7F:
+            self._receive_channel_data(listener, data, source, now)
+        elif is_send_indication(data):
+            self._receive_send_indication(listener, data, source, now)
+        elif is_stun(data):
+            self._receive_message(listener, data, source, now)
+        else:
+            self.dropped_packets += 1
+
+    def receive_from_peer(
+        self, socket: int, data: memoryview, peer: tuple[str, int], now: int
+    ) -> None:
+        """A datagram that came to a relayed address (RFC 8656, sections 11.3 and 12.7)."""
+        allocation = self._table.by_socket.get(socket)
+        if allocation is None or peer[0] in self._own_addresses:
+            self.dropped_packets += 1
+            return
+        self._deliver(allocation, data, peer, now)
+
+    def _receive_channel_data(
+        self, listener: int, data: memoryview, source: tuple[str, int], now: int
+    ) -> None:
+        allocation = self._table.by_client[listener].get(source)
+        unpacked = read_channel_data(data)
+        if allocation is None or unpacked is None:
+            self.dropped_packets += 1
+            return
+        channel = allocation.channel_by_number.get(unpacked[0])
+        if channel is None or channel.expires_ns <= now:
+            self.dropped_packets += 1
+            return
+        self._relay(allocation, channel.permission, unpacked[1], channel.peer, now)
+
+    def _receive_send_indication(
+        self, listener: int, data: memoryview, source: tuple[str, int], now: int
+    ) -> None:
+        allocation = self._table.by_client[listener].get(source)
+        unpacked = None if allocation is None else read_indication(data)
+        if allocation is None or unpacked is None or unpacked[0][1] < LOWEST_PEER_PORT:
+            self.dropped_packets += 1
+            return
+        permission = allocation.permission_by_host.get(unpacked[0][0])
+        if permission is None:
+            self.dropped_packets += 1
+            return
+        self._relay(allocation, permission, unpacked[1], unpacked[0], now)
+
+    def _relay(
+        self,
+        allocation: Allocation,
+        permission: Permission,
+        data: memoryview,
+        peer: tuple[str, int],
+        now: int,
+    ) -> None:
+        if permission.expires_ns <= now:
+            self.dropped_packets += 1
+        elif permission.is_own:
+            target = self._table.by_relayed.get(peer)
+            if target is None:
+                self.dropped_packets += 1
+            else:
+                self._deliver(target, data, allocation.relayed, now)
+        elif permission.answered or _is_within_allowance(permission, len(data), now):
+            self.relayed_packets += 1
+            self.relayed_bytes += len(data)
+            self.transmits.append((allocation.socket, data, peer))
+        else:
+            self.dropped_packets += 1
+
+    def _deliver(
+        self, allocation: Allocation, data: memoryview, peer: tuple[str, int], now: int
+    ) -> None:
+        permission = allocation.permission_by_host.get(peer[0])
+        if permission is None or permission.expires_ns <= now or len(data) > MAX_DATA_BYTES:
+            self.dropped_packets += 1
+            return
+        permission.answered = True
+        channel = allocation.channel_by_peer.get(peer)
+        if channel is not None and channel.expires_ns > now:
+            packet = channel_data(channel.number, data)
+        else:
+            packet = data_indication(peer, data, self._randomness.bytes(12))
+        self.relayed_packets += 1
+        self.relayed_bytes += len(data)
+        self.transmits.append((allocation.listener, packet, allocation.client))
+
+    # --- requests --------------------------------------------------------------------------------
+
+    def _receive_message(
+        self, listener: int, data: memoryview, source: tuple[str, int], now: int
+    ) -> None:
+        try:
+            message = StunMessage.decode(data)
+        except StunError:
+            self.counters["malformed_messages"] += 1
+            return
+        if message.message_class is not MessageClass.REQUEST:
+            self.dropped_packets += 1
+        elif message.method == Method.BINDING:
+            self._answer_binding(listener, message, source, now, len(data))
+        elif message.method in _TURN_METHODS:
+            self._answer_turn(listener, message, source, now, len(data))
+        else:
+            self.counters["unknown_methods"] += 1
+
+    def _answer_binding(
+        self, listener: int, message: StunMessage, source: tuple[str, int], now: int, size: int
+    ) -> None:
+        unknown = unknown_attributes(message)
+        if unknown is not None:
+            answer = error_response(message, 420, "", (unknown,))
+        else:
+            mapped = xor_address_value(source, message.transaction_id)
+            answer = success_response(message, ((Attribute.XOR_MAPPED_ADDRESS, mapped),))
+        self.counters["binding_requests"] += 1
+        self._send_unauthenticated(listener, message, answer, source, now, size)
+
+    def _answer_turn(
+        self, listener: int, message: StunMessage, source: tuple[str, int], now: int, size: int
+    ) -> None:
+        unix_s = now // NS + self._unix_offset_s
+        try:
+            identity = self._authenticator.judge(message, source, now, unix_s)
+        except StunError:
+            identity = 400
+        if isinstance(identity, int):
+            is_challenge = identity in (401, 438)
+            attributes = self._authenticator.challenge(source, now) if is_challenge else ()
+            self.counters[f"errors_{identity}"] += 1
+            answer = error_response(message, identity, "", attributes)
+            self._send_unauthenticated(listener, message, answer, source, now, size)
+            return
+        by_client = self._table.by_client[listener]
+        if message.method == Method.ALLOCATE:
+            existing = by_client.get(source)
+            if existing is not None and existing.transaction_id == message.transaction_id:
+                self.transmits.append((listener, existing.answer, source))
+                return
+        answer = self._requests.answer(listener, message, source, identity.username, now)
+        encoded = answer.encode(
+            key=identity.key, integrity=identity.integrity, fingerprint=message.has_fingerprint
+        )
+        if message.method == Method.ALLOCATE and answer.message_class is MessageClass.SUCCESS:
+            by_client[source].answer = encoded
+        self.transmits.append((listener, encoded, source))
+
+    # --- answers without credentials -------------------------------------------------------------
+
+    def _send_unauthenticated(
+        self,
+        listener: int,
+        message: StunMessage,
+        answer: StunMessage,
+        source: tuple[str, int],
+        now: int,
+        size: int,
+    ) -> None:
+        """Send unless the prefix of the source had enough, or the answer would amplify."""
+        encoded = answer.encode(fingerprint=message.has_fingerprint)
+        headers = 48 if ":" in source[0] else 28
+        if len(encoded) + headers > 2 * (size + headers):
+            self.counters["answers_too_large"] += 1
+        elif not self._unauthenticated.take(source_prefix(source[0]), now):
+            self.counters["answers_rate_limited"] += 1
+        else:
+            self.transmits.append((listener, encoded, source))
+
+
+def _is_within_allowance(permission: Permission, size: int, now: int) -> bool:
+    """20 packets/s of 200 B for an address that never sent anything."""
+    paid_at_ns = max(permission.paid_at_ns, now)
+    if size > UNANSWERED_BYTES or paid_at_ns - now > UNANSWERED_BURST_NS:
+        return False
+    permission.paid_at_ns = paid_at_ns + UNANSWERED_INTERVAL_NS
+    return True

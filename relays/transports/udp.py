@@ -1,0 +1,183 @@
+"""The sockets of a relay over UDP: one for each listener and one for each allocation.
+
+All of them are in one epoll set, and trio waits for that set to become readable; then every socket
+that has something is read, synchronously and within a bound, and what the core has to send leaves
+before the next datagram is read. So the event loop is entered once for many packets, an idle
+allocation costs a socket and no task, and one receive buffer serves all. (`runtime.net.udp` has a
+buffer for each socket: right for an agent, too much for 20,000 allocations.)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import select
+import socket
+from typing import Final
+
+import trio
+
+from relays.server import Server
+from runtime.clock import Clock
+from runtime.net.address import Address
+
+DATAGRAMS_PER_TURN: Final = 32
+SOCKETS_PER_TURN: Final = 256
+LISTENER_BUFFER_BYTES: Final = 4 * 1024 * 1024
+ALLOCATION_BUFFER_BYTES: Final = 1024 * 1024
+LONGEST_WAIT_S: Final = 30.0
+
+_MAX_DATAGRAM_BYTES: Final = 65_535
+_SO_SNDBUFFORCE: Final = 32
+_SO_RCVBUFFORCE: Final = 33
+
+
+class UdpSockets:
+    """Owns the sockets; is what the core calls `Sockets`, and moves datagrams while `run` runs.
+
+    `bind_hosts` maps a family (1: IPv4, 2: IPv6) to the local IP address of relayed ports. Close
+    it when done: that closes all sockets.
+    """
+
+    def __init__(self, *, bind_hosts: dict[int, str], clock: Clock) -> None:
+        self._bind_hosts = bind_hosts
+        self._clock = clock
+        self._epoll = select.epoll()
+        self._socket_by_number: dict[int, socket.socket] = {}
+        self._number_by_descriptor: dict[int, int] = {}
+        self._listeners: set[int] = set()
+        self._next_number = 1
+        self._buffer = bytearray(_MAX_DATAGRAM_BYTES)
+        self._view = memoryview(self._buffer)
+        self._received = 0
+        self._sent = 0
+        self._receive_errors = 0
+        self._dropped_full = 0
+        self._dropped_refused = 0
+
+    def listen(self, address: Address) -> tuple[int, Address]:
+        """Open a listener; its number, and where it is bound. Raises OSError."""
+        number = self._open(address, LISTENER_BUFFER_BYTES)
+        self._listeners.add(number)
+        name = self._socket_by_number[number].getsockname()
+        return number, Address(name[0], name[1])
+
+    def open(self, family: int, port: int) -> int | None:
+        """See `relays.allocations.Sockets`."""
+        host = self._bind_hosts.get(family)
+        if host is None:
+            return None
+        try:
+            return self._open(Address(host, port), ALLOCATION_BUFFER_BYTES)
+        except OSError:
+            return None
+
+    def close(self, socket: int) -> None:
+        closing = self._socket_by_number.pop(socket, None)
+        if closing is None:
+            return
+        del self._number_by_descriptor[closing.fileno()]
+        self._epoll.unregister(closing)
+        closing.close()
+
+    def close_all(self) -> None:
+        for number in list(self._socket_by_number):
+            self.close(number)
+        if not self._epoll.closed:
+            with contextlib.suppress(RuntimeError):
+                trio.lowlevel.notify_closing(self._epoll.fileno())
+            self._epoll.close()
+
+    async def run(self, server: Server) -> None:
+        """Move datagrams between the sockets and `server`, until cancelled."""
+        while True:
+            deadline_ns = server.poll_timeout()
+            wait_s = LONGEST_WAIT_S
+            if deadline_ns is not None:
+                left_s = (deadline_ns - self._clock.monotonic_ns()) / 1e9
+                wait_s = min(wait_s, max(0.0, left_s))
+            with trio.move_on_after(wait_s):
+                await trio.lowlevel.wait_readable(self._epoll.fileno())
+            now = self._clock.monotonic_ns()
+            if deadline_ns is not None and deadline_ns <= now:
+                server.handle_timeout(now)
+            for descriptor, _ in self._epoll.poll(0, SOCKETS_PER_TURN):
+                number = self._number_by_descriptor.get(descriptor)
+                if number is not None:
+                    self._read(number, server, now)
+
+    def statistics(self) -> dict[str, int]:
+        """Datagrams received and sent, and those that the kernel did not take."""
+        return {
+            "sockets": len(self._socket_by_number),
+            "received_datagrams": self._received,
+            "receive_errors": self._receive_errors,
+            "sent_datagrams": self._sent,
+            "send_dropped_full": self._dropped_full,
+            "send_dropped_refused": self._dropped_refused,
+        }
+
+    def _open(self, address: Address, buffer_bytes: int) -> int:
+        opened = socket.socket(address.family, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+        try:
+            opened.setblocking(False)
+            if address.family == socket.AF_INET6:
+                opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            _grow(opened, socket.SO_RCVBUF, _SO_RCVBUFFORCE, buffer_bytes)
+            _grow(opened, socket.SO_SNDBUF, _SO_SNDBUFFORCE, buffer_bytes)
+            opened.bind(address)
+            self._epoll.register(opened, select.EPOLLIN)
+        except BaseException:
+            opened.close()
+            raise
+        number, self._next_number = self._next_number, self._next_number + 1
+        self._socket_by_number[number] = opened
+        self._number_by_descriptor[opened.fileno()] = number
+        return number
+
+    def _read(self, number: int, server: Server, now: int) -> None:
+        reading = self._socket_by_number[number]
+        receive = reading.recvfrom_into
+        take = server.receive if number in self._listeners else server.receive_from_peer
+        is_ipv6 = reading.family == socket.AF_INET6
+        buffer, view, transmits = self._buffer, self._view, server.transmits
+        for _ in range(DATAGRAMS_PER_TURN):
+            try:
+                size, sender = receive(buffer)
+            except BlockingIOError:
+                return
+            except OSError:
+                self._receive_errors += 1
+                return
+            self._received += 1
+            take(number, view[:size], sender[:2] if is_ipv6 else sender, now)
+            if transmits:
+                self._send(server)
+
+    def _send(self, server: Server) -> None:
+        transmits = server.transmits
+        for number, data, destination in transmits:
+            sending = self._socket_by_number.get(number)
+            if sending is None:
+                continue
+            try:
+                sending.sendto(data, destination)
+            except BlockingIOError:
+                self._dropped_full += 1
+            except OSError:
+                self._dropped_refused += 1
+            else:
+                self._sent += 1
+        transmits.clear()
+
+
+def _grow(opened: socket.socket, option: int, force: int, size: int) -> None:
+    """Ask for a buffer; without CAP_NET_ADMIN the kernel's maximum may be lower."""
+    try:
+        opened.setsockopt(socket.SOL_SOCKET, force, size)
+    except PermissionError:
+        opened.setsockopt(socket.SOL_SOCKET, option, size)
+
+
+def wanted_descriptors(allocations: int) -> int:
+    """How many open files a relay with so many allocations needs (pairs reserve a second one)."""
+    return 2 * allocations + 256
