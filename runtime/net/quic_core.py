@@ -1,0 +1,167 @@
+"""aioquic's connection, bent where its public interface has no word for what is needed.
+
+Everything that reaches into aioquic is in this file: a receive window that follows the reader, one
+stream and no other, stateless resets (RFC 9000, section 10.3), the validated path, the peer's
+chain. The dependency is pinned; the tests on real sockets would show a change.
+"""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Callable
+from typing import Final, cast
+
+import attrs
+from aioquic.quic.configuration import SMALLEST_MAX_DATAGRAM_SIZE, QuicConfiguration
+from aioquic.quic.connection import (
+    MAX_STREAM_DATA_FRAME_CAPACITY,
+    QuicConnection,
+    QuicConnectionState,
+)
+from aioquic.quic.events import ConnectionTerminated
+from aioquic.quic.packet import QuicFrameType, QuicProtocolVersion
+from aioquic.quic.packet_builder import QuicPacketBuilder
+from aioquic.quic.stream import QuicStream
+from cryptography.x509 import Certificate
+
+CID_BYTES: Final = 8
+RESET_TOKEN_BYTES: Final = 16
+MIN_RESET_BYTES: Final = 21
+
+_UNLIMITED: Final = 2**61
+_NS_PER_S: Final = 10**9
+
+
+@attrs.frozen(kw_only=True)
+class QuicLimits:
+    """What one endpoint allows. From `max_connections` on, listeners alone.
+
+    `receive_window_bytes` may lie unread on a connection; `send_buffer_bytes` unacknowledged,
+    beyond which `send` refuses (one call may go above it). Sources are IPv4 addresses and
+    IPv6 /64 networks. `resets_per_s` bounds answers to packets of unknown connections.
+    """
+
+    receive_window_bytes: int = 256 * 1024
+    send_buffer_bytes: int = 4 * 1024 * 1024
+    datagram_bytes: int = SMALLEST_MAX_DATAGRAM_SIZE
+    idle_timeout_ns: int = 15 * _NS_PER_S
+    handshake_timeout_ns: int = 10 * _NS_PER_S
+    max_connections: int = 20_000
+    max_connections_per_source: int = 1_000
+    max_handshakes: int = 512
+    max_handshakes_per_source: int = 128
+    retry_above_handshakes: int = 32
+    resets_per_s: int = 100
+
+
+class QuicCore(QuicConnection):
+    """aioquic's connection, with a receive window that follows the reader and no other streams."""
+
+    def __init__(
+        self,
+        configuration: QuicConfiguration,
+        window: int,
+        reset_token: Callable[[bytes], bytes] | None = None,
+        original_destination: bytes | None = None,
+        retry_source: bytes | None = None,
+    ) -> None:
+        self._reset_token = reset_token
+        super().__init__(
+            configuration=configuration,
+            original_destination_connection_id=original_destination,
+            retry_source_connection_id=retry_source,
+        )
+        self._window = window
+        self._consumed = 0
+        streams_of_peer = 1 if configuration.is_client else 0
+        for limit, value in (
+            (self._local_max_streams_bidi, streams_of_peer),
+            (self._local_max_streams_uni, 0),
+        ):
+            limit.value = limit.sent = value
+        if reset_token is not None:
+            self._host_cids[0].stateless_reset_token = reset_token(self.host_cid)
+
+    def open_stream(self) -> QuicStream:
+        return self._get_or_create_stream_for_send(self.get_next_available_stream_id())
+
+    def stream(self, stream_id: int) -> QuicStream | None:
+        return self._streams.get(stream_id)
+
+    def buffered_bytes(self, stream: QuicStream) -> int:
+        return len(stream.sender._buffer)
+
+    def consume(self, stream: QuicStream, size: int) -> bool:
+        """Count what was read; True when the peer should be told of the room."""
+        self._consumed += size
+        return self._consumed + self._window - stream.max_stream_data_local >= self._window // 2
+
+    def has_begun(self) -> bool:
+        """Whether any packet of the peer could be read yet (a server's connection)."""
+        return self._state is not QuicConnectionState.FIRSTFLIGHT
+
+    def ended_by_peer(self) -> ConnectionTerminated | None:
+        """How the peer closed, at once: aioquic itself tells only after its draining period."""
+        return self._close_event if self._state is QuicConnectionState.DRAINING else None
+
+    def validated_address(self) -> tuple[str, int] | None:
+        """The address of the active path, None while that is being validated."""
+        paths = self._network_paths
+        if not paths or not paths[0].is_validated:
+            return None
+        return cast(tuple[str, int], paths[0].addr)
+
+    def peer_chain(self) -> tuple[Certificate, ...]:
+        own = getattr(self.tls, "_peer_certificate", None) if hasattr(self, "tls") else None
+        return () if own is None else (own, *self.tls._peer_certificate_chain)
+
+    def is_reset(self, datagram: bytes) -> bool:
+        """Whether a datagram is a stateless reset by the peer (RFC 9000, section 10.3.1)."""
+        if len(datagram) < MIN_RESET_BYTES or datagram[0] & 0x80:
+            return False
+        tail = datagram[-RESET_TOKEN_BYTES:]
+        return any(
+            cid.stateless_reset_token and hmac.compare_digest(cid.stateless_reset_token, tail)
+            for cid in (self._peer_cid, *self._peer_cid_available)
+        )
+
+    def _replenish_connection_ids(self) -> None:
+        super()._replenish_connection_ids()
+        if self._reset_token is not None:
+            for cid in self._host_cids:
+                if not cid.was_sent:
+                    cid.stateless_reset_token = self._reset_token(cid.cid)
+
+    def _write_stream_limits(
+        self, builder: QuicPacketBuilder, space: object, stream: QuicStream
+    ) -> None:
+        """Raise MAX_STREAM_DATA by what was read, in steps of half a window."""
+        limit = self._consumed + self._window
+        if limit - stream.max_stream_data_local >= self._window // 2:
+            stream.max_stream_data_local = limit
+        told = stream.max_stream_data_local_sent == stream.max_stream_data_local
+        if told or stream.stream_id is None:
+            return
+        buffer = builder.start_frame(
+            QuicFrameType.MAX_STREAM_DATA,
+            capacity=MAX_STREAM_DATA_FRAME_CAPACITY,
+            handler=self._on_max_stream_data_delivery,
+            handler_args=(stream,),
+        )
+        buffer.push_uint_var(stream.stream_id)
+        buffer.push_uint_var(stream.max_stream_data_local)
+        stream.max_stream_data_local_sent = stream.max_stream_data_local
+
+
+def make_configuration(limits: QuicLimits, alpn: str, *, is_client: bool) -> QuicConfiguration:
+    return QuicConfiguration(
+        alpn_protocols=[alpn],
+        is_client=is_client,
+        connection_id_length=CID_BYTES,
+        idle_timeout=limits.idle_timeout_ns / _NS_PER_S,
+        max_datagram_size=limits.datagram_bytes,
+        # There is one stream, so its own limit is the one that counts.
+        max_data=_UNLIMITED,
+        max_stream_data=limits.receive_window_bytes,
+        supported_versions=[QuicProtocolVersion.VERSION_1],
+    )

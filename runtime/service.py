@@ -1,0 +1,160 @@
+"""What every Holloway process needs around its work: logs, health, secrets from outside.
+
+Metrics and the HTTP endpoints that show health are in `runtime.observe`, the local control socket
+in `runtime.control`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import stat
+import sys
+from collections.abc import Mapping, MutableMapping
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import msgspec
+import structlog
+
+from runtime.observe import Health, serve_observability
+from runtime.secret import Secret
+
+__all__ = [
+    "Health",
+    "SecretUnavailable",
+    "configure_logging",
+    "get_logger",
+    "read_secret",
+    "serve_observability",
+]
+
+MAX_SECRET_BYTES: Final = 16_384
+
+_LEVELS: Final = {"debug": 10, "info": 20, "warning": 30, "error": 40}
+_ESCAPES: Final = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160))}
+
+
+class SecretUnavailable(Exception):
+    """A secret could not be read. Says where it was looked for, never what was found."""
+
+
+# --- logs --------------------------------------------------------------------------------------
+
+
+def configure_logging(
+    format: Literal["text", "json"] = "text",
+    level: Literal["debug", "info", "warning", "error"] = "info",
+) -> None:
+    """Log to stderr from now on: lines of text for people, or one JSON object a line.
+
+    A `Secret` prints as one in both, wherever it stands in a value. Control characters never
+    reach the terminal. Libraries that use Python's own logging are heard from `warning` on
+    (aioquic from `error` on, since strangers can make it warn).
+    """
+    renderer: structlog.typing.Processor
+    if format == "json":
+        renderer = structlog.processors.JSONRenderer(serializer=_to_json)
+    else:
+        renderer = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), pad_event_to=28)
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            _make_plain,
+            renderer,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[level]),
+        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+        cache_logger_on_first_use=False,
+    )
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, force=True)
+    logging.getLogger("quic").setLevel(logging.ERROR)
+
+
+def get_logger(name: str, **values: object) -> structlog.typing.FilteringBoundLogger:
+    """A logger whose lines carry `component=name` and `values`. Call it as
+    `log.info("what_happened", key=value)`."""
+    logger: structlog.typing.FilteringBoundLogger = structlog.get_logger(component=name, **values)
+    return logger
+
+
+def _make_plain(
+    _logger: Any, _method: str, event: MutableMapping[str, Any]
+) -> MutableMapping[str, Any]:
+    """Reduce every value to what both renderers show the same way."""
+    for key, value in event.items():
+        event[key] = _plain(value)
+    return event
+
+
+def _plain(value: object) -> object:
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    if isinstance(value, str):
+        return value if value.isprintable() else _escape(value)
+    if isinstance(value, Secret):
+        return repr(value)
+    if isinstance(value, Mapping):
+        return {_escape(str(key)): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_plain(item) for item in value]
+    return _escape(str(value))
+
+
+def _escape(text: str) -> str:
+    """Newlines stay (tracebacks have them), other control characters become visible."""
+    return "\n".join(line.translate(_ESCAPES) for line in text.split("\n"))
+
+
+def _to_json(event: object, **_: object) -> str:
+    return msgspec.json.encode(event, enc_hook=str).decode()
+
+
+# --- secrets from outside ----------------------------------------------------------------------
+
+
+def read_secret(
+    *,
+    file: str | os.PathLike[str] | None = None,
+    value: str | None = None,
+    credential: str | None = None,
+) -> Secret:
+    """A secret from the first of these that is given: a file, a value (of an environment
+    variable), a systemd credential (a file of that name in $CREDENTIALS_DIRECTORY).
+
+    White space at both ends is dropped. A file must be a regular one that neither group nor
+    others of the machine may read or write: 0600 or stricter (a credential's mode is systemd's
+    own affair). At most 16 KiB. Raises SecretUnavailable.
+    """
+    if file is not None:
+        return _read_file(Path(file), private=True)
+    if value:
+        return Secret(value.strip())
+    directory = os.environ.get("CREDENTIALS_DIRECTORY")
+    if credential is not None and directory is not None:
+        if "/" in credential or credential in ("", ".", ".."):
+            raise SecretUnavailable("a credential's name has no slash")
+        return _read_file(Path(directory) / credential, private=False)
+    raise SecretUnavailable("neither a file, nor a value, nor a systemd credential is given")
+
+
+def _read_file(path: Path, *, private: bool) -> Secret:
+    try:
+        with open(path, "rb") as opened:
+            status = os.fstat(opened.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise SecretUnavailable(f"{path} is not a regular file")
+            if private and status.st_mode & 0o077:
+                mode = stat.S_IMODE(status.st_mode)
+                raise SecretUnavailable(f"{path} is open to others ({mode:04o}): chmod 0600")
+            content = opened.read(MAX_SECRET_BYTES + 1)
+    except OSError as error:
+        raise SecretUnavailable(f"{path}: {error.strerror}") from None
+    if len(content) > MAX_SECRET_BYTES:
+        raise SecretUnavailable(f"{path} is larger than {MAX_SECRET_BYTES} B")
+    if not content.strip():
+        raise SecretUnavailable(f"{path} is empty")
+    return Secret(content.strip())
