@@ -3,7 +3,8 @@
 It owns the check list of one connection. Candidates come and go on both sides at any time, checks
 go on for as long as the agent lives, and data is sent on the best pair that the peer consents to;
 that pair may change at any time, on each side by itself. So there is no moment of nomination:
-USE-CANDIDATE is sent on the chosen pair for the sake of other implementations, and not waited for.
+USE-CANDIDATE is sent on the chosen pair, for other implementations and as advice to the controlled
+side, and nobody waits for it.
 
 How a pair lives stands in `tunnel.ice.pair`. The agent adds
 
@@ -69,9 +70,11 @@ TRANSACTION_PREFIX_BYTES: Final = 4
 @attrs.frozen(kw_only=True)
 class Path:
     """The way that data takes. `local` and `remote` are both ends as the other side sees them
-    (behind a NAT: the public addresses); `relay` is the relay server that we send to, if any.
+    (behind a NAT: the public addresses).
 
-    `kind` is `relayed` also when only the peer uses a relay. `rtt_ns`: the last round trip.
+    `kind` is `relayed` also when only the peer uses a relay. `relay` is where our datagrams go
+    then: our relay server, or the address that the peer's relay holds for it. `rtt_ns` is the
+    last round trip.
     """
 
     kind: Literal["direct", "relayed"]
@@ -163,6 +166,7 @@ class IceAgent:
         self._remote_generation = -1
         self._pairs: dict[tuple[Address, Address], Pair] = {}
         self._outstanding: dict[bytes, _Outstanding] = {}
+        self._nominated: Pair | None = None
         self._next_check_ns = now
         self._give_up_at: int | None = now + PATIENCE_NS
         self._checks: list[Outgoing] = []
@@ -268,8 +272,12 @@ class IceAgent:
         pair = self._pairs.get((base.address, source))
         if pair is None:
             pair = self._learn(base, source, request.priority, now)
-        if pair is not None:
-            self._trigger(pair, now)
+        if pair is None:
+            return
+        self._trigger(pair, now)
+        if request.nominates and self.role == "controlled" and pair is not self._nominated:
+            self._nominated = pair
+            self._reselect(now)
 
     def receive_response(self, message: StunMessage, base: Base, source: Address, now: int) -> None:
         """A Binding response whose transaction id begins with our prefix (section 7.2.5)."""
@@ -453,7 +461,7 @@ class IceAgent:
         """Send on the best usable pair from now on; report what changed."""
         before = self.selected
         usable = [pair for pair in self._pairs.values() if pair.usable]
-        best = max(usable, key=lambda pair: pair.priority, default=None)
+        best = max(usable, key=self._preference, default=None)
         if best is before:
             return
         self.selected = best
@@ -468,6 +476,11 @@ class IceAgent:
         for pair in self._pairs.values():
             if pair.state is PairState.DORMANT:
                 pair.due = self._dormant_due(pair, now)
+
+    def _preference(self, pair: Pair) -> tuple[bool, bool, int]:
+        """Direct before relayed, whoever's choice it is; then what the controlling peer sends on,
+        so that both directions take the same way where they can; then the priority."""
+        return (not pair.relayed, pair is self._nominated, pair.priority)
 
     def _hope(self, now: int) -> None:
         """Something new happened: without a path, wait for it from now on."""
@@ -526,7 +539,7 @@ class IceAgent:
 
     def _dormant_due(self, pair: Pair, now: int) -> int | None:
         """Pairs that would be better than the one in use are tried again and again."""
-        if self.selected is None or pair.priority <= self.selected.priority:
+        if self.selected is None or self._preference(pair) <= self._preference(self.selected):
             return None
         return now + DORMANT_INTERVAL_NS
 
@@ -593,13 +606,14 @@ def _urgency(pair: Pair) -> tuple[bool, bool, int, int]:
 
 
 def _path(pair: Pair) -> Path:
-    local = pair.base.address
-    if pair.base.server is None and pair.mapped is not None:
-        local = pair.mapped
+    local, relay = pair.base.address, pair.base.server
+    if relay is None:
+        local = pair.mapped or local
+        relay = pair.remote.address if pair.relayed else None
     return Path(
         kind="relayed" if pair.relayed else "direct",
         local=local,
         remote=pair.remote.address,
-        relay=pair.base.server,
+        relay=relay,
         rtt_ns=pair.rtt_ns or 0,
     )

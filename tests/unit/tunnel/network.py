@@ -27,6 +27,7 @@ RELAY = Address("198.51.100.10", 3478)
 RELAY_ID = UUID(int=0xE1A)
 CONNECTION = UUID(int=0xC0)
 USER, PASSWORD = "user", "password"
+GREETING = 999_999  # the number of the packet that opens a tunnel before a conversation
 MAX_STEPS = 200_000
 
 
@@ -202,7 +203,7 @@ class Network:
         return host
 
     def relay(self, address: Address = RELAY) -> RelayHost:
-        relay = RelayHost(self, address)
+        relay = self.relay_host = RelayHost(self, address)
         self._nodes.append(relay)
         self._owner[address.host] = relay
         return relay
@@ -337,6 +338,52 @@ def pair_of_hosts(
     return client, gateway
 
 
+class Conversation:
+    """The client sends a numbered packet every `interval_ns`, the gateway answers each with a
+    packet of its own (where `answers`), until `stop`."""
+
+    def __init__(
+        self,
+        client: Host,
+        gateway: Host,
+        *,
+        interval_ns: int = 50 * NS_PER_MS,
+        answers: bool = True,
+    ) -> None:
+        self.client, self.gateway = client, gateway
+        self.sent = 0
+        self._interval_ns = interval_ns
+        self._answers = answers
+        self._running = True
+        self._tick()
+
+    def stop(self) -> None:
+        self._running = False
+
+    def delivered(self) -> list[int]:
+        """The numbers of the client's packets as they reached the gateway."""
+        return [n for n in _numbers(self.gateway) if n != GREETING]
+
+    def answered(self) -> list[int]:
+        """The numbers of the gateway's packets as they reached the client."""
+        return _numbers(self.client)
+
+    def _tick(self) -> None:
+        if not self._running:
+            return
+        network = self.client.network
+        if self.client.alive:
+            self.client.send(ip_packet(self.sent))
+        if self._answers and self.gateway.alive and self.gateway.packets:
+            self.gateway.send(ip_packet(1_000_000 + self.sent))
+        self.sent += 1
+        network.at(self._interval_ns, self._tick)
+
+
+def _numbers(host: Host) -> list[int]:
+    return [int.from_bytes(packet[20:24], "big") for _, packet in host.packets]
+
+
 def ip_packet(number: int, size: int = 60) -> bytes:
     """An IPv4 packet whose content tells which one it is."""
     header = bytes((0x45, 0)) + size.to_bytes(2, "big") + bytes(16)
@@ -349,8 +396,10 @@ def ip_packet(number: int, size: int = 60) -> bytes:
 
 __all__ = [
     "CONNECTION",
+    "GREETING",
     "RELAY",
     "Connected",
+    "Conversation",
     "Host",
     "Network",
     "PathChanged",
