@@ -217,17 +217,10 @@ async def _readiness(fileno: int, wanted: Wait) -> Ready:
 
 
 async def _either(fileno: int) -> Ready:
-    ready = 0
-
-    async def readable() -> None:
-        nonlocal ready
-        await trio.lowlevel.wait_readable(fileno)
-        ready |= Ready.R
-        nursery.cancel_scope.cancel()
-
-    async with trio.open_nursery(strict_exception_groups=False) as nursery:
-        nursery.start_soon(readable)
-        await trio.lowlevel.wait_writable(fileno)
-        ready |= Ready.W
-        nursery.cancel_scope.cancel()
-    return Ready(ready)
+    with select.epoll() as both:
+        both.register(fileno, select.EPOLLIN | select.EPOLLOUT)
+        await trio.lowlevel.wait_readable(both.fileno())
+        ((_, events),) = both.poll(0)
+    readable = Ready.R if events & ~select.EPOLLOUT else 0
+    writable = Ready.W if events & select.EPOLLOUT else 0
+    return Ready(readable | writable)

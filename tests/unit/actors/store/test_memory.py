@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from uuid import UUID
 
+import pytest
 import trio
 
 from actors.model import Account, Site
@@ -23,12 +24,9 @@ async def test_the_memory_store_is_a_store() -> None:
 
 def test_a_store_operation_ends_in_one_step_without_an_event_loop() -> None:
     coroutine = MemoryStore().apply(ACME.id, [Put(ACME)], who="test", at=AT)
-    try:
+    with pytest.raises(StopIteration) as end:
         coroutine.send(None)
-    except StopIteration as end:
-        assert [change.number for change in end.value] == [1]
-    else:
-        raise AssertionError("it suspended")
+    assert [change.number for change in end.value.value] == [1]
 
 
 async def test_a_subscriber_hears_of_each_transaction_until_it_leaves() -> None:

@@ -1,0 +1,548 @@
+"""Stores against a naive model: the same random operations on every store and on the model.
+
+The model knows no index and no order of checks: it tries a mutation, then looks at the whole
+state for whatever breaks a rule. So it says which refusals are right, and a store must give one of
+them. Several stores must agree with each other exactly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, time, timedelta
+from ipaddress import IPv4Address, IPv6Address, ip_network
+from itertools import combinations
+from typing import Any
+from uuid import UUID
+
+import attrs
+import trio
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
+
+from actors.model import (
+    ENTITIES,
+    KIND_OF,
+    REFERENCES,
+    Account,
+    Authorization,
+    Change,
+    Client,
+    Conditions,
+    CurrentTimeCondition,
+    DayWindow,
+    Entity,
+    EntityKind,
+    Gateway,
+    Group,
+    Membership,
+    Policy,
+    Principal,
+    Relay,
+    RemoteIpCondition,
+    Resource,
+    Site,
+    TimeRange,
+    Token,
+)
+from actors.store.interface import (
+    Conflict,
+    Contents,
+    Fenced,
+    Invalid,
+    InvalidReference,
+    Mutation,
+    NotFound,
+    Put,
+    Remove,
+    Store,
+    StoreError,
+)
+from channel.messages import Filter, IpText, SocketAddress
+
+START = datetime(2026, 1, 1, tzinfo=UTC)
+ACCOUNT_IDS = [UUID(int=0xA00 + n) for n in range(2)]
+KINDS: list[EntityKind] = list(ENTITIES)
+
+# --- entities from small pools, so that they meet ------------------------------------------------
+
+
+def ids(kind: EntityKind) -> st.SearchStrategy[UUID]:
+    """Ids of one kind; accounts share them, as ids of different accounts may be equal."""
+    base = 0x100 * (KINDS.index(kind) + 1)
+    return st.sampled_from([UUID(int=base + n) for n in range(3)])
+
+
+names = st.sampled_from(["Hall", "Loft", "Käfer"])
+instants = st.integers(0, 5).map(lambda minutes: START + timedelta(minutes=minutes))
+keys = st.sampled_from([bytes([n]) * 32 for n in range(3)])
+networks = st.sampled_from(["10.0.0.0/8", "192.0.2.0/24", "2001:db8::/32", "0.0.0.0/0"])
+ipv4s = st.sampled_from(["100.64.0.1", "100.64.0.2", "100.72.0.1", "10.0.0.1"]).map(IPv4Address)
+ipv6s = st.sampled_from(["fd48:4c57:5900::1", "fd48:4c57:5900::2", "fd00::1"]).map(IPv6Address)
+ranges_ipv4 = st.sampled_from(["100.64.0.0/11", "100.64.0.0/16"]).map(ip_network)
+filters = st.builds(Filter, protocol=st.sampled_from(["tcp", "udp"]), port_start=st.integers(0, 9))
+conditions = st.builds(
+    Conditions,
+    remote_ip=st.none()
+    | st.builds(
+        RemoteIpCondition,
+        operator=st.sampled_from(["is_in", "is_not_in"]),
+        values=st.tuples(networks),
+    ),
+    current_time=st.none()
+    | st.builds(
+        CurrentTimeCondition,
+        zone=st.sampled_from(["UTC", "Europe/Berlin"]),
+        windows=st.tuples(
+            st.builds(
+                DayWindow,
+                day=st.integers(0, 6),
+                ranges=st.lists(
+                    st.builds(
+                        TimeRange,
+                        start=st.times(max_value=time(11)),
+                        end=st.times(min_value=time(12)),
+                    ),
+                    max_size=2,
+                ).map(tuple),
+            )
+        ),
+    ),
+)
+
+
+def entities(account_id: UUID) -> st.SearchStrategy[Entity]:
+    """Entities of one account; some break a rule."""
+    common = {"account_id": st.just(account_id), "created_at": instants}
+    user, site = ids("principal"), ids("site")
+    agent = {**common, "token_id": ids("token"), "device_key": keys, "name": names}
+    address = {"ipv4": ipv4s, "ipv6": ipv6s}
+    owners = {"client": (user, st.none()), "api": (user, st.none()), "gateway": (st.none(), site)}
+
+    def token(kind: str) -> st.SearchStrategy[Token]:
+        principal_id, site_id = owners.get(kind, (st.none(), st.none()))
+        return st.builds(
+            Token, **common, id=ids("token"), kind=st.just(kind), name=names, hash=keys,
+            principal_id=principal_id, site_id=site_id, max_uses=st.sampled_from([None, 1, 2]),
+            expires_at=st.none() | instants, allowed_sources=st.just(()) | st.tuples(networks),
+        )  # fmt: skip
+
+    return st.one_of(
+        st.builds(
+            Account, id=st.just(account_id), name=names, slug=st.sampled_from(["a", "b"]),
+            range_ipv4=ranges_ipv4, created_at=instants, disabled=st.booleans(),
+        ),
+        st.builds(
+            Principal, **common, id=user, name=names,
+            kind=st.sampled_from(["user", "service_account"]),
+            email=st.sampled_from([None, "a@example.com"]),
+        ),
+        st.builds(
+            Group, **common, id=ids("group"), name=names,
+            kind=st.sampled_from(["static", "static", "everyone"]),
+        ),
+        st.builds(
+            Membership, **common, id=ids("membership"), group_id=ids("group"), principal_id=user
+        ),
+        st.builds(Site, **common, id=site, name=names),
+        st.builds(
+            Resource, **common, id=ids("resource"), site_id=site, name=names,
+            kind=st.just("cidr"), address=networks,
+            filters=st.lists(filters, max_size=2).map(tuple),
+        ),
+        st.builds(
+            Policy, **common, id=ids("policy"), group_id=ids("group"), resource_id=ids("resource"),
+            conditions=conditions, description=st.sampled_from(["", "two\nlines"]),
+            expires_at=st.none() | instants, lease_s=st.sampled_from([60, 86_400]),
+        ),
+        st.sampled_from(["client", "api", "gateway", "gateway", "client", "relay"]).flatmap(token),
+        st.builds(Client, **agent, **address, id=ids("client"), principal_id=user),
+        st.builds(Gateway, **agent, **address, id=ids("gateway"), site_id=site),
+    )  # fmt: skip
+
+
+def mutations(account_id: UUID) -> st.SearchStrategy[Mutation]:
+    """Mostly Puts; Removes of every kind but, mostly, the account."""
+    removable = [kind for kind in KINDS if kind != "account"]
+    remove = st.sampled_from(removable).flatmap(
+        lambda kind: ids(kind).map(lambda id: Remove(kind, id))
+    )
+    put = entities(account_id).map(Put)
+    whole = st.just(Remove("account", account_id))
+    return st.integers(0, 19).flatmap(lambda n: whole if n == 0 else remove if n < 5 else put)
+
+
+# --- the naive model -----------------------------------------------------------------------------
+
+
+Refusal = tuple[type[StoreError], str, str]
+UNIQUE_TOGETHER = {
+    "group": ["name"],
+    "membership": ["group_id", "principal_id"],
+    "site": ["name"],
+    "resource": ["name"],
+    "client": ["device_key"],
+    "gateway": ["device_key"],
+}
+
+
+@attrs.define
+class Model:
+    """The state as lists, and what the interface promises of it."""
+
+    entities: list[Entity] = attrs.Factory(list)
+    changes: dict[UUID, list[Change]] = attrs.Factory(dict)
+    uses: dict[UUID, int] = attrs.Factory(dict)
+    installation_tokens: list[Token] = attrs.Factory(list)
+    epochs: dict[UUID, int] = attrs.Factory(dict)
+    owned: set[UUID] = attrs.Factory(set)
+    authorizations: dict[tuple[UUID, UUID], Authorization] = attrs.Factory(dict)
+    relays: dict[UUID, Relay] = attrs.Factory(dict)
+
+    def find(self, account_id: UUID, kind: EntityKind, id: UUID) -> Entity | None:
+        for entity in self.entities:
+            if KIND_OF[type(entity)] == kind and entity.id == id and owner(entity) == account_id:
+                return entity
+        return None
+
+    def of(self, account_id: UUID, kind: EntityKind) -> list[Entity]:
+        found = [e for e in self.entities if owner(e) == account_id and KIND_OF[type(e)] == kind]
+        return sorted(found, key=lambda entity: entity.id)
+
+    def put(self, account_id: UUID, entity: Entity) -> tuple[list[Entity], set[Refusal]]:
+        """The entities after the Put, and what is wrong with them."""
+        kind = KIND_OF[type(entity)]
+        if kind != "account" and self.find(account_id, "account", account_id) is None:
+            return [], {(NotFound, "", "")}
+        before = self.find(account_id, kind, entity.id)
+        after = [each for each in self.entities if each is not before] + [entity]
+        return after, set(wrong(after, self.installation_tokens, entity))
+
+    def closure(self, account_id: UUID, kind: EntityKind, id: UUID) -> list[Entity]:
+        """The entity and everything that refers to it, however indirectly."""
+        gone = [entity for entity in [self.find(account_id, kind, id)] if entity is not None]
+        if kind == "account" and gone:
+            return [entity for entity in self.entities if owner(entity) == account_id]
+        for entity in gone:
+            for other in self.entities:
+                if owner(other) == account_id and other not in gone and refers(other, entity):
+                    gone.append(other)
+        return gone
+
+
+def owner(entity: Entity) -> UUID | None:
+    return entity.id if isinstance(entity, Account) else entity.account_id
+
+
+def refers(entity: Entity, target: Entity) -> bool:
+    fields = REFERENCES.get(KIND_OF[type(entity)], {})
+    return any(
+        kind == KIND_OF[type(target)] and getattr(entity, field) == target.id
+        for field, kind in fields.items()
+    )
+
+
+def wrong(entities: list[Entity], installation: list[Token], entity: Entity) -> list[Refusal]:
+    """Every reason why `entity` must not be among `entities`."""
+    kind = KIND_OF[type(entity)]
+    found: list[Refusal] = []
+    if isinstance(entity, Token):
+        if entity.kind in ("relay", "operator"):
+            found.append((Invalid, "token", "account_id"))
+        others = [each for each in entities if isinstance(each, Token) and each is not entity]
+        if any(each.id == entity.id for each in (*others, *installation)):
+            found.append((Conflict, "token", "id"))
+    for field, target in REFERENCES.get(kind, {}).items():
+        id = getattr(entity, field)
+        if id is not None and not any(
+            KIND_OF[type(each)] == target and each.id == id and owner(each) == owner(entity)
+            for each in entities
+        ):
+            found.append((InvalidReference, kind, field))
+    for one, other in combinations(entities, 2):
+        if entity in (one, other):
+            found += clashes(entity, other if entity is one else one)
+    if isinstance(entity, Account):
+        for each in entities:
+            if owner(each) == entity.id and isinstance(each, Client | Gateway):
+                for field in out_of_range(each, entity):
+                    found.append((Invalid, "account", f"range_{field}"))
+    if isinstance(entity, Client | Gateway):
+        for each in entities:
+            if isinstance(each, Account) and each.id == entity.account_id:
+                found += [(Invalid, kind, field) for field in out_of_range(entity, each)]
+    return found
+
+
+def clashes(entity: Entity, other: Entity) -> list[Refusal]:
+    kind = KIND_OF[type(entity)]
+    if isinstance(entity, Account):
+        same = isinstance(other, Account) and other.slug == entity.slug
+        return [(Conflict, "account", "slug")] if same else []
+    if owner(entity) != owner(other):
+        return []
+    found: list[Refusal] = []
+    fields = UNIQUE_TOGETHER.get(kind, [])
+    same_kind = type(entity) is type(other)
+    if fields and same_kind and all(getattr(entity, f) == getattr(other, f) for f in fields):
+        found.append((Conflict, kind, fields[-1]))
+    if isinstance(entity, Group) and isinstance(other, Group):
+        found += [(Conflict, kind, "kind")] if entity.kind == other.kind == "everyone" else []
+    if isinstance(entity, Client | Gateway) and isinstance(other, Client | Gateway):
+        for field in ("ipv4", "ipv6"):
+            if getattr(entity, field) == getattr(other, field):
+                found.append((Conflict, kind, field))
+    return found
+
+
+def out_of_range(agent: Client | Gateway, account: Account) -> list[str]:
+    inside = {"ipv4": agent.ipv4 in account.range_ipv4, "ipv6": agent.ipv6 in account.range_ipv6}
+    return [field for field, is_inside in inside.items() if not is_inside]
+
+
+# --- the machine ---------------------------------------------------------------------------------
+
+
+Outcome = tuple[str, Any]
+
+
+class StoreMachine(RuleBasedStateMachine):
+    """Runs in a worker thread of trio; `stores` are empty at the start of each example."""
+
+    stores: list[Store]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = Model()
+
+    def ask(self, question: Callable[[Store], Awaitable[Any]]) -> Outcome:
+        """The one answer that all stores give."""
+
+        async def outcome(store: Store) -> Outcome:
+            try:
+                return "done", await question(store)
+            except StoreError as error:
+                named = getattr(error, "kind", ""), getattr(error, "field", "")
+                return "refused", (type(error), *named)
+
+        first, *others = [trio.from_thread.run(outcome, store) for store in self.stores]
+        for other in others:
+            assert other == first
+        return first
+
+    @rule(data=st.data(), account_id=st.sampled_from(ACCOUNT_IDS), at=instants)
+    def apply(self, data: st.DataObject, account_id: UUID, at: datetime) -> None:
+        wanted = data.draw(st.lists(mutations(account_id), min_size=1, max_size=4))
+        if self.model.find(account_id, "account", account_id) is None:
+            slug = "a" if account_id == ACCOUNT_IDS[0] else "b"
+            account = Account(id=account_id, name="N", slug=slug, created_at=START)
+            wanted = data.draw(st.sampled_from([[Put(account), *wanted], wanted]))
+        kind, answer = self.ask(lambda store: store.apply(account_id, wanted, who="t", at=at))
+        if kind == "refused":
+            self.check_refusal(account_id, wanted, answer)
+        else:
+            self.check_changes(account_id, wanted, list(answer), at)
+
+    def check_refusal(self, account_id: UUID, wanted: list[Mutation], given: Refusal) -> None:
+        trial = attrs.evolve(self.model, entities=list(self.model.entities))
+        invalid = [
+            refusal
+            for mutation in wanted
+            if isinstance(mutation, Put)
+            for refusal in wrong([mutation.entity], [], mutation.entity)
+            if refusal == (Invalid, "token", "account_id")
+        ]
+        if invalid:
+            assert given in invalid
+            return
+        for mutation in wanted:
+            if isinstance(mutation, Put):
+                after, refusals = trial.put(account_id, mutation.entity)
+            else:
+                gone = trial.closure(account_id, mutation.kind, mutation.id)
+                after = [entity for entity in trial.entities if entity not in gone]
+                refusals = set() if gone else {(NotFound, "", "")}
+            if refusals:
+                assert given in refusals
+                return
+            trial.entities = after
+        raise AssertionError(f"refused for no reason: {given}")
+
+    def check_changes(
+        self, account_id: UUID, wanted: list[Mutation], given: list[Change], at: datetime
+    ) -> None:
+        model = self.model
+        log = model.changes.setdefault(account_id, [])
+        numbers = range(len(log) + 1, len(log) + len(given) + 1)
+        assert [change.number for change in given] == list(numbers)
+        assert all((change.at, change.who) == (at, "t") for change in given)
+        log.extend(given)
+        for mutation in wanted:
+            if isinstance(mutation, Put):
+                entity = mutation.entity
+                before = model.find(account_id, KIND_OF[type(entity)], entity.id)
+                after, refusals = model.put(account_id, entity)
+                assert not refusals
+                if before != entity:
+                    change = given.pop(0)
+                    assert (change.before, change.after) == (before, entity)
+                model.entities = after
+                continue
+            gone = model.closure(account_id, mutation.kind, mutation.id)
+            removals, given = given[: len(gone)], given[len(gone) :]
+            assert all(change.after is None for change in removals)
+            removed = [change.before for change in removals]
+            assert len(gone) > 0
+            assert sorted(map(repr, removed)) == sorted(map(repr, gone))
+            for position, entity in enumerate(removed):
+                assert not any(refers(later, entity) for later in removed[position + 1 :] if later)
+            assert removed[-1].id == mutation.id
+            model.entities = [entity for entity in model.entities if entity not in gone]
+            for entity in gone:
+                if isinstance(entity, Token):
+                    model.uses.pop(entity.id, None)
+            if mutation.kind == "account":
+                self.forget(account_id)
+        assert given == []
+
+    def forget(self, account_id: UUID) -> None:
+        model = self.model
+        model.owned.discard(account_id)
+        for key in [key for key in model.authorizations if key[0] == account_id]:
+            del model.authorizations[key]
+
+    @rule(data=st.data(), account_id=st.sampled_from(ACCOUNT_IDS), kind=st.sampled_from(KINDS))
+    def read(self, data: st.DataObject, account_id: UUID, kind: EntityKind) -> None:
+        id = account_id if kind == "account" else data.draw(ids(kind))
+        after = data.draw(st.none() | ids(kind))
+        limit = data.draw(st.integers(1, 3))
+        expected = self.model.find(account_id, kind, id)
+        given = self.ask(lambda store: store.get(account_id, kind, id))
+        assert given == (("done", expected) if expected else ("refused", (NotFound, "", "")))
+        listed = [e for e in self.model.of(account_id, kind) if after is None or e.id > after]
+        assert self.ask(lambda store: store.list(account_id, kind, after=after, limit=limit)) == (
+            "done",
+            tuple(listed[:limit]),
+        )
+
+    @rule(account_id=st.sampled_from(ACCOUNT_IDS), after=st.integers(0, 9), limit=st.integers(1, 9))
+    def read_account(self, account_id: UUID, after: int, limit: int) -> None:
+        log = self.model.changes.get(account_id, [])
+        assert self.ask(lambda store: store.changes(account_id, after=after, limit=limit)) == (
+            "done",
+            tuple(log[after : after + limit]),
+        )
+        accounts = [self.model.find(id, "account", id) for id in ACCOUNT_IDS]
+        assert self.ask(lambda store: store.accounts()) == (
+            "done",
+            tuple(account for account in accounts if account),
+        )
+        account = self.model.find(account_id, "account", account_id)
+        _, contents = self.ask(lambda store: store.contents(account_id))
+        if account is None:
+            assert contents[0] is NotFound
+            return
+        every = [e for each in KINDS[1:] for e in self.model.of(account_id, each)]
+        assert contents == Contents(account, tuple(every), len(log))
+
+    @rule(id=ids("token"), at=instants)
+    def use_token(self, id: UUID, at: datetime) -> None:
+        tokens = [e for e in self.model.entities if isinstance(e, Token)]
+        found = [e for e in (*tokens, *self.model.installation_tokens) if e.id == id]
+        token = found[0] if found else None
+        assert self.ask(lambda store: store.find_token(id)) == ("done", token)
+        uses = self.model.uses.get(id, 0)
+        allowed = token is not None and (token.max_uses is None or uses < token.max_uses)
+        assert self.ask(lambda store: store.use_token(id, at=at)) == ("done", allowed)
+        if allowed:
+            self.model.uses[id] = uses + 1
+
+    @rule(id=ids("token"), kind=st.sampled_from(["relay", "operator"]), hash=keys)
+    def put_installation_token(self, id: UUID, kind: Any, hash: bytes) -> None:
+        token = Token(id=id, account_id=None, kind=kind, name="T", hash=hash, created_at=START)
+        tokens = [e for e in self.model.entities if isinstance(e, Token)]
+        taken = any(each.id == id for each in (*tokens, *self.model.installation_tokens))
+        given = self.ask(lambda store: store.put_installation_token(token))
+        assert given == (("refused", (Conflict, "token", "id")) if taken else ("done", None))
+        if not taken:
+            self.model.installation_tokens.append(token)
+
+    @rule(id=ids("gateway"), token_id=ids("token"), at=instants)
+    def put_relay(self, id: UUID, token_id: UUID, at: datetime) -> None:
+        address = SocketAddress(address=IpText("192.0.2.1"), port=3478)
+        relay = Relay(id=id, token_id=token_id, name="R", addresses=(address,), last_seen_at=at)
+        tokens = [each for each in self.model.installation_tokens if each.id == token_id]
+        given = self.ask(lambda store: store.put_relay(relay))
+        if tokens and tokens[0].kind == "relay":
+            assert given == ("done", None)
+            self.model.relays[id] = relay
+        else:
+            assert given == ("refused", (InvalidReference, "relay", "token_id"))
+        relays = tuple(self.model.relays[id] for id in sorted(self.model.relays))
+        assert self.ask(lambda store: store.relays()) == ("done", relays)
+
+    @rule(account_id=st.sampled_from(ACCOUNT_IDS))
+    def acquire(self, account_id: UUID) -> None:
+        _, answer = self.ask(lambda store: store.acquire(account_id, owner="node"))
+        if self.model.find(account_id, "account", account_id) is None:
+            assert answer[0] is NotFound
+            return
+        assert answer > self.model.epochs.get(account_id, 0), "an epoch only grows"
+        self.model.epochs[account_id] = answer
+        self.model.owned.add(account_id)
+
+    @rule(
+        data=st.data(), account_id=st.sampled_from(ACCOUNT_IDS), late=st.sampled_from([0, 0, 0, 1])
+    )
+    def write_authorization(self, data: st.DataObject, account_id: UUID, late: int) -> None:
+        some = data.draw(ids("policy"))
+        ended_at = data.draw(st.none() | instants)
+        created_at = data.draw(instants)
+        authorization = Authorization(
+            id=some, account_id=account_id, policy_id=some, client_id=some, gateway_id=some,
+            resource_id=some, token_id=some, connection_id=some,
+            remote_ip=IpText(data.draw(st.sampled_from(["192.0.2.7", "2001:db8::7"]))),
+            created_at=created_at, expires_at=created_at + timedelta(minutes=2),
+            ended_at=ended_at, end_reason="gone" if ended_at else "",
+        )  # fmt: skip
+        epoch = self.model.epochs.get(account_id, 0) - late
+        given = self.ask(lambda store: store.write_authorization(authorization, epoch=epoch))
+        if account_id in self.model.owned and not late:
+            assert given == ("done", None)
+            self.model.authorizations[account_id, some] = authorization
+        else:
+            assert given == ("refused", (Fenced, "", ""))
+
+    @rule(account_id=st.sampled_from(ACCOUNT_IDS), at=st.none() | instants)
+    def read_authorizations(self, account_id: UUID, at: datetime | None) -> None:
+        expected = tuple(
+            each
+            for (owner_id, _), each in sorted(self.model.authorizations.items())
+            if owner_id == account_id
+            and (at is None or (each.ended_at is None and each.expires_at > at))
+        )
+        given = self.ask(lambda store: store.authorizations(account_id, live_at=at))
+        assert given == ("done", expected)
+
+
+async def check_stores(
+    make_stores: Callable[[], Awaitable[list[Store]]], *, examples: int, steps: int
+) -> None:
+    """Run the machine; `make_stores` gives empty stores at the start of each example."""
+
+    class Machine(StoreMachine):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stores = trio.from_thread.run(make_stores)
+
+    await trio.to_thread.run_sync(
+        lambda: run_state_machine_as_test(
+            Machine,
+            settings=settings(
+                max_examples=examples,
+                stateful_step_count=steps,
+                deadline=None,
+                suppress_health_check=list(HealthCheck),
+            ),
+        )
+    )
