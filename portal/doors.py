@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import attrs
-import structlog
 import trio
 from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.config import Config
@@ -27,6 +26,7 @@ from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ConnectionState
 
 from runtime.net.address import Address
+from runtime.service import get_logger
 
 MAX_CONNECTIONS: Final = 512
 MAX_HEADER_BYTES: Final = 32 * 1024
@@ -41,7 +41,7 @@ GRACE_TIME_S: Final = 5.0
 
 BACKLOG: Final = 256
 
-log = structlog.get_logger("portal.doors")
+log = get_logger("portal.doors")
 
 
 @attrs.define
@@ -136,7 +136,7 @@ class Door:
             try:
                 await _serve_connection(self._app, self._config, context, bounded)
             except Exception as error:  # one connection never harms another
-                log.error("connection failed", exc_info=error)
+                log.error("connection_failed", exc_info=error)
 
     @contextmanager
     def _bounded(self, stream: trio.SocketStream) -> Iterator[_BoundedStream]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
-import structlog
 from litestar import Litestar, Request, Response, get
 from litestar.connection import ASGIConnection
 from litestar.datastructures import State
@@ -39,6 +38,7 @@ from portal.api.pagination import provide_page
 from portal.api.problems import MEDIA_TYPE, FieldError, Problem, invalid, of_store, unavailable
 from portal.api.requests import StrictBody
 from runtime.errors import CallError
+from runtime.service import get_logger
 
 NOUNS = (
     accounts,
@@ -57,7 +57,7 @@ NOUNS = (
 )
 PAGE_QUERY = ("limit", "cursor")
 
-log = structlog.get_logger("portal.api")
+log = get_logger("portal.api")
 
 
 class Alive(msgspec.Struct, frozen=True):
@@ -72,8 +72,9 @@ async def healthz() -> Alive:
     return Alive()
 
 
-def create_api(office: Office) -> FrontDoor:
+def create_api(office: Office, *, authenticator: Authenticator | None = None) -> FrontDoor:
     """The API over this office, with its limits and its request log in front."""
+    authenticator = authenticator or Authenticator(office.store, office.clock)
     app = Litestar(
         route_handlers=[
             *(noun.router for noun in NOUNS),
@@ -93,7 +94,7 @@ def create_api(office: Office) -> FrontDoor:
         exception_handlers={Exception: answer_failure},
         openapi_config=None,
         logging_config=None,
-        state=State({"office": office, "authenticator": Authenticator(office.store, office.clock)}),
+        state=State({"office": office, "authenticator": authenticator}),
     )
     app.state.description = describe(app)
     asgi: ASGIApp = app
@@ -126,7 +127,7 @@ def answer_failure(request: Request[Any, Any, Any], error: Exception) -> Respons
     problem = _problem_of(error)
     request_id = str(request.scope["state"].get("request_id", ""))
     if problem.status >= 500 and problem.status != 503:
-        log.error("call failed", request_id=request_id, exc_info=error)
+        log.error("call_failed", request_id=request_id, exc_info=error)
     return Response(
         problem.body(request_id),
         status_code=problem.status,

@@ -52,13 +52,21 @@ class Caller:
 
 
 class Authenticator:
-    """Tells who calls, and limits how often: CALLS_PER_S for each token, FAILURES_PER_S of
+    """Tells who calls, and limits how often: `calls_per_s` for each token, FAILURES_PER_S of
     failed attempts for each source (an IPv4 address or an IPv6 /64)."""
 
-    def __init__(self, store: Store, clock: Clock) -> None:
+    def __init__(
+        self,
+        store: Store,
+        clock: Clock,
+        *,
+        calls_per_s: float = CALLS_PER_S,
+        calls_burst: int = CALLS_BURST,
+    ) -> None:
         self._store = store
         self._clock = clock
-        self._calls = TokenBuckets(rate_per_s=CALLS_PER_S, burst=CALLS_BURST)
+        self._calls_per_s = calls_per_s
+        self._calls = TokenBuckets(rate_per_s=calls_per_s, burst=calls_burst)
         self._failures = TokenBuckets(rate_per_s=FAILURES_PER_S, burst=FAILURES_BURST)
         self._good_hashes: OrderedDict[bytes, None] = OrderedDict()
 
@@ -71,7 +79,7 @@ class Authenticator:
         token = await self._identify(authorization, source)
         wait_ns = self._calls.take(token.id, self._clock.monotonic_ns())
         if wait_ns:
-            detail = f"This token made too many calls. Keep below {CALLS_PER_S:.0f} a second."
+            detail = f"This token made too many calls. Keep below {self._calls_per_s:g} a second."
             raise too_many("rate_limited", detail, wait_ns)
         if token.kind not in ("api", "operator"):
             raise Problem(

@@ -11,7 +11,6 @@ from http import HTTPStatus
 from typing import Any, Final
 from uuid import UUID
 
-import structlog
 import trio
 from litestar.enums import ScopeType
 from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
@@ -20,6 +19,7 @@ from portal.api.authentication import Caller
 from portal.api.problems import MEDIA_TYPE, Problem, unavailable
 from runtime.clock import Clock
 from runtime.randomness import Randomness, uuid7
+from runtime.service import get_logger
 
 MAX_BODY_BYTES: Final = 1 << 20
 MAX_DROPPED_BYTES: Final = 16 << 20
@@ -41,7 +41,7 @@ class FrontDoor:
         self._app = app
         self._clock = clock
         self._randomness = randomness
-        self._log = structlog.get_logger("portal.api")
+        self._log = get_logger("portal.api")
         self._buffered_bytes = 0
         self._open_calls = 0
 

@@ -55,6 +55,8 @@ def describe(app: Litestar) -> dict[str, Any]:
     schemas, components = msgspec.json.schema_components(
         ordered, schema_hook=_schema_of_foreign, ref_template=SCHEMAS
     )
+    for schema in components.values():
+        schema["description"] = inspect.cleandoc(schema.get("description", ""))
     schema_by_type = dict(zip(ordered, schemas, strict=True))
     paths: dict[str, dict[str, Any]] = {}
     for path, method, handler in sorted(handlers, key=lambda each: (each[0], each[1])):
