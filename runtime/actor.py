@@ -262,7 +262,7 @@ class Context:
 
     __slots__ = (
         "_actor", "_awaiting", "_caller", "_children", "_coroutine", "_ending", "_error",
-        "_inline_from", "_killed", "_label", "_later", "_mailbox", "_mailbox_limit",
+        "_killed", "_label", "_later", "_mailbox", "_mailbox_limit",
         "_monitors", "_names", "_parent", "_plain", "_recent", "_scheduler", "_start_waiters",
         "_state", "_timers", "_topics", "_unstarted", "_value", "_wait", "_watching",
         "armed_ns", "due_ns", "handled", "ref", "refused", "restarts", "spawned_ns",
@@ -298,7 +298,6 @@ class Context:
         self._unstarted = actor._has_start
         self._coroutine: Coroutine[Any, Any, Any] | None = None
         self._caller: Caller | None = None  # of the message in hand
-        self._inline_from: Context | None = None  # who runs our handler in its own turn
         self._wait: object | None = None  # what a suspended coroutine waits for
         self._value: Any = None  # what it is to be resumed with
         self._error: Exception | None = None
@@ -357,8 +356,8 @@ class Context:
     def caller(self) -> Caller | None:
         """Whoever called with the message in hand; None if it was cast. Keep it and return LATER
         to reply later."""
-        if self._caller is None and self._inline_from is not None:
-            self._caller = Caller(self, None, self._inline_from)
+        if self._caller is None and self._scheduler._inline is self:
+            self._caller = self._scheduler._caller_on_the_spot(self)
         return self._caller
 
     def __repr__(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from inspect import CORO_RUNNING, getcoroutinestate
 
 from runtime import inspection
 from runtime.actor import DEAD, RUNNING, ActorRef, Caller, Context, Down, Monitor, Timer
@@ -35,10 +36,10 @@ class Lifetimes(Mailroom):
 
     def stop(self, ref: ActorRef, reason: str = "shutdown") -> bool:
         """End an actor now: its waiting handler is cut, an effect in flight is abandoned, its
-        children end before it, its mail is lost. If it is running at this moment (it called into
-        what stops it), then as soon as it waits or returns. False if it has ended already."""
+        children end before it, its mail is lost. If it stops itself so, then as soon as it waits or
+        returns. False if it has ended already."""
         context = self.resolve(ref)
-        if context is None or context._state == DEAD:
+        if context is None or context._state == DEAD or context._killed:
             return False
         self._stop(context, reason)
         return True
@@ -78,11 +79,13 @@ class Lifetimes(Mailroom):
     # --- ends ------------------------------------------------------------------------------------
 
     def _stop(self, context: Context, reason: str) -> None:
-        if context._state != RUNNING or not self._running:
-            self._terminate(context, reason)
-            return
-        context._ending = context._ending or reason
-        context._killed = True
+        if context._state == RUNNING and self._running:
+            waits_for_callee = context is self._current and self._inline is not None
+            if not waits_for_callee or context is self._inline:
+                context._ending = context._ending or reason
+                context._killed = True
+                return
+        self._terminate(context, reason)
 
     def _crash(self, context: Context, error: Exception) -> str:
         """The actor has failed. Returns the reason under which it ended."""
@@ -102,12 +105,9 @@ class Lifetimes(Mailroom):
         whoever waits for it or watches it."""
         context._state = DEAD
         self._drop_wait(context)
-        coroutine, context._coroutine = context._coroutine, None
-        if coroutine is not None:
-            try:
-                coroutine.close()
-            except Exception as error:
-                self._record_crash(context, f"clean-up failed: {type(error).__name__}", error)
+        if context is self._current and self._inline is not None and self._inline._caller:
+            self._close(self._inline._caller)
+        self._close_coroutine(context)
         for child in reversed(list(context._children or ())):
             if child._state != DEAD:
                 self._stop(child, "shutdown")
@@ -129,6 +129,18 @@ class Lifetimes(Mailroom):
         self._fail_callers(context, reason, crashed)
         self._tell_watchers(context, reason)
         self._release(context)
+
+    def _close_coroutine(self, context: Context) -> None:
+        """Run the clean-up of a handler that is cut. One that is at a call on the spot, whose
+        callee has just ended it, cannot be closed from within: it is when it comes back."""
+        coroutine = context._coroutine
+        if coroutine is None or getcoroutinestate(coroutine) == CORO_RUNNING:
+            return
+        context._coroutine = None
+        try:
+            coroutine.close()
+        except Exception as error:
+            self._record_crash(context, f"clean-up failed: {type(error).__name__}", error)
 
     def _fail_callers(self, context: Context, reason: str, crashed: bool) -> None:
         label = context.label
@@ -165,7 +177,7 @@ class Lifetimes(Mailroom):
         """Let go of everything, since references may keep the context for long."""
         context._label = context.label
         context._actor = None
-        context._parent = context._caller = context._inline_from = None
+        context._parent = context._caller = None
         context._children = context._monitors = context._watching = None
         context._timers = context._later = context._start_waiters = context._recent = None
         context._value = context._error = None

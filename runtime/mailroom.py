@@ -78,6 +78,7 @@ class Mailroom:
         self._effects_in_flight = 0
         self._waker: Callable[[], None] | None = None
         self._current: Context | None = None  # whose turn it is
+        self._inline: Context | None = None  # whose handler it runs on the spot, in a call
         self._calls_timed_out = 0
         self._call_cycles = 0
         self._refused = 0

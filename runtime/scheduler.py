@@ -188,7 +188,7 @@ class Scheduler(Lifetimes):
                     handled += self._turn(context)
         finally:
             self._running = False
-            self._current = None
+            self._current = self._inline = None
         return handled
 
     @property
@@ -357,6 +357,9 @@ class Scheduler(Lifetimes):
                 context._coroutine = None
                 self._crash(context, failure)
                 return False
+            if context._state == DEAD:
+                self._close_coroutine(context)
+                return False
             if token is SUSPEND and context._wait is not None:
                 context._state = SUSPENDED
                 if context._killed and context._ending is not None:
@@ -442,14 +445,13 @@ class Scheduler(Lifetimes):
             recent = callee._recent = [None] * RECENT_MESSAGES
         recent[handled & _RECENT_MASK] = kind
         callee._state = RUNNING
-        callee._inline_from = context
+        self._inline = callee
         failure: Exception | None = None
         result: Any = None
         try:
             result = handler(callee._actor, message)
         except Exception as error:
             failure = error
-        callee._inline_from = None
         if (
             failure is not None
             or callee._caller is not None
@@ -457,7 +459,10 @@ class Scheduler(Lifetimes):
             or result is LATER
             or type(result) is Raise
         ):
-            kept = self._finish_in_caller(context, callee, result, failure)
+            kept = self._finish_in_caller(callee, result, failure)
+            self._inline = None
+            if context._state == DEAD:  # ended by what it called: it does not see the answer
+                return await SUSPEND
             if kept._early is None:
                 self._wait(context, kept, deadline_ns)
                 return await SUSPEND
@@ -465,18 +470,26 @@ class Scheduler(Lifetimes):
             if refusal is not None:
                 raise refusal
             return result
+        self._inline = None
         if callee._mailbox:
             self._enqueue(callee)
         else:
             callee._state = IDLE
+        if context._state == DEAD:
+            self._late_replies += 1
+            return await SUSPEND
         return result
 
-    def _finish_in_caller(
-        self, context: Context, callee: Context, result: Any, failure: Exception | None
-    ) -> Caller:
+    def _caller_on_the_spot(self, callee: Context) -> Caller:
+        """The Caller of a call that is being handled on the spot."""
+        context = self._current
+        assert context is not None
+        return Caller(None if context._state == DEAD else callee, None, context)
+
+    def _finish_in_caller(self, callee: Context, result: Any, failure: Exception | None) -> Caller:
         """The less common ends of a call on the spot. The Caller that comes back has its answer in
         `_early`, or else is to be waited for."""
-        caller = callee._caller or Caller(callee, None, context)
+        caller = callee._caller or self._caller_on_the_spot(callee)
         callee._caller = caller
         if failure is not None:
             self._crash(callee, failure)
