@@ -17,7 +17,7 @@ import trio
 from actors.model import Token, TokenKind
 from actors.store.interface import Store
 from actors.store.memory import MemoryStore
-from channel.credentials import encode_token
+from channel.credentials import encode_token, hash_token
 from portal.api.application import create_api
 from portal.api.office import Office
 from portal.authority import Authority
@@ -88,8 +88,6 @@ def make_token(office: Office, kind: TokenKind, **fields: Any) -> tuple[Token, s
     """A token with these fields, and its text."""
     id, secret = office.new_id(), office.randomness.bytes(32)
     text = encode_token(kind, id, secret, office.portal, office.pin).reveal_text()
-    from channel.credentials import hash_token
-
     values: dict[str, Any] = {
         "id": id,
         "account_id": None,
