@@ -22,23 +22,22 @@ no answer at all.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Final, Literal, NamedTuple, Protocol
+from typing import Final, Literal, NamedTuple
 
 import attrs
 
-from channel.messages import MAX_CANDIDATES, Candidates, IceCredentials
+from channel.messages import Candidates, IceCredentials
 from relays.stun import StunMessage
 from runtime.clock import NS_PER_MS, NS_PER_S
 from runtime.net.address import Address
 from runtime.randomness import Randomness
 from tunnel.ice.candidates import (
     Base,
-    address_of,
-    pair_priority,
     reachable,
     reflexive_priority,
     refusal,
 )
+from tunnel.ice.checklist import CheckList
 from tunnel.ice.checks import CheckMessages, CheckRequest, Role
 from tunnel.ice.pair import (
     CONSENT_IDLE_INTERVAL_NS,
@@ -53,7 +52,6 @@ from tunnel.ice.pair import (
     Happening,
     Pair,
     PairState,
-    Remote,
 )
 
 CHECK_INTERVAL_NS: Final = 20 * NS_PER_MS
@@ -61,8 +59,6 @@ PATIENCE_NS: Final = 30 * NS_PER_S
 ACTIVE_NS: Final = 10 * NS_PER_S
 UNNEEDED_AFTER_NS: Final = 30 * NS_PER_S
 CHECK_MEMORY_NS: Final = 10 * NS_PER_S
-MAX_REMOTES: Final = MAX_CANDIDATES
-MAX_PAIRS: Final = 100
 MAX_OUTSTANDING: Final = 512
 TRANSACTION_PREFIX_BYTES: Final = 4
 
@@ -161,10 +157,7 @@ class IceAgent:
         self.transaction_prefix = transaction_prefix
         self._tie_breaker = int.from_bytes(randomness.bytes(8), "big")
         self._messages = CheckMessages(local, remote)
-        self._bases: dict[Address, Base] = {}
-        self._remotes: dict[Address, Remote] = {}
-        self._remote_generation = -1
-        self._pairs: dict[tuple[Address, Address], Pair] = {}
+        self._pairs = CheckList(self.role)
         self._outstanding: dict[bytes, _Outstanding] = {}
         self._nominated: Pair | None = None
         self._next_check_ns = now
@@ -177,57 +170,21 @@ class IceAgent:
 
     def set_bases(self, bases: Iterable[Base], now: int) -> None:
         """All the places to send from, as of now. Pairs of a base that is gone end at once."""
-        wanted = {base.address: base for base in bases}
-        for address, base in list(self._bases.items()):
-            if wanted.get(address) != base:
-                del self._bases[address]
-                self._remove_pairs(lambda pair, base=base: pair.base == base)
-        for base in wanted.values():
-            if base.address not in self._bases:
-                self._bases[base.address] = base
-                for remote in list(self._remotes.values()):
-                    self._form_pair(base, remote, now)
-                self._hope(now)
+        if self._pairs.set_bases(bases, now):
+            self._hope(now)
         self._reselect(now)
 
     def add_candidates(self, message: Candidates, now: int) -> None:
-        """Trickled candidates of the peer. An older generation is dropped; a newer one replaces
-        what was signalled before, except pairs that still work."""
-        if message.generation < self._remote_generation:
-            self._counts.stale_generations += 1
-            return
-        if message.generation > self._remote_generation:
-            self._remote_generation = message.generation
-            named = {address_of(candidate) for candidate in message.add}
-            for remote in list(self._remotes.values()):
-                if remote.signalled and remote.address not in named:
-                    self._withdraw(remote)
-        for candidate in message.remove:
-            gone = self._remotes.get(address_of(candidate))
-            if gone is not None:
-                self._withdraw(gone)
-        for candidate in message.add:
-            address = address_of(candidate)
-            known = self._remotes.get(address)
-            if refusal(address) is not None:
-                self._counts.refused += 1
-            elif known is not None:
-                known.kind, known.signalled, known.gone = candidate.kind, True, False
-                known.priority = candidate.priority
-                self._revive(known, now)
-            else:
-                remote = Remote(
-                    address=address,
-                    kind=candidate.kind,
-                    priority=candidate.priority,
-                    signalled=True,
-                )
-                self._add_remote(remote, now)
+        """Trickled candidates of the peer (`CheckList.signal`)."""
+        for pair in self._pairs.signal(message, now):
+            if pair.state is PairState.DORMANT and self.selected is None:
+                pair.happen(Happening.AWAKENED, now)
+            self._hope(now)
         self._reselect(now)
 
     @property
     def remote_addresses(self) -> list[Address]:
-        return list(self._remotes)
+        return self._pairs.remote_addresses
 
     # --- data ----------------------------------------------------------------------------------
 
@@ -242,7 +199,7 @@ class IceAgent:
 
     def heard(self, base: Address, source: Address) -> None:
         """Authentic data of the peer arrived from `source` at the base of this address."""
-        pair = self._pairs.get((base, source))
+        pair = self._pairs.get(base, source)
         if pair is not None:
             pair.unanswered_since = None
 
@@ -269,9 +226,7 @@ class IceAgent:
             return
         answer = self._messages.success(request.transaction_id, source)
         self._checks.append(Outgoing(base, source, answer))
-        pair = self._pairs.get((base.address, source))
-        if pair is None:
-            pair = self._learn(base, source, request.priority, now)
+        pair = self._pairs.learn(base, source, request.priority, now)
         if pair is None:
             return
         self._trigger(pair, now)
@@ -290,7 +245,7 @@ class IceAgent:
             self._counts.refused += 1
             return
         del self._outstanding[message.transaction_id]
-        if self._pairs.get((base.address, source)) is not pair:
+        if self._pairs.get(base.address, source) is not pair:
             return
         if answer.error == 487:
             self._take_role("controlled" if outstanding.role == "controlling" else "controlling")
@@ -306,7 +261,7 @@ class IceAgent:
 
     def suspect(self, now: int) -> None:
         """The network may have changed: probe every pair now."""
-        for pair in self._pairs.values():
+        for pair in self._pairs:
             if pair.state is PairState.CONSENTED:
                 pair.happen(Happening.DOUBTED, now)
             elif pair.state is not PairState.SUSPECTED:
@@ -317,7 +272,7 @@ class IceAgent:
         """When `handle_timeout` is due; None: nothing is waited for."""
         deadlines = [] if self._give_up_at is None else [self._give_up_at]
         due = None
-        for pair in self._pairs.values():
+        for pair in self._pairs:
             if pair.due is not None and (due is None or pair.due < due):
                 due = pair.due
             expires_at = pair.expires_at
@@ -333,10 +288,10 @@ class IceAgent:
         selected = self.selected
         if selected is not None and selected.suspect_at is not None and selected.suspect_at <= now:
             self._events.append(Doubted())
-            for pair in self._pairs.values():
+            for pair in self._pairs:
                 if pair.state is PairState.CONSENTED:
                     pair.happen(Happening.DOUBTED, now)
-        for pair in list(self._pairs.values()):
+        for pair in self._pairs:
             if pair.expires_at is not None and pair.expires_at <= now:
                 self._expired(pair, now)
         self._reselect(now)
@@ -358,79 +313,11 @@ class IceAgent:
         return attrs.evolve(
             self._counts,
             pairs=len(self._pairs),
-            usable_pairs=sum(pair.usable for pair in self._pairs.values()),
-            remotes=len(self._remotes),
+            usable_pairs=sum(pair.usable for pair in self._pairs),
+            remotes=len(self._pairs.remote_addresses),
+            refused=self._counts.refused + self._pairs.refused,
+            stale_generations=self._pairs.stale_generations,
         )
-
-    # --- pairs ---------------------------------------------------------------------------------
-
-    def _learn(self, base: Base, source: Address, priority: int, now: int) -> Pair | None:
-        """A peer-reflexive candidate (section 7.3.1.3), unless the address is known already."""
-        remote = self._remotes.get(source)
-        if remote is None:
-            remote = Remote(address=source, kind="prflx", priority=priority, signalled=False)
-            self._add_remote(remote, now)
-        return self._pairs.get((base.address, source))
-
-    def _add_remote(self, remote: Remote, now: int) -> None:
-        if len(self._remotes) >= MAX_REMOTES and not self._make_room():
-            self._counts.refused += 1
-            return
-        self._remotes[remote.address] = remote
-        for base in self._bases.values():
-            self._form_pair(base, remote, now)
-        self._hope(now)
-
-    def _make_room(self) -> bool:
-        """Forget the oldest peer-reflexive candidate that carries nothing."""
-        for remote in self._remotes.values():
-            if remote.kind == "prflx" and not self._works(remote):
-                self._forget(remote)
-                return True
-        return False
-
-    def _form_pair(self, base: Base, remote: Remote, now: int) -> None:
-        if not reachable(base, remote.address):
-            return
-        if len(self._pairs) >= MAX_PAIRS:
-            idle = [pair for pair in self._pairs.values() if not pair.usable]
-            worst = min(idle, key=lambda pair: pair.priority, default=None)
-            if worst is None or worst.priority >= self._priority(base, remote):
-                return
-            del self._pairs[worst.base.address, worst.remote.address]
-        self._pairs[base.address, remote.address] = Pair(
-            base=base, remote=remote, priority=self._priority(base, remote), due=now
-        )
-
-    def _withdraw(self, remote: Remote) -> None:
-        remote.gone = True
-        if not self._works(remote):
-            self._forget(remote)
-
-    def _works(self, remote: Remote) -> bool:
-        return any(pair.usable for pair in self._pairs.values() if pair.remote is remote)
-
-    def _forget(self, remote: Remote) -> None:
-        self._remotes.pop(remote.address, None)
-        self._remove_pairs(lambda pair: pair.remote is remote)
-
-    def _remove_pairs(self, doomed: _Predicate) -> None:
-        self._pairs = {key: pair for key, pair in self._pairs.items() if not doomed(pair)}
-
-    def _priority(self, base: Base, remote: Remote) -> int:
-        if self.role == "controlling":
-            return pair_priority(base.priority, remote.priority)
-        return pair_priority(remote.priority, base.priority)
-
-    def _revive(self, remote: Remote, now: int) -> None:
-        """A known candidate was signalled (again): its priority may be another."""
-        for pair in self._pairs.values():
-            if pair.remote is not remote:
-                continue
-            pair.priority = self._priority(pair.base, remote)
-            if pair.state is PairState.DORMANT and self.selected is None:
-                pair.happen(Happening.AWAKENED, now)
-        self._hope(now)
 
     # --- what happens to pairs -----------------------------------------------------------------
 
@@ -454,14 +341,13 @@ class IceAgent:
 
     def _expired(self, pair: Pair, now: int) -> None:
         pair.happen(Happening.EXPIRED, now)
-        if pair.remote.gone and not self._works(pair.remote):
-            self._forget(pair.remote)
+        self._pairs.drop_if_gone(pair.remote)
 
     def _reselect(self, now: int) -> None:
         """Send on the best usable pair from now on; report what changed."""
         before = self.selected
-        usable = [pair for pair in self._pairs.values() if pair.usable]
-        best = max(usable, key=self._preference, default=None)
+        usable = [pair for pair in self._pairs if pair.usable]
+        best = max(usable, key=lambda pair: self._preference(pair, now), default=None)
         if best is before:
             return
         self.selected = best
@@ -473,14 +359,15 @@ class IceAgent:
         self._give_up_at = None
         best.due = now if self.role == "controlling" else best.due
         self._events.append(Selected(path=_path(best)))
-        for pair in self._pairs.values():
+        for pair in self._pairs:
             if pair.state is PairState.DORMANT:
                 pair.due = self._dormant_due(pair, now)
 
-    def _preference(self, pair: Pair) -> tuple[bool, bool, int]:
-        """Direct before relayed, whoever's choice it is; then what the controlling peer sends on,
+    def _preference(self, pair: Pair, now: int) -> tuple[bool, bool, bool, int]:
+        """Pairs that answer first; direct before relayed; then what the controlling peer sends on,
         so that both directions take the same way where they can; then the priority."""
-        return (not pair.relayed, pair is self._nominated, pair.priority)
+        nominated = pair is self._nominated
+        return (not pair.distrusted(now), not pair.relayed, nominated, pair.priority)
 
     def _hope(self, now: int) -> None:
         """Something new happened: without a path, wait for it from now on."""
@@ -489,7 +376,7 @@ class IceAgent:
 
     def _give_up(self) -> None:
         self._give_up_at = None
-        for pair in self._pairs.values():
+        for pair in self._pairs:
             if pair.state is PairState.PROBING:
                 pair.happen(Happening.EXHAUSTED, 0)
             pair.due = None
@@ -498,7 +385,7 @@ class IceAgent:
     # --- checks --------------------------------------------------------------------------------
 
     def _check_next(self, now: int) -> None:
-        due = [pair for pair in self._pairs.values() if pair.due is not None and pair.due <= now]
+        due = [pair for pair in self._pairs if pair.due is not None and pair.due <= now]
         if not due:
             return
         pair = min(due, key=_urgency)
@@ -539,7 +426,8 @@ class IceAgent:
 
     def _dormant_due(self, pair: Pair, now: int) -> int | None:
         """Pairs that would be better than the one in use are tried again and again."""
-        if self.selected is None or self._preference(pair) <= self._preference(self.selected):
+        selected = self.selected
+        if selected is None or self._preference(pair, now) <= self._preference(selected, now):
             return None
         return now + DORMANT_INTERVAL_NS
 
@@ -549,7 +437,7 @@ class IceAgent:
             return False
         if now - pair.proven_at < UNNEEDED_AFTER_NS:
             return False
-        others = [p for p in self._pairs.values() if p.usable and p is not self.selected]
+        others = [p for p in self._pairs if p.usable and p is not self.selected]
         others.sort(key=lambda p: p.priority, reverse=True)
         relayed = [p for p in others if p.relayed]
         return pair is not others[0] and pair is not next(iter(relayed), None)
@@ -592,12 +480,7 @@ class IceAgent:
 
     def _take_role(self, role: Role) -> None:
         self.role = role
-        for pair in self._pairs.values():
-            pair.priority = self._priority(pair.base, pair.remote)
-
-
-class _Predicate(Protocol):
-    def __call__(self, pair: Pair) -> bool: ...
+        self._pairs.take_role(role)
 
 
 def _urgency(pair: Pair) -> tuple[bool, bool, int, int]:

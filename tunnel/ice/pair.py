@@ -36,6 +36,7 @@ PROBE_INTERVALS_NS: Final = tuple(
 PROBE_SLOW_NS: Final = 2 * NS_PER_S
 SUSPECT_INTERVALS_NS: Final = tuple(ms * NS_PER_MS for ms in (100, 150, 150, 200, 200))
 SUSPECT_AFTER_NS: Final = 500 * NS_PER_MS
+DISTRUST_AFTER_NS: Final = 350 * NS_PER_MS
 VERDICT_AFTER_NS: Final = 900 * NS_PER_MS
 DORMANT_INTERVAL_NS: Final = 15 * NS_PER_S
 CONSENT_INTERVAL_NS: Final = 5 * NS_PER_S
@@ -107,6 +108,7 @@ class Pair:
     triggered: bool = False
     proven_at: int = 0
     consent_until: int = 0
+    doubted_at: int = 0
     verdict_at: int = 0
     unanswered_since: int | None = None
     sent_at: int | None = None
@@ -128,10 +130,17 @@ class Pair:
         self.attempt = 0
         self.due = now
         if self.state is PairState.SUSPECTED:
+            self.doubted_at = now
             self.verdict_at = now + max(VERDICT_AFTER_NS, 3 * (self.rtt_ns or 0))
         elif self.state is PairState.PROBING:
             self.unanswered_since = None
             self.rtt_ns = None
+
+    def distrusted(self, now: int) -> bool:
+        """Whether several probes went unanswered: a pair that answers is preferred to it."""
+        if self.state is not PairState.SUSPECTED:
+            return False
+        return now - self.doubted_at >= max(DISTRUST_AFTER_NS, 2 * (self.rtt_ns or 0))
 
     @property
     def suspect_at(self) -> int | None:

@@ -1,0 +1,177 @@
+"""The check list of one connection (RFC 8445, section 6.1.2): candidates of both ends, paired.
+
+Bases and remote candidates come and go; every base is paired with every remote address that it
+can reach. A remote candidate that its owner withdrew is kept for as long as a pair with it works.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Final
+
+from channel.messages import MAX_CANDIDATES, Candidate, Candidates
+from runtime.net.address import Address
+from tunnel.ice.candidates import Base, address_of, pair_priority, reachable, refusal
+from tunnel.ice.checks import Role
+from tunnel.ice.pair import Pair, PairState, Remote
+
+MAX_REMOTES: Final = MAX_CANDIDATES
+MAX_PAIRS: Final = 100
+
+
+class CheckList:
+    """All pairs of one connection, at most `MAX_PAIRS`, of at most `MAX_REMOTES` candidates."""
+
+    def __init__(self, role: Role) -> None:
+        self.stale_generations = 0
+        self.refused = 0
+        self._role = role
+        self._bases: dict[Address, Base] = {}
+        self._remotes: dict[Address, Remote] = {}
+        self._generation = -1
+        self._pairs: dict[tuple[Address, Address], Pair] = {}
+
+    def __iter__(self) -> Iterator[Pair]:
+        """The pairs, as they are now: the list may change while the iteration goes on."""
+        return iter(list(self._pairs.values()))
+
+    def __len__(self) -> int:
+        return len(self._pairs)
+
+    def get(self, base: Address, remote: Address) -> Pair | None:
+        """The pair of the base of this address and a remote address."""
+        return self._pairs.get((base, remote))
+
+    @property
+    def remote_addresses(self) -> list[Address]:
+        return list(self._remotes)
+
+    # --- our side ------------------------------------------------------------------------------
+
+    def set_bases(self, bases: Iterable[Base], now: int) -> bool:
+        """All the places to send from. Pairs of a base that is gone are removed, even if they
+        worked. True: there is a new base."""
+        wanted = {base.address: base for base in bases}
+        gone = [base for base in self._bases.values() if wanted.get(base.address) != base]
+        for base in gone:
+            del self._bases[base.address]
+        self._remove(lambda pair: pair.base in gone)
+        new = [base for base in wanted.values() if base.address not in self._bases]
+        for base in new:
+            self._bases[base.address] = base
+            for remote in self._remotes.values():
+                self._form(base, remote, now)
+        return bool(new)
+
+    def take_role(self, role: Role) -> None:
+        """The role decides how the priorities of the two ends are combined."""
+        self._role = role
+        for pair in self._pairs.values():
+            pair.priority = self._priority(pair.base, pair.remote)
+
+    # --- the peer's side -------------------------------------------------------------------------
+
+    def signal(self, message: Candidates, now: int) -> list[Pair]:
+        """Trickled candidates of the peer. An older generation is dropped; a newer one replaces
+        what was signalled before, except pairs that still work.
+
+        The pairs whose candidate is new or was named again.
+        """
+        if message.generation < self._generation:
+            self.stale_generations += 1
+            return []
+        if message.generation > self._generation:
+            self._generation = message.generation
+            named = {address_of(candidate) for candidate in message.add}
+            for remote in list(self._remotes.values()):
+                if remote.signalled and remote.address not in named:
+                    self._withdraw(remote)
+        for candidate in message.remove:
+            gone = self._remotes.get(address_of(candidate))
+            if gone is not None:
+                self._withdraw(gone)
+        named_again = [self._name(candidate, now) for candidate in message.add]
+        return [pair for pair in self._pairs.values() if pair.remote in named_again]
+
+    def learn(self, base: Base, source: Address, priority: int, now: int) -> Pair | None:
+        """The pair on which a check of the peer arrived: if its source was unknown, it is a
+        peer-reflexive candidate from now on (section 7.3.1.3). None: there are too many."""
+        if source not in self._remotes:
+            remote = Remote(address=source, kind="prflx", priority=priority, signalled=False)
+            self._add(remote, now)
+        return self._pairs.get((base.address, source))
+
+    def drop_if_gone(self, remote: Remote) -> None:
+        """Forget a candidate that was withdrawn, once nothing works with it any more."""
+        if remote.gone and not self._works(remote):
+            self._forget(remote)
+
+    # --- helpers ---------------------------------------------------------------------------------
+
+    def _name(self, candidate: Candidate, now: int) -> Remote | None:
+        address = address_of(candidate)
+        if refusal(address) is not None:
+            self.refused += 1
+            return None
+        known = self._remotes.get(address)
+        if known is None:
+            remote = Remote(
+                address=address, kind=candidate.kind, priority=candidate.priority, signalled=True
+            )
+            return self._add(remote, now)
+        known.kind, known.priority = candidate.kind, candidate.priority
+        known.signalled, known.gone = True, False
+        for pair in self._pairs.values():
+            if pair.remote is known:
+                pair.priority = self._priority(pair.base, known)
+        return known
+
+    def _add(self, remote: Remote, now: int) -> Remote | None:
+        if len(self._remotes) >= MAX_REMOTES and not self._make_room():
+            self.refused += 1
+            return None
+        self._remotes[remote.address] = remote
+        for base in self._bases.values():
+            self._form(base, remote, now)
+        return remote
+
+    def _make_room(self) -> bool:
+        """Forget the oldest peer-reflexive candidate that carries nothing."""
+        for remote in self._remotes.values():
+            if not remote.signalled and not self._works(remote):
+                self._forget(remote)
+                return True
+        return False
+
+    def _form(self, base: Base, remote: Remote, now: int) -> None:
+        """A new pair, in the place of the worst one that carries nothing if the list is full."""
+        if not reachable(base, remote.address):
+            return
+        priority = self._priority(base, remote)
+        if len(self._pairs) >= MAX_PAIRS:
+            idle = [pair for pair in self._pairs.values() if not pair.usable]
+            worst = min(idle, key=lambda pair: pair.priority, default=None)
+            if worst is None or worst.priority >= priority:
+                return
+            del self._pairs[worst.base.address, worst.remote.address]
+        pair = Pair(base=base, remote=remote, priority=priority, due=now, state=PairState.PROBING)
+        self._pairs[base.address, remote.address] = pair
+
+    def _priority(self, base: Base, remote: Remote) -> int:
+        if self._role == "controlling":
+            return pair_priority(base.priority, remote.priority)
+        return pair_priority(remote.priority, base.priority)
+
+    def _withdraw(self, remote: Remote) -> None:
+        remote.gone = True
+        self.drop_if_gone(remote)
+
+    def _works(self, remote: Remote) -> bool:
+        return any(pair.usable for pair in self._pairs.values() if pair.remote is remote)
+
+    def _forget(self, remote: Remote) -> None:
+        self._remotes.pop(remote.address, None)
+        self._remove(lambda pair: pair.remote is remote)
+
+    def _remove(self, doomed: Callable[[Pair], bool]) -> None:
+        self._pairs = {key: pair for key, pair in self._pairs.items() if not doomed(pair)}
