@@ -386,12 +386,13 @@ class Authorize:
 class Ack:
     """A gateway's answer to `Authorize`, with the same frame `ref`.
 
-    `refusal` is empty when accepted; `ceiling` when the gateway's own --allow forbids it.
+    `refusal` is empty when accepted; `ceiling` when the gateway's own --allow forbids it;
+    `unsupported` when this gateway cannot serve such a resource.
     """
 
     authorization_id: UUID
     kem_ciphertext: Annotated[bytes, Meta(min_length=1088, max_length=1088)] | None = None
-    refusal: Literal["", "ceiling", "limits_exceeded", "unknown_connection"] = ""
+    refusal: Literal["", "ceiling", "limits_exceeded", "unknown_connection", "unsupported"] = ""
 
 
 @attrs.frozen(kw_only=True)

@@ -1,0 +1,623 @@
+"""The client's agent: asks for what packets want, opens tunnels, moves away from dead gateways.
+
+How a resource is reached, from its first packet on:
+
+    packet for a resource without a lease -> buffered; `RequestAuthorization`, with a fresh KEM key
+    AuthorizationCreated -> a lease on a connection (a new one, or one that stands); packets leave
+    AuthorizationDenied  -> the packets are answered as prohibited; remembered for two seconds
+    PathLost or Failed   -> what is in use is asked for again at once, without that gateway
+    revoked or expired   -> nothing more passes; TCP flows are reset, so that nobody waits
+
+Inbound packets pass only as answers to flows of this device, and only from the gateway that holds
+the lease for that resource. While the portal is away leases live on to their end. A core: see
+`tunnel.agent`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from ipaddress import IPv4Address, IPv6Address
+from uuid import UUID
+
+import attrs
+
+from channel.filters import PacketFilter, compile_filters
+from channel.messages import (
+    AuthorizationCreated,
+    AuthorizationDenied,
+    AuthorizationRenewed,
+    AuthorizationRevoked,
+    Candidates,
+    ClientInit,
+    Held,
+    Relays,
+    RequestAuthorization,
+    Resource,
+    ResourceRemoved,
+    ResourceUpserted,
+)
+from channel.prefixes import PrefixTable
+from clients.requests import Denial, Requests
+from runtime.randomness import Randomness
+from tunnel.agent import SECOND_NS, AgentIdentity, TunnelAgent, own_addresses
+from tunnel.deadlines import Deadlines
+from tunnel.engine import Connected, ConnectionParameters, Engine, Failed, PathChanged, PathLost
+from tunnel.flows import Flow, FlowTable, opens_flow
+from tunnel.packet import TCP, TCP_RST, Header, parse, prohibited, reset, tcp_flags
+from tunnel.preshared import KemError, KemKey, preshared_key
+from tunnel.resources import Network, networks_of
+
+MAX_FLOWS = 65_536
+MAX_EARLY_CONNECTIONS = 32
+MAX_EARLY_CANDIDATES = 4
+EARLY_CANDIDATES_NS = 15 * SECOND_NS
+# A gateway that failed is named to the portal for this long.
+GATEWAY_FAILED_NS = 60 * SECOND_NS
+# A resource with traffic within this time is moved at once when its path is lost.
+IN_USE_NS = 60 * SECOND_NS
+
+
+@attrs.frozen(kw_only=True)
+class RoutesChanged:
+    """These networks, and no others, are to be routed into the TUN device."""
+
+    networks: frozenset[Network]
+
+
+@attrs.define(kw_only=True)
+class _Lease:
+    authorization_id: UUID
+    resource_id: UUID
+    connection: _Connection
+    asked_ns: int
+    delivered_ns: int | None = None
+    used_ns: int
+
+
+@attrs.define(kw_only=True, eq=False)
+class _Connection:
+    id: UUID
+    gateway_id: UUID
+    gateway_name: str
+    opened_ns: int
+    connected_ns: int | None = None
+    lost: bool = False
+    lease_ids: set[UUID] = attrs.field(factory=set)
+    bytes_in: int = 0
+    bytes_out: int = 0
+
+
+@attrs.define(kw_only=True)
+class ClientStatistics:
+    """Packets since the start. `refused_inbound` answered nothing, or came by the wrong gateway."""
+
+    malformed: int = 0
+    foreign_source: int = 0
+    unrouted: int = 0
+    sent: int = 0
+    delivered: int = 0
+    prohibited: int = 0
+    reset_flows: int = 0
+    refused_inbound: int = 0
+
+
+class ClientAgent(TunnelAgent):
+    """See the head of this file."""
+
+    def __init__(
+        self, identity: AgentIdentity, engine: Engine, *, randomness: Randomness, now: int
+    ) -> None:
+        super().__init__(identity, engine, randomness=randomness, now=now)
+        self._addresses: frozenset[bytes] = frozenset()
+        self._resources: dict[UUID, tuple[Resource, PacketFilter]] = {}
+        self._ids_by_network: PrefixTable[tuple[UUID, ...]] = PrefixTable()
+        self._routes: frozenset[Network] = frozenset()
+        self._connections: dict[UUID, _Connection] = {}
+        self._lease_by_id: dict[UUID, _Lease] = {}
+        self._lease_by_resource: dict[UUID, _Lease] = {}
+        self._expiries: Deadlines[UUID] = Deadlines()
+        self._flows = FlowTable(MAX_FLOWS, keep_packets=True)
+        self._requests = Requests(now)
+        self._failed_until: dict[UUID, int] = {}
+        self._early: dict[UUID, tuple[int, list[Candidates]]] = {}
+        self.counts = ClientStatistics()
+
+    # --- packets of this device ------------------------------------------------------------------
+
+    def receive_packets(self, packets: Iterable[bytes], now: int) -> None:
+        """Packets that the kernel routed to the TUN device."""
+        for packet in packets:
+            header = parse(packet)
+            if header is None:
+                self.counts.malformed += 1
+            elif header.source not in self._addresses:
+                self.counts.foreign_source += 1
+            else:
+                self._outbound(packet, header, now)
+        self._ask(now)
+
+    def _outbound(self, packet: bytes, header: Header, now: int) -> None:
+        flow = self._flows.outbound(packet, header, now)
+        if flow is not None and isinstance(flow.tag, UUID):
+            self._send_or_ask(flow.tag, packet, now)
+            return
+        if header.is_icmp_error or not header.first_fragment:
+            self.counts.unrouted += 1
+            return
+        resource_id = self._permitting(header)
+        if resource_id is None:
+            self._prohibit(packet)
+            return
+        if opens_flow(packet, header):
+            if self._flows.open(packet, header, resource_id, now) is not None:
+                self._send_or_ask(resource_id, packet, now)
+        elif header.protocol == TCP and not tcp_flags(packet, header) & TCP_RST:
+            self._inject(reset(packet))  # a flow of an earlier time; better told than left to hang
+
+    def _permitting(self, header: Header) -> UUID | None:
+        """The resource that this packet is for, if its filters allow it."""
+        for resource_id in self._ids_by_network.lookup(header.destination) or ():
+            if self._resources[resource_id][1].allows(header.protocol, header.destination_port):
+                return resource_id
+        return None
+
+    def _send_or_ask(self, resource_id: UUID, packet: bytes, now: int) -> None:
+        lease = self._lease_by_resource.get(resource_id)
+        if lease is not None and not lease.connection.lost:
+            self._transmit(lease, packet, now)
+            return
+        if self._requests.denied(resource_id, now):
+            self._prohibit(packet)
+            return
+        self._requests.want(resource_id, packet, now)
+
+    def _transmit(self, lease: _Lease, packet: bytes, now: int) -> None:
+        self.counts.sent += 1
+        lease.used_ns = now
+        lease.connection.bytes_out += len(packet)
+        self.engine.send_packet(lease.connection.id, packet, now)
+
+    def _prohibit(self, packet: bytes) -> None:
+        self.counts.prohibited += 1
+        self._inject(prohibited(packet))
+
+    def _inject(self, packet: bytes | None) -> None:
+        if packet is not None:
+            self._packets.append(packet)
+
+    # --- packets of gateways ---------------------------------------------------------------------
+
+    def _tunnelled(self, connection_id: UUID, packet: bytes, now: int) -> None:
+        connection = self._connections.get(connection_id)
+        header = parse(packet)
+        if connection is None or header is None:
+            self.counts.malformed += 1
+            return
+        flow = self._flows.inbound(packet, header, now)
+        lease = None
+        if flow is not None and isinstance(flow.tag, UUID):
+            lease = self._lease_by_resource.get(flow.tag)
+        if lease is None or lease.connection is not connection:
+            self.counts.refused_inbound += 1
+            return
+        self.counts.delivered += 1
+        connection.bytes_in += len(packet)
+        lease.used_ns = now
+        if lease.delivered_ns is None:
+            lease.delivered_ns = now
+        self._packets.append(packet)
+
+    # --- asking ----------------------------------------------------------------------------------
+
+    def _ask(self, now: int) -> None:
+        if not self.joined:
+            return
+        for resource_id in self._requests.due(now):
+            if resource_id not in self._resources:
+                self._requests.forget(resource_id)
+                continue
+            key = KemKey.generate(self._randomness)
+            self._requests.asked(resource_id, key, now)
+            self._send(
+                RequestAuthorization(
+                    resource_id=resource_id,
+                    kem_public_key=key.public_bytes(),
+                    connected_gateway_ids=self._connected_gateways()[:64],
+                    failed_gateway_ids=self._failed_gateways(now)[:64],
+                )
+            )
+
+    def _connected_gateways(self) -> tuple[UUID, ...]:
+        return tuple(
+            connection.gateway_id
+            for connection in self._connections.values()
+            if not connection.lost
+        )
+
+    def _failed_gateways(self, now: int) -> tuple[UUID, ...]:
+        for gateway_id in [key for key, until in self._failed_until.items() if until <= now]:
+            del self._failed_until[gateway_id]
+        return tuple(self._failed_until)
+
+    # --- time ------------------------------------------------------------------------------------
+
+    def poll_timeout(self) -> int | None:
+        """When `handle_timeout` is due."""
+        instants = (self._expiries.next(), self._requests.poll_timeout(self.joined))
+        return min((at for at in instants if at is not None), default=None)
+
+    def handle_timeout(self, now: int) -> None:
+        """End leases that ran out, ask again where no answer came."""
+        for authorization_id in self._expiries.take_due(now):
+            self._end(authorization_id, now)
+        for packet in self._requests.take_stale(now):
+            self._prohibit(packet)
+        self._ask(now)
+
+    # --- the portal ------------------------------------------------------------------------------
+
+    def held(self) -> tuple[Held, ...]:
+        return tuple(
+            Held(authorization_id=lease.authorization_id, connection_id=lease.connection.id)
+            for lease in self._lease_by_id.values()
+        )
+
+    def channel_lost(self, now: int) -> None:
+        super().channel_lost(now)
+        self._requests.channel_lost(now)
+
+    def _received(self, message: object, ref: int | None, now: int) -> None:
+        match message:
+            case ClientInit():
+                self._init(message, now)
+            case ResourceUpserted():
+                self._upsert(message.resource)
+                self._publish_routes()
+            case ResourceRemoved():
+                self._remove(message.resource_id, now)
+                self._publish_routes()
+            case AuthorizationCreated():
+                self._created(message, now)
+            case AuthorizationDenied():
+                self._denied(message, now)
+            case AuthorizationRenewed():
+                if message.authorization_id in self._lease_by_id:
+                    self._expiries.set(message.authorization_id, now + message.expires_in_ns)
+            case AuthorizationRevoked():
+                self._end(message.authorization_id, now)
+            case Relays():
+                self._change_relays(message, now)
+            case Candidates():
+                self._candidates(message, now)
+        self._ask(now)
+
+    def _init(self, init: ClientInit, now: int) -> None:
+        interface = init.interface
+        if self.interface is not None and interface != self.interface:
+            for authorization_id in list(self._lease_by_id):
+                self._end(authorization_id, now)
+        self._addresses = own_addresses(interface.ipv4, interface.ipv6)
+        live = {lease.authorization_id: lease for lease in init.authorizations}
+        for authorization_id in list(self._lease_by_id):
+            if authorization_id in live:
+                self._expiries.set(authorization_id, now + live[authorization_id].expires_in_ns)
+            else:
+                self._end(authorization_id, now)
+        named = {resource.id for resource in init.resources}
+        for resource_id in [known for known in self._resources if known not in named]:
+            self._remove(resource_id, now)
+        for resource in init.resources:
+            self._upsert(resource)
+        self._begin(
+            account_id=init.account_id,
+            own_id=init.client_id,
+            interface=interface,
+            relays=init.relays,
+            now=now,
+        )
+        self._publish_routes()
+
+    def _created(self, message: AuthorizationCreated, now: int) -> None:
+        request = self._requests.answered(message.resource_id)
+        connection = self._connections.get(message.connection_id)
+        if connection is None:
+            key = None if request is None else request.key
+            connection = None if key is None else self._connect(message, key, now)
+            if connection is None:
+                # Nothing was asked (any more), or the answer does not fit: no tunnel can be made.
+                if request is not None:
+                    self._requests.retry(request, now)
+                return
+        connection.gateway_name = message.gateway.name
+        moved_from = self._lease_by_resource.get(message.resource_id)
+        lease = _Lease(
+            authorization_id=message.authorization_id,
+            resource_id=message.resource_id,
+            connection=connection,
+            asked_ns=now if request is None else request.wanted_ns,
+            used_ns=now,
+        )
+        if moved_from is not None:
+            self._detach(moved_from, now, keep=connection)
+            if moved_from.connection is not connection:
+                waiting = () if request is None else tuple(request.packets)
+                self._reset_tcp(message.resource_id, waiting)
+        self._lease_by_resource[message.resource_id] = lease
+        self._lease_by_id[lease.authorization_id] = lease
+        connection.lease_ids.add(lease.authorization_id)
+        self._expiries.set(lease.authorization_id, now + message.expires_in_ns)
+        for packet in () if request is None else request.packets:
+            self._transmit(lease, packet, now)
+
+    def _connect(self, message: AuthorizationCreated, key: KemKey, now: int) -> _Connection | None:
+        if message.kem_ciphertext is None or self.account_id is None or self.own_id is None:
+            return None
+        gateway = message.gateway
+        try:
+            secret = key.decapsulate(message.kem_ciphertext)
+        except KemError:
+            return None
+        self._leave_older(gateway.id, now)
+        parameters = ConnectionParameters(
+            connection_id=message.connection_id,
+            peer_public_key=gateway.public_key,
+            preshared_key=preshared_key(
+                secret,
+                account=self.account_id,
+                connection=message.connection_id,
+                client=self.own_id,
+                gateway=gateway.id,
+                client_tunnel_key=self.engine.public_key,
+                gateway_tunnel_key=gateway.public_key,
+                kem_public_key=key.public_bytes(),
+                ciphertext=message.kem_ciphertext,
+            ),
+            local_ice=message.ice.client,
+            remote_ice=message.ice.gateway,
+            controlling=True,
+        )
+        try:
+            self.engine.open(parameters, now)
+        except ValueError:
+            return None
+        connection = _Connection(
+            id=message.connection_id,
+            gateway_id=gateway.id,
+            gateway_name=gateway.name,
+            opened_ns=now,
+        )
+        self._connections[connection.id] = connection
+        _, early = self._early.pop(connection.id, (0, []))
+        for candidates in early:
+            self.engine.add_candidates(candidates, now)
+        return connection
+
+    def _leave_older(self, gateway_id: UUID, now: int) -> None:
+        """The gateway began a new connection, so the older one to it has ended there."""
+        for connection in list(self._connections.values()):
+            if connection.gateway_id == gateway_id:
+                self._disconnect(connection, now)
+
+    def _denied(self, message: AuthorizationDenied, now: int) -> None:
+        denial = Denial(
+            reason=message.reason,
+            violated=message.violated,
+            at_ns=now,
+            retry_after_ns=message.retry_after_ns,
+        )
+        for packet in self._requests.deny(message.resource_id, denial, now):
+            self._prohibit(packet)
+
+    def _candidates(self, message: Candidates, now: int) -> None:
+        if message.connection_id in self._connections:
+            self.engine.add_candidates(message, now)
+            return
+        # The gateway's candidates may overtake the answer that names the connection.
+        for connection_id in [key for key, (until, _) in self._early.items() if until <= now]:
+            del self._early[connection_id]
+        if len(self._early) >= MAX_EARLY_CONNECTIONS:
+            return
+        _, early = self._early.setdefault(message.connection_id, (now + EARLY_CANDIDATES_NS, []))
+        if len(early) < MAX_EARLY_CANDIDATES:
+            early.append(message)
+
+    # --- resources -------------------------------------------------------------------------------
+
+    def _upsert(self, resource: Resource) -> None:
+        older = self._resources.get(resource.id)
+        if older is not None and networks_of(older[0]) != networks_of(resource):
+            self._unroute(older[0])
+            older = None
+        allowed = compile_filters(resource.filters)
+        self._resources[resource.id] = (resource, allowed)
+        if older is not None and older[1] != allowed:
+            self._flows.remove(
+                lambda flow: (
+                    flow.tag == resource.id and not allowed.allows(flow.key[0], flow.key[4])
+                )
+            )
+        if older is None:
+            for network in networks_of(resource):
+                ids = self._ids_by_network.get(network) or ()
+                self._ids_by_network.insert(network, (*ids, resource.id))
+
+    def _remove(self, resource_id: UUID, now: int) -> None:
+        entry = self._resources.pop(resource_id, None)
+        if entry is None:
+            return
+        self._unroute(entry[0])
+        self._requests.forget(resource_id)
+        lease = self._lease_by_resource.get(resource_id)
+        if lease is not None:
+            self._end(lease.authorization_id, now)
+        self._flows.remove(lambda flow: flow.tag == resource_id)
+
+    def _unroute(self, resource: Resource) -> None:
+        for network in networks_of(resource):
+            ids = self._ids_by_network.get(network) or ()
+            left = tuple(other for other in ids if other != resource.id)
+            if left:
+                self._ids_by_network.insert(network, left)
+            else:
+                self._ids_by_network.remove(network)
+
+    def _publish_routes(self) -> None:
+        routes = frozenset(network for network, _ in self._ids_by_network.items())
+        if routes != self._routes:
+            self._routes = routes
+            self._events.append(RoutesChanged(networks=routes))
+
+    # --- ends ------------------------------------------------------------------------------------
+
+    def _end(self, authorization_id: UUID, now: int) -> None:
+        """The end of one lease: nothing passes any more, and TCP is told."""
+        lease = self._lease_by_id.get(authorization_id)
+        if lease is None:
+            return
+        self._detach(lease, now)
+        if self._lease_by_resource.get(lease.resource_id) is lease:
+            del self._lease_by_resource[lease.resource_id]
+            self._reset_tcp(lease.resource_id, self._requests.waiting_packets(lease.resource_id))
+
+    def _detach(self, lease: _Lease, now: int, *, keep: _Connection | None = None) -> None:
+        self._lease_by_id.pop(lease.authorization_id, None)
+        self._expiries.cancel(lease.authorization_id)
+        connection = lease.connection
+        connection.lease_ids.discard(lease.authorization_id)
+        if not connection.lease_ids and connection is not keep:
+            self._disconnect(connection, now)
+
+    def _disconnect(self, connection: _Connection, now: int) -> None:
+        self._connections.pop(connection.id, None)
+        self._close(connection.id, now)
+        for authorization_id in list(connection.lease_ids):
+            self._end(authorization_id, now)
+
+    def _reset_tcp(self, resource_id: UUID, waiting: Iterable[bytes]) -> None:
+        """Drop and reset the TCP flows of a resource, but not those whose first packet waits."""
+        beginning = set()
+        for packet in waiting:
+            header = parse(packet)
+            if header is not None and opens_flow(packet, header):
+                beginning.add((header.protocol, header.source_port, header.destination_port))
+
+        def doomed(flow: Flow) -> bool:
+            ports = (flow.key[0], flow.key[2], flow.key[4])
+            return flow.tag == resource_id and flow.is_tcp and ports not in beginning
+
+        for flow in self._flows.remove(doomed):
+            self.counts.reset_flows += 1
+            self._inject(reset(_complete(flow.last_packet)))
+
+    # --- the engine ------------------------------------------------------------------------------
+
+    def _path_event(self, event: Connected | PathChanged | PathLost | Failed, now: int) -> None:
+        connection = self._connections.get(event.connection_id)
+        if connection is None:
+            return
+        if isinstance(event, PathLost | Failed):
+            self._failed_until[connection.gateway_id] = now + GATEWAY_FAILED_NS
+            connection.lost = True
+            self._want_again(connection, now)
+            if isinstance(event, Failed):
+                self._disconnect(connection, now)
+        else:
+            connection.lost = False
+            if connection.connected_ns is None:
+                connection.connected_ns = now
+            self._failed_until.pop(connection.gateway_id, None)
+            self._resume(connection, now)
+        self._ask(now)
+
+    def _want_again(self, connection: _Connection, now: int) -> None:
+        for authorization_id in connection.lease_ids:
+            lease = self._lease_by_id[authorization_id]
+            if now - lease.used_ns <= IN_USE_NS:
+                self._requests.want(lease.resource_id, None, now)
+
+    def _resume(self, connection: _Connection, now: int) -> None:
+        """The path is back before another gateway was found."""
+        for authorization_id in connection.lease_ids:
+            lease = self._lease_by_id[authorization_id]
+            for packet in self._requests.take_packets(lease.resource_id):
+                self._transmit(lease, packet, now)
+
+    # --- status ----------------------------------------------------------------------------------
+
+    def status(self, now: int) -> dict[str, object]:
+        """What `holloway status` shows: one entry per gateway, and what was denied."""
+        interface = self.interface
+        return {
+            "kind": "client",
+            "name": self._identity.name,
+            "connected_to_portal": self.joined,
+            "id": None if self.own_id is None else str(self.own_id),
+            "addresses": [] if interface is None else [str(interface.ipv4), str(interface.ipv6)],
+            "peers": [self._peer_status(peer, now) for peer in self._connections.values()],
+            "resources": [
+                {"id": str(resource.id), "name": resource.name, "address": resource.address}
+                for resource, _ in self._resources.values()
+            ],
+            "denials": [
+                {
+                    "resource_id": str(resource_id),
+                    "resource": self._name_of(resource_id),
+                    "reason": denial.reason,
+                    "violated": list(denial.violated),
+                    "age_ns": now - denial.at_ns,
+                }
+                for resource_id, denial in self._requests.denials()
+            ],
+            "waiting": [self._name_of(resource_id) for resource_id in self._requests.waiting()],
+            "flows": len(self._flows),
+            "counts": attrs.asdict(self.counts),
+        }
+
+    def _peer_status(self, connection: _Connection, now: int) -> dict[str, object]:
+        leases = [self._lease_by_id[lease_id] for lease_id in connection.lease_ids]
+        return {
+            "name": connection.gateway_name,
+            "id": str(connection.gateway_id),
+            "connection_id": str(connection.id),
+            **self._path_status(connection.id),
+            "lost": connection.lost,
+            "bytes_in": connection.bytes_in,
+            "bytes_out": connection.bytes_out,
+            "connected_after_ns": (
+                None
+                if connection.connected_ns is None
+                else connection.connected_ns - connection.opened_ns
+            ),
+            "resources": [
+                {
+                    "id": str(lease.resource_id),
+                    "name": self._name_of(lease.resource_id),
+                    "authorization_id": str(lease.authorization_id),
+                    "expires_in_ns": max(
+                        0, (self._expiries.get(lease.authorization_id) or now) - now
+                    ),
+                    "first_packet_ns": (
+                        None if lease.delivered_ns is None else lease.delivered_ns - lease.asked_ns
+                    ),
+                }
+                for lease in leases
+            ],
+        }
+
+    def _name_of(self, resource_id: UUID) -> str:
+        entry = self._resources.get(resource_id)
+        return "" if entry is None else entry[0].name
+
+
+def addresses_of(agent: ClientAgent) -> tuple[IPv4Address, IPv6Address] | None:
+    """The client's own tunnel addresses, once it has them."""
+    return None if agent.interface is None else (agent.interface.ipv4, agent.interface.ipv6)
+
+
+def _complete(headers: bytes) -> bytes:
+    """Headers that were cut off their packet, with a length that fits what is left."""
+    if not headers:
+        return headers
+    if headers[0] >> 4 == 4:
+        return headers[:2] + len(headers).to_bytes(2, "big") + headers[4:]
+    return headers[:4] + (len(headers) - 40).to_bytes(2, "big") + headers[6:]

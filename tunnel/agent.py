@@ -1,0 +1,233 @@
+"""What the agents of a client and of a gateway share: joining, relays, candidates, the engine.
+
+An agent is a core. Its shell hands in frames of the portal (`receive`), packets of the TUN
+(`receive_packets`) and, whenever the engine was touched, asks it to look at the engine (`pump`);
+it takes messages for the portal, packets for the TUN and events for itself from the three
+`drain_*` methods, and honours `poll_timeout`. The engine belongs to the agent, but its datagrams
+and timers are the shell's to move.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from ipaddress import IPv4Address, IPv6Address
+from typing import Any, Literal
+from uuid import UUID
+
+import attrs
+
+from channel.credentials import decode_token, device_key_of, join_statement, sign_join
+from channel.frames import Frame
+from channel.messages import Candidates, Challenge, Held, Interface, Join, Relays, RelayServer
+from runtime.randomness import Randomness
+from runtime.secret import Secret
+from tunnel.engine import Connected, Engine, Failed, LocalCandidates, PathChanged, PathLost
+
+SECOND_NS = 10**9
+MAX_UNSENT_CANDIDATES = 8
+MAX_WAITING_MESSAGES = 10_000
+
+EngineEvent = LocalCandidates | Connected | PathChanged | PathLost | Failed
+
+
+@attrs.frozen(kw_only=True)
+class AgentIdentity:
+    """Who joins. `device_seed` is the private half of the device key (Ed25519, 32 bytes).
+
+    `incarnation` is the first of this process; each join takes the next, so a later start should
+    begin higher (Unix time in ns serves). Raises InvalidToken, or ValueError for another seed.
+    """
+
+    kind: Literal["client", "gateway"]
+    name: str
+    software: str = "holloway"
+    token: Secret = attrs.field(repr=False)
+    device_seed: Secret = attrs.field(repr=False)
+    incarnation: int
+    token_id: UUID = attrs.field(init=False)
+    device_key: bytes = attrs.field(init=False)
+
+    @token_id.default
+    def _token_id(self) -> UUID:
+        return decode_token(self.token).id
+
+    @device_key.default
+    def _device_key(self) -> bytes:
+        return device_key_of(self.device_seed.reveal())
+
+
+@attrs.frozen(kw_only=True)
+class Outgoing:
+    """A message for the portal; `ref` where it answers a question."""
+
+    message: object
+    ref: int | None = None
+
+
+@attrs.frozen(kw_only=True)
+class InterfaceChanged:
+    """The TUN device is to carry these addresses and this MTU from now on."""
+
+    interface: Interface
+
+
+class TunnelAgent:
+    """The common half of `ClientAgent` and `GatewayAgent`."""
+
+    def __init__(
+        self, identity: AgentIdentity, engine: Engine, *, randomness: Randomness, now: int
+    ) -> None:
+        self.engine = engine
+        self.account_id: UUID | None = None
+        self.own_id: UUID | None = None
+        self.interface: Interface | None = None
+        self.joined = False
+        self._identity = identity
+        self._randomness = randomness
+        self._started_ns = now
+        self._incarnation = identity.incarnation
+        self._relay_by_id: dict[UUID, RelayServer] = {}
+        self._messages: list[Outgoing] = []
+        self._packets: list[bytes] = []
+        self._events: list[Any] = []
+        self._unsent_candidates: dict[UUID, deque[Candidates]] = {}
+
+    # --- ChannelAgent ----------------------------------------------------------------------------
+
+    def join(self, challenge: Challenge, now: int) -> Join:
+        """The first frame of a connection: proof of the device, and what is held."""
+        statement = join_statement(
+            challenge.nonce, challenge.portal, self._identity.token_id, self.engine.public_key
+        )
+        join = Join(
+            kind=self._identity.kind,
+            software=self._identity.software,
+            token=self._identity.token.reveal_text(),
+            device_key=self._identity.device_key,
+            signature=sign_join(self._identity.device_seed.reveal(), statement),
+            tunnel_key=self.engine.public_key,
+            name=self._identity.name,
+            incarnation=self._incarnation,
+            held=self.held(),
+        )
+        self._incarnation += 1
+        return join
+
+    def receive(self, frame: Frame, now: int) -> None:
+        """One frame of the portal."""
+        self._received(frame.message, frame.ref, now)
+
+    def channel_lost(self, now: int) -> None:
+        """The portal is away: what is held stays to the end of its lease."""
+        self.joined = False
+        self._messages.clear()
+
+    # --- what a shell takes out ------------------------------------------------------------------
+
+    def drain_messages(self) -> list[Outgoing]:
+        """Messages for the portal, in order; none while the channel is not joined."""
+        drained, self._messages = self._messages, []
+        return drained
+
+    def drain_packets(self) -> list[bytes]:
+        """IP packets for the TUN device."""
+        drained, self._packets = self._packets, []
+        return drained
+
+    def drain_events(self) -> list[Any]:
+        """What the shell has to do to the system, in order."""
+        drained, self._events = self._events, []
+        return drained
+
+    def pump(self, now: int) -> None:
+        """Take what the engine has. Call it after anything that touched the engine."""
+        for event in self.engine.drain_events():
+            if isinstance(event, LocalCandidates):
+                self._trickle(event.message)
+            else:
+                self._path_event(event, now)
+        for connection_id, packet in self.engine.drain_packets():
+            self._tunnelled(connection_id, packet, now)
+
+    # --- what the two kinds of agent fill in -----------------------------------------------------
+
+    def held(self) -> tuple[Held, ...]:
+        """The authorisations that this agent holds."""
+        raise NotImplementedError
+
+    def _received(self, message: object, ref: int | None, now: int) -> None:
+        raise NotImplementedError
+
+    def _path_event(self, event: Connected | PathChanged | PathLost | Failed, now: int) -> None:
+        raise NotImplementedError
+
+    def _tunnelled(self, connection_id: UUID, packet: bytes, now: int) -> None:
+        raise NotImplementedError
+
+    # --- helpers of both -------------------------------------------------------------------------
+
+    def _send(self, message: object, ref: int | None = None) -> bool:
+        if not self.joined or len(self._messages) >= MAX_WAITING_MESSAGES:
+            return False
+        self._messages.append(Outgoing(message=message, ref=ref))
+        return True
+
+    def _begin(
+        self,
+        *,
+        account_id: UUID,
+        own_id: UUID,
+        interface: Interface,
+        relays: tuple[RelayServer, ...],
+        now: int,
+    ) -> None:
+        """The part of `init` that both kinds have."""
+        self.joined = True
+        self.account_id = account_id
+        self.own_id = own_id
+        if interface != self.interface:
+            self.interface = interface
+            self._events.append(InterfaceChanged(interface=interface))
+        self._relay_by_id = {relay.id: relay for relay in relays}
+        self.engine.set_relays(list(self._relay_by_id.values()), now)
+        unsent, self._unsent_candidates = self._unsent_candidates, {}
+        for messages in unsent.values():
+            for message in messages:
+                self._send(message)
+
+    def _change_relays(self, message: Relays, now: int) -> None:
+        for relay_id in message.removed:
+            self._relay_by_id.pop(relay_id, None)
+        for relay in message.added:
+            self._relay_by_id[relay.id] = relay
+        self.engine.set_relays(list(self._relay_by_id.values()), now)
+
+    def _trickle(self, message: Candidates) -> None:
+        if self._send(message):
+            return
+        unsent = self._unsent_candidates.setdefault(
+            message.connection_id, deque(maxlen=MAX_UNSENT_CANDIDATES)
+        )
+        unsent.append(message)
+
+    def _path_status(self, connection_id: UUID) -> dict[str, object]:
+        """The entries of a status that tell of the path."""
+        path = self.engine.path(connection_id)
+        if path is None:
+            return {"path": None, "local": None, "remote": None, "relay": None, "rtt_ns": None}
+        return {
+            "path": path.kind,
+            "local": str(path.local),
+            "remote": str(path.remote),
+            "relay": None if path.relay is None else str(path.relay),
+            "rtt_ns": path.rtt_ns,
+        }
+
+    def _close(self, connection_id: UUID, now: int) -> None:
+        self._unsent_candidates.pop(connection_id, None)
+        self.engine.close(connection_id, now)
+
+
+def own_addresses(ipv4: IPv4Address, ipv6: IPv6Address) -> frozenset[bytes]:
+    """The two tunnel addresses of one agent, packed."""
+    return frozenset((ipv4.packed, ipv6.packed))
