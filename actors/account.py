@@ -1,0 +1,605 @@
+"""The account actor: the one owner of an account's state. It decides, writes, and then tells.
+
+Exactly one lives for an account, fenced by the epoch that it got from the store. It holds
+- the snapshot, carried forward by the account's feed of changes (pulled when woken, after own
+  writes, and before any agent is told the truth);
+- who is connected (presence), each with a number; of two connections of a device the one with the
+  higher number stands;
+- the live authorisations and the connections that carry them.
+
+It is one actor in three files, since its state has one owner: `authorizations` (how they live and
+end), `requests` (access is asked for), and this one (its own life, the feed, enrolment, presence,
+questions). What can be said without waiting stands in `ledger`, `consequences`, `choice` and
+`enrolment`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import datetime, timedelta
+from typing import Any, ClassVar, Literal
+from uuid import UUID
+
+import attrs
+import structlog
+
+from actors.attendance import Attendance, OnlineAgent
+from actors.authorizations import AGAIN_NS
+from actors.consequences import (
+    Touched,
+    as_told,
+    is_rebuilt,
+)
+from actors.enrolment import (
+    RangeExhausted,
+    device_refusal,
+    interface_of,
+    known_device,
+    new_device,
+    owner_refusal,
+    refusal,
+    renewed_device,
+)
+from actors.ledger import LAST_CALL_NS, Live
+from actors.messages import (
+    AccountStatistics,
+    AccountStatisticsRequest,
+    AttachClient,
+    AttachGateway,
+    ClientMoved,
+    ClientTruth,
+    End,
+    EnrolDevice,
+    Explain,
+    ExplainAnswer,
+    GatewayLoad,
+    GatewayMoved,
+    GatewayTruth,
+    ListLive,
+    ListPresence,
+    OnlineClient,
+    OnlineGateway,
+    Presence,
+    VisibleResources,
+    Wake,
+)
+from actors.model import Authorization, Change, Client, Gateway
+from actors.policy.engine import Request, Snapshot, visible_resources
+from actors.policy.explain import explain
+from actors.requests import RequestsOfAccount
+from actors.services import Services
+from actors.store.interface import (
+    MAX_PAGE,
+    Conflict,
+    InvalidReference,
+    NotFound,
+    Put,
+    Unavailable,
+)
+from channel.messages import (
+    Disconnect,
+    Held,
+    IpText,
+    LiveAuthorization,
+    ResourceUpdated,
+)
+from channel.messages import (
+    Resource as ToldResource,
+)
+from runtime.actor import Caller, Down, handles
+from runtime.randomness import uuid7
+
+MAX_ENROL_ATTEMPTS = 5
+SUSPECT_NS = 10 * 10**9
+"""So long a gateway that left a request without an answer is asked last."""
+PULL_AGAIN_NS = 1 * 10**9
+UNAVAILABLE_AFTER_NS = 2 * 10**9
+CLOCK_SLACK = timedelta(seconds=5)
+"""How far the clocks of those that write changes and authorisations may lie apart."""
+
+MAX_ENROL_ATTEMPTS = 5
+CLOCK_SLACK = timedelta(seconds=5)
+"""How far the clocks of those that write changes and authorisations may lie apart."""
+
+_Side = tuple[Attendance, dict[UUID, Any]]
+_log = structlog.get_logger("holloway.account")
+
+
+@attrs.frozen
+class _AgentDue:
+    """An agent's token may have expired."""
+
+    kind: Literal["client", "gateway"]
+    id: UUID
+    number: int
+
+
+class AccountActor(RequestsOfAccount):
+    """See the module. Started on demand under the name `account_name(account_id)`."""
+
+    mailbox_limit: ClassVar[int] = 20_000
+
+    def __init__(self, services: Services, account_id: UUID) -> None:
+        super().__init__(services, account_id)
+        self._joined = 0
+
+    # --- life --------------------------------------------------------------------------------
+
+    async def started(self) -> None:
+        """Become the owner, load the truth, and end what holds no more. Raises StoreError."""
+        store = self._services.store
+        self._epoch: int = await self._do(
+            store.acquire, self._account_id, owner=self._services.node
+        )
+        self._snapshot = Snapshot.of(await self._do(store.contents, self._account_id))
+        now_ns, instant = self.context.now(), self.context.utc_now()
+        rows = await self._live_rows(instant)
+        for row in rows:
+            self._ledger.add(row, now_ns=now_ns, instant=instant, acknowledged=True)
+        for live in await self._granted_for_another_place(rows):
+            await self._end(live, "resource_changed")
+        for live in self._ledger:
+            await self._review(live)
+        self._arm()
+        _log.info(
+            "account_owned",
+            account=str(self._account_id),
+            epoch=self._epoch,
+            live=len(self._ledger),
+        )
+
+    async def _live_rows(self, instant: datetime) -> list[Authorization]:
+        rows: list[Authorization] = []
+        after: UUID | None = None
+        while True:
+            page: tuple[Authorization, ...] = await self._do(
+                self._services.store.authorizations,
+                self._account_id,
+                live_at=instant,
+                after=after,
+                limit=MAX_PAGE,
+            )
+            rows.extend(page)
+            if len(page) < MAX_PAGE:
+                return rows
+            after = page[-1].id
+
+    async def _granted_for_another_place(self, rows: list[Authorization]) -> list[Live]:
+        """Authorisations of resources that were moved while nobody watched: the row does not say
+        what address it was granted for, the feed says when the address changed."""
+        if not rows:
+            return []
+        since = min(row.created_at for row in rows) - CLOCK_SLACK
+        moved_at: dict[UUID, datetime] = {}
+        after = await self._number_before(since)
+        while changes := await self._changes_after(after):
+            moved_at.update({each.entity_id: each.at for each in changes if is_rebuilt(each)})
+            after = changes[-1].number
+        return [
+            live
+            for live in self._ledger
+            if (at := moved_at.get(live.authorization.resource_id)) is not None
+            and at >= live.authorization.created_at - CLOCK_SLACK
+        ]
+
+    async def _number_before(self, instant: datetime) -> int:
+        """A number of the feed after which every change from `instant` on lies (by bisection)."""
+        low, high = 0, self._snapshot.number
+        while low < high:
+            middle = (low + high) // 2
+            page = await self._do(
+                self._services.store.changes, self._account_id, after=middle, limit=1
+            )
+            if page and page[0].at < instant:
+                low = middle + 1
+            else:
+                high = middle
+        return low
+
+    # --- the feed ----------------------------------------------------------------------------
+
+    @handles(Wake)
+    async def _on_wake(self, message: Wake) -> None:
+        try:
+            await self._pull()
+        except Unavailable:
+            self.send_after(AGAIN_NS, message)
+
+    async def _pull(self) -> None:
+        """Catch up with the feed, and see to it that what changed has its consequences."""
+        while changes := await self._changes_after(self._snapshot.number):
+            news = [change for change in changes if self._snapshot.apply(change)]
+            await self._follow(news)
+        await self._write_ends()
+
+    async def _changes_after(self, number: int) -> tuple[Change, ...]:
+        changes: tuple[Change, ...] = await self._do(
+            self._services.store.changes, self._account_id, after=number, limit=MAX_PAGE
+        )
+        return changes
+
+    async def _follow(self, changes: list[Change]) -> None:
+        touched = Touched.by(changes)
+        for live in self._ledger:
+            if live.authorization.resource_id in touched.rebuilt:
+                await self._end(live, "resource_changed")
+            elif touched.concerns(live.authorization, self._snapshot):
+                await self._review(live)
+        self._tell_updated(touched.updated)
+        if touched.presences:
+            self._check_presences()
+        for online in self._clients:
+            if touched.concerns_view(online.id, online.visible, self._snapshot):
+                self._tell_visible(online)
+        self._arm()
+        if self._snapshot.account is None:
+            self.stop()
+
+    def _tell_updated(self, resource_ids: Iterable[UUID]) -> None:
+        for id in resource_ids:
+            resource = self._snapshot.resources.get(id)
+            carriers = {
+                each.authorization.gateway_id
+                for each in self._ledger
+                if each.authorization.resource_id == id
+            }
+            for gateway_id in carriers if resource is not None else ():
+                assert resource is not None
+                self._tell(self._gateways, gateway_id, ResourceUpdated(resource=as_told(resource)))
+
+    def _tell_visible(self, online: OnlineAgent) -> None:
+        visible = self._visible(online.id)
+        if visible != online.visible:
+            online.visible = visible
+            self.cast(online.ref, VisibleResources(visible))
+
+    def _visible(self, client_id: UUID) -> dict[UUID, ToldResource]:
+        resources = visible_resources(self._snapshot, client_id)
+        return {id: as_told(resources[id]) for id in sorted(resources)}
+
+    def _check_presences(self) -> None:
+        """Part with agents that may not be connected any more."""
+        for attendance, rows in self._sides():
+            for online in attendance:
+                self._check_presence(attendance, online, rows.get(online.id))
+
+    def _check_presence(
+        self, attendance: Attendance, online: OnlineAgent, row: Client | Gateway | None
+    ) -> None:
+        refused = device_refusal(
+            self._snapshot, row, online.token_id, online.remote, self.context.utc_now()
+        )
+        if refused is not None:
+            attendance.remove(online)
+            self.cast(online.ref, End(refused))
+            return
+        self._watch_token(online)
+
+    def _watch_token(self, online: OnlineAgent) -> None:
+        expires_at = self._snapshot.tokens[online.token_id].expires_at
+        if expires_at == online.token_expires_at:
+            return
+        online.token_expires_at = expires_at
+        if expires_at is not None:
+            delay = (expires_at - self.context.utc_now()) // timedelta(microseconds=1) * 1_000
+            self.send_after(max(0, delay), _AgentDue(online.kind, online.id, online.number))
+
+    @handles(_AgentDue)
+    def _on_agent_due(self, message: _AgentDue) -> None:
+        attendance, rows = self._sides()[0 if message.kind == "client" else 1]
+        online = attendance.get(message.id)
+        if online is not None and online.number == message.number:
+            online.token_expires_at = None
+            self._check_presence(attendance, online, rows.get(online.id))
+
+    def _sides(
+        self,
+    ) -> tuple[tuple[Attendance, dict[UUID, Any]], tuple[Attendance, dict[UUID, Any]]]:
+        return (self._clients, self._snapshot.clients), (self._gateways, self._snapshot.gateways)
+
+    # --- enrolment ---------------------------------------------------------------------------
+
+    @handles(EnrolDevice)
+    async def _on_enrol(self, ask: EnrolDevice) -> Client | Gateway | Disconnect:
+        try:
+            return await self._enrol(ask)
+        except Unavailable:
+            return self._refusal("unavailable")
+        except RangeExhausted:
+            return self._refusal("limits_exceeded", "the tunnel range is exhausted")
+
+    async def _enrol(self, ask: EnrolDevice) -> Client | Gateway | Disconnect:
+        await self._pull()
+        counted = False
+        for _ in range(MAX_ENROL_ATTEMPTS):
+            refused = owner_refusal(
+                self._snapshot, ask.token.id, ask.remote, self.context.utc_now()
+            )
+            if refused is not None:
+                return refused
+            known = known_device(self._snapshot, ask)
+            if known is not None:
+                row = renewed_device(known, ask)
+            elif len(self._snapshot.clients) + len(self._snapshot.gateways) >= (
+                self._services.limits.devices
+            ):
+                return self._refusal("limits_exceeded", "too many devices")
+            else:
+                at = self.context.utc_now()
+                counted = counted or await self._do(
+                    self._services.store.use_token, ask.token.id, at=at
+                )
+                if not counted:
+                    return Disconnect(
+                        reason="limits_exceeded", detail="the token is used up", retry=False
+                    )
+                randomness = self._services.randomness
+                id = uuid7(self._services.clock, randomness)
+                row = new_device(self._snapshot, ask, id=id, at=at, randomness=randomness)
+            if row == known or await self._put(row, ask):
+                return row
+        return self._refusal("unavailable")
+
+    async def _put(self, row: Client | Gateway, ask: EnrolDevice) -> bool:
+        """Write a device's row; False if something else came first, which is known then."""
+        try:
+            await self._do(
+                self._services.store.apply,
+                self._account_id,
+                [Put(row)],
+                who=f"token {ask.token.id}",
+                at=self.context.utc_now(),
+            )
+        except (Conflict, InvalidReference, NotFound):
+            await self._pull()
+            return False
+        await self._pull()
+        return True
+
+    # --- presence ----------------------------------------------------------------------------
+
+    @handles(AttachClient)
+    async def _on_attach_client(self, ask: AttachClient) -> ClientTruth | Disconnect:
+        caller = self.context.caller
+        assert caller is not None
+        try:
+            await self._pull()
+            online = self._arrive(
+                self._clients, self._snapshot.clients.get(ask.client_id), ask, caller
+            )
+            if isinstance(online, Disconnect):
+                return online
+            for connection in self._connections.of_client(online.id):
+                self._keep_or_forget(connection, ask.held, client_key=ask.tunnel_key)
+            for known in ask.connections:
+                self._restore(known, online)
+            told = await self._reconcile(
+                self._ledger.of_client(online.id), ask.held, remote=ask.remote
+            )
+            for live in told:
+                self._restore_half(live, client_key=ask.tunnel_key)
+        except Unavailable:
+            return self._refusal("unavailable")
+        account, row = self._snapshot.account, self._snapshot.clients.get(ask.client_id)
+        assert account is not None
+        assert row is not None
+        online.visible = self._visible(online.id)
+        return ClientTruth(
+            epoch=self._epoch,
+            number=online.number,
+            interface=interface_of(account, row),
+            resources=online.visible,
+            authorizations=self._truth(told),
+        )
+
+    @handles(AttachGateway)
+    async def _on_attach_gateway(self, ask: AttachGateway) -> GatewayTruth | Disconnect:
+        caller = self.context.caller
+        assert caller is not None
+        try:
+            await self._pull()
+            online = self._arrive(
+                self._gateways, self._snapshot.gateways.get(ask.gateway_id), ask, caller
+            )
+            if isinstance(online, Disconnect):
+                return online
+            for connection in self._connections.of_gateway(online.id):
+                self._keep_or_forget(connection, ask.held, gateway_key=ask.tunnel_key)
+            told = await self._reconcile(self._ledger.of_gateway(online.id), ask.held)
+            for live in told:
+                self._restore_half(live, gateway_key=ask.tunnel_key)
+        except Unavailable:
+            return self._refusal("unavailable")
+        account, row = self._snapshot.account, self._snapshot.gateways.get(ask.gateway_id)
+        assert account is not None
+        assert row is not None
+        carried = {live.authorization.resource_id for live in told}
+        return GatewayTruth(
+            epoch=self._epoch,
+            number=online.number,
+            interface=interface_of(account, row),
+            authorizations=self._truth(told),
+            resources=tuple(as_told(self._snapshot.resources[id]) for id in sorted(carried)),
+        )
+
+    def _arrive(
+        self,
+        attendance: Attendance,
+        row: Client | Gateway | None,
+        ask: AttachClient | AttachGateway,
+        caller: Caller,
+    ) -> OnlineAgent | Disconnect:
+        """Note who is connected; of two connections of one device the newer stands."""
+        refused = device_refusal(
+            self._snapshot, row, ask.token_id, ask.remote, self.context.utc_now()
+        )
+        if refused is not None:
+            return refused
+        assert row is not None
+        assert caller.ref is not None
+        kind: Literal["client", "gateway"] = "client" if isinstance(row, Client) else "gateway"
+        limits = self._services.limits
+        limit = limits.clients_online if kind == "client" else limits.gateways_online
+        before = attendance.get(row.id)
+        if before is None and len(attendance) >= limit:
+            return self._refusal("limits_exceeded", f"too many {kind}s online")
+        self._joined += 1
+        number = ask.number if ask.number is not None else self._epoch << 32 | self._joined
+        if before is not None and before.ref != caller.ref:
+            if before.number > number:
+                return refusal("superseded")
+            self.cast(before.ref, End(refusal("superseded")))
+        online = OnlineAgent(
+            kind=kind,
+            id=row.id,
+            ref=caller.ref,
+            number=number,
+            token_id=ask.token_id,
+            tunnel_key=ask.tunnel_key,
+            incarnation=ask.incarnation,
+            remote=ask.remote,
+            since=self.context.utc_now(),
+        )
+        attendance.put(online)
+        self.monitor(online.ref)
+        self._watch_token(online)
+        return online
+
+    async def _reconcile(
+        self, lives: Iterable[Live], held: tuple[Held, ...], *, remote: IpText | None = None
+    ) -> list[Live]:
+        """End what the agent does not hold or may not have, and give the rest, caught up with:
+        of the address that the client has now, and renewed if that is overdue."""
+        held_ids = {each.authorization_id for each in held}
+        stay: list[Live] = []
+        for live in lives:
+            if live.id not in held_ids:
+                await self._end(live, "absent")
+                continue
+            if remote is not None and live.authorization.remote_ip != remote:
+                await self._rewrite(live, attrs.evolve(live.authorization, remote_ip=remote))
+            await self._review(live)
+            if self._ledger.get(live.id) is live and live.due_ns >= live.deadline_ns - LAST_CALL_NS:
+                await self._renew(live)
+            if self._ledger.get(live.id) is live:
+                stay.append(live)
+        if stay:  # confirms the lease: raises Fenced if another owner has taken over
+            await self._write(stay[0].authorization)
+        self._arm()
+        return stay
+
+    def _truth(self, lives: Iterable[Live]) -> tuple[LiveAuthorization, ...]:
+        now_ns = self.context.now()
+        return tuple(live.told(now_ns) for live in lives if self._ledger.get(live.id) is live)
+
+    @handles(Down)
+    async def _on_down(self, message: Down) -> None:
+        for attendance, _ in self._sides():
+            online = attendance.by_ref(message.ref)
+            if online is None:
+                continue
+            attendance.remove(online)
+            if online.kind == "client":
+                for live in self._ledger.of_client(online.id):
+                    if not live.acknowledged:
+                        await self._end(live, "abandoned")
+        self._arm()
+
+    @handles(ClientMoved)
+    async def _on_client_moved(self, message: ClientMoved) -> None:
+        online = self._clients.current(message.client_id, message.number)
+        if online is None or online.remote == message.remote:
+            return
+        online.remote = message.remote
+        self._check_presence(self._clients, online, self._snapshot.clients.get(online.id))
+        for live in self._ledger.of_client(online.id):
+            await self._rewrite(live, attrs.evolve(live.authorization, remote_ip=message.remote))
+            await self._review(live)
+        self._arm()
+
+    @handles(GatewayMoved)
+    def _on_gateway_moved(self, message: GatewayMoved) -> None:
+        online = self._gateways.current(message.gateway_id, message.number)
+        if online is not None:
+            online.remote = message.remote
+            self._check_presence(self._gateways, online, self._snapshot.gateways.get(online.id))
+
+    @handles(GatewayLoad)
+    def _on_gateway_load(self, message: GatewayLoad) -> None:
+        online = self._gateways.current(message.gateway_id, message.number)
+        if online is not None:
+            online.load = message.connections
+
+    # --- questions ---------------------------------------------------------------------------
+
+    @handles(Explain)
+    def _on_explain(self, ask: Explain) -> ExplainAnswer:
+        online = None if ask.client_id is None else self._clients.get(ask.client_id)
+        client = None if ask.client_id is None else self._snapshot.clients.get(ask.client_id)
+        token_id = None if client is None else client.token_id
+        remote_ip = ask.remote_ip
+        if online is not None:
+            token_id, remote_ip = online.token_id, remote_ip or online.remote
+        request = Request(
+            client_id=ask.client_id,
+            principal_id=ask.principal_id if ask.client_id is None else None,
+            resource_id=ask.resource_id,
+            remote_ip=remote_ip,
+            token_id=token_id,
+        )
+        resource = self._snapshot.resources.get(ask.resource_id)
+        gateways = resource and self._snapshot.gateways_by_site.get(resource.site_id)
+        return ExplainAnswer(
+            explanation=explain(self._snapshot, request, ask.at or self.context.utc_now()),
+            online_gateway_ids=tuple(
+                id for id in sorted(gateways or ()) if self._gateways.get(id) is not None
+            ),
+        )
+
+    @handles(ListPresence)
+    def _on_list_presence(self, message: ListPresence) -> Presence:
+        return Presence(
+            clients=tuple(
+                OnlineClient(
+                    client_id=each.id,
+                    remote=each.remote,
+                    number=each.number,
+                    since=each.since,
+                    tunnel_key=each.tunnel_key,
+                )
+                for each in self._clients
+            ),
+            gateways=tuple(
+                OnlineGateway(
+                    gateway_id=each.id,
+                    remote=each.remote,
+                    number=each.number,
+                    since=each.since,
+                    tunnel_key=each.tunnel_key,
+                    connections=self._connections.count(each.id),
+                )
+                for each in self._gateways
+            ),
+        )
+
+    @handles(ListLive)
+    def _on_list_live(self, message: ListLive) -> frozenset[UUID]:
+        return frozenset(live.id for live in self._ledger)
+
+    @handles(AccountStatisticsRequest)
+    def _on_statistics(self, message: AccountStatisticsRequest) -> AccountStatistics:
+        return AccountStatistics(
+            epoch=self._epoch,
+            change_number=self._snapshot.number,
+            clients=len(self._clients),
+            gateways=len(self._gateways),
+            live_authorizations=len(self._ledger),
+            connections=len(self._connections),
+            granted=self._counts["granted"],
+            denied=self._counts["denied"],
+            renewed=self._counts["renewed"],
+            ended=self._counts["ended"],
+            given_up=self._counts["given_up"],
+            candidates_relayed=self._counts["candidates_relayed"],
+            candidates_refused=self._counts["candidates_refused"],
+        )

@@ -1,0 +1,392 @@
+"""What the actors of the control plane say to each other.
+
+What an agent said arrives at the actor that owns its channel as `Received`, `Moved` and `Closed`
+(see `actors.attachment`). What is to be told to an agent is cast to that actor as the message of
+`channel.messages` itself; `End` makes it the last. Everything else stands here, by who is asked.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Literal
+from uuid import UUID
+
+import attrs
+
+from actors.model import Client, Gateway, Relay, Token
+from actors.policy.explain import Explanation
+from channel.frames import Frame
+from channel.messages import (
+    Ack,
+    AuthorizationDenied,
+    Authorize,
+    Candidates,
+    Disconnect,
+    Held,
+    IceParameters,
+    Interface,
+    IpText,
+    LiveAuthorization,
+    RequestAuthorization,
+    Resource,
+)
+from runtime.actor import ActorRef
+from runtime.secret import Secret
+
+# --- from a channel to the actor that owns it ---------------------------------------------------
+
+
+@attrs.frozen
+class Received:
+    """A frame of the agent."""
+
+    frame: Frame
+
+
+@attrs.frozen
+class Moved:
+    """The validated path of the channel is now from this address."""
+
+    remote: IpText
+
+
+@attrs.frozen
+class Closed:
+    """The channel is gone; nothing can be sent any more."""
+
+    reason: str
+
+
+@attrs.frozen
+class End:
+    """Say this to the agent as the last thing, and end."""
+
+    disconnect: Disconnect
+
+
+# --- the account actor is asked by admission -----------------------------------------------------
+
+
+@attrs.frozen(kw_only=True)
+class EnrolDevice:
+    """A device proved that it holds this key and this token. Find it, or make its row.
+
+    Answered by the `Client` or `Gateway`, or by the `Disconnect` that refuses it.
+    """
+
+    token: Token
+    device_key: bytes
+    name: str
+    remote: IpText
+
+
+# --- the account actor is asked by the owners of channels ----------------------------------------
+
+
+@attrs.frozen(kw_only=True)
+class AttachClient:
+    """A client's connection stands (or stood when the account actor was started anew).
+
+    `number` is None for a new connection, which then gets the highest. `held` is what the agent
+    has; what is live and not in it ends. `connections` are those that the session knows whole.
+    Answered by `ClientTruth` or `Disconnect`.
+    """
+
+    client_id: UUID
+    token_id: UUID
+    tunnel_key: bytes
+    incarnation: int
+    remote: IpText
+    held: tuple[Held, ...]
+    number: int | None = None
+    connections: tuple[KnownConnection, ...] = ()
+
+
+@attrs.frozen(kw_only=True)
+class AttachGateway:
+    """The same for a gateway. Answered by `GatewayTruth` or `Disconnect`."""
+
+    gateway_id: UUID
+    token_id: UUID
+    tunnel_key: bytes
+    incarnation: int
+    remote: IpText
+    held: tuple[Held, ...]
+    number: int | None = None
+
+
+@attrs.frozen(kw_only=True)
+class KnownConnection:
+    """A connection as a session knows it, to be kept over a crash of the account actor."""
+
+    id: UUID
+    gateway_id: UUID
+    gateway_key: bytes
+    ice: IceParameters
+
+
+@attrs.frozen(kw_only=True)
+class ClientTruth:
+    epoch: int
+    number: int
+    interface: Interface
+    resources: dict[UUID, Resource]
+    authorizations: tuple[LiveAuthorization, ...]
+
+
+@attrs.frozen(kw_only=True)
+class GatewayTruth:
+    """`resources` are those of the live authorisations, as they are now."""
+
+    epoch: int
+    number: int
+    interface: Interface
+    authorizations: tuple[LiveAuthorization, ...]
+    resources: tuple[Resource, ...]
+
+
+@attrs.frozen(kw_only=True)
+class DecideAccess:
+    """A client asks for a resource. Answered by `Grant` or `AuthorizationDenied`.
+
+    `tried` are gateways that did not take this very request. With `fresh` the connection that
+    exists to the gateway is not used, since the gateway does not know it.
+    """
+
+    client_id: UUID
+    number: int
+    request: RequestAuthorization
+    tried: frozenset[UUID] = frozenset()
+    fresh: bool = False
+
+
+@attrs.frozen(kw_only=True)
+class Grant:
+    """The access is decided and written; this gateway has to be asked to take it."""
+
+    authorization_id: UUID
+    gateway_id: UUID
+    gateway: ActorRef
+    authorize: Authorize
+    known: KnownConnection
+
+    @property
+    def is_new_connection(self) -> bool:
+        return self.authorize.kem_public_key is not None
+
+
+@attrs.frozen(kw_only=True)
+class Acknowledge:
+    """The gateway took it. Answered by True once the client is told, by False if the access has
+    ended meanwhile."""
+
+    client_id: UUID
+    grant: Grant
+    ack: Ack
+
+
+@attrs.frozen(kw_only=True)
+class GiveUp:
+    """The gateway did not take it: end the authorisation."""
+
+    grant: Grant
+    reason: str
+    silent: bool
+    """Whether the gateway said nothing at all."""
+
+
+@attrs.frozen(kw_only=True)
+class ClientMoved:
+    client_id: UUID
+    number: int
+    remote: IpText
+
+
+@attrs.frozen(kw_only=True)
+class GatewayMoved:
+    gateway_id: UUID
+    number: int
+    remote: IpText
+
+
+@attrs.frozen(kw_only=True)
+class GatewayLoad:
+    """Live connections, as the gateway counts them."""
+
+    gateway_id: UUID
+    number: int
+    connections: int
+
+
+@attrs.frozen(kw_only=True)
+class CandidatesFrom:
+    """To be relayed to the other end of the connection, if the sender is one of its ends."""
+
+    sender: Literal["client", "gateway"]
+    sender_id: UUID
+    number: int
+    candidates: Candidates
+
+
+@attrs.frozen
+class VisibleResources:
+    """To a session: all that its client is to see now, by id."""
+
+    resources: dict[UUID, Resource]
+
+
+# --- the account actor is asked by everybody else ------------------------------------------------
+
+
+@attrs.frozen
+class Wake:
+    """The account changed, or may have."""
+
+
+@attrs.frozen(kw_only=True)
+class Explain:
+    """Would this access be allowed, and why? By a client, or by any device of a principal.
+
+    Answered by `ExplainAnswer`. Without `remote_ip` that of the client's session is taken;
+    without `at` the present instant.
+    """
+
+    client_id: UUID | None = None
+    principal_id: UUID | None = None
+    resource_id: UUID
+    remote_ip: IpText | None = None
+    at: datetime | None = None
+
+
+@attrs.frozen(kw_only=True)
+class ExplainAnswer:
+    """The trace, and which gateways of the resource's site are online."""
+
+    explanation: Explanation
+    online_gateway_ids: tuple[UUID, ...]
+
+
+@attrs.frozen
+class ListPresence:
+    """Who is connected to this account. Answered by `Presence`."""
+
+
+@attrs.frozen(kw_only=True)
+class OnlineClient:
+    client_id: UUID
+    remote: IpText
+    number: int
+    since: datetime
+    tunnel_key: bytes
+
+
+@attrs.frozen(kw_only=True)
+class OnlineGateway:
+    gateway_id: UUID
+    remote: IpText
+    number: int
+    since: datetime
+    tunnel_key: bytes
+    connections: int
+
+
+@attrs.frozen(kw_only=True)
+class Presence:
+    clients: tuple[OnlineClient, ...]
+    gateways: tuple[OnlineGateway, ...]
+
+
+@attrs.frozen
+class ListLive:
+    """Ids of the authorisations that are live now. Answered by a frozenset."""
+
+
+@attrs.frozen
+class AccountStatisticsRequest:
+    """Answered by `AccountStatistics`."""
+
+
+@attrs.frozen(kw_only=True)
+class AccountStatistics:
+    """Counts now, and since this incarnation of the account actor started."""
+
+    epoch: int
+    change_number: int
+    clients: int
+    gateways: int
+    live_authorizations: int
+    connections: int
+    granted: int
+    denied: int
+    renewed: int
+    ended: int
+    given_up: int
+    candidates_relayed: int
+    candidates_refused: int
+
+
+# --- the relay directory -------------------------------------------------------------------------
+
+
+@attrs.frozen(kw_only=True)
+class RelayOnline:
+    """A relay joined; its actor is the caller. Answered by None."""
+
+    relay: Relay
+    stamp: Secret
+    load: float
+
+
+@attrs.frozen(kw_only=True)
+class RelayLoad:
+    relay_id: UUID
+    load: float
+
+
+@attrs.frozen
+class AssignRelays:
+    """Relays for an agent that now uses these. Answered by a tuple of `RelayServer`."""
+
+    current: tuple[UUID, ...] = ()
+
+
+@attrs.frozen
+class RelaysChanged:
+    """Published on `RELAYS`: relays came or went; ask for an assignment."""
+
+
+@attrs.frozen
+class ListRelays:
+    """Relays that are online. Answered by a tuple of `OnlineRelay`."""
+
+
+@attrs.frozen(kw_only=True)
+class OnlineRelay:
+    relay: Relay
+    load: float
+
+
+# --- topics and names ----------------------------------------------------------------------------
+
+RELAYS = "relays"
+"""Topic of `RelaysChanged`."""
+OWNERS = "channels"
+"""Topic to which every actor that owns a channel listens, for `End`."""
+DIRECTORY = "relay directory"
+"""Registered name of the relay directory."""
+
+
+def account_name(account_id: UUID) -> tuple[str, UUID]:
+    """The registered name of an account's actor."""
+    return ("account", account_id)
+
+
+@attrs.frozen
+class Denial:
+    """From a request to its session: what to tell the client, or None if access was granted."""
+
+    resource_id: UUID
+    answer: AuthorizationDenied | None
+
+
+Device = Client | Gateway

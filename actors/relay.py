@@ -1,0 +1,253 @@
+"""Relays: an actor for each that is connected, and the directory that hands them out.
+
+A relay's stamp secret lives in memory only, here and in the relay; from it the directory makes TURN
+credentials for one agent and one relay. An address that a relay announced is handed out only after
+it was proven that a relay answers there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from uuid import UUID
+
+import attrs
+import structlog
+
+from actors.attachment import Channel
+from actors.messages import (
+    DIRECTORY,
+    RELAYS,
+    AssignRelays,
+    ListRelays,
+    Moved,
+    OnlineRelay,
+    Received,
+    RelayLoad,
+    RelayOnline,
+    RelaysChanged,
+)
+from actors.model import Relay
+from actors.owner import REATTACH_NS, ChannelOwner
+from actors.services import Services
+from actors.store.interface import StoreError
+from channel.credentials import turn_password, turn_username
+from channel.messages import Heartbeat, Load, RelayInit, RelayJoin, RelayServer, SocketAddress
+from runtime.actor import Actor, ActorRef, CallError, Down, handles
+from runtime.randomness import uuid7
+from runtime.secret import Secret
+
+PROVE_DEADLINE_NS = 10 * 10**9
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+_log = structlog.get_logger("holloway.relays")
+
+
+# --- the directory -------------------------------------------------------------------------------
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class _Entry:
+    ref: ActorRef
+    relay: Relay
+    stamp: Secret
+    load: float
+
+
+class RelayDirectory(Actor):
+    """Knows every relay that is online. Nothing of it is kept: relays come to a new one anew."""
+
+    mailbox_limit = 20_000
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self._by_id: dict[UUID, _Entry] = {}
+
+    @handles(RelayOnline)
+    def _on_online(self, message: RelayOnline) -> None:
+        caller = self.context.caller
+        if caller is None or caller.ref is None:
+            return
+        self._by_id[message.relay.id] = _Entry(
+            ref=caller.ref, relay=message.relay, stamp=message.stamp, load=message.load
+        )
+        self.monitor(caller.ref)
+        self.publish(RELAYS, RelaysChanged())
+
+    @handles(RelayLoad)
+    def _on_load(self, message: RelayLoad) -> None:
+        entry = self._by_id.get(message.relay_id)
+        if entry is not None:
+            self._by_id[message.relay_id] = attrs.evolve(entry, load=message.load)
+
+    @handles(Down)
+    def _on_down(self, message: Down) -> None:
+        gone = [id for id, entry in self._by_id.items() if entry.ref == message.ref]
+        for id in gone:
+            del self._by_id[id]
+        if gone:
+            self.publish(RELAYS, RelaysChanged())
+
+    @handles(AssignRelays)
+    def _on_assign(self, message: AssignRelays) -> tuple[RelayServer, ...]:
+        """Those in use stay; then the least loaded, at random between equals."""
+        count = self._services.limits.relays_per_agent
+        chosen = [self._by_id[id] for id in message.current if id in self._by_id][:count]
+        others = [entry for entry in self._by_id.values() if entry not in chosen]
+        randomness = self._services.randomness
+        while others and len(chosen) < count:
+            least = min(entry.load for entry in others)
+            equals = [entry for entry in others if entry.load == least]
+            entry = equals[randomness.integer(len(equals))]
+            others.remove(entry)
+            chosen.append(entry)
+        return tuple(self._server(entry) for entry in chosen)
+
+    @handles(ListRelays)
+    def _on_list(self, message: ListRelays) -> tuple[OnlineRelay, ...]:
+        return tuple(
+            OnlineRelay(relay=self._by_id[id].relay, load=self._by_id[id].load)
+            for id in sorted(self._by_id)
+        )
+
+    def _server(self, entry: _Entry) -> RelayServer:
+        life_ns = self._services.limits.relay_credentials_ns
+        now_s = (self.context.utc_now() - _EPOCH) // timedelta(seconds=1)
+        username = turn_username(now_s + life_ns // 10**9, self._services.randomness)
+        return RelayServer(
+            id=entry.relay.id,
+            addresses=entry.relay.addresses,
+            username=username,
+            password=turn_password(entry.stamp.reveal(), entry.relay.id, username),
+            expires_in_ns=life_ns,
+        )
+
+
+# --- one relay ------------------------------------------------------------------------------------
+
+
+@attrs.frozen
+class _Begin:
+    """Prove the announced addresses, then register."""
+
+
+@attrs.frozen
+class _Register:
+    """Tell the directory (again)."""
+
+
+class RelayActor(ChannelOwner):
+    """One connected relay: it owns the relay's channel, and its secret while it is connected."""
+
+    def __init__(
+        self,
+        services: Services,
+        channel: Channel,
+        *,
+        token_id: UUID,
+        join: RelayJoin,
+        superseded: Callable[[UUID, ActorRef], None],
+    ) -> None:
+        super().__init__(services, channel, "relay")
+        self._token_id = token_id
+        self._name = join.name
+        self._region = join.region
+        self._announced = join.addresses
+        self._stamp = Secret(join.stamp_secret)
+        self._load = join.load
+        self._superseded = superseded
+        self._relay: Relay | None = None
+        self._directory: ActorRef | None = None
+        self._pause_ns = REATTACH_NS
+
+    def started(self) -> None:
+        super().started()
+        self.cast(self.context.ref, _Begin())
+
+    @handles(_Begin)
+    async def _on_begin(self, message: _Begin) -> None:
+        proven = tuple([each for each in self._announced if await self._is_proven(each)])
+        if not proven:
+            _log.warning("relay_unproven", name=self._name, announced=len(self._announced))
+            self.refuse("unavailable", "no announced address answered")
+            return
+        try:
+            self._relay = await self._record(proven)
+        except StoreError:
+            self.refuse("unavailable")
+            return
+        self._superseded(self._relay.id, self.context.ref)
+        self.say(RelayInit(relay_id=self._relay.id))
+        self.cast(self.context.ref, _Register())
+
+    async def _is_proven(self, address: SocketAddress) -> bool:
+        """Whether a relay answers there. Only what can be asked over UDP can be proven."""
+        if address.transport != "udp":
+            return False
+        try:
+            return bool(
+                await self.perform(
+                    self._services.prove_address, address, deadline_ns=PROVE_DEADLINE_NS
+                )
+            )
+        except (CallError, OSError):
+            return False
+
+    async def _record(self, proven: tuple[SocketAddress, ...]) -> Relay:
+        """The relay's row: that of its token and name, or a new one."""
+        store = self._services.store
+        known = [
+            each
+            for each in await self.perform(store.relays)
+            if (each.token_id, each.name) == (self._token_id, self._name)
+        ]
+        id = known[0].id if known else uuid7(self._services.clock, self._services.randomness)
+        relay = Relay(
+            id=id,
+            token_id=self._token_id,
+            name=self._name,
+            region=self._region,
+            addresses=proven,
+            last_seen_at=self.context.utc_now(),
+        )
+        await self.perform(store.put_relay, relay)
+        return relay
+
+    @handles(_Register)
+    async def _on_register(self, message: _Register) -> None:
+        directory = self.context.registry.whereis(DIRECTORY)
+        assert self._relay is not None
+        try:
+            if directory is None:
+                raise LookupError
+            await self.call(
+                directory, RelayOnline(relay=self._relay, stamp=self._stamp, load=self._load)
+            )
+        except (CallError, LookupError):
+            self.send_after(self._pause_ns, message)
+            return
+        self._directory = directory
+        self.monitor(directory)
+
+    @handles(Down)
+    def _on_down(self, message: Down) -> None:
+        if message.ref == self._directory:
+            self._directory = None
+            self.send_after(self._pause_ns, _Register())
+
+    @handles(Received)
+    def _on_received(self, message: Received) -> None:
+        said = message.frame.message
+        match said:
+            case Load():
+                self._load = said.load
+                if self._relay is not None and self._directory is not None:
+                    self.cast(self._directory, RelayLoad(relay_id=self._relay.id, load=said.load))
+            case Heartbeat():
+                pass  # answered by the channel itself
+            case _:
+                self.refuse("protocol_error", "not in place after the join")
+
+    @handles(Moved)
+    def _on_moved(self, message: Moved) -> None:
+        pass  # a relay is known by what it announced

@@ -1,0 +1,120 @@
+"""One request for access on its way: ask the account, ask the gateway, tell the account.
+
+It lives beside its session, so that neither the session nor the account actor waits for a
+gateway. A gateway that does not acknowledge in time is left for the next one; after the whole
+deadline, or when none is left, the client is told `offline`.
+"""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+import attrs
+
+from actors.messages import Acknowledge, DecideAccess, Denial, GiveUp, Grant
+from actors.services import Services
+from channel.messages import Ack, AuthorizationDenied, RequestAuthorization
+from runtime.actor import Actor, ActorRef, CallError, TimedOut, handles
+
+RETRY_AFTER_NS = 2 * 10**9
+
+
+@attrs.frozen
+class _Begin:
+    pass
+
+
+class AccessRequest(Actor):
+    """Casts a `Denial` to its session, and ends. (A granted access the account actor tells.)"""
+
+    def __init__(
+        self,
+        services: Services,
+        *,
+        session: ActorRef,
+        account_id: UUID,
+        client_id: UUID,
+        number: int,
+        request: RequestAuthorization,
+    ) -> None:
+        self._services = services
+        self._session = session
+        self._account_id = account_id
+        self._ask = DecideAccess(client_id=client_id, number=number, request=request)
+        self._refusals: set[str] = set()
+
+    def started(self) -> None:
+        self.cast(self.context.ref, _Begin())
+
+    @handles(_Begin)
+    async def _on_begin(self, message: _Begin) -> None:
+        answer = await self._carry_through()
+        self.cast(self._session, Denial(self._ask.request.resource_id, answer))
+        self.stop()
+
+    async def _carry_through(self) -> AuthorizationDenied | None:
+        limits = self._services.limits
+        deadline_ns = self.context.now() + limits.request_deadline_ns
+        while (left_ns := deadline_ns - self.context.now()) > 0:
+            try:
+                account = self._services.account(self._account_id)
+                answer = await self.call(account, self._ask, left_ns)
+            except CallError:
+                return self._denied("unavailable", retry_after_ns=RETRY_AFTER_NS)
+            if isinstance(answer, AuthorizationDenied):
+                return self._verdict(answer)
+            assert isinstance(answer, Grant)
+            ack = await self._ask_gateway(answer, min(limits.gateway_answer_ns, left_ns))
+            if ack is None:
+                continue
+            try:
+                told = await self.call(
+                    account, Acknowledge(client_id=self._ask.client_id, grant=answer, ack=ack)
+                )
+            except CallError:
+                return self._denied("unavailable", retry_after_ns=RETRY_AFTER_NS)
+            if told:
+                return None
+        return self._denied("offline")
+
+    async def _ask_gateway(self, grant: Grant, deadline_ns: int) -> Ack | None:
+        """The gateway's acknowledgement, or None once the account knows that there is none."""
+        silent = False
+        try:
+            ack: Ack = await self.call(grant.gateway, grant.authorize, deadline_ns)
+            reason: str = ack.refusal
+        except CallError as error:
+            silent = isinstance(error, TimedOut)
+            reason = "no answer"
+        if not reason:
+            if not grant.is_new_connection or ack.kem_ciphertext is not None:
+                return ack
+            reason = "no ciphertext"
+        self.cast(
+            self._services.account(self._account_id),
+            GiveUp(grant=grant, reason=f"gateway: {reason}", silent=silent),
+        )
+        if reason == "unknown_connection" and not grant.is_new_connection:
+            self._ask = attrs.evolve(self._ask, fresh=True)
+        else:
+            self._refusals.add(reason)
+            tried = self._ask.tried | {grant.gateway_id}
+            self._ask = attrs.evolve(self._ask, tried=tried, fresh=False)
+        return None
+
+    def _verdict(self, answer: AuthorizationDenied) -> AuthorizationDenied:
+        """No gateway is left: say what those that answered said, if they said the same."""
+        if answer.reason != "offline":
+            return answer
+        if self._refusals == {"ceiling"}:
+            return self._denied("forbidden", violated=("gateway_ceiling",))
+        if self._refusals == {"limits_exceeded"}:
+            return self._denied("limits_exceeded", retry_after_ns=RETRY_AFTER_NS)
+        return answer
+
+    def _denied(self, reason: str, **fields: object) -> AuthorizationDenied:
+        return AuthorizationDenied(
+            resource_id=self._ask.request.resource_id,
+            reason=reason,  # type: ignore[arg-type]  # one of the reasons
+            **fields,  # type: ignore[arg-type]  # its other fields
+        )

@@ -1,0 +1,385 @@
+"""Requests for access, and the connections that carry them: the middle part of the account actor.
+
+An authorisation is written, under the epoch, before a gateway is asked. The account actor never
+waits for a gateway: whoever asked does (see `actors.request`), and comes back with the gateway's
+acknowledgement, or without it.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Literal
+from uuid import UUID
+
+from actors.attendance import OnlineAgent
+from actors.authorizations import AskAgain, AuthorizationsOfAccount
+from actors.choice import Choosable, choose_gateway
+from actors.consequences import (
+    as_told,
+)
+from actors.ledger import Connection, Live, new_ice
+from actors.messages import (
+    Acknowledge,
+    CandidatesFrom,
+    DecideAccess,
+    GiveUp,
+    Grant,
+    KnownConnection,
+)
+from actors.model import Authorization
+from actors.policy.engine import Allowed, Denied, Request, decide
+from actors.store.interface import (
+    Unavailable,
+)
+from channel.messages import (
+    AuthorizationCreated,
+    AuthorizationDenied,
+    Authorize,
+    Held,
+    Revoke,
+)
+from runtime.actor import LATER, Caller, handles
+from runtime.randomness import uuid7
+
+MAX_ENROL_ATTEMPTS = 5
+SUSPECT_NS = 10 * 10**9
+"""So long a gateway that left a request without an answer is asked last."""
+PULL_AGAIN_NS = 1 * 10**9
+UNAVAILABLE_AFTER_NS = 2 * 10**9
+CLOCK_SLACK = timedelta(seconds=5)
+"""How far the clocks of those that write changes and authorisations may lie apart."""
+
+UNAVAILABLE_AFTER_NS = 2 * 10**9
+SUSPECT_NS = 10 * 10**9
+"""So long a gateway that left a request without an answer is asked last."""
+
+
+class RequestsOfAccount(AuthorizationsOfAccount):
+    """The middle part of the account actor: what it is asked about access."""
+
+    # --- requests ----------------------------------------------------------------------------
+
+    @handles(DecideAccess)
+    async def _on_decide(self, ask: DecideAccess) -> object:
+        caller = self.context.caller
+        assert caller is not None
+        return await self._decide(ask, caller)
+
+    @handles(AskAgain)
+    async def _on_ask_again(self, message: AskAgain) -> None:
+        if not message.caller.waiting:
+            return
+        assert isinstance(message.ask, DecideAccess)
+        answer = await self._decide(message.ask, message.caller)
+        if answer is not LATER:
+            self.reply(message.caller, answer)
+
+    async def _decide(self, ask: DecideAccess, caller: Caller) -> object:
+        """A `Grant`, an `AuthorizationDenied`, or LATER: the caller waits for a connection."""
+        online = self._clients.current(ask.client_id, ask.number)
+        if online is None:
+            return self._denial(ask, "unavailable")
+        instant = self.context.utc_now()
+        resource_id = ask.request.resource_id
+        decision = decide(
+            self._snapshot,
+            Request(
+                client_id=online.id,
+                resource_id=resource_id,
+                remote_ip=online.remote,
+                token_id=online.token_id,
+            ),
+            instant,
+        )
+        if isinstance(decision, Denied):
+            self._counts["denied"] += 1
+            return self._denial(ask, decision.reason, decision.violated)
+        limit = self._services.limits.authorizations_per_client
+        if len(self._ledger.of_client(online.id)) >= limit:
+            return self._denial(ask, "limits_exceeded")
+        gateway = self._choose(ask)
+        if gateway is None:
+            return self._denial(ask, "offline")
+        connection = self._connection(online, gateway, ask)
+        if connection is not None and connection.pending:
+            connection.waiting.append((caller, ask))
+            return LATER
+        if connection is None:
+            connection, is_new = self._new_connection(online, gateway), True
+        else:
+            is_new = False
+        try:
+            live = await self._grant(online, gateway, connection, resource_id, decision)
+        except Unavailable:
+            self._forget_if_pending(connection)
+            return self._denial(ask, "unavailable")
+        return self._order(live, online, gateway, connection, ask if is_new else None)
+
+    def _choose(self, ask: DecideAccess) -> OnlineAgent | None:
+        resource = self._snapshot.resources[ask.request.resource_id]
+        now_ns = self.context.now()
+        gateways = []
+        for id in self._snapshot.gateways_by_site.get(resource.site_id, ()):
+            online = self._gateways.get(id)
+            if online is None or id in ask.tried or not self._snapshot.gateways[id].approved:
+                continue
+            load = max(online.load, self._connections.count(id))
+            suspect = now_ns < online.suspect_until_ns
+            gateways.append(Choosable(gateway_id=id, load=load, suspect=suspect))
+        chosen = choose_gateway(
+            gateways,
+            connected=ask.request.connected_gateway_ids,
+            failed=ask.request.failed_gateway_ids,
+            randomness=self._services.randomness,
+        )
+        return None if chosen is None else self._gateways.get(chosen)
+
+    def _connection(
+        self, client: OnlineAgent, gateway: OnlineAgent, ask: DecideAccess
+    ) -> Connection | None:
+        """The connection that carries further resources, unless one of its ends is another now,
+        the client lost it, or the gateway does not know it."""
+        connection = self._connections.between(client.id, gateway.id)
+        if connection is None:
+            return None
+        request = ask.request
+        lost = (
+            gateway.id in request.failed_gateway_ids
+            and gateway.id not in request.connected_gateway_ids
+            and not connection.pending
+        )
+        if connection.stands(client.tunnel_key, gateway.tunnel_key) and not lost and not ask.fresh:
+            return connection
+        self._drop(connection)
+        return None
+
+    def _new_connection(self, client: OnlineAgent, gateway: OnlineAgent) -> Connection:
+        connection = Connection(
+            id=uuid7(self._services.clock, self._services.randomness),
+            client_id=client.id,
+            gateway_id=gateway.id,
+            client_key=client.tunnel_key,
+            gateway_key=gateway.tunnel_key,
+            ice=new_ice(self._services.randomness),
+            pending=True,
+        )
+        self._connections.put(connection)
+        return connection
+
+    async def _grant(
+        self,
+        client: OnlineAgent,
+        gateway: OnlineAgent,
+        connection: Connection,
+        resource_id: UUID,
+        decision: Allowed,
+    ) -> Live:
+        instant = self.context.utc_now()
+        row = Authorization(
+            id=uuid7(self._services.clock, self._services.randomness),
+            account_id=self._account_id,
+            policy_id=decision.policy_id,
+            client_id=client.id,
+            gateway_id=gateway.id,
+            resource_id=resource_id,
+            token_id=client.token_id,
+            connection_id=connection.id,
+            remote_ip=client.remote,
+            created_at=instant,
+            expires_at=max(instant, decision.expires_at),
+        )
+        await self._write(row)
+        self._counts["granted"] += 1
+        live = self._ledger.add(
+            row, now_ns=self.context.now(), instant=self.context.utc_now(), acknowledged=False
+        )
+        self._arm()
+        return live
+
+    def _order(
+        self,
+        live: Live,
+        client: OnlineAgent,
+        gateway: OnlineAgent,
+        connection: Connection,
+        opening: DecideAccess | None,
+    ) -> Grant:
+        row = live.authorization
+        authorize = Authorize(
+            authorization_id=row.id,
+            connection_id=connection.id,
+            client=self._peer(client),
+            resource=as_told(self._snapshot.resources[row.resource_id]),
+            ice=connection.ice,
+            kem_public_key=None if opening is None else opening.request.kem_public_key,
+            expires_in_ns=live.remaining_ns(self.context.now()),
+        )
+        known = KnownConnection(
+            id=connection.id,
+            gateway_id=gateway.id,
+            gateway_key=gateway.tunnel_key,
+            ice=connection.ice,
+        )
+        return Grant(
+            authorization_id=row.id,
+            gateway_id=gateway.id,
+            gateway=gateway.ref,
+            authorize=authorize,
+            known=known,
+        )
+
+    @handles(Acknowledge)
+    async def _on_acknowledge(self, message: Acknowledge) -> bool:
+        grant = message.grant
+        live = self._ledger.get(grant.authorization_id)
+        client = self._clients.get(message.client_id)
+        gateway = self._gateways.get(grant.gateway_id)
+        if live is None or client is None or gateway is None:
+            if live is not None:
+                await self._end(live, "abandoned")
+            self.cast(
+                grant.gateway, Revoke(authorization_id=grant.authorization_id, reason="ended")
+            )
+            return False
+        row = live.authorization
+        for other in self._ledger.of_client(row.client_id):
+            if other is not live and other.authorization.resource_id == row.resource_id:
+                await self._end(other, "replaced")
+        self._ledger.acknowledge(live, self.context.now())
+        self._restore(grant.known, client)
+        self._arm()
+        created = AuthorizationCreated(
+            authorization_id=row.id,
+            connection_id=row.connection_id,
+            resource_id=row.resource_id,
+            gateway=self._peer(gateway),
+            ice=grant.known.ice,
+            kem_ciphertext=message.ack.kem_ciphertext if grant.is_new_connection else None,
+            expires_in_ns=live.remaining_ns(self.context.now()),
+        )
+        self.cast(client.ref, created)
+        self._settle(row.client_id, row.gateway_id, client)
+        return True
+
+    @handles(GiveUp)
+    async def _on_give_up(self, message: GiveUp) -> None:
+        grant = message.grant
+        gateway = self._gateways.get(grant.gateway_id)
+        if gateway is not None and message.silent:
+            gateway.suspect_until_ns = self.context.now() + SUSPECT_NS
+        self._counts["given_up"] += 1
+        live = self._ledger.get(grant.authorization_id)
+        if live is not None:
+            await self._end(live, message.reason)
+        self._arm()
+
+    def _settle(self, client_id: UUID, gateway_id: UUID, client: OnlineAgent) -> None:
+        """A pending connection was made: let go what waited for it."""
+        connection = self._connections.between(client_id, gateway_id)
+        if connection is None:
+            return
+        connection.pending = False
+        early, connection.early = connection.early, []
+        for candidates in early:
+            self.cast(client.ref, candidates)
+        self._ask_again(connection)
+
+    def _forget_if_pending(self, connection: Connection) -> None:
+        if connection.pending:
+            self._drop(connection)
+
+    def _keep_or_forget(
+        self,
+        connection: Connection,
+        held: tuple[Held, ...],
+        *,
+        client_key: bytes | None = None,
+        gateway_key: bytes | None = None,
+    ) -> None:
+        """An agent joined (again): its connection is kept if it still holds it with its key."""
+        same_client = client_key is None or connection.client_key in (None, client_key)
+        same_gateway = gateway_key is None or connection.gateway_key in (None, gateway_key)
+        is_held = any(each.connection_id == connection.id for each in held)
+        if not (same_client and same_gateway and is_held):
+            self._drop(connection)
+
+    def _restore(self, known: KnownConnection, client: OnlineAgent) -> None:
+        """Take up a connection that a session knows whole, if this actor was started since."""
+        connection = self._connections.between(client.id, known.gateway_id)
+        if connection is not None and connection.id == known.id:
+            connection.ice = known.ice
+            connection.client_key, connection.gateway_key = client.tunnel_key, known.gateway_key
+        elif connection is None:
+            self._connections.put(
+                Connection(
+                    id=known.id,
+                    client_id=client.id,
+                    gateway_id=known.gateway_id,
+                    client_key=client.tunnel_key,
+                    gateway_key=known.gateway_key,
+                    ice=known.ice,
+                    pending=False,
+                )
+            )
+
+    def _restore_half(
+        self, live: Live, *, client_key: bytes | None = None, gateway_key: bytes | None = None
+    ) -> None:
+        """One end holds the connection of a live authorisation; when the other says so too, it
+        carries further resources. Its ICE credentials were lost with the portal that made them;
+        the ends have theirs and do not look at those of a connection that they hold."""
+        row = live.authorization
+        connection = self._connections.between(row.client_id, row.gateway_id)
+        if connection is None:
+            connection = Connection(
+                id=row.connection_id,
+                client_id=row.client_id,
+                gateway_id=row.gateway_id,
+                client_key=None,
+                gateway_key=None,
+                ice=new_ice(self._services.randomness),
+                pending=False,
+            )
+            self._connections.put(connection)
+        if connection.id != row.connection_id:
+            return
+        connection.client_key = client_key or connection.client_key
+        connection.gateway_key = gateway_key or connection.gateway_key
+
+    @handles(CandidatesFrom)
+    def _on_candidates(self, message: CandidatesFrom) -> None:
+        """To the other end, if a live authorisation of the sender is carried by the connection."""
+        senders = self._clients if message.sender == "client" else self._gateways
+        candidates = message.candidates
+        lives = self._ledger.of_connection(candidates.connection_id)
+        row = lives[0].authorization if lives else None
+        own = row and (row.client_id if message.sender == "client" else row.gateway_id)
+        if (
+            row is None
+            or own != message.sender_id
+            or senders.current(message.sender_id, message.number) is None
+        ):
+            self._counts["candidates_refused"] += 1
+            return
+        self._counts["candidates_relayed"] += 1
+        if message.sender == "client":
+            self._tell(self._gateways, row.gateway_id, candidates)
+            return
+        connection = self._connections.between(row.client_id, row.gateway_id)
+        is_carrier = connection is not None and connection.id == candidates.connection_id
+        if connection is not None and is_carrier and connection.hold_early(candidates):
+            return
+        self._tell(self._clients, row.client_id, candidates)
+
+    def _denial(
+        self,
+        ask: DecideAccess,
+        reason: Literal["forbidden", "offline", "not_found", "unavailable", "limits_exceeded"],
+        violated: tuple[str, ...] = (),
+    ) -> AuthorizationDenied:
+        return AuthorizationDenied(
+            resource_id=ask.request.resource_id,
+            reason=reason,
+            violated=violated,
+            retry_after_ns=UNAVAILABLE_AFTER_NS if reason == "unavailable" else 0,
+        )

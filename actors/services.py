@@ -1,0 +1,81 @@
+"""What the actors of the control plane are given: seams, limits, and the way to an account."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from uuid import UUID
+
+import attrs
+
+from actors.store.interface import Store
+from channel.messages import SocketAddress
+from runtime.actor import ActorRef
+from runtime.clock import Clock
+from runtime.randomness import Randomness
+
+_S = 10**9
+
+
+@attrs.frozen(kw_only=True)
+class Limits:
+    """Named bounds of one portal. Rates are token buckets: `burst` at once, `per_s` on average."""
+
+    admissions: int = 1_000
+    """Connections that are in the midst of joining; above it newcomers are told to come later."""
+    join_deadline_ns: int = 10 * _S
+    clients_online: int = 50_000
+    """Per account."""
+    gateways_online: int = 5_000
+    """Per account."""
+    devices: int = 200_000
+    """Rows of clients and gateways per account."""
+    authorizations_per_client: int = 1_000
+    pending_requests: int = 32
+    """Requests of one client that wait for a gateway."""
+    requests_per_s: int = 20
+    requests_burst: int = 100
+    candidates_per_s: int = 100
+    candidates_burst: int = 500
+    gateway_answer_ns: int = 1 * _S
+    """How long a gateway may take to acknowledge before the next one is asked."""
+    request_deadline_ns: int = 15 * _S
+    relays_per_agent: int = 2
+    relay_credentials_ns: int = 37 * 3600 * _S
+    """Life of TURN credentials: the longest lease (24 h), and the time until they are renewed."""
+    relay_renewal_ns: int = 12 * 3600 * _S
+
+
+@attrs.frozen(kw_only=True)
+class Services:
+    """`prove_address` says whether a relay answers at an address that it announced."""
+
+    store: Store
+    clock: Clock
+    randomness: Randomness
+    portal_name: str
+    node: str
+    account: Callable[[UUID], ActorRef]
+    prove_address: Callable[[SocketAddress], Awaitable[bool]]
+    limits: Limits = Limits()
+
+
+class Bucket:
+    """A token bucket (rate limit): `take` is False when it is empty."""
+
+    __slots__ = ("_burst", "_filled_ns", "_level", "_per_s")
+
+    def __init__(self, per_s: int, burst: int, now_ns: int) -> None:
+        self._per_s = per_s
+        self._burst = burst
+        self._level = float(burst)
+        self._filled_ns = now_ns
+
+    def take(self, now_ns: int) -> bool:
+        """Take one, if there is one."""
+        self._level += (now_ns - self._filled_ns) / _S * self._per_s
+        self._level = min(self._level, self._burst)
+        self._filled_ns = now_ns
+        if self._level < 1:
+            return False
+        self._level -= 1
+        return True

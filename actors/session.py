@@ -1,0 +1,293 @@
+"""The session actor: one connected client. It owns the client's channel and decides nothing.
+
+What the client says goes to the account actor (or, for a request, to an `AccessRequest` beside
+it); what the account actor says goes to the client. It remembers what it told its client, so that
+when the account actor was started anew, the client can be told exactly what became different.
+"""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+import attrs
+
+from actors.attachment import Channel
+from actors.messages import (
+    AttachClient,
+    CandidatesFrom,
+    ClientMoved,
+    ClientTruth,
+    Denial,
+    KnownConnection,
+    Moved,
+    Received,
+    VisibleResources,
+)
+from actors.model import Client
+from actors.owner import AgentOwner
+from actors.request import AccessRequest
+from actors.services import Bucket, Services
+from channel.messages import (
+    MAX_RESOURCES,
+    AuthorizationCreated,
+    AuthorizationDenied,
+    AuthorizationRenewed,
+    AuthorizationRevoked,
+    Candidates,
+    ClientInit,
+    Heartbeat,
+    Held,
+    IpText,
+    Join,
+    RequestAuthorization,
+    Resource,
+    ResourceRemoved,
+    ResourceUpserted,
+)
+from runtime.actor import ActorError, ActorRef, Down, handles
+
+OVERLOAD_RETRY_NS = 1 * 10**9
+
+
+@attrs.frozen
+class _Attach:
+    """Find the account's actor, and learn the truth from it."""
+
+
+@attrs.frozen
+class _Told:
+    """An authorisation that the client was told of."""
+
+    resource_id: UUID
+    connection_id: UUID
+    known: KnownConnection | None
+
+
+class SessionActor(AgentOwner):
+    """See the module. `remote` is the validated path at the join."""
+
+    def __init__(
+        self,
+        services: Services,
+        channel: Channel,
+        *,
+        device: Client,
+        token_id: UUID,
+        join: Join,
+        remote: IpText,
+    ) -> None:
+        super().__init__(services, channel, "client", device.account_id)
+        self._device = device
+        self._token_id = token_id
+        self._tunnel_key = join.tunnel_key
+        self._incarnation = join.incarnation
+        self._held = join.held
+        self._remote = remote
+        self._told: dict[UUID, _Told] = {}
+        self._visible: dict[UUID, Resource] = {}
+        self._pending: dict[ActorRef, UUID] = {}
+
+    def started(self) -> None:
+        super().started()
+        limits, now_ns = self._services.limits, self.context.now()
+        self._requests = Bucket(limits.requests_per_s, limits.requests_burst, now_ns)
+        self._candidates = Bucket(limits.candidates_per_s, limits.candidates_burst, now_ns)
+        self.cast(self.context.ref, _Attach())
+
+    # --- the account's actor -------------------------------------------------------------------
+
+    @handles(_Attach)
+    async def _on_attach(self, message: _Attach) -> None:
+        is_first = self._number is None
+        held = self._held if is_first else self._held_now()
+        ask = AttachClient(
+            client_id=self._device.id,
+            token_id=self._token_id,
+            tunnel_key=self._tunnel_key,
+            incarnation=self._incarnation,
+            remote=self._remote,
+            held=held,
+            number=self._number,
+            connections=tuple(
+                {t.known.id: t.known for t in self._told.values() if t.known}.values()
+            ),
+        )
+        truth = await self.attach(ask)
+        if truth is None:
+            return
+        assert isinstance(truth, ClientTruth)
+        self._epoch, self._number = truth.epoch, truth.number
+        if is_first:
+            await self._introduce(truth)
+        else:
+            self._correct(truth)
+        if self._remote != ask.remote:
+            self.to_account(self._moved_to(self._remote))
+
+    async def _introduce(self, truth: ClientTruth) -> None:
+        self._held = ()
+        self._visible = dict(list(truth.resources.items())[:MAX_RESOURCES])
+        for each in truth.authorizations:
+            self._told[each.authorization_id] = _Told(each.resource_id, each.connection_id, None)
+        self.say(
+            ClientInit(
+                account_id=self._account_id,
+                client_id=self._device.id,
+                interface=truth.interface,
+                resources=tuple(self._visible.values()),
+                relays=await self.first_relays(),
+                authorizations=truth.authorizations,
+            )
+        )
+
+    def _correct(self, truth: ClientTruth) -> None:
+        """Tell the client in which points the truth differs from what it was told."""
+        lives = {each.authorization_id: each for each in truth.authorizations}
+        for id in [id for id in self._told if id not in lives]:
+            self._on_revoked(
+                AuthorizationRevoked(
+                    authorization_id=id, resource_id=self._told[id].resource_id, reason="ended"
+                )
+            )
+        for live in truth.authorizations:
+            self.say(
+                AuthorizationRenewed(
+                    authorization_id=live.authorization_id, expires_in_ns=live.expires_in_ns
+                )
+            )
+        self._on_visible(VisibleResources(truth.resources))
+
+    def _held_now(self) -> tuple[Held, ...]:
+        return tuple(
+            Held(authorization_id=id, connection_id=told.connection_id)
+            for id, told in self._told.items()
+        )
+
+    def _known_connections(self) -> tuple[KnownConnection, ...]:
+        known = (told.known for told in self._told.values())
+        return tuple({each.id: each for each in known if each is not None}.values())
+
+    @handles(Down)
+    def _on_down(self, message: Down) -> None:
+        resource_id = self._pending.pop(message.ref, None)
+        if resource_id is not None:  # a request that ended without a word
+            self.say(AuthorizationDenied(resource_id=resource_id, reason="unavailable"))
+        elif message.ref == self._account:
+            self._account = None
+            self.cast(self.context.ref, _Attach())
+
+    # --- what the client says ------------------------------------------------------------------
+
+    @handles(Received)
+    def _on_received(self, message: Received) -> None:
+        said = message.frame.message
+        match said:
+            case RequestAuthorization():
+                self._request(said)
+            case Candidates():
+                if self._number is not None and self._candidates.take(self.context.now()):
+                    self.to_account(
+                        CandidatesFrom(
+                            sender="client",
+                            sender_id=self._device.id,
+                            number=self._number,
+                            candidates=said,
+                        )
+                    )
+                else:
+                    self._counts["candidates_dropped"] += 1
+            case Heartbeat():
+                pass  # answered by the channel itself
+            case _:
+                self.refuse("protocol_error", "not in place after the join")
+
+    def _request(self, request: RequestAuthorization) -> None:
+        if (
+            self._number is None
+            or len(self._pending) >= self._services.limits.pending_requests
+            or not self._requests.take(self.context.now())
+        ):
+            self._counts["requests_shed"] += 1
+            self._deny(request.resource_id, OVERLOAD_RETRY_NS)
+            return
+        if request.resource_id in self._pending.values():
+            return  # its answer is on the way
+        try:
+            ref = self.spawn(
+                AccessRequest(
+                    self._services,
+                    session=self.context.ref,
+                    account_id=self._account_id,
+                    client_id=self._device.id,
+                    number=self._number,
+                    request=request,
+                ),
+                label="request",
+            )
+        except ActorError:
+            self._deny(request.resource_id, OVERLOAD_RETRY_NS)
+            return
+        self._pending[ref] = request.resource_id
+        self.monitor(ref)
+
+    def _deny(self, resource_id: UUID, retry_after_ns: int) -> None:
+        self.say(
+            AuthorizationDenied(
+                resource_id=resource_id, reason="limits_exceeded", retry_after_ns=retry_after_ns
+            )
+        )
+
+    @handles(Moved)
+    def _on_moved(self, message: Moved) -> None:
+        self._remote = message.remote
+        self.to_account(self._moved_to(message.remote))
+
+    def _moved_to(self, remote: IpText) -> ClientMoved:
+        return ClientMoved(client_id=self._device.id, number=self._number or 0, remote=remote)
+
+    # --- what the client is told ---------------------------------------------------------------
+
+    @handles(Denial)
+    def _on_denial(self, message: Denial) -> None:
+        for ref, resource_id in list(self._pending.items()):
+            if resource_id == message.resource_id:
+                del self._pending[ref]
+        if message.answer is not None:
+            self.say(message.answer)
+
+    @handles(AuthorizationCreated)
+    def _on_created(self, message: AuthorizationCreated) -> None:
+        known = KnownConnection(
+            id=message.connection_id,
+            gateway_id=message.gateway.id,
+            gateway_key=message.gateway.public_key,
+            ice=message.ice,
+        )
+        told = _Told(message.resource_id, message.connection_id, known)
+        self._told[message.authorization_id] = told
+        self.say(message)
+
+    @handles(AuthorizationRenewed)
+    def _on_renewed(self, message: AuthorizationRenewed) -> None:
+        if message.authorization_id in self._told:
+            self.say(message)
+
+    @handles(AuthorizationRevoked)
+    def _on_revoked(self, message: AuthorizationRevoked) -> None:
+        if self._told.pop(message.authorization_id, None) is not None:
+            self.say(message)
+
+    @handles(Candidates)
+    def _on_candidates(self, message: Candidates) -> None:
+        self.say(message)
+
+    @handles(VisibleResources)
+    def _on_visible(self, message: VisibleResources) -> None:
+        before = self._visible
+        after = dict(list(message.resources.items())[:MAX_RESOURCES])
+        self._visible = after
+        for id in [id for id in before if id not in after]:
+            self.say(ResourceRemoved(resource_id=id))
+        for id, resource in after.items():
+            if before.get(id) != resource:
+                self.say(ResourceUpserted(resource=resource))

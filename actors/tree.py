@@ -1,0 +1,241 @@
+"""The control plane as a tree of actors, and the door through which the portal reaches it.
+
+    control plane (supervisor, one for one)
+      relay directory
+      accounts      one actor for each account that somebody is connected to, started on demand
+      sessions      one actor for each connected client (its requests below it)
+      gateways      one for each connected gateway
+      relays        one for each connected relay
+      admissions    one for each connection that is in the midst of joining
+
+Those below the last five are temporary: what ends is not started again by its supervisor, but by
+whoever needs it (an agent dials again, a session looks for its account), so no crash of one account
+or agent ever reaches another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from itertools import count
+from uuid import UUID
+
+import attrs
+import structlog
+
+from actors.account import AccountActor
+from actors.admission import Admission
+from actors.attachment import Attachment, Channel, OwnedChannel
+from actors.enrolment import refusal
+from actors.gateway import GatewayActor
+from actors.messages import DIRECTORY, OWNERS, End, Wake, account_name
+from actors.model import Client, Gateway
+from actors.relay import RelayActor, RelayDirectory
+from actors.services import Limits, Services
+from actors.session import SessionActor
+from actors.store.interface import Store
+from channel.messages import Challenge, IpText, Join, RelayJoin, SocketAddress
+from runtime.actor import Actor, ActorError, ActorRef, Dead
+from runtime.clock import Clock
+from runtime.randomness import Randomness
+from runtime.scheduler import Scheduler
+from runtime.supervisor import ChildSpec, DynamicSupervisor, Restart, Supervisor
+
+MAX_ACCOUNTS = 100_000
+MAX_AGENTS = 500_000
+
+_log = structlog.get_logger("holloway.tree")
+
+
+@attrs.frozen(kw_only=True)
+class ControlPlaneStatistics:
+    """Actors now, and connections refused since the start."""
+
+    accounts: int
+    sessions: int
+    gateways: int
+    relays: int
+    admissions: int
+    refused: int
+
+
+class ControlPlane:
+    """All actors of the control plane on one scheduler.
+
+    `prove_address` is asked, as an effect, whether a relay answers at an address; `node` names this
+    portal as the owner of accounts. Methods are to be called where the scheduler runs.
+    """
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        store: Store,
+        clock: Clock,
+        randomness: Randomness,
+        *,
+        portal_name: str,
+        prove_address: Callable[[SocketAddress], Awaitable[bool]],
+        node: str = "portal",
+        limits: Limits | None = None,
+    ) -> None:
+        self._scheduler = scheduler
+        self._services = Services(
+            store=store,
+            clock=clock,
+            randomness=randomness,
+            portal_name=portal_name,
+            node=node,
+            account=self.account,
+            prove_address=prove_address,
+            limits=limits or Limits(),
+        )
+        self._houses: dict[str, DynamicSupervisor] = {}
+        self._relay_refs: dict[UUID, ActorRef] = {}
+        self._serial = count(1)
+        self._root: ActorRef | None = None
+        self._is_draining = False
+        self._refused = 0
+
+    # --- for the portal ------------------------------------------------------------------------
+
+    def start(self) -> ActorRef:
+        """Spawn the tree; its children come up in the scheduler's first run."""
+        limits = self._services.limits
+        sizes = {
+            "accounts": MAX_ACCOUNTS,
+            "sessions": MAX_AGENTS,
+            "gateways": MAX_AGENTS,
+            "relays": MAX_AGENTS,
+            "admissions": limits.admissions,
+        }
+        specs = [
+            ChildSpec(id=DIRECTORY, factory=lambda: RelayDirectory(self._services), name=DIRECTORY)
+        ]
+        specs += [
+            ChildSpec(id=name, factory=self._house_factory(name, size))
+            for name, size in sizes.items()
+        ]
+        self._root = self._scheduler.spawn(Supervisor(specs), label="control plane")
+        return self._root
+
+    def connected(self, channel: Channel, challenge: Challenge) -> Attachment:
+        """A channel stands and its challenge was sent: an admission takes it from here."""
+        attachment = OwnedChannel(self._scheduler, channel)
+        try:
+            admission = Admission(self._services, self, channel, attachment, challenge)
+            attachment.own(self._house("admissions", admission))
+        except ActorError as error:
+            self._refused += 1
+            reason = "draining" if self._is_draining else "limits_exceeded"
+            _log.warning("connection_refused", code=reason, cause=type(error).__name__)
+            channel.close(
+                refusal(
+                    "draining" if self._is_draining else "limits_exceeded",
+                    randomness=self._services.randomness,
+                )
+            )
+        return attachment
+
+    def wake(self, account_id: UUID) -> None:
+        """The account changed, or may have. Nothing happens if nobody is connected to it."""
+        ref = self._scheduler.registry.whereis(account_name(account_id))
+        if ref is not None:
+            self._scheduler.cast(ref, Wake())
+
+    def account(self, account_id: UUID) -> ActorRef:
+        """The account's actor, started if it does not live. Raises LimitReached, Dead.
+
+        An account that does not exist shows by the call to it: StartFailed's caller gets Dead."""
+        name = account_name(account_id)
+        ref = self._scheduler.registry.whereis(name)
+        if ref is not None:
+            return ref
+        services = self._services
+        return self._house("accounts", AccountActor(services, account_id), name=name)
+
+    @property
+    def relay_directory(self) -> ActorRef | None:
+        """Who knows the relays (`ListRelays`)."""
+        return self._scheduler.registry.whereis(DIRECTORY)
+
+    def drain(self) -> None:
+        """Refuse newcomers, and send everybody away with the advice to dial again."""
+        self._is_draining = True
+        for ref in self._scheduler.pubsub.subscribers(OWNERS):
+            randomness = self._services.randomness
+            self._scheduler.cast(ref, End(refusal("draining", randomness=randomness)))
+
+    def tree(self) -> str:
+        """Every actor on a line."""
+        return self._scheduler.tree()
+
+    def statistics(self) -> ControlPlaneStatistics:
+        alive = {name: house.statistics().alive for name, house in self._houses.items()}
+        return ControlPlaneStatistics(
+            accounts=alive.get("accounts", 0),
+            sessions=alive.get("sessions", 0),
+            gateways=alive.get("gateways", 0),
+            relays=alive.get("relays", 0),
+            admissions=alive.get("admissions", 0),
+            refused=self._refused,
+        )
+
+    # --- for admissions ------------------------------------------------------------------------
+
+    def house_client(
+        self, channel: Channel, device: Client, token_id: UUID, join: Join, remote: IpText
+    ) -> ActorRef:
+        """Start the session of a client that was admitted."""
+        session = SessionActor(
+            self._services, channel, device=device, token_id=token_id, join=join, remote=remote
+        )
+        return self._house("sessions", session)
+
+    def house_gateway(
+        self, channel: Channel, device: Gateway, token_id: UUID, join: Join, remote: IpText
+    ) -> ActorRef:
+        """Start the actor of a gateway that was admitted."""
+        gateway = GatewayActor(
+            self._services, channel, device=device, token_id=token_id, join=join, remote=remote
+        )
+        return self._house("gateways", gateway)
+
+    def house_relay(self, channel: Channel, token_id: UUID, join: RelayJoin) -> ActorRef:
+        """Start the actor of a relay that was admitted."""
+        relay = RelayActor(
+            self._services,
+            channel,
+            token_id=token_id,
+            join=join,
+            superseded=self._supersede_relay,
+        )
+        return self._house("relays", relay)
+
+    # --- helpers -------------------------------------------------------------------------------
+
+    def _house_factory(self, name: str, limit: int) -> Callable[[], Actor]:
+        def make() -> Actor:
+            self._houses[name] = DynamicSupervisor(limit=limit)
+            return self._houses[name]
+
+        return make
+
+    def _house(self, house: str, actor: Actor, *, name: object = None) -> ActorRef:
+        supervisor = self._houses.get(house)
+        if self._is_draining and house != "accounts":
+            raise Dead(house, "draining")
+        if supervisor is None or not hasattr(supervisor, "context"):
+            raise Dead(house, "not started")
+        spec = ChildSpec(
+            id=name if name is not None else f"{house[:-1]}-{next(self._serial)}",
+            factory=lambda: actor,
+            restart=Restart.TEMPORARY,
+            name=name,
+        )
+        return supervisor.start_child(spec)
+
+    def _supersede_relay(self, relay_id: UUID, ref: ActorRef) -> None:
+        """Of two connections of one relay the newer stands."""
+        before = self._relay_refs.get(relay_id)
+        self._relay_refs[relay_id] = ref
+        if before is not None and before != ref:
+            self._scheduler.cast(before, End(refusal("superseded")))

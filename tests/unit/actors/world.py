@@ -1,0 +1,530 @@
+"""A whole control plane in virtual time, with agents that are as simple as agents can be.
+
+Every message to an agent goes through the real codec. Clients and gateways sign their joins with
+real keys; a gateway acknowledges what it is asked unless it is told to be silent.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any, Literal, TypeVar
+from uuid import UUID
+
+import attrs
+
+from actors.attachment import Attachment
+from actors.messages import ListLive, ListPresence, Presence
+from actors.model import (
+    Account,
+    Authorization,
+    Conditions,
+    Entity,
+    EntityKind,
+    Group,
+    Membership,
+    Policy,
+    Principal,
+    Resource,
+    Site,
+    Token,
+)
+from actors.services import Limits
+from actors.store.interface import Put, Remove
+from actors.store.memory import MemoryStore
+from actors.tree import ControlPlane
+from channel.credentials import (
+    decode_token,
+    device_key_of,
+    encode_token,
+    hash_token,
+    join_statement,
+    sign_join,
+)
+from channel.frames import PORTAL_FRAME_LIMIT, Frame, FrameDecoder, encode_parts
+from channel.messages import (
+    TO_CLIENT,
+    TO_GATEWAY,
+    TO_RELAY,
+    Ack,
+    AuthorizationCreated,
+    AuthorizationDenied,
+    AuthorizationRevoked,
+    Authorize,
+    Challenge,
+    ClientInit,
+    Disconnect,
+    GatewayInit,
+    Held,
+    IpText,
+    Join,
+    RelayJoin,
+    RequestAuthorization,
+    Revoke,
+    SocketAddress,
+)
+from runtime.clock import VirtualClock
+from runtime.inspection import CrashReport
+from runtime.randomness import SeededRandomness, uuid7
+from runtime.scheduler import Scheduler
+from runtime.testing import HeapHost, heap_sleep
+
+T = TypeVar("T")
+S = 10**9
+START = datetime(2026, 3, 2, 9, 0, tzinfo=UTC)  # a Monday
+PORTAL = "portal.test:443"
+KEM = bytes(1184)
+CIPHERTEXT = bytes(1088)
+FRAMES: dict[str, dict[str, type]] = {
+    "client": TO_CLIENT,
+    "gateway": TO_GATEWAY,
+    "relay": TO_RELAY,
+}
+
+
+class Line:
+    """A channel in memory: it keeps what the portal says."""
+
+    def __init__(self, world: World, remote: str) -> None:
+        self._world = world
+        self.remote = IpText(remote)
+        self.frames: list[Frame] = []
+        self.kind: str | None = None
+        self.closed: Disconnect | None = None
+        self.is_open = True
+        self.attachment: Attachment | None = None
+        self.agent: Agent | None = None
+
+    def joined(self, kind: Literal["client", "gateway", "relay"]) -> None:
+        assert self.kind is None
+        self.kind = kind
+
+    def send(self, message: object, *, ref: int | None = None, epoch: int | None = None) -> None:
+        if not self.is_open:
+            return
+        assert self.kind is not None, "nothing but the challenge is said before the join"
+        decoder = FrameDecoder(FRAMES[self.kind], PORTAL_FRAME_LIMIT)
+        for part in encode_parts(message, ref=ref, epoch=epoch, seq=1, limit=PORTAL_FRAME_LIMIT):
+            for frame in decoder.feed(part):
+                self.frames.append(frame)
+                self._world.log.append((self.agent.name if self.agent else "?", frame.message))
+                if self.agent is not None:
+                    self.agent.hear(frame)
+
+    def close(self, disconnect: Disconnect | None) -> None:
+        if self.is_open:
+            self.is_open = False
+            self.closed = disconnect
+            if self.attachment is not None:
+                self.attachment.closed("closed by the portal")
+
+
+class Agent:
+    """One device: what it was told, and what it holds by that."""
+
+    kind = ""
+
+    def __init__(self, world: World, name: str, token: str, remote: str) -> None:
+        self.world = world
+        self.name = name
+        self.token = token
+        self.remote = remote
+        self.seed = world.randomness.bytes(32)
+        self.tunnel_key = world.randomness.bytes(32)
+        self.incarnation = 0
+        self.line: Line | None = None
+        self.init: Any = None
+        self.live: dict[UUID, UUID] = {}  # authorisation -> connection
+
+    # --- joining ---
+
+    def join(self, **changes: Any) -> Line:
+        """Connect, and have the join carried through."""
+        self.line = line = Line(self.world, self.remote)
+        line.agent = self
+        challenge = Challenge(nonce=self.world.randomness.bytes(32), portal=PORTAL)
+        line.attachment = self.world.plane.connected(line, challenge)
+        self.world.host.run_until_idle()
+        self.incarnation += 1
+        message = attrs.evolve(self._join(challenge), **changes)
+        self.say(message)
+        self.world.host.run_until_idle()
+        return line
+
+    def _join(self, challenge: Challenge) -> Any:
+        statement = join_statement(
+            challenge.nonce, challenge.portal, decode_token(self.token).id, self.tunnel_key
+        )
+        return Join(
+            kind=self.kind,  # type: ignore[arg-type]  # client or gateway
+            token=self.token,
+            device_key=device_key_of(self.seed),
+            signature=sign_join(self.seed, statement),
+            tunnel_key=self.tunnel_key,
+            name=self.name,
+            incarnation=self.incarnation,
+            held=tuple(
+                Held(authorization_id=id, connection_id=connection)
+                for id, connection in self.live.items()
+            ),
+        )
+
+    def restart(self) -> None:
+        """Forget everything but the device key."""
+        self.tunnel_key = self.world.randomness.bytes(32)
+        self.live.clear()
+
+    def say(self, message: object, ref: int | None = None) -> None:
+        assert self.line is not None
+        assert self.line.attachment is not None
+        self.line.attachment.received(Frame(event="", message=message, ref=ref))
+
+    def lose_channel(self) -> None:
+        assert self.line is not None
+        assert self.line.attachment is not None
+        self.line.is_open = False
+        self.line.attachment.closed("lost")
+        self.world.host.run_until_idle()
+
+    def move(self, remote: str) -> None:
+        self.remote = remote
+        assert self.line is not None
+        assert self.line.attachment is not None
+        self.line.attachment.migrated(IpText(remote))
+        self.world.host.run_until_idle()
+
+    # --- hearing ---
+
+    def hear(self, frame: Frame) -> None:
+        match frame.message:
+            case ClientInit() | GatewayInit():
+                self.init = frame.message
+                self.live = {
+                    each.authorization_id: each.connection_id
+                    for each in frame.message.authorizations
+                }
+            case AuthorizationRevoked() | Revoke():
+                self.live.pop(frame.message.authorization_id, None)
+
+    def heard(self, kind: type[T]) -> list[T]:
+        assert self.line is not None
+        return [f.message for f in self.line.frames if isinstance(f.message, kind)]
+
+    @property
+    def is_connected(self) -> bool:
+        return self.line is not None and self.line.is_open
+
+    @property
+    def refused(self) -> str | None:
+        """The code with which the portal closed the channel."""
+        assert self.line is not None
+        return None if self.line.closed is None else self.line.closed.reason
+
+
+class ClientAgent(Agent):
+    kind = "client"
+
+    def ask(
+        self,
+        resource: Resource,
+        *,
+        connected: tuple[UUID, ...] = (),
+        failed: tuple[UUID, ...] = (),
+    ) -> AuthorizationCreated | AuthorizationDenied | None:
+        """Ask, let the actors work without time passing, and give the answer if there is one."""
+        assert self.line is not None
+        before = len(self.line.frames)
+        self.request(resource, connected=connected, failed=failed)
+        self.world.host.run_until_idle()
+        return self.answer(before)
+
+    def request(
+        self,
+        resource: Resource,
+        *,
+        connected: tuple[UUID, ...] = (),
+        failed: tuple[UUID, ...] = (),
+    ) -> None:
+        self.say(
+            RequestAuthorization(
+                resource_id=resource.id,
+                kem_public_key=KEM,
+                connected_gateway_ids=connected,
+                failed_gateway_ids=failed,
+            )
+        )
+
+    def answer(self, after: int = 0) -> AuthorizationCreated | AuthorizationDenied | None:
+        assert self.line is not None
+        for frame in self.line.frames[after:]:
+            if isinstance(frame.message, AuthorizationCreated | AuthorizationDenied):
+                return frame.message
+        return None
+
+    def hear(self, frame: Frame) -> None:
+        super().hear(frame)
+        if isinstance(frame.message, AuthorizationCreated):
+            self.live[frame.message.authorization_id] = frame.message.connection_id
+
+    @property
+    def id(self) -> UUID:
+        return UUID(str(self.init.client_id))
+
+
+class GatewayAgent(Agent):
+    kind = "gateway"
+
+    def __init__(self, world: World, name: str, token: str, remote: str) -> None:
+        super().__init__(world, name, token, remote)
+        self.is_silent = False
+        self.refusal = ""
+        self.connections: set[UUID] = set()
+
+    def restart(self) -> None:
+        super().restart()
+        self.connections.clear()
+
+    def hear(self, frame: Frame) -> None:
+        super().hear(frame)
+        if not isinstance(frame.message, Authorize) or self.is_silent:
+            return
+        asked = frame.message
+        refusal = self.refusal
+        if asked.kem_public_key is None and asked.connection_id not in self.connections:
+            refusal = "unknown_connection"
+        if not refusal:
+            self.live[asked.authorization_id] = asked.connection_id
+            self.connections.add(asked.connection_id)
+        ack = Ack(
+            authorization_id=asked.authorization_id,
+            kem_ciphertext=CIPHERTEXT if asked.kem_public_key and not refusal else None,
+            refusal=refusal,  # type: ignore[arg-type]  # one of the refusals
+        )
+        self.say(ack, ref=frame.ref)
+
+    @property
+    def id(self) -> UUID:
+        return UUID(str(self.init.gateway_id))
+
+
+class RelayAgent(Agent):
+    kind = "relay"
+    addresses: tuple[SocketAddress, ...] = (
+        SocketAddress(address=IpText("203.0.113.50"), port=3478),
+    )
+
+    def _join(self, challenge: Challenge) -> Any:
+        return RelayJoin(
+            token=self.token,
+            addresses=self.addresses,
+            stamp_secret=bytes(32),
+            name=self.name,
+            incarnation=self.incarnation,
+        )
+
+
+@attrs.define
+class Lab:
+    """Switches of the world: what an effect of the portal finds out there."""
+
+    proven: bool = True
+    proof_ns: int = 0
+
+
+class World:
+    """An account with one site, one user in one group, and whatever a test adds."""
+
+    def __init__(self, seed: int = 1, *, limits: Limits | None = None) -> None:
+        self.clock = VirtualClock(start_ns=1_000 * S, utc_start=START)
+        self.randomness = SeededRandomness(seed, "world")
+        self.store = MemoryStore()
+        self.lab = Lab()
+        self.log: list[tuple[str, object]] = []
+        self.crashes: list[CrashReport] = []
+        self.limits = limits
+        self.account = Account(id=self.new_id(), name="acme", slug="acme", created_at=START)
+        self.everyone = Group(kind="everyone", name="Everyone", **self.common())
+        self.staff = Group(name="staff", **self.common())
+        self.site = Site(name="site", **self.common())
+        self.user = Principal(name="user", **self.common())
+        self.web = self.resource("web", "10.0.0.1")
+        self.db = self.resource("db", "10.0.0.2")
+        self.start_portal()
+        self.put(self.account, self.everyone, self.staff, self.site, self.user, self.web, self.db)
+        self.user_token = self.token("client", principal_id=self.user.id)
+        self.site_token = self.token("gateway", site_id=self.site.id)
+
+    # --- the portal ---
+
+    def start_portal(self) -> None:
+        """Also after a crash of the whole portal: everything but the store is new."""
+        self.scheduler = Scheduler(
+            clock=self.clock,
+            randomness=self.randomness.child("scheduler"),
+            report=self._report,
+            crash_details=True,
+        )
+        self.host = HeapHost(self.scheduler, self.clock)
+        self.plane = ControlPlane(
+            self.scheduler,
+            self.store,
+            self.clock,
+            self.randomness.child("plane"),
+            portal_name=PORTAL,
+            prove_address=self._prove,
+            limits=self.limits,
+        )
+        self.plane.start()
+        self._unsubscribe = self.store.subscribe(self.plane.wake)
+        self.host.run_until_idle()
+
+    def kill_portal(self, *agents: Agent) -> None:
+        """The process is gone; the agents notice."""
+        self._unsubscribe()
+        for agent in agents:
+            if agent.line is not None:
+                agent.line.is_open = False
+                agent.line.attachment = None
+
+    def run_for(self, seconds: float) -> None:
+        self.host.run_for(int(seconds * S))
+
+    def live(self) -> frozenset[UUID]:
+        """Ids of the authorisations that the account actor holds for live."""
+        answer: frozenset[UUID] = self.call(ListLive())
+        return answer
+
+    def presence(self) -> Presence:
+        answer: Presence = self.call(ListPresence())
+        return answer
+
+    def call(self, message: object) -> Any:
+        ref = self.plane.account(self.account.id)
+        return self.host.call(ref, message)
+
+    def crash(self, ref: Any) -> None:
+        """Have an actor fail while it handles a message."""
+        self.scheduler.stop(ref, "crashed: on purpose")
+        self.host.run_until_idle()
+
+    # --- the store ---
+
+    def put(self, *entities: Entity) -> None:
+        run(
+            self.store.apply(
+                self.account.id, [Put(e) for e in entities], who="test", at=self.clock.utc_now()
+            )
+        )
+        self.host.run_until_idle()
+
+    def remove(self, kind: EntityKind, id: UUID) -> None:
+        run(
+            self.store.apply(
+                self.account.id, [Remove(kind, id)], who="test", at=self.clock.utc_now()
+            )
+        )
+        self.host.run_until_idle()
+
+    def rows(self, *, live: bool = False) -> dict[UUID, Authorization]:
+        at = self.clock.utc_now() if live else None
+        page = run(self.store.authorizations(self.account.id, live_at=at, limit=1000))
+        return {row.id: row for row in page}
+
+    def get(self, kind: EntityKind, id: UUID) -> Any:
+        return run(self.store.get(self.account.id, kind, id))
+
+    # --- entities ---
+
+    def new_id(self) -> UUID:
+        return uuid7(self.clock, self.randomness)
+
+    def common(self) -> dict[str, Any]:
+        return {
+            "id": self.new_id(),
+            "account_id": self.account.id,
+            "created_at": self.clock.utc_now(),
+        }
+
+    def resource(self, name: str, address: str, **fields: Any) -> Resource:
+        base = {"site_id": self.site.id, "kind": "ip", "name": name, "address": address}
+        return Resource(**self.common() | base | fields)
+
+    def policy(self, resource: Resource | None = None, **fields: Any) -> Policy:
+        """Put a policy for everyone."""
+        base: dict[str, Any] = {
+            "group_id": self.everyone.id,
+            "resource_id": (resource or self.web).id,
+            "conditions": Conditions(),
+        }
+        policy = Policy(**self.common() | base | fields)
+        self.put(policy)
+        return policy
+
+    def membership(self, group: Group, principal: Principal) -> Membership:
+        member = Membership(group_id=group.id, principal_id=principal.id, **self.common())
+        self.put(member)
+        return member
+
+    def token(self, kind: Any, **fields: Any) -> str:
+        """Put a token, and give its text."""
+        secret = self.randomness.bytes(32)
+        common = self.common()
+        token = Token(
+            **common
+            | {"kind": kind, "name": "token", "hash": hash_token(kind, common["id"], secret)}
+            | fields
+        )
+        if token.account_id is None:
+            run(self.store.put_installation_token(token))
+        else:
+            self.put(token)
+        return encode_token(kind, token.id, secret, PORTAL, bytes(32)).reveal_text()
+
+    def change_token(self, text: str, **fields: Any) -> None:
+        token = self.get("token", decode_token(text).id)
+        self.put(attrs.evolve(token, **fields))
+
+    # --- agents ---
+
+    def client(self, *, remote: str = "203.0.113.7", token: str | None = None) -> ClientAgent:
+        agent = ClientAgent(self, "laptop", token or self.user_token, remote)
+        agent.join()
+        return agent
+
+    def gateway(self, name: str = "gateway", *, token: str | None = None) -> GatewayAgent:
+        agent = GatewayAgent(self, name, token or self.site_token, "198.51.100.9")
+        agent.join()
+        return agent
+
+    def relay(self, name: str = "relay") -> RelayAgent:
+        agent = RelayAgent(self, name, self.relay_token(), "203.0.113.50")
+        agent.join()
+        return agent
+
+    def relay_token(self) -> str:
+        if not hasattr(self, "_relay_token"):
+            self._relay_token = self.token("relay", account_id=None)
+        return self._relay_token
+
+    # --- helpers ---
+
+    def _report(self, report: Any) -> None:
+        if isinstance(report, CrashReport):
+            self.crashes.append(report)
+
+    async def _prove(self, address: SocketAddress) -> bool:
+        if self.lab.proof_ns:
+            await heap_sleep(self.lab.proof_ns)
+        return self.lab.proven
+
+
+def run(coroutine: Any) -> Any:
+    """A coroutine of the memory store, to its end."""
+    try:
+        coroutine.send(None)
+    except StopIteration as stop:
+        return stop.value
+    raise AssertionError("it suspended")
+
+
+def hours(count: float) -> timedelta:
+    return timedelta(hours=count)
