@@ -106,7 +106,8 @@ class MemoryStore:
         book.changes.extend(changes)
         if any(change.kind == "account" and change.after is None for change in changes):
             book.authorizations.clear()
-            book.epoch, book.owner = book.epoch + 1, ""
+            book.epoch += 1 if book.epoch else 0
+            book.owner = ""
         if changes:
             self._wake(account_id)
         return changes
