@@ -117,7 +117,7 @@ class _Transaction:
     attributes: tuple[tuple[int, bytes], ...]
     peer: Address | None
     challenges: int
-    key: bytes | None
+    key: bytes | None = attrs.field(repr=False)
     datagram: bytes
     rto_ns: int
     sends: int

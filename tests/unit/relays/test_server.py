@@ -1,0 +1,721 @@
+"""The TURN server core, request by request: error codes, limits, expiry, and what it relays."""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from channel.credentials import turn_password, turn_username
+from relays.authentication import StampedCredentials
+from relays.peers import PeerPolicy
+from relays.requests import ServerLimits
+from relays.stun import (
+    Attribute,
+    Integrity,
+    MessageClass,
+    Method,
+    PasswordAlgorithm,
+    StunMessage,
+    xor_address_value,
+)
+from relays.turn import (
+    FEATURE_PASSWORD_ALGORITHMS,
+    channel_data,
+    nonce_features,
+    read_channel_data,
+    read_indication,
+    send_indication,
+)
+from runtime.net.address import Address
+from runtime.randomness import SeededRandomness
+from tests.unit.relays.bench import (
+    LIFETIME_0,
+    LISTENER,
+    RELAY_HOST,
+    RELAY_HOST_IPV6,
+    UDP,
+    UNIX_S,
+    Bench,
+    Caller,
+    code_of,
+)
+
+PEER = Address("192.0.2.10", 5000)
+IPV6 = (Attribute.REQUESTED_ADDRESS_FAMILY, b"\2\0\0\0")
+SOURCE = ("198.51.100.2", 40_000)
+
+
+def indication_of(packet: bytes | memoryview) -> tuple[tuple[str, int], bytes] | None:
+    unpacked = read_indication(memoryview(packet))
+    return None if unpacked is None else (unpacked[0], bytes(unpacked[1]))
+
+
+def channel_data_of(packet: bytes | memoryview) -> tuple[int, bytes] | None:
+    unpacked = read_channel_data(memoryview(packet))
+    return None if unpacked is None else (unpacked[0], bytes(unpacked[1]))
+
+
+def even_port(reserve: bool) -> tuple[int, bytes]:
+    return (Attribute.EVEN_PORT, b"\x80" if reserve else b"\0")
+
+
+# --- binding, authentication ---------------------------------------------------------------------
+
+
+def test_a_binding_request_is_told_where_it_came_from() -> None:
+    bench = Bench.of()
+    for source in (SOURCE, ("2001:db8::7", 1234)):
+        answer = Caller(bench, source).bare(Method.BINDING)
+        assert answer is not None
+        assert answer.xor_address(Attribute.XOR_MAPPED_ADDRESS) == source
+
+
+def test_an_attribute_that_must_be_understood_and_is_not_gets_420_with_its_number() -> None:
+    caller = Caller(Bench.of())
+    answer = caller.bare(Method.BINDING, [(0x7777, b""), (0xF777, b"")])
+    assert code_of(answer) == 420
+    assert answer is not None
+    assert answer.value(Attribute.UNKNOWN_ATTRIBUTES) == b"\x77\x77"
+    answer = caller.call(Method.ALLOCATE, [UDP, (Attribute.DONT_FRAGMENT, b"")])
+    assert code_of(answer) == 420
+    assert answer.value(Attribute.UNKNOWN_ATTRIBUTES) == b"\0\x1a"
+
+
+def test_the_first_allocate_is_challenged_with_realm_nonce_and_sha_256() -> None:
+    caller = Caller(Bench.of(credentials=StampedCredentials(bytes(32))))
+    challenge = caller.learn_nonce()
+    assert code_of(challenge) == 401
+    assert challenge.text(Attribute.REALM) == "holloway"
+    assert nonce_features(challenge.text(Attribute.NONCE) or "") == FEATURE_PASSWORD_ALGORITHMS
+    assert challenge.password_algorithms(Attribute.PASSWORD_ALGORITHMS) == (2,)
+
+
+def test_requests_lacking_a_part_of_the_credentials_get_400() -> None:
+    caller = Caller(Bench.of())
+    for missing in (Attribute.USERNAME, Attribute.REALM, Attribute.NONCE):
+        message = StunMessage.decode(caller.encode(Method.ALLOCATE, [UDP]))
+        rest = tuple(pair for pair in message.attributes if pair[0] != missing)
+        shorter = StunMessage(
+            method=message.method,
+            message_class=message.message_class,
+            transaction_id=message.transaction_id,
+            attributes=rest,
+        ).encode(key=caller.key, integrity=Integrity.SHA256)
+        (answer,) = caller.bench.from_client(shorter, SOURCE)
+        assert code_of(StunMessage.decode(answer)) == 400
+
+
+def test_a_wrong_password_user_or_realm_gets_401() -> None:
+    bench = Bench.of()
+    assert code_of(Caller(bench, password="guess").call(Method.ALLOCATE, [UDP])) == 401
+    stranger = Caller(bench, username="alice")
+    stranger.username = "mallory"
+    assert code_of(stranger.call(Method.ALLOCATE, [UDP])) == 401
+    elsewhere = Caller(bench)
+    elsewhere.realm = b"elsewhere"
+    assert code_of(elsewhere.call(Method.ALLOCATE, [UDP])) == 401
+    assert bench.server.allocations == 0
+
+
+def test_an_offer_that_was_cut_down_on_the_way_gets_400() -> None:
+    caller = Caller(Bench.of(), algorithm=PasswordAlgorithm.MD5)
+    caller.learn_nonce()
+    caller.offer = b"\0\1\0\0"
+    assert code_of(caller.call(Method.ALLOCATE, [UDP])) == 400
+
+
+def test_old_credentials_are_for_relays_that_stand_alone() -> None:
+    old = Caller(Bench.of(), algorithm=PasswordAlgorithm.MD5)
+    old.integrity = Integrity.SHA1
+    assert old.allocate().host == RELAY_HOST
+    stamped = StampedCredentials(bytes(32))
+    old = Caller(Bench.of(credentials=stamped), algorithm=PasswordAlgorithm.MD5)
+    old.integrity = Integrity.SHA1
+    assert code_of(old.call(Method.ALLOCATE, [UDP])) == 401
+
+
+def test_a_nonce_holds_for_an_hour_and_for_one_source() -> None:
+    bench = Bench.of()
+    caller = Caller(bench)
+    caller.allocate()
+    other = Caller(bench, ("198.51.100.2", 40_001))
+    other.nonce, other.offer = caller.nonce, caller.offer
+    assert code_of(other.call(Method.ALLOCATE, [UDP])) == 438
+    for _ in range(6):
+        bench.advance(590)
+        assert code_of(caller.refresh()) == 0
+    bench.advance(100)
+    stale = caller.refresh()
+    assert code_of(stale) == 438
+    assert stale.value(Attribute.NONCE) not in (None, caller.nonce)
+    caller.nonce = stale.value(Attribute.NONCE) or b""
+    assert code_of(caller.refresh()) == 0
+
+
+def test_stamped_user_names_begin_before_their_expiry_and_last_beyond_it() -> None:
+    relay_id, stamp = UUID(int=7), b"s" * 32
+    credentials = StampedCredentials(stamp)
+    bench = Bench.of(credentials=credentials)
+    name = turn_username(UNIX_S + 60, SeededRandomness(1, "name"))
+    caller = Caller(bench, password=turn_password(stamp, relay_id, name))
+    caller.username = name
+    assert code_of(caller.call(Method.ALLOCATE, [UDP])) == 401  # the portal has not greeted yet
+    credentials.relay_id = relay_id
+    caller.allocate()
+    bench.advance(120)
+    assert code_of(caller.refresh()) == 0
+    late = Caller(bench, ("198.51.100.2", 40_001), password=caller.password)
+    late.username = name
+    assert code_of(late.call(Method.ALLOCATE, [UDP])) == 401
+    credentials.relay_id = UUID(int=8)
+    assert code_of(caller.refresh()) == 401
+
+
+# --- allocate ------------------------------------------------------------------------------------
+
+
+def test_an_allocation_tells_relayed_and_mapped_address_and_lifetime() -> None:
+    bench = Bench.of()
+    answer = Caller(bench).call(Method.ALLOCATE, [UDP, (Attribute.LIFETIME, b"\0\0\xff\xff")])
+    relayed = answer.xor_address(Attribute.XOR_RELAYED_ADDRESS)
+    assert relayed is not None
+    assert relayed.host == RELAY_HOST
+    assert 49_152 <= relayed.port <= 65_535
+    assert (1, relayed.port) in bench.sockets.open_ports.values()
+    assert answer.xor_address(Attribute.XOR_MAPPED_ADDRESS) == SOURCE
+    assert answer.integer(Attribute.LIFETIME, 4) == 3600
+
+
+@pytest.mark.parametrize(
+    ("attributes", "code"),
+    [
+        ([], 400),
+        ([(Attribute.REQUESTED_TRANSPORT, b"\x11")], 400),
+        ([(Attribute.REQUESTED_TRANSPORT, b"\x06\0\0\0")], 442),
+        ([UDP, IPV6], 440),
+        ([UDP, (Attribute.REQUESTED_ADDRESS_FAMILY, b"\7\0\0\0")], 440),
+        ([UDP, (Attribute.LIFETIME, b"\0")], 400),
+        ([UDP, even_port(True), (Attribute.RESERVATION_TOKEN, bytes(8))], 400),
+        ([UDP, IPV6, (Attribute.RESERVATION_TOKEN, bytes(8))], 400),
+        ([UDP, (Attribute.RESERVATION_TOKEN, bytes(8))], 508),
+    ],
+)
+def test_an_allocate_that_cannot_be_served_gets_its_code(
+    attributes: list[tuple[int, bytes]], code: int
+) -> None:
+    bench = Bench.of()
+    assert code_of(Caller(bench).call(Method.ALLOCATE, attributes)) == code
+    assert not bench.sockets.open_ports
+
+
+def test_a_repeated_allocate_gets_the_same_answer_and_another_one_437() -> None:
+    bench = Bench.of()
+    caller = Caller(bench)
+    data = caller.encode(Method.ALLOCATE, [UDP])
+    (first,) = bench.from_client(data, SOURCE)
+    (second,) = bench.from_client(data, SOURCE)
+    assert first == second
+    assert bench.server.allocations == 1
+    assert code_of(caller.call(Method.ALLOCATE, [UDP])) == 437
+
+
+def test_quotas_are_486_for_a_user_or_a_source_and_508_for_the_relay() -> None:
+    limits = ServerLimits(allocations_per_username=2, allocations_per_source=3, allocations=4)
+    bench = Bench.of(limits=limits)
+
+    def code(source: tuple[str, int], username: str) -> int:
+        return code_of(Caller(bench, source, username).call(Method.ALLOCATE, [UDP]))
+
+    assert [code(("198.51.100.2", port), "alice") for port in (1, 2, 3)] == [0, 0, 486]
+    assert [code(("198.51.100.2", port), "bob") for port in (4, 5)] == [0, 486]
+    assert code(("198.51.100.3", 1), "bob") == 0
+    limits = ServerLimits(allocations=1)
+    bench = Bench.of(limits=limits)
+    assert [code(("198.51.100.2", port), "bob") for port in (4, 5)] == [0, 508]
+    assert bench.server.load == 1.0
+
+
+def test_ports_of_other_programs_are_passed_over_until_none_is_free() -> None:
+    bench = Bench.of(ports=(50_000, 50_003))
+    bench.sockets.busy = {50_000, 50_001, 50_002}
+    assert Caller(bench).allocate().port == 50_003
+    other = Caller(bench, ("198.51.100.2", 2))
+    assert code_of(other.call(Method.ALLOCATE, [UDP])) == 508
+
+
+def test_a_pair_of_ports_is_reserved_for_half_a_minute() -> None:
+    bench = Bench.of()
+    answer = Caller(bench).call(Method.ALLOCATE, [UDP, even_port(True)])
+    first = answer.xor_address(Attribute.XOR_RELAYED_ADDRESS)
+    token = answer.value(Attribute.RESERVATION_TOKEN)
+    assert first is not None
+    assert token is not None
+    assert first.port % 2 == 0
+    second = Caller(bench, ("198.51.100.2", 2)).allocate((Attribute.RESERVATION_TOKEN, token))
+    assert second.port == first.port + 1
+    again = Caller(bench, ("198.51.100.2", 3))
+    token_attribute = (Attribute.RESERVATION_TOKEN, token)
+    assert code_of(again.call(Method.ALLOCATE, [UDP, token_attribute])) == 508
+    answer = Caller(bench, ("198.51.100.2", 4)).call(Method.ALLOCATE, [UDP, even_port(True)])
+    bench.advance(31)
+    token_attribute = (
+        Attribute.RESERVATION_TOKEN,
+        answer.value(Attribute.RESERVATION_TOKEN) or b"",
+    )
+    assert code_of(again.call(Method.ALLOCATE, [UDP, token_attribute])) == 508
+    assert len(bench.sockets.open_ports) == 3
+
+
+def test_an_even_port_without_a_reservation_bears_no_token() -> None:
+    answer = Caller(Bench.of()).call(Method.ALLOCATE, [UDP, even_port(False)])
+    relayed = answer.xor_address(Attribute.XOR_RELAYED_ADDRESS)
+    assert relayed is not None
+    assert relayed.port % 2 == 0
+    assert Attribute.RESERVATION_TOKEN not in answer
+
+
+def test_an_ipv6_address_is_relayed_for_a_client_that_came_by_ipv4() -> None:
+    bench = Bench.of(ipv6=True)
+    caller = Caller(bench)
+    relayed = caller.allocate(IPV6)
+    assert relayed.host == RELAY_HOST_IPV6
+    assert code_of(caller.permit("2001:db8::9")) == 0
+    assert code_of(caller.permit("192.0.2.10")) == 443
+    peer = ("2001:db8::9", 5000)
+    ((to, packet),) = bench.from_peer(b"hello", peer, relayed)
+    assert to == SOURCE
+    assert indication_of(packet) == (peer, b"hello")
+
+
+def test_a_draining_relay_sends_newcomers_away_and_keeps_its_guests() -> None:
+    bench = Bench.of()
+    guest = Caller(bench)
+    guest.allocate()
+    bench.server.drain()
+    assert code_of(Caller(bench, ("198.51.100.2", 2)).call(Method.ALLOCATE, [UDP])) == 508
+    assert code_of(guest.refresh()) == 0
+    assert code_of(guest.permit(PEER.host)) == 0
+    alternate = Address("192.0.2.99", 3478)
+    bench = Bench.of(alternate=alternate)
+    bench.server.drain()
+    answer = Caller(bench).call(Method.ALLOCATE, [UDP])
+    assert code_of(answer) == 300
+    assert answer.address(Attribute.ALTERNATE_SERVER) == alternate
+
+
+# --- refresh, permissions, channels --------------------------------------------------------------
+
+
+def test_an_allocation_ends_when_it_is_not_refreshed() -> None:
+    bench = Bench.of()
+    caller = Caller(bench)
+    caller.allocate()
+    bench.advance(599)
+    assert caller.refresh().integer(Attribute.LIFETIME, 4) == 600
+    bench.advance(599)
+    assert bench.server.allocations == 1
+    bench.advance(2)
+    assert bench.server.allocations == 0
+    assert not bench.sockets.open_ports
+    assert code_of(caller.refresh()) == 437
+
+
+def test_a_shorter_lifetime_counts_from_the_refresh() -> None:
+    bench = Bench.of()
+    caller = Caller(bench)
+    caller.allocate((Attribute.LIFETIME, b"\0\0\x0e\x10"))
+    assert caller.refresh().integer(Attribute.LIFETIME, 4) == 600
+    bench.advance(601)
+    assert bench.server.allocations == 0
+
+
+def test_refresh_with_a_lifetime_of_zero_gives_the_allocation_back() -> None:
+    bench = Bench.of()
+    caller = Caller(bench)
+    caller.allocate()
+    assert caller.refresh(LIFETIME_0).integer(Attribute.LIFETIME, 4) == 0
+    assert not bench.sockets.open_ports
+    assert code_of(caller.refresh(LIFETIME_0)) == 437
+    caller.allocate()
+
+
+def test_another_user_on_the_same_five_tuple_gets_441() -> None:
+    bench = Bench.of()
+    Caller(bench).allocate()
+    thief = Caller(bench, username="bob")
+    assert code_of(thief.refresh(LIFETIME_0)) == 441
+    assert code_of(thief.permit(PEER.host)) == 441
+    assert code_of(thief.bind(0x4000, PEER)) == 441
+    assert bench.server.allocations == 1
+
+
+def test_requests_without_an_allocation_get_437() -> None:
+    caller = Caller(Bench.of())
+    assert code_of(caller.permit(PEER.host)) == 437
+    assert code_of(caller.bind(0x4000, PEER)) == 437
+
+
+def test_data_flows_both_ways_by_indications_while_the_permission_lasts() -> None:
+    bench = Bench.of()
+    caller = Caller(bench)
+    relayed = caller.allocate()
+    indication = send_indication(PEER, b"ping", bytes(12))
+    assert bench.to_peers(indication, SOURCE) == []
+    assert bench.from_peer(b"pong", PEER, relayed) == []
+    assert code_of(caller.permit(PEER.host)) == 0
+    assert bench.to_peers(indication, SOURCE) == [(PEER, b"ping", str(relayed.port))]
+    ((to, packet),) = bench.from_peer(b"pong", PEER, relayed)
+    assert to == SOURCE
+    assert indication_of(packet) == (PEER, b"pong")
+    assert bench.from_peer(b"pong", ("192.0.2.11", 5000), relayed) == []
+    bench.advance(299)
+    assert bench.to_peers(indication, SOURCE)
+    bench.advance(1)
+    assert bench.to_peers(indication, SOURCE) == []
+    assert bench.from_peer(b"pong", PEER, relayed) == []
+
+
+def test_data_flows_both_ways_by_a_channel_while_it_lasts() -> None:
+    bench = Bench.of()
+    caller = Caller(bench)
+    relayed = caller.allocate()
+    packet = channel_data(0x4001, b"ping")
+    assert bench.to_peers(packet, SOURCE) == []
+    assert code_of(caller.bind(0x4001, PEER)) == 0
+    assert bench.to_peers(packet + b"pad", SOURCE) == [(PEER, b"ping", str(relayed.port))]
+    assert bench.from_peer(b"pong", PEER, relayed) == [(SOURCE, channel_data(0x4001, b"pong"))]
+    ((_, other_port),) = bench.from_peer(b"pong", (PEER.host, 6000), relayed)
+    assert indication_of(other_port) == ((PEER.host, 6000), b"pong")
+    bench.advance(301)
+    assert bench.to_peers(packet, SOURCE) == []  # the permission ended, the channel did not
+    assert code_of(caller.permit(PEER.host)) == 0
+    assert bench.to_peers(packet, SOURCE)
+    caller.refresh()
+    bench.advance(299)
+    assert code_of(caller.permit(PEER.host)) == 0
+    assert bench.to_peers(packet, SOURCE) == []  # the channel ended
+    assert bench.to_peers(send_indication(PEER, b"ping", bytes(12)), SOURCE)
+
+
+def test_a_channel_number_and_a_peer_belong_together_until_the_channel_ends() -> None:
+    bench = Bench.of()
+    caller = Caller(bench)
+    caller.allocate()
+    other = Address("192.0.2.11", 5000)
+    assert code_of(caller.bind(0x4001, PEER)) == 0
+    assert code_of(caller.bind(0x4001, PEER)) == 0
+    assert code_of(caller.bind(0x4001, other)) == 400
+    assert code_of(caller.bind(0x4002, PEER)) == 400
+    bench.advance(599)
+    caller.refresh()
+    bench.advance(2)
+    assert code_of(caller.bind(0x4001, other)) == 0
+    assert code_of(caller.bind(0x4002, PEER)) == 0
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(0x3FFF, 400), (0x4000, 0), (0x7FFF, 0), (0x8000, 400)]
+)
+def test_channel_numbers_lie_in_their_range(number: int, code: int) -> None:
+    caller = Caller(Bench.of())
+    caller.allocate()
+    assert code_of(caller.bind(number, PEER)) == code
+
+
+def test_permissions_and_channels_of_one_allocation_are_limited() -> None:
+    bench = Bench.of(limits=ServerLimits(permissions_per_allocation=3, channels_per_allocation=2))
+    caller = Caller(bench)
+    caller.allocate()
+    assert code_of(caller.permit("192.0.2.1", "192.0.2.2")) == 0
+    assert code_of(caller.permit("192.0.2.3", "192.0.2.4")) == 508
+    assert code_of(caller.bind(0x4000, ("192.0.2.1", 2000))) == 0
+    assert code_of(caller.bind(0x4001, ("192.0.2.1", 2001))) == 0
+    assert code_of(caller.bind(0x4002, ("192.0.2.1", 2002))) == 508
+    bench.advance(301)
+    assert code_of(caller.permit("192.0.2.3", "192.0.2.4")) == 0
+
+
+# --- whom a relay talks to -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "0.0.0.0",
+        "0.1.2.3",
+        "10.1.2.3",
+        "100.64.0.1",
+        "100.127.255.255",
+        "127.0.0.1",
+        "127.9.9.9",
+        "169.254.169.254",
+        "172.16.0.1",
+        "172.31.255.255",
+        "192.168.1.1",
+        "203.0.113.7",  # another address of this machine
+        "224.0.0.1",
+        "240.0.0.1",
+        "255.255.255.255",
+    ],
+)
+def test_refused_ipv4_peers_get_403(host: str) -> None:
+    caller = Caller(Bench.of())
+    caller.allocate()
+    assert code_of(caller.permit("192.0.2.1", host)) == 403
+    assert code_of(caller.bind(0x4000, (host, 5000))) == 403
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "::",
+        "::1",
+        "::192.0.2.1",
+        "::ffff:192.0.2.1",
+        "64:ff9b::c000:201",
+        "64:ff9b:1::1",
+        "2002:c000:201::1",
+        "2001:0:1::1",
+        "fc00::1",
+        "fd12::1",
+        "fe80::1",
+        "fec0::1",
+        "ff02::1",
+        "100::1",
+    ],
+)
+def test_refused_ipv6_peers_get_403(host: str) -> None:
+    caller = Caller(Bench.of(ipv6=True))
+    caller.allocate(IPV6)
+    assert code_of(caller.permit(host)) == 403
+
+
+@pytest.mark.parametrize(
+    "host", ["192.0.2.1", "198.51.100.1", "203.0.113.99", "8.8.8.8", "198.18.0.1"]
+)
+def test_public_and_documentation_addresses_are_peers(host: str) -> None:
+    caller = Caller(Bench.of())
+    caller.allocate()
+    assert code_of(caller.permit(host)) == 0
+
+
+def test_a_laboratory_may_allow_private_peers_but_never_multicast() -> None:
+    bench = Bench.of(
+        peers=PeerPolicy.of(allow_private_peers=True, allowed_peer_ranges=["0.0.0.0/0"])
+    )
+    caller = Caller(bench)
+    caller.allocate()
+    assert code_of(caller.permit("10.1.2.3")) == 0
+    assert code_of(caller.permit("127.0.0.2")) == 0
+    assert code_of(caller.permit("224.0.0.1")) == 403
+    assert code_of(caller.permit("0.0.0.0")) == 403
+
+
+def test_ports_below_1024_are_no_peers() -> None:
+    bench = Bench.of()
+    caller = Caller(bench)
+    caller.allocate()
+    assert code_of(caller.bind(0x4000, (PEER.host, 53))) == 403
+    assert code_of(caller.permit(PEER.host)) == 0
+    assert bench.to_peers(send_indication((PEER.host, 53), b"?", bytes(12)), SOURCE) == []
+    assert bench.to_peers(send_indication((PEER.host, 1024), b"?", bytes(12)), SOURCE)
+
+
+def test_an_address_that_never_spoke_gets_twenty_small_packets_a_second() -> None:
+    bench = Bench.of()
+    caller = Caller(bench)
+    relayed = caller.allocate()
+    caller.bind(0x4000, PEER)
+
+    def burst(size: int, count: int = 50) -> int:
+        packet = channel_data(0x4000, bytes(size))
+        return sum(len(bench.to_peers(packet, SOURCE)) for _ in range(count))
+
+    assert burst(201) == 0
+    assert burst(200) == 20
+    bench.advance(0.5)
+    assert burst(200) == 10
+    bench.from_peer(b"hello", (PEER.host, 7000), relayed)
+    assert burst(1400) == 50
+    bench.advance(301)
+    caller.permit(PEER.host)
+    assert burst(1400) == 0
+
+
+def test_two_allocations_of_one_relay_reach_each_other_without_leaving_it() -> None:
+    bench = Bench.of()
+    one, two = Caller(bench, ("198.51.100.2", 1)), Caller(bench, ("198.51.100.2", 2), "bob")
+    first, second = one.allocate(), two.allocate()
+    assert code_of(one.bind(0x4000, second)) == 0
+    packet = channel_data(0x4000, bytes(1400))
+    bench.server.receive(LISTENER, memoryview(packet), one.source, bench.now)
+    assert bench.server.drain_transmits() == []  # the other one did not permit it
+    assert code_of(two.bind(0x4005, first)) == 0
+    bench.server.receive(LISTENER, memoryview(packet), one.source, bench.now)
+    ((socket, data, destination),) = bench.server.drain_transmits()
+    assert (socket, destination) == (LISTENER, two.source)
+    assert channel_data_of(data) == (0x4005, bytes(1400))
+
+
+def test_the_relays_own_address_is_reached_on_relayed_ports_only() -> None:
+    bench = Bench.of()
+    caller = Caller(bench)
+    caller.allocate()
+    caller.permit(RELAY_HOST)
+    for port in (3478, 5432, 50_000):
+        assert bench.to_peers(send_indication((RELAY_HOST, port), b"x", bytes(12)), SOURCE) == []
+    assert code_of(Caller(bench).bind(0x4000, (RELAY_HOST, 3478))) == 0  # leads nowhere
+    assert bench.to_peers(channel_data(0x4000, b"x"), SOURCE) == []
+
+
+def test_a_relay_behind_one_to_one_nat_tells_its_external_address() -> None:
+    bench = Bench.of(external_ip="192.0.2.200")
+    one, two = Caller(bench, ("198.51.100.2", 1)), Caller(bench, ("198.51.100.2", 2))
+    first, second = one.allocate(), two.allocate()
+    assert first.host == "192.0.2.200"
+    assert code_of(one.permit(RELAY_HOST)) == 403
+    assert code_of(one.permit(first.host)) == 0
+    assert code_of(two.permit(first.host)) == 0
+    indication = send_indication(second, b"x", bytes(12))
+    bench.server.receive(LISTENER, memoryview(indication), one.source, bench.now)
+    ((_, data, destination),) = bench.server.drain_transmits()
+    assert destination == two.source
+    assert indication_of(data) == (first, b"x")
+
+
+def test_a_revoked_user_loses_every_allocation_at_once() -> None:
+    bench = Bench.of()
+    for port in (1, 2, 3):
+        Caller(bench, ("198.51.100.2", port)).allocate()
+    bob = Caller(bench, ("198.51.100.2", 4), "bob")
+    bob.allocate()
+    assert bench.server.revoke_user("alice") == 3
+    assert bench.server.allocations == len(bench.sockets.open_ports) == 1
+    assert code_of(bob.refresh()) == 0
+
+
+# --- strangers -----------------------------------------------------------------------------------
+
+
+def test_strangers_are_answered_at_a_limited_rate_for_each_prefix() -> None:
+    limits = ServerLimits(unauthenticated_per_second=10, unauthenticated_burst=20)
+    bench = Bench.of(limits=limits)
+
+    def answered(host: str, count: int) -> int:
+        callers = [Caller(bench, (host, 1000 + number)) for number in range(count)]
+        return sum(caller.bare(Method.BINDING) is not None for caller in callers)
+
+    assert answered("198.51.100.2", 30) == 20
+    assert answered("198.51.100.3", 5) == 0
+    assert answered("198.51.101.2", 5) == 5
+    assert answered("2001:db8:1:2200::1", 30) == 20
+    assert answered("2001:db8:1:22ff::1", 5) == 0
+    bench.advance(0.5)
+    assert answered("198.51.100.2", 30) == 5
+
+
+@given(
+    method=st.sampled_from([Method.BINDING, Method.ALLOCATE, Method.REFRESH, Method.CHANNEL_BIND]),
+    kinds=st.lists(st.sampled_from([*Attribute, 0x7001, 0x7002, 0x7003]), max_size=4),
+    size=st.integers(0, 12),
+    is_ipv6=st.booleans(),
+    has_key=st.booleans(),
+    fingerprint=st.booleans(),
+)
+def test_no_stranger_gets_more_than_twice_what_he_sent(
+    method: int, kinds: list[int], size: int, is_ipv6: bool, has_key: bool, fingerprint: bool
+) -> None:
+    special = {Attribute.FINGERPRINT, *(integrity.attribute for integrity in Integrity)}
+    data = StunMessage(
+        method=method,
+        message_class=MessageClass.REQUEST,
+        transaction_id=bytes(12),
+        attributes=tuple((kind, bytes(size)) for kind in kinds if kind not in special),
+    ).encode(key=b"guess" if has_key else None, fingerprint=fingerprint)
+    source = ("2001:db8::1", 1) if is_ipv6 else ("198.51.100.2", 1)
+    headers = 48 if is_ipv6 else 28
+    answers = Bench.of().from_client(data, source)
+    assert sum(len(answer) + headers for answer in answers) <= 2 * (len(data) + headers)
+
+
+def test_the_smallest_honest_allocate_is_answered() -> None:
+    for credentials in (None, StampedCredentials(bytes(32))):
+        challenge = Caller(Bench.of(credentials=credentials)).bare(Method.ALLOCATE, [UDP])
+        assert code_of(challenge) == 401
+
+
+@given(st.binary(max_size=200), st.sampled_from([b"", b"\x40\0", b"\0\x16", b"\0\3", b"\1\1"]))
+def test_no_datagram_makes_the_server_raise(data: bytes, prefix: bytes) -> None:
+    bench = Bench.of()
+    caller = Caller(bench)
+    relayed = caller.allocate()
+    caller.bind(0x4000, PEER)
+    framed = prefix + len(data).to_bytes(2, "big") + b"\x21\x12\xa4\x42" + bytes(12) + data
+    for datagram in (data, prefix + data, framed):
+        bench.server.receive(LISTENER, memoryview(datagram), SOURCE, bench.now)
+        bench.from_peer(datagram, PEER, relayed)
+
+
+@settings(max_examples=200)
+@given(
+    method=st.sampled_from(
+        [
+            Method.ALLOCATE,
+            Method.REFRESH,
+            Method.CREATE_PERMISSION,
+            Method.CHANNEL_BIND,
+            Method.SEND,
+        ]
+    ),
+    attributes=st.lists(
+        st.tuples(
+            st.sampled_from(
+                [
+                    Attribute.LIFETIME,
+                    Attribute.XOR_PEER_ADDRESS,
+                    Attribute.CHANNEL_NUMBER,
+                    Attribute.REQUESTED_TRANSPORT,
+                    Attribute.EVEN_PORT,
+                    Attribute.RESERVATION_TOKEN,
+                    Attribute.REQUESTED_ADDRESS_FAMILY,
+                    Attribute.USERNAME,
+                    Attribute.PASSWORD_ALGORITHM,
+                    Attribute.USERHASH,
+                ]
+            ),
+            st.binary(max_size=20) | st.sampled_from([b"\x11\0\0\0", b"\0\1\0\0", b"\x40\0\0\0"]),
+        ),
+        max_size=4,
+    ),
+    has_allocation=st.booleans(),
+)
+def test_whatever_an_authenticated_request_holds_it_gets_one_answer(
+    method: int, attributes: list[tuple[int, bytes]], has_allocation: bool
+) -> None:
+    bench = Bench.of(ipv6=True)
+    caller = Caller(bench)
+    if has_allocation:
+        caller.allocate()
+    answers = bench.from_client(caller.encode(method, attributes), SOURCE)
+    assert len(answers) == (0 if method == Method.SEND else 1)
+
+
+def test_an_indication_with_what_cannot_be_honoured_is_dropped() -> None:
+    bench = Bench.of()
+    caller = Caller(bench)
+    caller.allocate()
+    caller.permit(PEER.host)
+    indication = StunMessage(
+        method=Method.SEND,
+        message_class=MessageClass.INDICATION,
+        transaction_id=bytes(12),
+        attributes=(
+            (Attribute.XOR_PEER_ADDRESS, xor_address_value(PEER, bytes(12))),
+            (Attribute.DONT_FRAGMENT, b""),
+            (Attribute.DATA, b"x"),
+        ),
+    ).encode()
+    assert bench.to_peers(indication, SOURCE) == []
