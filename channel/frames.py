@@ -22,13 +22,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, get_args
 
 import attrs
 import msgspec
 from msgspec import Meta, Raw, Struct
 
-from channel.messages import EVENT_BY_TYPE, IpText
+from channel.messages import EVENT_BY_TYPE, IpText, RefusalCode
 
 LENGTH_BYTES: Final = 4
 AGENT_FRAME_LIMIT: Final = 64 * 1024
@@ -37,6 +37,11 @@ REASSEMBLY_LIMIT: Final = 64 * 1024 * 1024
 MAX_PARTS: Final = 1024
 MAX_DETAIL_CHARACTERS: Final = 200
 EVENTS_IN_PARTS: Final = frozenset({"init"})
+
+# Application error codes of a QUIC close by reason, in the order of `RefusalCode`, from 1.
+CLOSE_CODES: Final[dict[RefusalCode, int]] = {
+    reason: code for code, reason in enumerate(get_args(RefusalCode), start=1)
+}
 
 ErrorCode = Literal[
     "frame_empty",
@@ -200,6 +205,11 @@ class FrameDecoder:
             self._parts = None
             raise
         return None
+
+    @property
+    def buffered_bytes(self) -> int:
+        """Bytes taken that are no frame yet, or were not asked for."""
+        return len(self._buffer)
 
     def statistics(self) -> FrameStatistics:
         return FrameStatistics(

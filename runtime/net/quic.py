@@ -110,20 +110,28 @@ class QuicListener:
         A connection is closed when its handler returns. A handler must not raise. Cancelled, it
         closes every connection, and the socket.
         """
+        serving = trio.CancelScope(shield=True)
+
+        async def run_endpoint() -> None:
+            with serving:
+                await self._endpoint.run()
+
+        async def handle(connection: QuicConnection) -> None:
+            try:
+                await handler(connection)
+            finally:
+                connection.close()
+
         async with trio.open_nursery() as nursery:
-
-            async def handle(connection: QuicConnection) -> None:
-                try:
-                    await handler(connection)
-                finally:
-                    connection.close()
-
-            def accepted(connection: QuicConnection) -> None:
-                nursery.start_soon(handle, connection)
-
-            self._endpoint.accepted = accepted
-            task_status.started()
-            await self._endpoint.run()
+            nursery.start_soon(run_endpoint)
+            # The endpoint ends last, so that handlers which are cancelled can still say why.
+            try:
+                async with trio.open_nursery() as handlers:
+                    self._endpoint.accepted = lambda one: handlers.start_soon(handle, one)
+                    task_status.started()
+                    await trio.sleep_forever()
+            finally:
+                serving.cancel()
 
     def statistics(self) -> QuicListenerStatistics:
         return self._endpoint.statistics()
