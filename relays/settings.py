@@ -121,6 +121,8 @@ class Addresses:
 
 def check(settings: RelaySettings) -> Addresses:
     """Read the addresses of `settings`. Raises SettingsError."""
+    if settings.standalone and settings.users_file is None:
+        raise SettingsError("users_file: a stand-alone relay needs its users")
     listen = tuple(_parse(text, "listen") for text in settings.listen)
     if not listen:
         raise SettingsError("listen: at least one address is needed")
@@ -138,8 +140,6 @@ def check(settings: RelaySettings) -> Addresses:
             ip_network(text)
         except ValueError as error:
             raise SettingsError(f"allowed_peer_ranges: {error}") from None
-    if settings.standalone and settings.users_file is None:
-        raise SettingsError("users_file: a stand-alone relay needs its users")
     return Addresses(
         listen=listen,
         announced=tuple(announced),
