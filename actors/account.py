@@ -122,6 +122,7 @@ class AccountActor(RequestsOfAccount):
     def __init__(self, services: Services, account_id: UUID) -> None:
         super().__init__(services, account_id)
         self._joined = 0
+        self._news: list[Change] = []
 
     # --- life --------------------------------------------------------------------------------
 
@@ -208,8 +209,10 @@ class AccountActor(RequestsOfAccount):
     async def _pull(self) -> None:
         """Catch up with the feed, and see to it that what changed has its consequences."""
         while changes := await self._changes_after(self._snapshot.number):
-            news = [change for change in changes if self._snapshot.apply(change)]
-            await self._follow(news)
+            self._news += [change for change in changes if self._snapshot.apply(change)]
+            await self._follow()
+        if self._news:
+            await self._follow()
         await self._write_ends()
 
     async def _changes_after(self, number: int) -> tuple[Change, ...]:
@@ -218,13 +221,19 @@ class AccountActor(RequestsOfAccount):
         )
         return changes
 
-    async def _follow(self, changes: list[Change]) -> None:
-        touched = Touched.by(changes)
+    async def _follow(self) -> None:
+        """Carry out the consequences of the news. Raises Unavailable if some could not be written;
+        the news are then kept, and followed once more (which is harmless) with the next pull."""
+        touched = Touched.by(self._news)
+        failure: Unavailable | None = None
         for live in self._ledger:
-            if live.authorization.resource_id in touched.rebuilt:
-                await self._end(live, "resource_changed")
-            elif touched.concerns(live.authorization, self._snapshot):
-                await self._review(live)
+            try:
+                if live.authorization.resource_id in touched.rebuilt:
+                    await self._end(live, "resource_changed")
+                elif touched.concerns(live.authorization, self._snapshot):
+                    await self._review(live)
+            except Unavailable as error:
+                failure = error
         self._tell_updated(touched.updated)
         if touched.presences:
             self._check_presences()
@@ -232,6 +241,10 @@ class AccountActor(RequestsOfAccount):
             if touched.concerns_view(online.id, online.visible, self._snapshot):
                 self._tell_visible(online)
         self._arm()
+        if failure is not None:
+            self.send_after(AGAIN_NS, Wake())
+            raise failure
+        self._news.clear()
         if self._snapshot.account is None:
             self.stop()
 

@@ -8,14 +8,13 @@ one line in the log; neither says anything of the token but its id.
 from __future__ import annotations
 
 import hmac
-from collections.abc import Callable
 from typing import Protocol
 from uuid import UUID
 
 import attrs
 import structlog
 
-from actors.attachment import Channel, OwnedChannel
+from actors.attachment import AgentKind, Channel, OwnedChannel
 from actors.enrolment import refusal, token_refusal, version_refusal
 from actors.messages import Closed, End, EnrolDevice, Moved, Received
 from actors.model import Client, Gateway, Token
@@ -179,12 +178,11 @@ class Admission(Actor):
         gate = self._houses.house_gateway
         self._hand_over("gateway", gate(self._channel, device, token.id, join, self._remote))
 
-    def _hand_over(self, kind: str, owner: ActorRef) -> None:
+    def _hand_over(self, kind: AgentKind, owner: ActorRef) -> None:
         self._is_over = True
         _log.info("agent_joined", kind=kind, remote=str(self._remote))
-        joined: Callable[..., None] = self._channel.joined
-        joined(kind)
         self._attachment.own(owner)
+        self._channel.joined(kind)
         self.stop()
 
     # --- refusing ------------------------------------------------------------------------------

@@ -16,6 +16,8 @@ from channel.messages import Disconnect, IpText
 from runtime.actor import ActorRef
 from runtime.scheduler import Scheduler
 
+AgentKind = Literal["client", "gateway", "relay"]
+
 
 class Channel(Protocol):
     """One connection of an agent, as `channel.listener` has it. Nothing here waits or raises."""
@@ -24,7 +26,7 @@ class Channel(Protocol):
     def remote(self) -> IpText:
         """The validated path."""
 
-    def joined(self, kind: Literal["client", "gateway", "relay"]) -> None:
+    def joined(self, kind: AgentKind) -> None:
         """From now on take the frames of this kind of agent."""
 
     def send(self, message: object, *, ref: int | None = None, epoch: int | None = None) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, TypeVar
 from uuid import UUID
@@ -20,8 +20,8 @@ import attrs
 from actors.attendance import Attendance, OnlineAgent
 from actors.consequences import (
     end_reason,
-    is_to_rewrite,
     rejudge,
+    stands,
 )
 from actors.enrolment import (
     refusal,
@@ -98,19 +98,28 @@ class AuthorizationsOfAccount(Actor):
 
     async def _review(self, live: Live) -> None:
         """Decide it anew, over all policies, and carry out what follows."""
-        decision = rejudge(self._snapshot, live.authorization, self.context.utc_now())
+        if self._ledger.get(live.id) is not live:
+            return
+        row, instant = live.authorization, self.context.utc_now()
+        decision = rejudge(self._snapshot, row, instant)
         if isinstance(decision, Denied):
             await self._end(live, end_reason(decision))
-        elif is_to_rewrite(live.authorization, decision):
-            if live.acknowledged:
-                await self._prolong(live, decision)
-            else:  # nobody holds it yet: the request is decided once more
-                await self._end(live, "decided anew")
+        elif stands(self._snapshot, row, instant):
+            return
+        elif not live.acknowledged:  # nobody holds it yet: the request is decided once more
+            await self._end(live, "decided anew")
+        elif self._both_connected(row):
+            await self._prolong(live, decision.policy_id, decision.expires_at)
+        else:  # another policy keeps it, but only who is connected gets a later end
+            expires_at = min(decision.expires_at, row.expires_at)
+            await self._prolong(live, decision.policy_id, expires_at)
 
     async def _renew(self, live: Live) -> None:
         """Give it a later end, if both its ends are connected and there is one to give."""
         row = live.authorization
-        if self._clients.get(row.client_id) is None or self._gateways.get(row.gateway_id) is None:
+        if self._ledger.get(live.id) is not live:
+            return
+        if not self._both_connected(row):
             self._ledger.postpone(live, self.context.now())
             return
         last_call = self.context.now() >= live.deadline_ns - LAST_CALL_NS
@@ -120,16 +129,20 @@ class AuthorizationsOfAccount(Actor):
         decision = rejudge(self._snapshot, row, instant)
         if isinstance(decision, Allowed) and decision.expires_at > row.expires_at:
             self._counts["renewed"] += 1
-            await self._prolong(live, decision)
+            await self._prolong(live, decision.policy_id, decision.expires_at)
         elif isinstance(decision, Denied) and not last_call:
             await self._end(live, end_reason(decision))
         else:
             self._ledger.postpone(live, self.context.now())
 
-    async def _prolong(self, live: Live, decision: Allowed) -> None:
-        row = attrs.evolve(
-            live.authorization, policy_id=decision.policy_id, expires_at=decision.expires_at
+    def _both_connected(self, row: Authorization) -> bool:
+        return (
+            self._clients.get(row.client_id) is not None
+            and self._gateways.get(row.gateway_id) is not None
         )
+
+    async def _prolong(self, live: Live, policy_id: UUID, expires_at: datetime) -> None:
+        row = attrs.evolve(live.authorization, policy_id=policy_id, expires_at=expires_at)
         await self._rewrite(live, row)
         renewed = AuthorizationRenewed(
             authorization_id=row.id, expires_in_ns=live.remaining_ns(self.context.now())

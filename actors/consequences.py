@@ -14,7 +14,7 @@ import attrs
 
 from actors import model
 from actors.model import Authorization, Change
-from actors.policy.engine import Allowed, Decision, Denied, Request, Snapshot, decide
+from actors.policy.engine import Decision, Denied, Request, Snapshot, decide, expiry_by
 from channel import messages
 
 
@@ -118,37 +118,31 @@ def is_rebuilt(change: Change) -> bool:
 
 
 def rejudge(snapshot: Snapshot, authorization: Authorization, instant: datetime) -> Decision:
-    """Decide a live authorisation anew: by policy, and by whether its gateway may still carry it.
-
-    A denial of the second kind names `gateway`.
-    """
-    resource = snapshot.resources.get(authorization.resource_id)
-    gateway = snapshot.gateways.get(authorization.gateway_id)
-    decision = decide(
-        snapshot,
-        Request(
-            client_id=authorization.client_id,
-            resource_id=authorization.resource_id,
-            remote_ip=authorization.remote_ip,
-            token_id=authorization.token_id,
-        ),
-        instant,
-    )
+    """Decide a live authorisation anew: over all policies, and by whether its gateway may still
+    carry it (a denial of that kind names `gateway`)."""
+    decision = decide(snapshot, _request(authorization), instant)
     if isinstance(decision, Denied):
         return decision
-    if resource is None or gateway is None or not gateway.approved:
-        return Denied("forbidden", ("gateway",))
-    if gateway.site_id != resource.site_id:
+    resource = snapshot.resources[authorization.resource_id]
+    gateway = snapshot.gateways.get(authorization.gateway_id)
+    if gateway is None or not gateway.approved or gateway.site_id != resource.site_id:
         return Denied("forbidden", ("gateway",))
     return decision
 
 
-def is_to_rewrite(authorization: Authorization, decision: Allowed) -> bool:
-    """Whether a decision that still allows has to be told: its policy is another one now, or it
-    ends earlier. (A later end is the business of the next renewal.)"""
-    return (
-        decision.policy_id != authorization.policy_id
-        or decision.expires_at < authorization.expires_at
+def stands(snapshot: Snapshot, authorization: Authorization, instant: datetime) -> bool:
+    """Whether its own policy still gives it at least until its end, so that nothing has to be
+    told. (A later end is the business of the next renewal.)"""
+    expires_at = expiry_by(snapshot, _request(authorization), authorization.policy_id, instant)
+    return expires_at is not None and expires_at >= authorization.expires_at
+
+
+def _request(authorization: Authorization) -> Request:
+    return Request(
+        client_id=authorization.client_id,
+        resource_id=authorization.resource_id,
+        remote_ip=authorization.remote_ip,
+        token_id=authorization.token_id,
     )
 
 

@@ -219,7 +219,7 @@ class GatewayActor(AgentOwner):
     def _on_authorize(self, message: Authorize) -> object:
         caller = self.context.caller
         id = message.authorization_id
-        if caller is None or self._number is None:
+        if caller is None:
             return None
         if id in self._revoked_early:
             del self._revoked_early[id]

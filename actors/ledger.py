@@ -75,6 +75,7 @@ class Connection:
     gateway_key: bytes | None
     ice: IceParameters
     pending: bool
+    made_ns: int = 0
     waiting: list[tuple[Caller, object]] = attrs.Factory(list)
     early: list[Candidates] = attrs.Factory(list)
 

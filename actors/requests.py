@@ -54,6 +54,10 @@ SUSPECT_NS = 10 * 10**9
 """So long a gateway that left a request without an answer is asked last."""
 
 
+SETTLING_NS = 5 * 10**9
+"""So long after a connection was made its client may not have known of it when it asked."""
+
+
 class RequestsOfAccount(AuthorizationsOfAccount):
     """The middle part of the account actor: what it is asked about access."""
 
@@ -143,12 +147,13 @@ class RequestsOfAccount(AuthorizationsOfAccount):
         if connection is None:
             return None
         request = ask.request
-        lost = (
-            gateway.id in request.failed_gateway_ids
-            and gateway.id not in request.connected_gateway_ids
-            and not connection.pending
+        is_recent = self.context.now() < connection.made_ns + SETTLING_NS
+        is_lost = gateway.id not in request.connected_gateway_ids and (
+            gateway.id in request.failed_gateway_ids or not is_recent
         )
-        if connection.stands(client.tunnel_key, gateway.tunnel_key) and not lost and not ask.fresh:
+        if connection.stands(client.tunnel_key, gateway.tunnel_key) and (
+            connection.pending or not (is_lost or ask.fresh)
+        ):
             return connection
         self._drop(connection)
         return None
@@ -242,10 +247,8 @@ class RequestsOfAccount(AuthorizationsOfAccount):
             )
             return False
         row = live.authorization
-        for other in self._ledger.of_client(row.client_id):
-            if other is not live and other.authorization.resource_id == row.resource_id:
-                await self._end(other, "replaced")
         self._ledger.acknowledge(live, self.context.now())
+        self._forget_other(grant.known, client)
         self._restore(grant.known, client)
         self._arm()
         created = AuthorizationCreated(
@@ -259,6 +262,9 @@ class RequestsOfAccount(AuthorizationsOfAccount):
         )
         self.cast(client.ref, created)
         self._settle(row.client_id, row.gateway_id, client)
+        for other in self._ledger.of_client(row.client_id):
+            if other is not live and _replaces(row, other.authorization):
+                await self._end(other, "replaced")
         return True
 
     @handles(GiveUp)
@@ -278,7 +284,9 @@ class RequestsOfAccount(AuthorizationsOfAccount):
         connection = self._connections.between(client_id, gateway_id)
         if connection is None:
             return
-        connection.pending = False
+        if connection.pending:
+            connection.pending = False
+            connection.made_ns = self.context.now()
         early, connection.early = connection.early, []
         for candidates in early:
             self.cast(client.ref, candidates)
@@ -303,6 +311,12 @@ class RequestsOfAccount(AuthorizationsOfAccount):
         if not (same_client and same_gateway and is_held):
             self._drop(connection)
 
+    def _forget_other(self, known: KnownConnection, client: OnlineAgent) -> None:
+        """The ends have just made this connection, and keep no other."""
+        connection = self._connections.between(client.id, known.gateway_id)
+        if connection is not None and connection.id != known.id and not connection.pending:
+            self._drop(connection)
+
     def _restore(self, known: KnownConnection, client: OnlineAgent) -> None:
         """Take up a connection that a session knows whole, if this actor was started since."""
         connection = self._connections.between(client.id, known.gateway_id)
@@ -319,6 +333,7 @@ class RequestsOfAccount(AuthorizationsOfAccount):
                     gateway_key=known.gateway_key,
                     ice=known.ice,
                     pending=False,
+                    made_ns=self.context.now(),
                 )
             )
 
@@ -339,6 +354,7 @@ class RequestsOfAccount(AuthorizationsOfAccount):
                 gateway_key=None,
                 ice=new_ice(self._services.randomness),
                 pending=False,
+                made_ns=self.context.now(),
             )
             self._connections.put(connection)
         if connection.id != row.connection_id:
@@ -383,3 +399,11 @@ class RequestsOfAccount(AuthorizationsOfAccount):
             violated=violated,
             retry_after_ns=UNAVAILABLE_AFTER_NS if reason == "unavailable" else 0,
         )
+
+
+def _replaces(row: Authorization, other: Authorization) -> bool:
+    """Whether an authorisation takes the place of an older one of the same client: it is for the
+    same resource, or its connection is a new one to the same gateway (the ends keep only one)."""
+    if other.resource_id == row.resource_id:
+        return True
+    return other.gateway_id == row.gateway_id and other.connection_id != row.connection_id

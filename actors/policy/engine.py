@@ -328,6 +328,23 @@ def decide(snapshot: Snapshot, request: Request, instant: datetime) -> Decision:
     return Denied("forbidden", _ordered(violated))
 
 
+def expiry_by(
+    snapshot: Snapshot, request: Request, policy_id: UUID, instant: datetime
+) -> datetime | None:
+    """When access by this policy alone ends, or None if it does not allow the request."""
+    compiled = snapshot.policies_by_resource.get(request.resource_id, {}).get(policy_id)
+    principal = principal_of(snapshot, request)
+    if compiled is None or principal is None:
+        return None
+    if not snapshot.is_member(principal, compiled.policy.group_id):
+        return None
+    if common_violations(snapshot, request, instant):
+        return None
+    if compiled.violated(request.remote_ip, instant):
+        return None
+    return compiled.expiry(instant, token_expiry(snapshot, request))
+
+
 def common_violations(snapshot: Snapshot, request: Request, instant: datetime) -> list[str]:
     """The violated properties of a request that do not depend on any policy."""
     violated: list[str] = []

@@ -209,6 +209,11 @@ class Agent:
         assert self.line is not None
         return [f.message for f in self.line.frames if isinstance(f.message, kind)]
 
+    def frame(self, kind: type) -> Frame:
+        """The last frame with a message of this kind."""
+        assert self.line is not None
+        return [each for each in self.line.frames if isinstance(each.message, kind)][-1]
+
     @property
     def is_connected(self) -> bool:
         return self.line is not None and self.line.is_open
