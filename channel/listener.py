@@ -391,7 +391,6 @@ class ChannelServer:
             self._failures += 1
             log.error("channel_failed", remote=channel.remote, exc_info=True)
             channel.close(self._come_again("unavailable", self._limits.shed_spread_ns))
-            reason = "failed"
         finally:
             self._channels.discard(channel)
             channel.close(self._come_again("shutting_down", self._limits.shed_spread_ns))

@@ -52,6 +52,19 @@ def configure_logging(
     reach the terminal. Libraries that use Python's own logging are heard from `warning` on
     (aioquic from `error` on, since strangers can make it warn).
     """
+    _configure(format, level)
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, force=True)
+    logging.getLogger("quic").setLevel(logging.ERROR)
+
+
+def get_logger(name: str, **values: object) -> structlog.typing.FilteringBoundLogger:
+    """A logger whose lines carry `component=name` and `values`. Call it as
+    `log.info("what_happened", key=value)`."""
+    logger: structlog.typing.FilteringBoundLogger = structlog.get_logger(component=name, **values)
+    return logger
+
+
+def _configure(format: str, level: str) -> None:
     renderer: structlog.typing.Processor
     if format == "json":
         renderer = structlog.processors.JSONRenderer(serializer=_to_json)
@@ -67,18 +80,10 @@ def configure_logging(
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[level]),
-        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+        # The stream is looked up for each line, since it may be replaced.
+        logger_factory=lambda *_: structlog.WriteLogger(sys.stderr),
         cache_logger_on_first_use=False,
     )
-    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, force=True)
-    logging.getLogger("quic").setLevel(logging.ERROR)
-
-
-def get_logger(name: str, **values: object) -> structlog.typing.FilteringBoundLogger:
-    """A logger whose lines carry `component=name` and `values`. Call it as
-    `log.info("what_happened", key=value)`."""
-    logger: structlog.typing.FilteringBoundLogger = structlog.get_logger(component=name, **values)
-    return logger
 
 
 def _make_plain(
@@ -158,3 +163,9 @@ def _read_file(path: Path, *, private: bool) -> Secret:
     if not content.strip():
         raise SecretUnavailable(f"{path} is empty")
     return Secret(content.strip())
+
+
+# structlog's own default writes to stdout and shows the local variables of a failure, secrets
+# included: no process shall meet it, not even before it has configured its logs.
+if not structlog.is_configured():
+    _configure("text", "info")

@@ -117,17 +117,17 @@ class QuicConnection:
             await self._writable.wait()
 
     async def receive(self) -> bytes:
-        """The bytes that have come, at least one; b"" when the peer has ended its stream.
+        """The bytes that have come, at least one; b"" once the peer has ended its stream.
 
-        Raises QuicClosed when the connection is over and everything received was returned.
+        Raises QuicClosed when the connection is over otherwise, and everything was returned.
         Safe to cancel.
         """
         await trio.lowlevel.checkpoint()
         while not self._received:
-            if self._closed is not None:
-                raise self._closed
             if self._ended:
                 return b""
+            if self._closed is not None:
+                raise self._closed
             await self._readable.wait()
         data = b"".join(self._received)
         self._received.clear()

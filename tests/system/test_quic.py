@@ -24,6 +24,7 @@ from runtime.net.quic import (
     connect_quic,
 )
 from runtime.net.udp import UdpSocket
+from tests.system.rebinding import Rebinding
 from tests.unit.channel.certificates import Authority
 
 pytestmark = pytest.mark.system
@@ -183,45 +184,6 @@ async def test_what_the_block_raises_comes_out_as_it_is() -> None:
         with pytest.raises(KeyError, match="mine"):
             async with dial(listener):
                 raise KeyError("mine")
-
-
-class Rebinding:
-    """A NAT in front of one client, which may get another outside port at any time."""
-
-    def __init__(self, server: Address) -> None:
-        self.server = server
-        self.inside = UdpSocket.bind(ANY)
-        self.outside = UdpSocket.bind(ANY)
-        self.client: Address | None = None
-        self.rebound = trio.Event()
-
-    def rebind(self) -> None:
-        old, self.outside = self.outside, UdpSocket.bind(ANY)
-        old.close()
-        self.rebound.set()
-
-    async def run(self) -> None:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self.outward)
-            nursery.start_soon(self.inward)
-
-    async def outward(self) -> None:
-        while True:
-            await self.inside.wait_readable()
-            for data, client in self.inside.receive_batch():
-                self.client = client
-                self.outside.send(data, self.server)
-
-    async def inward(self) -> None:
-        while True:
-            outside = self.outside
-            try:
-                await outside.wait_readable()
-            except trio.ClosedResourceError:
-                continue
-            for data, _ in outside.receive_batch():
-                if self.client is not None:
-                    self.inside.send(data, self.client)
 
 
 @asynccontextmanager

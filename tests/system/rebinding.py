@@ -1,0 +1,47 @@
+"""A NAT on loopback, for tests of what happens when one changes its mind."""
+
+from __future__ import annotations
+
+import trio
+
+from runtime.net.address import Address
+from runtime.net.udp import UdpSocket
+
+ANY = Address("127.0.0.1", 0)
+
+
+class Rebinding:
+    """A NAT in front of one client, which may get another outside port at any time."""
+
+    def __init__(self, server: Address) -> None:
+        self.server = server
+        self.inside = UdpSocket.bind(ANY)
+        self.outside = UdpSocket.bind(ANY)
+        self.client: Address | None = None
+
+    def rebind(self, host: str = "127.0.0.1") -> None:
+        old, self.outside = self.outside, UdpSocket.bind(Address(host, 0))
+        old.close()
+
+    async def run(self) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.outward)
+            nursery.start_soon(self.inward)
+
+    async def outward(self) -> None:
+        while True:
+            await self.inside.wait_readable()
+            for data, client in self.inside.receive_batch():
+                self.client = client
+                self.outside.send(data, self.server)
+
+    async def inward(self) -> None:
+        while True:
+            outside = self.outside
+            try:
+                await outside.wait_readable()
+            except trio.ClosedResourceError:
+                continue
+            for data, _ in outside.receive_batch():
+                if self.client is not None:
+                    self.inside.send(data, self.client)
