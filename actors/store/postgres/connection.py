@@ -95,17 +95,17 @@ class TrioConnection(psycopg.AsyncConnection[TupleRow]):
 
         Without a bound of its own: wrap it in a timeout.
         """
-        error: BaseException | None = None
+        error = psycopg.OperationalError("the name of the database's host cannot be resolved")
         for attempt in await _attempts(conninfo):
             try:
                 connection = await _drive_connecting(cls._connect_gen(attempt))
-            except psycopg.Error as failure:
+            except psycopg.OperationalError as failure:
                 error = failure
                 continue
             connection.adapters.register_loader("jsonb", TextLoader)
             await connection.set_autocommit(True)
             return connection
-        raise psycopg.OperationalError("no host of the database could be resolved") from error
+        raise error
 
     async def wait(self, gen: PQGen[RV], interval: float = 0.0, timeout: float | None = None) -> RV:
         """Run one of psycopg's generators. Cut short, it leaves the connection closed."""
