@@ -57,6 +57,7 @@ from tunnel.ice.pair import (
 CHECK_INTERVAL_NS: Final = 20 * NS_PER_MS
 PATIENCE_NS: Final = 30 * NS_PER_S
 ACTIVE_NS: Final = 10 * NS_PER_S
+ROAMING_GRACE_NS: Final = 1_500 * NS_PER_MS
 UNNEEDED_AFTER_NS: Final = 30 * NS_PER_S
 CHECK_MEMORY_NS: Final = 10 * NS_PER_S
 MAX_OUTSTANDING: Final = 512
@@ -89,7 +90,8 @@ class Selected:
 
 @attrs.frozen(kw_only=True)
 class Lost:
-    """No usable pair is left; checks go on."""
+    """No usable pair is left; checks go on. When it is our own network that went away, this is
+    reported only after `ROAMING_GRACE_NS`: the peer is as well as ever, and mostly found again."""
 
 
 @attrs.frozen(kw_only=True)
@@ -162,6 +164,7 @@ class IceAgent:
         self._nominated: Pair | None = None
         self._next_check_ns = now
         self._give_up_at: int | None = now + PATIENCE_NS
+        self._report_lost_at: int | None = None
         self._checks: list[Outgoing] = []
         self._events: list[Event] = []
         self._counts = IceStatistics()
@@ -172,7 +175,7 @@ class IceAgent:
         """All the places to send from, as of now. Pairs of a base that is gone end at once."""
         if self._pairs.set_bases(bases, now):
             self._hope(now)
-        self._reselect(now)
+        self._reselect(now, grace_ns=ROAMING_GRACE_NS)
 
     def add_candidates(self, message: Candidates, now: int) -> None:
         """Trickled candidates of the peer (`CheckList.signal`)."""
@@ -270,7 +273,7 @@ class IceAgent:
 
     def poll_timeout(self) -> int | None:
         """When `handle_timeout` is due; None: nothing is waited for."""
-        deadlines = [] if self._give_up_at is None else [self._give_up_at]
+        deadlines = [at for at in (self._give_up_at, self._report_lost_at) if at is not None]
         due = None
         for pair in self._pairs:
             if pair.due is not None and (due is None or pair.due < due):
@@ -295,6 +298,7 @@ class IceAgent:
             if pair.expires_at is not None and pair.expires_at <= now:
                 self._expired(pair, now)
         self._reselect(now)
+        self._report_loss(now)
         if self._give_up_at is not None and self._give_up_at <= now:
             self._give_up()
         if now >= self._next_check_ns:
@@ -343,8 +347,8 @@ class IceAgent:
         pair.happen(Happening.EXPIRED, now)
         self._pairs.drop_if_gone(pair.remote)
 
-    def _reselect(self, now: int) -> None:
-        """Send on the best usable pair from now on; report what changed."""
+    def _reselect(self, now: int, grace_ns: int = 0) -> None:
+        """Send on the best usable pair from now on; report what changed, a loss after a grace."""
         before = self.selected
         usable = [pair for pair in self._pairs if pair.usable]
         best = max(usable, key=lambda pair: self._preference(pair, now), default=None)
@@ -352,16 +356,22 @@ class IceAgent:
             return
         self.selected = best
         if best is None:
-            self._events.append(Lost())
-            self._give_up_at = now + PATIENCE_NS
+            self._report_lost_at = now + grace_ns
+            self._report_loss(now)
             self.suspect(now)
             return
+        self._report_lost_at = None
         self._give_up_at = None
         best.due = now if self.role == "controlling" else best.due
         self._events.append(Selected(path=_path(best)))
         for pair in self._pairs:
             if pair.state is PairState.DORMANT:
                 pair.due = self._dormant_due(pair, now)
+
+    def _report_loss(self, now: int) -> None:
+        if self._report_lost_at is not None and self._report_lost_at <= now:
+            self._report_lost_at = None
+            self._events.append(Lost())
 
     def _preference(self, pair: Pair, now: int) -> tuple[bool, bool, bool, int]:
         """Pairs that answer first; direct before relayed; then what the controlling peer sends on,

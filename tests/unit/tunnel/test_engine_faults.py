@@ -151,6 +151,7 @@ def test_a_client_that_changes_network_goes_on(nat: NatBehaviour) -> None:
         ),
     )
     assert network.now - moved <= 8 * NS_PER_S
+    assert not client.happened(PathLost), "a gateway is not given up because the client moved"
 
 
 def test_a_relay_that_lost_its_allocations_is_asked_anew() -> None:

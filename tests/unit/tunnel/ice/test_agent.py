@@ -284,9 +284,25 @@ def test_a_base_that_goes_takes_its_path_with_it() -> None:
     answer_to(check, made, 1)
     made.drain_events()
     made.set_bases([base(1)], 2)
-    assert made.drain_events() == [Lost()]
     assert made.path() is None
     assert {check.base.address for _, check in run(made, NS_PER_S)} == {base(1).address}
+    assert made.drain_events() == [], "we roam: that is not the peer's fault"
+    run(made, 2 * NS_PER_S)
+    assert made.drain_events() == [Lost()]
+
+
+def test_a_base_that_comes_in_time_spares_the_report_of_a_loss() -> None:
+    made = agent()
+    trickle(made, PEER)
+    (_, check), *_ = run(made, 0)
+    answer_to(check, made, 1)
+    made.drain_events()
+    made.set_bases([], 2)
+    made.set_bases([base(1)], NS_PER_S)
+    (_, check), *_ = run(made, NS_PER_S)
+    answer_to(check, made, NS_PER_S + 1)
+    run(made, 5 * NS_PER_S)
+    assert [type(event) for event in made.drain_events()] == [Selected]
 
 
 def test_an_agent_that_finds_nothing_gives_up_and_a_check_of_the_peer_wakes_it() -> None:
@@ -432,7 +448,7 @@ def test_whatever_happens_the_agent_keeps_its_word(
     made = agent(controlling=controlling)
     now = 0
     outgoing: list[Outgoing] = []
-    has_path = False
+    has_path = roaming = False
     for kind, address, number in steps:
         if kind == "trickle":
             trickle(made, address, generation=number, now=now)
@@ -445,6 +461,7 @@ def test_whatever_happens_the_agent_keeps_its_word(
             made.receive_request(their_check(nominates=bool(number)), BASE, address, now)
         elif kind == "bases":
             made.set_bases([base(n) for n in range(number)], now)
+            roaming = True
         elif kind == "wait":
             end = now + number * NS_PER_MS
             sent = run(made, end)
@@ -465,4 +482,8 @@ def test_whatever_happens_the_agent_keeps_its_word(
             has_path = isinstance(event, Selected) or (
                 has_path and not isinstance(event, Lost | GaveUp)
             )
-        assert has_path == (made.path() is not None)
+        if made.path() is not None:
+            assert has_path
+        elif kind != "bases":
+            roaming = roaming and has_path
+            assert roaming or not has_path
