@@ -15,7 +15,6 @@ place and renamed, so that a crash leaves the old file or the new one, never hal
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
@@ -37,6 +36,7 @@ from cryptography.hazmat.primitives.serialization import (
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from channel.credentials import pin_of
+from portal.files import write_file
 from runtime.clock import Clock
 from runtime.randomness import Randomness
 
@@ -87,7 +87,11 @@ class Authority:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         directory.chmod(0o700)
         if not self._path("ca-key.pem").exists() and not self._path("ca.pem").exists():
-            _write(self._path("ca-key.pem"), _key_pem(ec.generate_private_key(ec.SECP256R1())))
+            write_file(
+                self._path("ca-key.pem"),
+                _key_pem(ec.generate_private_key(ec.SECP256R1())),
+                mode=0o600,
+            )
         self._key = _load_key(self._path("ca-key.pem"))
         if not self._path("ca.pem").exists():
             self._sign_itself()
@@ -150,7 +154,7 @@ class Authority:
             )
             .sign(key, hashes.SHA256())
         )
-        _write(self._path("ca.pem"), certificate.public_bytes(Encoding.PEM))
+        write_file(self._path("ca.pem"), certificate.public_bytes(Encoding.PEM), mode=0o600)
 
     def _issue(self, names: tuple[str, ...]) -> ServerCertificate:
         now = self._clock.utc_now()
@@ -182,8 +186,8 @@ class Authority:
         )
         chain_pem = certificate.public_bytes(Encoding.PEM) + self.certificate_pem
         # A crash between these two leaves a pair that does not match: `_present` sees that.
-        _write(self._path("server-key.pem"), _key_pem(key))
-        _write(self._path("server.pem"), chain_pem)
+        write_file(self._path("server-key.pem"), _key_pem(key), mode=0o600)
+        write_file(self._path("server.pem"), chain_pem, mode=0o600)
         return self._describe(names, chain_pem, _key_pem(key), certificate)
 
     def _present(self, names: tuple[str, ...]) -> ServerCertificate | None:
@@ -282,20 +286,3 @@ def _load_chain(path: Path) -> list[x509.Certificate]:
         raise AuthorityError(f"{path} cannot be read: {error.strerror}") from error
     except ValueError:
         raise AuthorityError(f"{path} holds no certificate") from None
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Replace the file at once, readable by its owner only, and on the disk when this returns."""
-    beside = path.with_name(path.name + ".new")
-    beside.unlink(missing_ok=True)
-    descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.rename(path)
-    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)

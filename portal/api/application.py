@@ -37,8 +37,9 @@ from portal.api.openapi import describe
 from portal.api.pagination import provide_page
 from portal.api.problems import MEDIA_TYPE, FieldError, Problem, invalid, of_store, unavailable
 from portal.api.requests import StrictBody
+from portal.metrics import CallMetrics
 from runtime.errors import CallError
-from runtime.service import get_logger
+from runtime.service import Health, get_logger
 
 NOUNS = (
     accounts,
@@ -61,9 +62,15 @@ log = get_logger("portal.api")
 
 
 class Alive(msgspec.Struct, frozen=True):
-    """That the API answers at all; readiness is told by the observability port."""
+    """That the API answers at all."""
 
     status: str = "ok"
+
+
+class Ready(msgspec.Struct, frozen=True):
+    """Whether the node can serve; why not is told at the observability port alone."""
+
+    ready: bool
 
 
 @get("/healthz", opt={PUBLIC: True})
@@ -72,13 +79,32 @@ async def healthz() -> Alive:
     return Alive()
 
 
-def create_api(office: Office, *, authenticator: Authenticator | None = None) -> FrontDoor:
-    """The API over this office, with its limits and its request log in front."""
+@get("/readyz", opt={PUBLIC: True})
+async def readyz(request: Request[Any, Any, Any]) -> Ready:
+    """Tell whether the portal can serve; 503 if not."""
+    health: Health | None = request.app.state.health
+    if health is not None and not health.ready:
+        raise unavailable("The portal is not ready. Try again shortly.")
+    return Ready(ready=True)
+
+
+def create_api(
+    office: Office,
+    *,
+    authenticator: Authenticator | None = None,
+    health: Health | None = None,
+    metrics: CallMetrics | None = None,
+) -> FrontDoor:
+    """The API over this office, with its limits and its request log in front.
+
+    Without `health` it is always ready; without `metrics` calls are not counted.
+    """
     authenticator = authenticator or Authenticator(office.store, office.clock)
     app = Litestar(
         route_handlers=[
             *(noun.router for noun in NOUNS),
             healthz,
+            readyz,
             documentation_page,
             openapi_document,
         ],
@@ -94,11 +120,11 @@ def create_api(office: Office, *, authenticator: Authenticator | None = None) ->
         exception_handlers={Exception: answer_failure},
         openapi_config=None,
         logging_config=None,
-        state=State({"office": office, "authenticator": authenticator}),
+        state=State({"office": office, "authenticator": authenticator, "health": health}),
     )
     app.state.description = describe(app)
     asgi: ASGIApp = app
-    return FrontDoor(asgi, clock=office.clock, randomness=office.randomness)
+    return FrontDoor(asgi, clock=office.clock, randomness=office.randomness, metrics=metrics)
 
 
 async def require_form(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
 from ipaddress import IPv4Address, IPv6Address
 from uuid import UUID
@@ -18,7 +19,8 @@ from portal.api.requests import Body, changes_of
 
 
 class ClientView(msgspec.Struct, frozen=True, kw_only=True):
-    """A device. `online` is null when that cannot be told just now."""
+    """A device. `online` is null when that cannot be told just now; `remote_ip` is where
+    its channel comes from."""
 
     id: UUID
     account_id: UUID
@@ -31,11 +33,14 @@ class ClientView(msgspec.Struct, frozen=True, kw_only=True):
     verified: bool
     created_at: datetime
     online: bool | None
+    remote_ip: str | None
 
     @classmethod
-    def of(cls, client: Client, online: frozenset[UUID] | None) -> ClientView:
-        fields = {name: getattr(client, name) for name in cls.__struct_fields__[:-1]}
-        return cls(**fields, online=None if online is None else client.id in online)
+    def of(cls, client: Client, online: Mapping[UUID, str] | None) -> ClientView:
+        fields = {name: getattr(client, name) for name in cls.__struct_fields__[:-2]}
+        remote_ip = None if online is None else online.get(client.id)
+        is_online = None if online is None else client.id in online
+        return cls(**fields, online=is_online, remote_ip=remote_ip)
 
 
 class ClientUpdate(Body, frozen=True, kw_only=True):

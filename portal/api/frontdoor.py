@@ -17,6 +17,7 @@ from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
 
 from portal.api.authentication import Caller
 from portal.api.problems import MEDIA_TYPE, Problem, unavailable
+from portal.metrics import CallMetrics
 from runtime.clock import Clock
 from runtime.randomness import Randomness, uuid7
 from runtime.service import get_logger
@@ -26,6 +27,7 @@ MAX_DROPPED_BYTES: Final = 16 << 20
 MAX_BUFFERED_BYTES: Final = 64 << 20
 BODY_TIME_S: Final = 20.0
 HANDLER_TIME_S: Final = 30.0
+METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 HARDENING: Final = (
     (b"cache-control", b"no-store"),
     (b"x-content-type-options", b"nosniff"),
@@ -37,10 +39,18 @@ class FrontDoor:
     """An ASGI application around another. One log line for each call: method, path template
     (never the path itself, which may hold anything), status, duration, token id, request id."""
 
-    def __init__(self, app: ASGIApp, *, clock: Clock, randomness: Randomness) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        clock: Clock,
+        randomness: Randomness,
+        metrics: CallMetrics | None = None,
+    ) -> None:
         self._app = app
         self._clock = clock
         self._randomness = randomness
+        self._metrics = metrics
         self._log = get_logger("portal.api")
         self._buffered_bytes = 0
         self._open_calls = 0
@@ -123,12 +133,17 @@ class FrontDoor:
         self, scope: HTTPScope, status: int | None, started_ns: int, request_id: UUID
     ) -> None:
         caller = scope["state"].get("caller")
+        method = scope["method"] if scope["method"] in METHODS else "?"
+        path = scope.get("path_template") or "(unknown)"
+        duration_ns = self._clock.monotonic_ns() - started_ns
+        if self._metrics is not None:
+            self._metrics.record(method, path, status or 0, duration_ns)
         self._log.info(
             "request",
-            method=scope["method"] if scope["method"].isalpha() else "?",
-            path=scope.get("path_template") or "(unknown)",
+            method=method,
+            path=path,
             status=status or 0,
-            duration_ms=round((self._clock.monotonic_ns() - started_ns) / 1e6, 1),
+            duration_ms=round(duration_ns / 1e6, 1),
             token_id=str(caller.token_id) if isinstance(caller, Caller) else None,
             request_id=str(request_id),
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
 from ipaddress import IPv4Address, IPv6Address
 from uuid import UUID
@@ -18,7 +19,8 @@ from portal.api.requests import Body, changes_of
 
 
 class GatewayView(msgspec.Struct, frozen=True, kw_only=True):
-    """A gateway. `online` is null when that cannot be told just now."""
+    """A gateway. `online` is null when that cannot be told just now; `remote_ip` is where
+    its channel comes from."""
 
     id: UUID
     account_id: UUID
@@ -31,11 +33,14 @@ class GatewayView(msgspec.Struct, frozen=True, kw_only=True):
     approved: bool
     created_at: datetime
     online: bool | None
+    remote_ip: str | None
 
     @classmethod
-    def of(cls, gateway: Gateway, online: frozenset[UUID] | None) -> GatewayView:
-        fields = {name: getattr(gateway, name) for name in cls.__struct_fields__[:-1]}
-        return cls(**fields, online=None if online is None else gateway.id in online)
+    def of(cls, gateway: Gateway, online: Mapping[UUID, str] | None) -> GatewayView:
+        fields = {name: getattr(gateway, name) for name in cls.__struct_fields__[:-2]}
+        remote_ip = None if online is None else online.get(gateway.id)
+        is_online = None if online is None else gateway.id in online
+        return cls(**fields, online=is_online, remote_ip=remote_ip)
 
 
 class GatewayUpdate(Body, frozen=True, kw_only=True):

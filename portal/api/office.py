@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import Any, Generic, Protocol, TypeVar, cast
@@ -29,8 +29,9 @@ ACCOUNT_HEADER = "Holloway-Account"
 class Live(Protocol):
     """What the actors know of now, beside what the database knows of ever."""
 
-    async def online(self, account_id: UUID) -> frozenset[UUID] | None:
-        """Clients and gateways with a channel; None if that cannot be told just now."""
+    async def online(self, account_id: UUID) -> Mapping[UUID, str] | None:
+        """Clients and gateways with a channel, each with the address that it comes from; None if
+        that cannot be told just now."""
 
     async def relays_online(self) -> frozenset[UUID] | None:
         """Relays with a channel; None if that cannot be told just now."""

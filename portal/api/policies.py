@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, time
 from typing import Annotated, Literal
 from uuid import UUID
@@ -22,13 +22,16 @@ from actors.model import (
     CurrentTimeCondition,
     DayWindow,
     Description,
+    Gateway,
     Policy,
     RemoteIpCondition,
+    Resource,
     TimeRange,
 )
 from actors.policy.engine import Denied, Snapshot
 from actors.policy.engine import Request as PolicyRequest
 from actors.policy.explain import Check, PolicyTrace, explain, summary
+from actors.store.interface import Contents
 from channel.messages import IpText
 from portal.api.inject import PathId, TheDesk, ThePage
 from portal.api.pagination import Page
@@ -115,9 +118,9 @@ class PolicyUpdate(Body, frozen=True, kw_only=True):
 class ExplainRequest(Body, frozen=True, kw_only=True):
     """A question: may this client, or any device of this principal, reach this resource?
 
-    Name a `client_id` or a `principal_id`. `remote_ip` is the client's public address (unknown
-    without it), `token_id` the token of its session (by default the one it enrolled with),
-    `at` an instant (by default now).
+    Name a `client_id` or a `principal_id`. `remote_ip` is the client's public address (by default
+    that of its connection, else unknown), `token_id` the token of its session (by default the one
+    it enrolled with), `at` an instant (by default now).
     """
 
     resource_id: UUID
@@ -130,7 +133,8 @@ class ExplainRequest(Body, frozen=True, kw_only=True):
 
 class ExplainAnswer(msgspec.Struct, frozen=True, kw_only=True):
     """The decision, in a `sentence` and in parts: what holds whatever the policy (`common`), and
-    what each policy of the resource says."""
+    what each policy of the resource says. `gateways_online` are those of the resource's site; null
+    if that cannot be told just now."""
 
     allowed: bool
     sentence: str
@@ -141,6 +145,7 @@ class ExplainAnswer(msgspec.Struct, frozen=True, kw_only=True):
     at: datetime
     common: tuple[Check, ...]
     policies: tuple[PolicyTrace, ...]
+    gateways_online: tuple[UUID, ...] | None
 
 
 @get("/")
@@ -206,6 +211,7 @@ async def explain_policies(desk: TheDesk, data: JSONBody[ExplainRequest]) -> Exp
     if (data.client_id is None) == (data.principal_id is None):
         checks.refuse("client_id", "name either a client_id or a principal_id")
     checks.finish()
+    online = await desk.office.live.online(desk.account_id)
     contents = await desk.office.store.contents(desk.account_id)
     known = {entity.id: entity for entity in contents.entities}
     for field in ("resource_id", "client_id", "principal_id", "token_id"):
@@ -218,7 +224,7 @@ async def explain_policies(desk: TheDesk, data: JSONBody[ExplainRequest]) -> Exp
         client_id=data.client_id,
         principal_id=data.principal_id,
         resource_id=data.resource_id,
-        remote_ip=remote_ip,
+        remote_ip=remote_ip or (online or {}).get(data.client_id or data.resource_id),
         token_id=data.token_id or token_id,
     )
     explanation = explain(Snapshot.of(contents), request, instant)
@@ -234,10 +240,27 @@ async def explain_policies(desk: TheDesk, data: JSONBody[ExplainRequest]) -> Exp
         at=instant,
         common=explanation.common,
         policies=explanation.policies,
+        gateways_online=_gateways_online(contents, data.resource_id, online),
     )
 
 
 # --- below: from bodies to the model ---
+
+
+def _gateways_online(
+    contents: Contents, resource_id: UUID, online: Mapping[UUID, str] | None
+) -> tuple[UUID, ...] | None:
+    if online is None:
+        return None
+    entities = contents.entities
+    sites = {
+        each.site_id for each in entities if isinstance(each, Resource) and each.id == resource_id
+    }
+    return tuple(
+        each.id
+        for each in entities
+        if isinstance(each, Gateway) and each.site_id in sites and each.id in online
+    )
 
 
 def _conditions(checks: Checks, body: ConditionsBody) -> Conditions:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -30,8 +30,8 @@ from runtime.randomness import SystemRandomness
 class NobodyOnline:
     """An installation without agents."""
 
-    async def online(self, account_id: UUID) -> frozenset[UUID] | None:
-        return frozenset()
+    async def online(self, account_id: UUID) -> Mapping[UUID, str] | None:
+        return {}
 
     async def relays_online(self) -> frozenset[UUID] | None:
         return frozenset()

@@ -1,0 +1,93 @@
+"""What the first start leaves in the state directory, and every later start finds there.
+
+operator-token       the first operator's token, mode 0600; delete it once it is kept elsewhere
+operator-token.made  that it was made, so that a deleted one does not come back
+reset-key            lets agents notice at once that the portal was started anew
+ca.pem               the CA's certificate for `curl --cacert` and the like, not a secret
+"""
+
+from __future__ import annotations
+
+import os
+from datetime import datetime
+from pathlib import Path
+
+from actors.model import Token
+from actors.store.interface import Store
+from channel.credentials import (
+    SECRET_BYTES,
+    InvalidToken,
+    decode_token,
+    encode_token,
+)
+from portal.files import write_file
+from runtime.clock import Clock
+from runtime.randomness import Randomness, uuid7
+from runtime.service import get_logger, read_secret
+
+OPERATOR_FILE = "operator-token"
+MADE_MARK = "operator-token.made"
+RESET_KEY = "reset-key"
+RESET_KEY_BYTES = 32
+
+log = get_logger("portal")
+
+
+def prepare_state(directory: Path) -> None:
+    """Make the state directory. Others may pass through it (only) if we are root, since the
+    account of the embedded PostgreSQL has to reach its own directory. Raises OSError."""
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    directory.chmod(0o711 if os.geteuid() == 0 else 0o700)
+
+
+def load_reset_key(directory: Path, randomness: Randomness) -> bytes:
+    """The key of stateless resets, made at the first start."""
+    path = directory / RESET_KEY
+    if not path.exists():
+        write_file(path, randomness.bytes(RESET_KEY_BYTES).hex().encode(), mode=0o600)
+    return bytes.fromhex(read_secret(file=path).reveal_text())
+
+
+async def ensure_operator_token(
+    directory: Path,
+    store: Store,
+    *,
+    portal: str,
+    pin: bytes,
+    clock: Clock,
+    randomness: Randomness,
+) -> None:
+    """Make the operator's token, once in the life of the installation.
+
+    The file comes first and the row after it: a crash between leaves a file whose row the next
+    start adds. Raises StoreError, SecretUnavailable (the file is open to others), OSError.
+    """
+    path, made = directory / OPERATOR_FILE, directory / MADE_MARK
+    if made.exists():
+        return
+    if not path.exists():
+        id, secret = uuid7(clock, randomness), randomness.bytes(SECRET_BYTES)
+        text = encode_token("operator", id, secret, portal, pin)
+        write_file(path, text.reveal() + b"\n", mode=0o600)
+        log.info("operator_token_written", file=str(path))
+    try:
+        token = _row_of(path, clock.utc_now())
+    except InvalidToken as error:
+        raise InvalidToken(f"{path}: {error}; delete the file to get another token") from None
+    if await store.find_token(token.id) is None:
+        await store.put_installation_token(token)
+    write_file(made, b"", mode=0o600)
+
+
+def _row_of(path: Path, now: datetime) -> Token:
+    decoded = decode_token(read_secret(file=path))
+    if decoded.kind != "operator":
+        raise InvalidToken(f"a token of the kind {decoded.kind}")
+    return Token(
+        id=decoded.id,
+        account_id=None,
+        kind="operator",
+        name="first operator",
+        hash=decoded.hash,
+        created_at=now,
+    )
