@@ -1,0 +1,240 @@
+"""The relay as a process on the real control channel: it joins, serves whom the portal sends,
+drains when told, outlives its portal, and says so when it is refused."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from uuid import UUID
+
+import attrs
+import pytest
+import trio
+
+from channel.credentials import encode_token, turn_password, turn_username
+from channel.frames import Frame
+from channel.listener import Channel, ChannelServer, serve_channels
+from channel.messages import (
+    Challenge,
+    Disconnect,
+    Drain,
+    IpText,
+    Load,
+    RelayInit,
+    RelayJoin,
+    SocketAddress,
+)
+from relays.client import Allocated, Event, Lost, TurnClient
+from runtime.clock import SystemClock
+from runtime.net.address import Address
+from runtime.net.udp import UdpSocket
+from runtime.randomness import SystemRandomness
+from tests.unit.channel.certificates import Authority
+
+pytestmark = pytest.mark.system
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+AUTHORITY = Authority("installation")
+CHAIN, KEY = AUTHORITY.issue_pem("localhost", "127.0.0.1")
+RELAY_ID = UUID(int=42)
+SECRET = b"\x5a" * 32
+CLOCK, RANDOMNESS = SystemClock(), SystemRandomness()
+PATIENCE_S = 30.0
+
+
+@attrs.define
+class Desk:
+    """What a portal does with one relay: takes it in, or refuses it with `refusal`."""
+
+    refusal: Disconnect | None = None
+    channel: Channel | None = None
+    joins: list[RelayJoin] = attrs.field(factory=list)
+    loads: list[Load] = attrs.field(factory=list)
+    closed_reasons: list[str] = attrs.field(factory=list)
+
+    def connected(self, channel: Channel, challenge: Challenge) -> Desk:
+        self.channel = channel
+        return self
+
+    def received(self, frame: Frame) -> None:
+        assert self.channel is not None
+        if isinstance(frame.message, RelayJoin):
+            self.joins.append(frame.message)
+            if self.refusal is not None:
+                self.channel.close(self.refusal)
+                return
+            self.channel.joined("relay")
+            self.channel.send(RelayInit(relay_id=RELAY_ID), epoch=1)
+        elif isinstance(frame.message, Load):
+            self.loads.append(frame.message)
+
+    def migrated(self, remote: IpText) -> None:
+        pass
+
+    def closed(self, reason: str) -> None:
+        self.closed_reasons.append(reason)
+
+
+@asynccontextmanager
+async def portal(desk: Desk, port: int = 0) -> AsyncIterator[int]:
+    """The listener of a portal on loopback; its port."""
+    async with trio.open_nursery() as nursery:
+        server: ChannelServer = await nursery.start(
+            lambda task_status: serve_channels(
+                Address("127.0.0.1", port),
+                CHAIN,
+                KEY,
+                desk.connected,
+                portal="localhost",
+                clock=CLOCK,
+                randomness=RANDOMNESS,
+                task_status=task_status,
+            )
+        )
+        yield server.address.port
+        nursery.cancel_scope.cancel()
+
+
+@contextmanager
+def relay(folder: Path, portal_port: int, port: int) -> Iterator[subprocess.Popen[bytes]]:
+    token = folder / "relay-token"
+    text = encode_token("relay", UUID(int=1), SECRET, f"localhost:{portal_port}", AUTHORITY.pin)
+    token.write_bytes(text.reveal())
+    token.chmod(0o600)
+    with (folder / "relay.log").open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "holloway", "relay", "--listen", f"127.0.0.1:{port}",
+             "--allowed-peer-ranges", "127.0.0.0/8", "--observability", "", "--name", "lyon",
+             "--region", "eu"],
+            env=os.environ | {"HOLLOWAY_RELAY_TOKEN_FILE": str(token)},
+            stderr=log,
+            cwd=ROOT,
+        )  # fmt: skip
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def free_port() -> int:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+async def until(holds: Callable[[], bool], what: str) -> None:
+    with trio.move_on_after(PATIENCE_S):
+        while not holds():
+            await trio.sleep(0.02)
+        return
+    raise AssertionError(f"{what}: not within {PATIENCE_S} s")
+
+
+def client_with(stamp: bytes, port: int) -> TurnClient:
+    """A client with credentials as the portal makes them."""
+    username = turn_username(int(time.time()) + 3600, RANDOMNESS)
+    return TurnClient(
+        server=Address("127.0.0.1", port),
+        username=username,
+        password=turn_password(stamp, RELAY_ID, username),
+        family="ipv4",
+        randomness=RANDOMNESS,
+        now=CLOCK.monotonic_ns(),
+    )
+
+
+async def event_of(client: TurnClient, socket: UdpSocket) -> Event:
+    """The next event of a client that is driven on this socket."""
+    with trio.fail_after(PATIENCE_S):
+        while True:
+            for datagram in client.drain_datagrams():
+                socket.send(datagram, client.server)
+            events = client.drain_events()
+            if events:
+                return events[0]
+            with trio.move_on_after(0.05):
+                await socket.wait_readable()
+            for data, _ in socket.receive_batch():
+                client.receive(data, CLOCK.monotonic_ns())
+            client.handle_timeout(CLOCK.monotonic_ns())
+
+
+async def test_a_relay_joins_and_serves_whom_the_portal_sends(tmp_path: Path) -> None:
+    desk, port = Desk(), free_port()
+    async with portal(desk) as portal_port:
+        with relay(tmp_path, portal_port, port):
+            await until(lambda: bool(desk.loads), "the relay reports its load")
+            (join,) = desk.joins
+            assert join.addresses == (SocketAddress(address=IpText("127.0.0.1"), port=port),)
+            assert (join.name, join.region) == ("lyon", "eu")
+            assert desk.loads[0] == Load(allocations=0, load=0.0)
+            with UdpSocket.bind(Address("127.0.0.1", 0)) as socket:
+                client = client_with(join.stamp_secret, port)
+                assert isinstance(await event_of(client, socket), Allocated)
+            with UdpSocket.bind(Address("127.0.0.1", 0)) as socket:
+                lost = await event_of(client_with(bytes(32), port), socket)
+                assert isinstance(lost, Lost)
+                assert lost.code == 401
+    log = (tmp_path / "relay.log").read_text()
+    assert "joined" in log
+    assert "hlw_relay_" not in log
+
+
+async def test_a_relay_drains_when_the_portal_says_so(tmp_path: Path) -> None:
+    desk, port = Desk(), free_port()
+    async with portal(desk) as portal_port:
+        with relay(tmp_path, portal_port, port):
+            await until(lambda: bool(desk.loads), "the relay joined")
+            assert desk.channel is not None
+            desk.channel.send(Drain(), epoch=1)
+            await until(lambda: "draining" in (tmp_path / "relay.log").read_text(), "draining")
+            with UdpSocket.bind(Address("127.0.0.1", 0)) as socket:
+                lost = await event_of(client_with(desk.joins[0].stamp_secret, port), socket)
+                assert isinstance(lost, Lost)
+                assert lost.code == 508
+
+
+async def test_a_relay_outlives_its_portal_and_joins_the_next(tmp_path: Path) -> None:
+    desk, port = Desk(), free_port()
+    with UdpSocket.bind(Address("127.0.0.1", 0)) as keeper:
+        portal_port = keeper.local_address.port
+    async with portal(desk, portal_port):
+        process = relay(tmp_path, portal_port, port)
+        running = process.__enter__()
+        await until(lambda: bool(desk.loads), "the relay joined")
+    try:
+        stamp = desk.joins[0].stamp_secret
+        with UdpSocket.bind(Address("127.0.0.1", 0)) as socket:
+            assert isinstance(await event_of(client_with(stamp, port), socket), Allocated)
+        heir = Desk()
+        async with portal(heir, portal_port):
+            await until(lambda: bool(heir.loads), "the relay joined again")
+            assert heir.joins[0].stamp_secret == stamp
+            assert heir.joins[0].incarnation > desk.joins[0].incarnation
+            await until(lambda: heir.loads[-1].allocations == 1, "it tells its allocation")
+            running.send_signal(signal.SIGTERM)
+            await until(lambda: bool(heir.closed_reasons), "the channel is closed first")
+            running.send_signal(signal.SIGTERM)
+            await until(lambda: running.poll() == 0, "a second signal ends it at once")
+    finally:
+        process.__exit__(None, None, None)
+
+
+async def test_a_relay_that_is_refused_says_why_and_ends(tmp_path: Path) -> None:
+    desk = Desk(refusal=Disconnect(reason="invalid_token", detail="who is that", retry=False))
+    async with portal(desk) as portal_port:
+        with relay(tmp_path, portal_port, free_port()) as process:
+            await until(lambda: process.poll() is not None, "the relay ends")
+            assert process.returncode == 1
+    log = (tmp_path / "relay.log").read_text()
+    assert "invalid_token: who is that" in log
+    assert "Traceback" not in log
+    assert "hlw_relay_" not in log
