@@ -13,7 +13,14 @@ import attrs
 import h11
 import msgspec
 import trio
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    CollectorRegistry,
+    GCCollector,
+    PlatformCollector,
+    ProcessCollector,
+    generate_latest,
+)
 
 from runtime.net.address import Address, split_host_port
 
@@ -59,6 +66,18 @@ class Health:
     def checks(self) -> dict[str, Check]:
         """A copy of every condition, by name."""
         return dict(self._checks)
+
+
+def make_registry() -> CollectorRegistry:
+    """A registry of metrics for this process alone, with those of Python and the process in it.
+
+    Nothing is global, so several components may live in one process (the demo, the tests).
+    """
+    registry = CollectorRegistry()
+    ProcessCollector(registry=registry)
+    PlatformCollector(registry=registry)
+    GCCollector(registry=registry)
+    return registry
 
 
 async def serve_observability(

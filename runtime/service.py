@@ -17,7 +17,7 @@ from typing import Any, Final, Literal
 import msgspec
 import structlog
 
-from runtime.observe import Health, serve_observability
+from runtime.observe import Health, make_registry, serve_observability
 from runtime.secret import Secret
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "SecretUnavailable",
     "configure_logging",
     "get_logger",
+    "make_registry",
     "read_secret",
     "serve_observability",
 ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -147,6 +149,38 @@ async def test_an_agent_joins_talks_and_beats() -> None:
         await until(lambda: dialer.statistics().round_trip_ns is not None)
         assert there.server.statistics().unjoined == 0
     assert agent.losses == 1
+
+
+async def test_the_socket_of_an_agent_carries_its_mark() -> None:
+    agent = Agent()
+    async with portal() as there, trio.open_nursery() as nursery:
+        dialer = Dialer(
+            there.at,
+            AUTHORITY.pin,
+            TO_CLIENT,
+            agent,
+            SystemClock(),
+            SystemRandomness(),
+            mark=0x484C,
+            on_frame=lambda: None,
+            options=QUICK,
+        )
+        nursery.start_soon(dialer.run)
+        await until(lambda: dialer.connected)
+        assert 0x484C in marks_of_own_sockets()
+        nursery.cancel_scope.cancel()
+
+
+def marks_of_own_sockets() -> set[int]:
+    """SO_MARK of every socket of this process."""
+    marks = set()
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            with socket.socket(fileno=os.dup(int(name))) as one:
+                marks.add(one.getsockopt(socket.SOL_SOCKET, socket.SO_MARK))
+        except OSError:
+            continue
+    return marks
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
