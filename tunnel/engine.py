@@ -67,7 +67,6 @@ __all__ = [
 
 MAX_CONNECTIONS: Final = 50_000
 REST_AFTER_NS: Final = 60 * NS_PER_S
-REGATHER_INTERVAL_NS: Final = 5 * NS_PER_S
 
 _MIN_WIREGUARD_BYTES: Final = 32
 _WIREGUARD_RESERVED: Final = b"\0\0\0"
@@ -119,7 +118,6 @@ class Engine:
         self._deadlines: list[tuple[int, int, Connection]] = []
         self._deadline_number = 0
         self._rest_at: int | None = None
-        self._regather_after = now
         self._base_by_source: dict[Address, Base] = {}
         self._transmits: list[Transmit] = []
         self._packets: list[tuple[UUID, bytes]] = []
@@ -433,9 +431,8 @@ class Engine:
                 self._touch(connection)
 
     def _settle_connection(self, connection: Connection, now: int) -> None:
-        if connection.advance(now) and now >= self._regather_after:
-            self._regather_after = now + REGATHER_INTERVAL_NS
-            self._gatherer.suspect(now)
+        if connection.advance(now):
+            self._gatherer.review(now)
         for event in connection.drain_events():
             self._events.append(event)
             if isinstance(event, Connected | PathChanged):

@@ -40,6 +40,7 @@ from tunnel.ice.candidates import (
 BINDING_INTERVALS_NS: Final = tuple(ms * NS_PER_MS for ms in (100, 200, 400, 800, 1600, 3200))
 BINDING_REFRESH_NS: Final = 20 * NS_PER_S
 BINDING_RETRY_NS: Final = 10 * NS_PER_S
+REVIEW_INTERVAL_NS: Final = 2 * NS_PER_S
 RETRY_FIRST_NS: Final = NS_PER_S
 RETRY_LAST_NS: Final = 60 * NS_PER_S
 MAX_SOCKETS: Final = 16
@@ -98,6 +99,8 @@ class Gatherer:
         self.generation = 0
         self._randomness = randomness
         self._active = False
+        self._suspected_at: int | None = None
+        self._review_at: int | None = None
         self._host_base_by_socket: dict[Address, Base] = {}
         self._sockets_added = 0
         self._relays: dict[tuple[UUID, Literal["ipv4", "ipv6"]], _Relay] = {}
@@ -165,20 +168,31 @@ class Gatherer:
     def start(self, now: int) -> None:
         """A connection begins: gather, or make sure that what was gathered still holds."""
         if self._active:
-            self.suspect(now)
+            self.review(now)
             return
         self._active = True
+        self._suspected_at = now
         self._sync_bindings(now)
 
     def rest(self, now: int) -> None:
         """No connection is left: give allocations back and send nothing any more."""
         self._active = False
+        self._review_at = None
         for relay in self._relays.values():
             self._give_back(relay, now)
         self._bindings.clear()
 
+    def review(self, now: int) -> None:
+        """Make sure soon that relays still see us as before, at most every 2 s."""
+        allowed_at = now if self._suspected_at is None else self._suspected_at + REVIEW_INTERVAL_NS
+        if allowed_at <= now:
+            self.suspect(now)
+        elif self._active:
+            self._review_at = allowed_at
+
     def suspect(self, now: int) -> None:
-        """The network may have changed: ask every relay anew."""
+        """The network may have changed: ask every relay anew, now."""
+        self._suspected_at, self._review_at = now, None
         for binding in self._bindings.values():
             binding.attempt = 0
             self._ask(binding, now)
@@ -263,6 +277,8 @@ class Gatherer:
     def poll_timeout(self) -> int | None:
         """When `handle_timeout` is due; None: nothing is waited for."""
         deadlines = [b.due for b in self._bindings.values() if b.due is not None]
+        if self._review_at is not None:
+            deadlines.append(self._review_at)
         for relay in self._relays.values():
             if relay.retry_at is not None:
                 deadlines.append(relay.retry_at)
@@ -272,6 +288,8 @@ class Gatherer:
         return min(deadlines, default=None)
 
     def handle_timeout(self, now: int) -> None:
+        if self._review_at is not None and self._review_at <= now:
+            self.suspect(now)
         for binding in self._bindings.values():
             if binding.due is not None and binding.due <= now:
                 self._ask(binding, now)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from runtime.clock import NS_PER_MS, NS_PER_S
 from runtime.net.address import Address
 from runtime.randomness import SeededRandomness
-from simulations.nat import PORT_RESTRICTED, SYMMETRIC, NatBehaviour
+from simulations.nat import PORT_RESTRICTED, SYMMETRIC, Nat, NatBehaviour
 from tests.unit.tunnel.network import (
     CONNECTION,
     RELAY,
@@ -177,3 +177,52 @@ def test_secrets_do_not_show_in_what_is_printed() -> None:
     assert "very secret" not in repr(parameters)
     assert ice("here").password not in repr(parameters)
     assert attrs.fields(ConnectionParameters).preshared_key.repr is False
+
+
+FAULTS = st.sampled_from(
+    ["client nat", "gateway nat", "both nats", "relay", "move", "cut", "suspect"]
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 2**32),
+    client_nat=NATS,
+    gateway_nat=NATS,
+    steps=st.lists(st.tuples(FAULTS, NATS, st.integers(0, 4_000)), max_size=6),
+)
+def test_any_series_of_faults_is_recovered_from_once_it_ends(
+    seed: int,
+    client_nat: NatBehaviour,
+    gateway_nat: NatBehaviour,
+    steps: list[tuple[str, NatBehaviour, int]],
+) -> None:
+    network = Network(seed)
+    client, gateway = pair_of_hosts(network, client_nat, gateway_nat)
+    connect(client, gateway)
+    conversation = Conversation(client, gateway)
+    network.run(2 * NS_PER_S)
+    for number, (fault, nat, wait_ms) in enumerate(steps):
+        for host, faults in ((client, ("client nat", "both nats")), (gateway, ("gateway nat",))):
+            if fault in faults or fault == "both nats":
+                assert host.nat is not None
+                host.nat.behaviour = nat
+                host.nat.flush()
+        if fault == "relay":
+            network.relay_host.restart()
+        elif fault == "move":
+            name = f"203.0.113.{100 + number}"
+            other = Nat(name, nat, randomness=network.randomness.child(name))
+            client.move(Address(f"172.20.{number}.9", 41_000), other)
+        elif fault == "suspect":
+            client.engine.path_suspect(network.now)
+            client.flush()
+        elif fault == "cut":
+            network.blocked = lambda _source, _destination, _data: True
+        network.run(wait_ms * NS_PER_MS)
+        network.blocked = lambda _source, _destination, _data: False
+    network.run(25 * NS_PER_S)
+    before = len(conversation.delivered()), len(conversation.answered())
+    network.run(2 * NS_PER_S)
+    assert len(conversation.delivered()) - before[0] >= 38
+    assert len(conversation.answered()) - before[1] >= 38
