@@ -16,7 +16,6 @@ the lease for that resource. While the portal is away leases live on to their en
 from __future__ import annotations
 
 from collections.abc import Iterable
-from ipaddress import IPv4Address, IPv6Address
 from uuid import UUID
 
 import attrs
@@ -573,13 +572,25 @@ class ClientAgent(TunnelAgent):
             "counts": attrs.asdict(self.counts),
         }
 
+    def metrics(self) -> dict[str, int]:
+        """Counts since the start."""
+        return {f"packets_{name}": value for name, value in attrs.asdict(self.counts).items()}
+
+    def sizes(self) -> dict[str, int]:
+        """Present sizes."""
+        return {
+            "connections": len(self._connections),
+            "authorizations": len(self._lease_by_id),
+            "flows": len(self._flows),
+        }
+
     def _peer_status(self, connection: _Connection, now: int) -> dict[str, object]:
         leases = [self._lease_by_id[lease_id] for lease_id in connection.lease_ids]
         return {
             "name": connection.gateway_name,
             "id": str(connection.gateway_id),
             "connection_id": str(connection.id),
-            **self._path_status(connection.id),
+            "path": self._path_status(connection.id),
             "lost": connection.lost,
             "bytes_in": connection.bytes_in,
             "bytes_out": connection.bytes_out,
@@ -587,6 +598,14 @@ class ClientAgent(TunnelAgent):
                 None
                 if connection.connected_ns is None
                 else connection.connected_ns - connection.opened_ns
+            ),
+            "first_delivery_ns": min(
+                (
+                    lease.delivered_ns - lease.asked_ns
+                    for lease in leases
+                    if lease.delivered_ns is not None
+                ),
+                default=None,
             ),
             "resources": [
                 {
@@ -596,9 +615,6 @@ class ClientAgent(TunnelAgent):
                     "expires_in_ns": max(
                         0, (self._expiries.get(lease.authorization_id) or now) - now
                     ),
-                    "first_packet_ns": (
-                        None if lease.delivered_ns is None else lease.delivered_ns - lease.asked_ns
-                    ),
                 }
                 for lease in leases
             ],
@@ -607,11 +623,6 @@ class ClientAgent(TunnelAgent):
     def _name_of(self, resource_id: UUID) -> str:
         entry = self._resources.get(resource_id)
         return "" if entry is None else entry[0].name
-
-
-def addresses_of(agent: ClientAgent) -> tuple[IPv4Address, IPv6Address] | None:
-    """The client's own tunnel addresses, once it has them."""
-    return None if agent.interface is None else (agent.interface.ipv4, agent.interface.ipv6)
 
 
 def _complete(headers: bytes) -> bytes:

@@ -88,7 +88,6 @@ class GatewayStatistics:
     reset: int = 0
     dropped: int = 0
     unsolicited: int = 0
-    refused_authorizations: int = 0
 
 
 class GatewayAgent(TunnelAgent):
@@ -246,9 +245,7 @@ class GatewayAgent(TunnelAgent):
             ciphertext = self._connect(message, now)
             if ciphertext is None:
                 refusal = "unknown_connection"
-        if refusal:
-            self.counts.refused_authorizations += 1
-        else:
+        if not refusal:
             self._grant(message, now)
         ack = Ack(
             authorization_id=message.authorization_id, kem_ciphertext=ciphertext, refusal=refusal
@@ -402,18 +399,32 @@ class GatewayAgent(TunnelAgent):
             "counts": attrs.asdict(self.counts),
         }
 
+    def metrics(self) -> dict[str, int]:
+        """Counts since the start."""
+        counts = {f"packets_{name}": value for name, value in attrs.asdict(self.counts).items()}
+        return {**counts, "bytes_in": self.bytes_in, "bytes_out": self.bytes_out}
+
+    def sizes(self) -> dict[str, int]:
+        """Present sizes."""
+        flows = sum(connection.filter.flows() for connection in self._connections.values())
+        return {
+            "connections": len(self._connections),
+            "authorizations": len(self._grants),
+            "flows": flows,
+        }
+
     def _peer_status(self, connection: _Connection, now: int) -> dict[str, object]:
         return {
             "name": connection.client.name,
             "id": str(connection.client.id),
             "connection_id": str(connection.id),
             "addresses": [str(connection.client.ipv4), str(connection.client.ipv6)],
-            **self._path_status(connection.id),
+            "path": self._path_status(connection.id),
             "bytes_in": connection.bytes_in,
             "bytes_out": connection.bytes_out,
             "flows": connection.filter.flows(),
             "spoofed_packets": connection.filter.spoofed,
-            "first_packet_ns": (
+            "first_delivery_ns": (
                 None
                 if connection.first_delivered_ns is None
                 else connection.first_delivered_ns - connection.opened_ns

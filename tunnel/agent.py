@@ -210,13 +210,13 @@ class TunnelAgent:
         )
         unsent.append(message)
 
-    def _path_status(self, connection_id: UUID) -> dict[str, object]:
-        """The entries of a status that tell of the path."""
+    def _path_status(self, connection_id: UUID) -> dict[str, object] | None:
+        """The path of a connection as a status shows it; None while there is none."""
         path = self.engine.path(connection_id)
         if path is None:
-            return {"path": None, "local": None, "remote": None, "relay": None, "rtt_ns": None}
+            return None
         return {
-            "path": path.kind,
+            "kind": path.kind,
             "local": str(path.local),
             "remote": str(path.remote),
             "relay": None if path.relay is None else str(path.relay),

@@ -58,8 +58,8 @@ def test_the_first_packets_wait_for_the_tunnel_and_arrive_in_order() -> None:
     stage.server_answers(answer())
     assert stage.to_client == [answer()]
     [peer] = stage.client.status(stage.now)["peers"]  # type: ignore[misc]
-    assert peer["path"] == "direct"
-    assert peer["resources"][0]["first_packet_ns"] is not None
+    assert peer["path"]["kind"] == "direct"
+    assert peer["first_delivery_ns"] is not None
     assert peer["resources"][0]["name"] == "web"
 
 
