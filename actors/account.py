@@ -236,7 +236,7 @@ class AccountActor(RequestsOfAccount):
                 failure = error
         self._tell_updated(touched.updated)
         if touched.presences:
-            self._check_presences()
+            await self._check_presences()
         for online in self._clients:
             if touched.concerns_view(online.id, online.visible, self._snapshot):
                 self._tell_visible(online)
@@ -270,23 +270,28 @@ class AccountActor(RequestsOfAccount):
         resources = visible_resources(self._snapshot, client_id)
         return {id: as_told(resources[id]) for id in sorted(resources)}
 
-    def _check_presences(self) -> None:
+    async def _check_presences(self) -> None:
         """Part with agents that may not be connected any more."""
         for attendance, rows in self._sides():
             for online in attendance:
-                self._check_presence(attendance, online, rows.get(online.id))
+                await self._check_presence(attendance, online, rows.get(online.id))
 
-    def _check_presence(
+    async def _check_presence(
         self, attendance: Attendance, online: OnlineAgent, row: Client | Gateway | None
     ) -> None:
+        """What an agent loses with its right to be connected ends before it is sent away."""
         refused = device_refusal(
             self._snapshot, row, online.token_id, online.remote, self.context.utc_now()
         )
-        if refused is not None:
-            attendance.remove(online)
-            self.cast(online.ref, End(refused))
+        if refused is None:
+            self._watch_token(online)
             return
-        self._watch_token(online)
+        is_client = online.kind == "client"
+        of_agent = self._ledger.of_client if is_client else self._ledger.of_gateway
+        for live in of_agent(online.id):
+            await self._end(live, refused.reason)
+        attendance.remove(online)
+        self.cast(online.ref, End(refused))
 
     def _watch_token(self, online: OnlineAgent) -> None:
         expires_at = self._snapshot.tokens[online.token_id].expires_at
@@ -298,12 +303,12 @@ class AccountActor(RequestsOfAccount):
             self.send_after(max(0, delay), _AgentDue(online.kind, online.id, online.number))
 
     @handles(_AgentDue)
-    def _on_agent_due(self, message: _AgentDue) -> None:
+    async def _on_agent_due(self, message: _AgentDue) -> None:
         attendance, rows = self._sides()[0 if message.kind == "client" else 1]
         online = attendance.get(message.id)
         if online is not None and online.number == message.number:
             online.token_expires_at = None
-            self._check_presence(attendance, online, rows.get(online.id))
+            await self._check_presence(attendance, online, rows.get(online.id))
 
     def _sides(
         self,
@@ -524,18 +529,20 @@ class AccountActor(RequestsOfAccount):
         if online is None or online.remote == message.remote:
             return
         online.remote = message.remote
-        self._check_presence(self._clients, online, self._snapshot.clients.get(online.id))
+        await self._check_presence(self._clients, online, self._snapshot.clients.get(online.id))
         for live in self._ledger.of_client(online.id):
             await self._rewrite(live, attrs.evolve(live.authorization, remote_ip=message.remote))
             await self._review(live)
         self._arm()
 
     @handles(GatewayMoved)
-    def _on_gateway_moved(self, message: GatewayMoved) -> None:
+    async def _on_gateway_moved(self, message: GatewayMoved) -> None:
         online = self._gateways.current(message.gateway_id, message.number)
         if online is not None:
             online.remote = message.remote
-            self._check_presence(self._gateways, online, self._snapshot.gateways.get(online.id))
+            await self._check_presence(
+                self._gateways, online, self._snapshot.gateways.get(online.id)
+            )
 
     @handles(GatewayLoad)
     def _on_gateway_load(self, message: GatewayLoad) -> None:

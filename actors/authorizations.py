@@ -199,7 +199,7 @@ class AuthorizationsOfAccount(Actor):
             try:
                 await self._look_at(live)
             except Unavailable:
-                self._ledger.postpone(live, self.context.now())
+                self._ledger.retry(live, self.context.now())
         self._arm()
 
     async def _look_at(self, live: Live) -> None:

@@ -29,6 +29,8 @@ ACKNOWLEDGE_NS = 20 * 10**9
 MAX_EARLY_CANDIDATES = 16
 """Messages of a gateway that are kept for a client that has not been told of the connection."""
 
+MIN_RETRY_NS = 1 * 10**9
+
 _MICROSECOND = timedelta(microseconds=1)
 
 
@@ -148,6 +150,11 @@ class Ledger:
         """It was looked at and stays as it is: it is due again at the next of its moments."""
         last_call = live.deadline_ns - LAST_CALL_NS
         self._schedule(live, last_call if now_ns < last_call else live.deadline_ns)
+
+    def retry(self, live: Live, now_ns: int) -> None:
+        """What was due could not be written: again when an eighth of what is left has passed."""
+        left_ns = live.remaining_ns(now_ns)
+        self._schedule(live, now_ns + max(left_ns // 8, min(left_ns, MIN_RETRY_NS)))
 
     def remove(self, live: Live) -> None:
         del self._live[live.id]

@@ -17,6 +17,7 @@ from actors.messages import ListLive, ListPresence, Presence
 from actors.model import (
     Account,
     Authorization,
+    Change,
     Conditions,
     Entity,
     EntityKind,
@@ -29,7 +30,7 @@ from actors.model import (
     Token,
 )
 from actors.services import Limits
-from actors.store.interface import Put, Remove
+from actors.store.interface import MAX_PAGE, Put, Remove, Unavailable
 from actors.store.memory import MemoryStore
 from actors.tree import ControlPlane
 from channel.credentials import (
@@ -79,6 +80,28 @@ FRAMES: dict[str, dict[str, type]] = {
     "gateway": TO_GATEWAY,
     "relay": TO_RELAY,
 }
+
+
+class Store(MemoryStore):
+    """The memory store, which can be out of reach for the control plane (not for `World.put`)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_away = False
+
+    async def changes(
+        self, account_id: UUID, *, after: int, limit: int = MAX_PAGE
+    ) -> tuple[Change, ...]:
+        self._reach()
+        return await super().changes(account_id, after=after, limit=limit)
+
+    async def write_authorization(self, authorization: Authorization, *, epoch: int) -> None:
+        self._reach()
+        await super().write_authorization(authorization, epoch=epoch)
+
+    def _reach(self) -> None:
+        if self.is_away:
+            raise Unavailable("away")
 
 
 class Line:
@@ -341,7 +364,7 @@ class World:
     def __init__(self, seed: int = 1, *, limits: Limits | None = None) -> None:
         self.clock = VirtualClock(start_ns=1_000 * S, utc_start=START)
         self.randomness = SeededRandomness(seed, "world")
-        self.store = MemoryStore()
+        self.store = Store()
         self.lab = Lab()
         self.log: list[tuple[str, object]] = []
         self.crashes: list[CrashReport] = []
@@ -433,6 +456,11 @@ class World:
         at = self.clock.utc_now() if live else None
         page = run(self.store.authorizations(self.account.id, live_at=at, limit=1000))
         return {row.id: row for row in page}
+
+    def entities(self, kind: EntityKind) -> tuple[Any, ...]:
+        """All entities of a kind."""
+        page: tuple[Any, ...] = run(self.store.list(self.account.id, kind, limit=1000))
+        return page
 
     def get(self, kind: EntityKind, id: UUID) -> Any:
         return run(self.store.get(self.account.id, kind, id))
