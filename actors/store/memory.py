@@ -49,6 +49,7 @@ from actors.store.rules import (
     UNIQUE,
     check_limit,
     check_mutations,
+    check_name,
     validate,
 )
 
@@ -220,6 +221,7 @@ class MemoryStore:
 
     async def acquire(self, account_id: UUID, *, owner: str) -> int:
         """See `Store.acquire`."""
+        check_name(owner)
         if self._account(account_id) is None:
             raise NotFound(f"account {account_id}")
         book = self._books[account_id]

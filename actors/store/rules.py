@@ -35,6 +35,8 @@ from actors.store.interface import MAX_MUTATIONS, MAX_PAGE, Invalid, Mutation, P
 from channel.messages import Filter
 
 MAX_WHO = 255
+MAX_USES = 2**31 - 1
+MAX_YEAR = 9998
 
 UNIQUE: dict[EntityKind, tuple[tuple[str, ...], ...]] = {
     "account": (("slug",),),
@@ -64,7 +66,7 @@ REFERRERS: dict[EntityKind, tuple[tuple[EntityKind, str], ...]] = {
 """For each kind, the (kind, field) pairs that refer to it: `REFERENCES` read backwards."""
 
 _ZONE = re.compile(r"[A-Za-z0-9_+-]+(/[A-Za-z0-9_+-]+)*")
-_CONTROLS = re.compile(r"[\x00-\x1f\x7f]")
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 _FIELD = re.compile(r"\$\.(\w+)")
 _OWNED_TOKENS = {"client": "principal_id", "api": "principal_id", "gateway": "site_id"}
 
@@ -96,13 +98,18 @@ def check_mutations(mutations: Iterable[Mutation], *, who: str, at: datetime) ->
     mutations = tuple(mutations)
     if len(mutations) > MAX_MUTATIONS:
         raise ValueError(f"at most {MAX_MUTATIONS} mutations in one transaction")
-    if not 0 < len(who) <= MAX_WHO or _CONTROLS.search(who):
-        raise ValueError(f"`who` needs 1 to {MAX_WHO} printable characters")
+    check_name(who)
     if at.tzinfo is None:
         raise ValueError("`at` must be aware")
     for mutation in mutations:
         if isinstance(mutation, Put):
             validate(mutation.entity)
+
+
+def check_name(who: str) -> None:
+    """Raises ValueError unless `who` (a writer, an owner) has 1 to MAX_WHO printable characters."""
+    if not 0 < len(who) <= MAX_WHO or _UNPRINTABLE.search(who):
+        raise ValueError(f"1 to {MAX_WHO} printable characters are needed")
 
 
 def check_limit(limit: int) -> None:
@@ -117,10 +124,10 @@ def check_limit(limit: int) -> None:
 def _bad_fields(value: Entity | Authorization | Relay) -> Iterator[str]:
     for field in attrs.fields(type(value)):
         content = getattr(value, field.name)
-        if isinstance(content, datetime) and content.tzinfo is None:
+        if isinstance(content, datetime) and not _is_instant(content):
             yield field.name
     match value:
-        case Principal(email=str(email)) if _CONTROLS.search(email) or "@" not in email:
+        case Principal(email=str(email)) if _UNPRINTABLE.search(email) or "@" not in email:
             yield "email"
         case Resource():
             if not _is_canonical(value.address, network=value.kind == "cidr"):
@@ -136,9 +143,9 @@ def _bad_fields(value: Entity | Authorization | Relay) -> Iterator[str]:
                 yield "expires_at"
             if value.ended_at is None and value.end_reason:
                 yield "ended_at"
-            if _CONTROLS.search(value.end_reason):
+            if _UNPRINTABLE.search(value.end_reason):
                 yield "end_reason"
-        case Relay() if _CONTROLS.search(value.region):
+        case Relay() if _UNPRINTABLE.search(value.region):
             yield "region"
 
 
@@ -151,6 +158,13 @@ def _bad_token_fields(token: Token) -> Iterator[str]:
             yield field
     if not all(_is_canonical(source, network=True) for source in token.allowed_sources):
         yield "allowed_sources"
+    if token.max_uses is not None and token.max_uses > MAX_USES:
+        yield "max_uses"
+
+
+def _is_instant(instant: datetime) -> bool:
+    """Aware, and far enough from the ends of the calendar for every time zone."""
+    return instant.tzinfo is not None and 1 < instant.year <= MAX_YEAR
 
 
 def _is_canonical(text: str, *, network: bool) -> bool:

@@ -32,8 +32,9 @@ APPLICATION_ROLE: Final = "holloway_application"
 FEED_ROLE: Final = "holloway_feed"
 SCHEMA: Final = "holloway"
 
-STATEMENT_TIMEOUT_MS = 10_000
-IDLE_TRANSACTION_TIMEOUT_MS = 30_000
+STATEMENT_TIMEOUT_MS = 5_000
+IDLE_TRANSACTION_TIMEOUT_MS = 10_000
+CLIENT_CHECK_INTERVAL_MS = 500
 
 LOST = (psycopg.OperationalError, psycopg.InterfaceError, OSError)
 """What a lost, refused or timed-out connection raises; also deadlocks and cut statements."""
@@ -43,6 +44,8 @@ _SETTINGS = {
     "timezone": "UTC",
     "statement_timeout": str(STATEMENT_TIMEOUT_MS),
     "idle_in_transaction_session_timeout": str(IDLE_TRANSACTION_TIMEOUT_MS),
+    # The server gives up the query of a client that has hung up (a cancelled operation).
+    "client_connection_check_interval": str(CLIENT_CHECK_INTERVAL_MS),
 }
 _DEFAULTS = {
     "application_name": "holloway",

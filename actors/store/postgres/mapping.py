@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from functools import cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from types import NoneType, UnionType
 from typing import (
@@ -25,7 +26,7 @@ from typing import (
 from uuid import UUID
 
 import attrs
-from psycopg.sql import SQL, Composable, Composed, Identifier
+from psycopg.sql import SQL, Identifier
 
 from actors.model import ENTITIES, Account, Authorization, Entity, EntityKind, Relay, Token
 from actors.store.codec import from_json, to_json
@@ -51,39 +52,44 @@ class Column:
 class Table(Generic[T]):
     """How one class is kept. `key` names the primary key's columns.
 
-    `own` is the condition that a row is of the account whose id is the parameter.
+    All statements are rendered once, as bytes. `insert`, `upsert` and `update` take the
+    parameters that `row` and `changed_row` make; `delete` takes the account's and the row's id.
     """
 
     def __init__(self, name: str, as_type: type[T], key: Sequence[str]) -> None:
         hints = get_type_hints(as_type, include_extras=True)
         fields = [field.name for field in attrs.fields(as_type)]  # type: ignore[arg-type]  # T is an attrs class
+        variable = [field for field in fields if field not in ("account_id", "id")]
+        table, columns = Identifier(name), SQL(", ").join(map(Identifier, fields))
         self._type = as_type
         self._columns = [_column(field, hints[field]) for field in fields]
-        self.table = Identifier(name)
-        self.own = SQL("account_id = %s") if "account_id" in fields else SQL("id = %s")
-        self.columns = SQL(", ").join(map(Identifier, fields))
-        self.select = SQL("SELECT {} FROM {}").format(self.columns, self.table)
-        self.insert = SQL("INSERT INTO {} ({}) VALUES ({})").format(
-            self.table, self.columns, SQL(", ").join(SQL("%s") for _ in fields)
+        self._columns_changed = [_column(field, hints[field]) for field in (*variable, *key)]
+        self._select = SQL("SELECT {} FROM {}").format(columns, table)
+        # The first parameter of every statement within one account.
+        self._own = SQL("account_id = %s") if "account_id" in fields else SQL("id = %s")
+        insert = SQL("INSERT INTO {} ({}) VALUES ({})").format(
+            table, columns, SQL(", ").join(SQL("%s") for _ in fields)
         )
-        variable = [field for field in fields if field not in ("account_id", "id")]
-        self.upsert = SQL("{} ON CONFLICT ({}) DO UPDATE SET {}").format(
-            self.insert,
-            SQL(", ").join(map(Identifier, key)),
-            SQL(", ").join(SQL("{0} = excluded.{0}").format(Identifier(each)) for each in variable),
+        self.insert = insert.as_bytes()
+        self.upsert = (
+            SQL("{} ON CONFLICT ({}) DO UPDATE SET {}")
+            .format(
+                insert,
+                SQL(", ").join(map(Identifier, key)),
+                SQL(", ").join(SQL("{0} = excluded.{0}").format(Identifier(f)) for f in variable),
+            )
+            .as_bytes()
         )
-        self.update = SQL("UPDATE {} SET {} WHERE {}").format(
-            self.table,
-            SQL(", ").join(SQL("{} = %s").format(Identifier(each)) for each in variable),
-            SQL(" AND ").join(SQL("{} = %s").format(Identifier(each)) for each in key),
+        self.update = (
+            SQL("UPDATE {} SET {} WHERE {}")
+            .format(
+                table,
+                SQL(", ").join(SQL("{} = %s").format(Identifier(f)) for f in variable),
+                SQL(" AND ").join(SQL("{} = %s").format(Identifier(f)) for f in key),
+            )
+            .as_bytes()
         )
-        self._variable_then_key = [
-            column
-            for names in (variable, key)
-            for name in names
-            for column in self._columns
-            if column.name == name
-        ]
+        self.delete = SQL("DELETE FROM {} WHERE {} AND id = %s").format(table, self._own).as_bytes()
 
     def row(self, value: T) -> list[Any]:
         """The parameters of `insert` and `upsert`."""
@@ -91,22 +97,28 @@ class Table(Generic[T]):
 
     def changed_row(self, value: T) -> list[Any]:
         """The parameters of `update`."""
-        return [column.dump(getattr(value, column.name)) for column in self._variable_then_key]
+        return [column.dump(getattr(value, column.name)) for column in self._columns_changed]
 
     def value(self, row: Sequence[Any]) -> T:
         """What a row of `select` holds."""
         pairs = zip(self._columns, row, strict=True)
         return self._type(**{column.name: column.load(content) for column, content in pairs})
 
-    def select_where(self, condition: LiteralString | Composable) -> Composed:
-        """`select` with a condition, and an order or limit after it."""
-        text = SQL(condition) if isinstance(condition, str) else condition
-        return SQL("{} WHERE {}").format(self.select, text)
+    @cache  # noqa: B019  # tables live as long as the module
+    def select(self, condition: LiteralString) -> bytes:
+        """A query by a condition, with an order or limit after it."""
+        return SQL("{} WHERE {}").format(self._select, SQL(condition)).as_bytes()
 
-    def select_own(self, condition: LiteralString | Composable) -> Composed:
+    @cache  # noqa: B019
+    def select_own(self, condition: LiteralString) -> bytes:
         """The same within one account, whose id is the first parameter."""
-        text = SQL(condition) if isinstance(condition, str) else condition
-        return self.select_where(SQL("{} AND {}").format(self.own, text))
+        return SQL("{} WHERE {} AND {}").format(self._select, self._own, SQL(condition)).as_bytes()
+
+    @cache  # noqa: B019
+    def select_own_by(self, field: str) -> bytes:
+        """What of one account has a value in a field, by id. Parameters: account, value."""
+        condition = SQL("{} = %s ORDER BY id").format(Identifier(field))
+        return SQL("{} WHERE {} AND {}").format(self._select, self._own, condition).as_bytes()
 
 
 def _table(name: str, as_type: type[T]) -> Table[T]:

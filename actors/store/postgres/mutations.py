@@ -13,7 +13,6 @@ from typing import Any, LiteralString
 from uuid import UUID
 
 import attrs
-from psycopg.sql import SQL, Composed, Identifier
 
 from actors.model import ENTITIES, KIND_OF, Account, Change, Entity, EntityKind
 from actors.store.codec import from_json, to_json
@@ -144,7 +143,7 @@ class _Work:
         if kind == "account":
             self._account_exists = False
             for each in REMOVAL_ORDER[:-1]:
-                for other in await self._find(each, None, None):
+                for other in await self._find(each, "account_id", self._account_id):
                     await self._delete(each, other)
         for referrer, field in REFERRERS[kind]:
             for other in await self._find(referrer, field, entity.id):
@@ -152,21 +151,14 @@ class _Work:
         await self._delete(kind, entity)
 
     async def _delete(self, kind: EntityKind, entity: Entity) -> None:
-        query = SQL("DELETE FROM {} WHERE {}").format(TABLES[kind].table, TABLES[kind].own)
-        await self._connection.execute(
-            SQL("{} AND id = %s").format(query), [self._account_id, entity.id]
-        )
+        await self._connection.execute(TABLES[kind].delete, [self._account_id, entity.id])
         self._record(kind, entity, None)
 
-    async def _find(self, kind: EntityKind, field: str | None, id: UUID | None) -> list[Entity]:
-        """Entities of one kind by id; with `field` only those whose field holds `id`."""
+    async def _find(self, kind: EntityKind, field: str, id: UUID) -> list[Entity]:
+        """Entities of one kind whose field holds `id`, by id."""
         table = TABLES[kind]
-        condition: SQL | Composed = SQL("true ORDER BY id")
-        parameters = [self._account_id]
-        if field is not None and id is not None:
-            condition = SQL("{} = %s ORDER BY id").format(Identifier(field))
-            parameters.append(id)
-        cursor = await self._connection.execute(table.select_own(condition), parameters)
+        query = table.select_own_by(field)
+        cursor = await self._connection.execute(query, [self._account_id, id])
         return [table.value(row) for row in await cursor.fetchall()]
 
     def _record(self, kind: EntityKind, before: Entity | None, after: Entity | None) -> None:

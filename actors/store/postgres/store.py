@@ -20,7 +20,6 @@ from uuid import UUID
 
 import psycopg
 import trio
-from psycopg.sql import SQL, Composed, Literal
 
 from actors.model import Account, Authorization, Change, Entity, EntityKind, Relay, Token
 from actors.store.interface import (
@@ -40,7 +39,7 @@ from actors.store.postgres.mapping import ACCOUNTS, AUTHORIZATIONS, RELAYS, TABL
 from actors.store.postgres.migrate import migrate
 from actors.store.postgres.mutations import SELECT_CHANGES, apply_mutations, change_of
 from actors.store.postgres.pool import Pool, PoolStatistics
-from actors.store.rules import check_limit, check_mutations, validate
+from actors.store.rules import check_limit, check_mutations, check_name, validate
 
 T = TypeVar("T")
 
@@ -49,8 +48,6 @@ DEFAULT_TIMEOUT_S = 5.0
 ROLLBACK_TIMEOUT_S = 1.0
 FIRST_RETRY_S = 0.02
 LAST_RETRY_S = 1.0
-
-_NOTHING = UUID(int=0)
 
 
 class PostgresStore:
@@ -102,7 +99,7 @@ class PostgresStore:
         if not mutations:
             return ()
         return await self._transact(
-            _scope(account=account_id),
+            _of_account(account_id),
             lambda connection: apply_mutations(connection, account_id, mutations, who, at),
         )
 
@@ -110,7 +107,7 @@ class PostgresStore:
         """See `Store.get`."""
         table = TABLES[kind]
         rows = await self._select(
-            _scope(account=account_id), table.select_own("id = %s"), [account_id, id]
+            _of_account(account_id), table.select_own("id = %s"), [account_id, id]
         )
         if not rows:
             raise NotFound(f"{kind} {id}")
@@ -123,16 +120,14 @@ class PostgresStore:
         check_limit(limit)
         table = TABLES[kind]
         rows = await self._select(
-            _scope(account=account_id), table.select_own(_PAGE), [account_id, after, after, limit]
+            _of_account(account_id), table.select_own(_PAGE), [account_id, after, after, limit]
         )
         return tuple(map(table.value, rows))
 
     async def accounts(self, *, after: UUID | None = None, limit: int = 100) -> tuple[Account, ...]:
         """See `Store.accounts`."""
         check_limit(limit)
-        rows = await self._select(
-            _scope(installation=True), ACCOUNTS.select_where(_PAGE), [after, after, limit]
-        )
+        rows = await self._select(_INSTALLATION, ACCOUNTS.select(_PAGE), [after, after, limit])
         return tuple(map(ACCOUNTS.value, rows))
 
     async def contents(self, account_id: UUID) -> Contents:
@@ -140,7 +135,7 @@ class PostgresStore:
 
         async def read(connection: TrioConnection) -> Contents:
             tables = {kind: table for kind, table in TABLES.items() if kind != "account"}
-            accounts = await _fetch(connection, ACCOUNTS.select_where("id = %s"), [account_id])
+            accounts = await _fetch(connection, ACCOUNTS.select("id = %s"), [account_id])
             if not accounts:
                 raise NotFound(f"account {account_id}")
             ((number,),) = await _fetch(connection, _NUMBER, [account_id])
@@ -151,7 +146,7 @@ class PostgresStore:
             ]
             return Contents(ACCOUNTS.value(accounts[0]), tuple(entities), number)
 
-        return await self._transact(_scope(account=account_id), read, mode=_SNAPSHOT)
+        return await self._transact(_of_account(account_id), read, mode=_SNAPSHOT)
 
     async def changes(
         self, account_id: UUID, *, after: int, limit: int = MAX_PAGE
@@ -159,7 +154,7 @@ class PostgresStore:
         """See `Store.changes`. The changes of a removed account stay; an unknown one has none."""
         check_limit(limit)
         rows = await self._select(
-            _scope(account=account_id),
+            _of_account(account_id),
             SELECT_CHANGES,
             [account_id, after, limit],
         )
@@ -201,13 +196,13 @@ class PostgresStore:
 
     async def find_token(self, id: UUID) -> Token | None:
         """See `Store.find_token`."""
-        rows = await self._select(_scope(token=id), TOKENS.select_where("id = %s"), [id])
+        rows = await self._select(_of_token(id), TOKENS.select("id = %s"), [id])
         return TOKENS.value(rows[0]) if rows else None
 
     async def use_token(self, id: UUID, *, at: datetime) -> bool:
         """See `Store.use_token`. False also for a token that does not exist."""
         rows = await self._select(
-            _scope(token=id),
+            _of_token(id),
             "UPDATE token SET uses = uses + 1, last_used_at = %s"
             " WHERE id = %s AND (max_uses IS NULL OR uses < max_uses) RETURNING uses",
             [at, id],
@@ -219,12 +214,13 @@ class PostgresStore:
         validate(token)
         if token.account_id is not None:
             raise Invalid("token", "account_id")
-        await self._execute(_scope(installation=True), TOKENS.insert, TOKENS.row(token))
+        await self._execute(_INSTALLATION, TOKENS.insert, TOKENS.row(token))
 
     # --- leases of keyed actors ---
 
     async def acquire(self, account_id: UUID, *, owner: str) -> int:
         """See `Store.acquire`."""
+        check_name(owner)
 
         async def raise_epoch(connection: TrioConnection) -> int:
             # Locked, so that the account cannot be removed meanwhile.
@@ -234,7 +230,7 @@ class PostgresStore:
             ((epoch,),) = await _fetch(connection, _ACQUIRE, [account_id, owner])
             return int(epoch)
 
-        return await self._transact(_scope(account=account_id), raise_epoch)
+        return await self._transact(_of_account(account_id), raise_epoch)
 
     # --- authorisations ---
 
@@ -248,7 +244,7 @@ class PostgresStore:
                 raise Fenced(f"epoch {epoch} of account {account_id} is over")
             await connection.execute(AUTHORIZATIONS.upsert, AUTHORIZATIONS.row(authorization))
 
-        await self._transact(_scope(account=account_id), write)
+        await self._transact(_of_account(account_id), write)
 
     async def authorizations(
         self,
@@ -262,7 +258,7 @@ class PostgresStore:
         check_limit(limit)
         live = "ended_at IS NULL AND expires_at > %s AND " if live_at else ""
         rows = await self._select(
-            _scope(account=account_id),
+            _of_account(account_id),
             AUTHORIZATIONS.select_own(live + _PAGE),
             [account_id, *([live_at] if live_at else []), after, after, limit],
         )
@@ -273,21 +269,21 @@ class PostgresStore:
     async def put_relay(self, relay: Relay) -> None:
         """See `Store.put_relay`. Raises InvalidReference unless a relay token has its token_id."""
         validate(relay)
-        await self._execute(_scope(installation=True), RELAYS.upsert, RELAYS.row(relay))
+        await self._execute(_INSTALLATION, RELAYS.upsert, RELAYS.row(relay))
 
     async def relays(self) -> tuple[Relay, ...]:
         """See `Store.relays`."""
-        rows = await self._select(_scope(installation=True), RELAYS.select_where(_ALL), [])
+        rows = await self._select(_INSTALLATION, RELAYS.select(_ALL), [])
         return tuple(map(RELAYS.value, rows))
 
     # --- transactions ---
 
     async def _select(
-        self, scope: Composed, query: Query, parameters: Sequence[object]
+        self, scope: str, query: Query, parameters: Sequence[object]
     ) -> Sequence[tuple[Any, ...]]:
         return await self._transact(scope, lambda connection: _fetch(connection, query, parameters))
 
-    async def _execute(self, scope: Composed, query: Query, parameters: Sequence[object]) -> None:
+    async def _execute(self, scope: str, query: Query, parameters: Sequence[object]) -> None:
         async def execute(connection: TrioConnection) -> None:
             await connection.execute(query, parameters)
 
@@ -295,12 +291,12 @@ class PostgresStore:
 
     async def _transact(
         self,
-        scope: Composed,
+        scope: str,
         work: Callable[[TrioConnection], Awaitable[T]],
         *,
-        mode: LiteralString = "",
+        mode: str = "",
     ) -> T:
-        begin = SQL("BEGIN {}; {}").format(SQL(mode), scope)
+        begin = f"BEGIN {mode}; {scope}".encode()
         retry_s = FIRST_RETRY_S
         error: BaseException | None = None
         with trio.move_on_after(self._timeout_s):
@@ -313,9 +309,12 @@ class PostgresStore:
                     raise _refusal(failure) from None
                 await trio.sleep(retry_s)
                 retry_s = min(2 * retry_s, LAST_RETRY_S)
-        raise Unavailable(f"no answer within {self._timeout_s} s") from error
+        reason = f": {error}" if error else ""
+        raise Unavailable(
+            f"no answer of the database within {self._timeout_s} s{reason}"
+        ) from error
 
-    async def _attempt(self, begin: Composed, work: Callable[[TrioConnection], Awaitable[T]]) -> T:
+    async def _attempt(self, begin: bytes, work: Callable[[TrioConnection], Awaitable[T]]) -> T:
         async with self._pool.connection() as connection:
             await connection.execute(begin)
             try:
@@ -331,9 +330,9 @@ class PostgresStore:
             return result
 
 
-Query = LiteralString | Composed
+Query = LiteralString | bytes
 
-_SNAPSHOT: LiteralString = "ISOLATION LEVEL REPEATABLE READ READ ONLY"
+_SNAPSHOT = "ISOLATION LEVEL REPEATABLE READ READ ONLY"
 _ALL: LiteralString = "true ORDER BY id"
 _NUMBER: LiteralString = "SELECT number FROM account_sequence WHERE account_id = %s"
 _PAGE: LiteralString = "(%s::uuid IS NULL OR id > %s) ORDER BY id LIMIT %s"
@@ -348,21 +347,17 @@ RETURNING epoch
 """
 
 
-def _scope(
-    *, account: UUID = _NOTHING, token: UUID = _NOTHING, installation: bool = False
-) -> Composed:
-    """The statement that opens one door of row-level security for this transaction."""
-    if installation:
-        return _set("installation", "on")
-    if token != _NOTHING:
-        return _set("token", str(token))
-    return _set("account", str(account))
+# What opens one door of row-level security for the transaction that it begins.
+
+_INSTALLATION = "SELECT set_config('holloway.installation', 'on', true)"
 
 
-def _set(name: LiteralString, value: str) -> Composed:
-    return SQL("SELECT set_config({}, {}, true)").format(
-        Literal(f"holloway.{name}"), Literal(value)
-    )
+def _of_account(id: UUID) -> str:
+    return f"SELECT set_config('holloway.account', '{id}', true)"
+
+
+def _of_token(id: UUID) -> str:
+    return f"SELECT set_config('holloway.token', '{id}', true)"
 
 
 async def _fetch(
