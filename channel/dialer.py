@@ -22,7 +22,6 @@ from channel.frames import (
     REASSEMBLY_LIMIT,
     Frame,
     FrameDecoder,
-    LocalProtocolError,
     RemoteProtocolError,
     encode_frame,
 )
@@ -484,13 +483,18 @@ class _Totals:
 
 
 def _fitting(join: Join | RelayJoin) -> Join | RelayJoin:
-    """The join, with only as many held authorisations as one frame takes: the portal's answer
-    names every one that lives, so those left out are only not mentioned."""
-    while isinstance(join, Join) and join.held:
-        try:
-            encode_frame(join, limit=AGENT_FRAME_LIMIT)
-        except LocalProtocolError:
-            join = attrs.evolve(join, held=join.held[: len(join.held) // 2])
-        else:
-            break
-    return join
+    """The join, with only as many held authorisations as one frame takes (some 550).
+
+    The portal ends those that are not mentioned, and whoever needs one asks for it again.
+    """
+    if isinstance(join, RelayJoin) or not join.held:
+        return join
+    none, one = (
+        len(encode_frame(attrs.evolve(join, held=join.held[:n]), limit=AGENT_FRAME_LIMIT))
+        for n in (0, 1)
+    )
+    # A comma stands between two; every identifier has the same length.
+    room = (AGENT_FRAME_LIMIT - none) // (one - none + 1)
+    if len(join.held) > room:
+        log.warning("join_shortened", held=len(join.held), mentioned=room)
+    return attrs.evolve(join, held=join.held[:room])

@@ -25,6 +25,7 @@ What reaches into aioquic for that is in `runtime.net.quic_core`.
 from __future__ import annotations
 
 import os
+import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -75,7 +76,7 @@ class QuicListener:
 
     def __init__(
         self,
-        socket: UdpSocket,
+        udp: UdpSocket,
         *,
         certificate_chain_pem: bytes,
         key_pem: bytes,
@@ -87,7 +88,7 @@ class QuicListener:
         self._alpn = alpn
         self._configuration = self._configure(certificate_chain_pem, key_pem)
         self._endpoint = ServerEndpoint(
-            socket, self.limits, lambda: self._configuration, reset_key or os.urandom(32)
+            udp, self.limits, lambda: self._configuration, reset_key or os.urandom(32)
         )
 
     @property
@@ -131,6 +132,7 @@ class QuicListener:
                     task_status.started()
                     await trio.sleep_forever()
             finally:
+                self._endpoint.accepted = QuicConnection.close
                 serving.cancel()
 
     def statistics(self) -> QuicListenerStatistics:
@@ -163,15 +165,16 @@ async def connect_quic(
     anything but the handshake is sent, and raises to refuse it: that exception is raised here.
     `server_name` is sent as SNI unless it is an IP address. `mark` is the socket's SO_MARK.
     Raises QuicClosed when the handshake fails or takes longer than its timeout, OSError when no
-    socket can be had. What the block raises is not wrapped in a group.
+    socket can be had, or no route. What the block raises is not wrapped in a group.
     """
     limits = limits or QuicLimits()
     configuration = make_configuration(limits, alpn, is_client=True)
     configuration.server_name = server_name
+    _check_route(remote, mark)
     configuration.verify_mode = ssl.CERT_NONE  # `verify` decides
     any_host = "::" if ":" in remote.host else "0.0.0.0"  # noqa: S104  # the kernel chooses
-    socket = UdpSocket.bind(Address(any_host, 0), mark=mark, dont_fragment=True)
-    endpoint = ClientEndpoint(socket, limits, configuration, remote, verify)
+    udp = UdpSocket.bind(Address(any_host, 0), mark=mark, dont_fragment=True)
+    endpoint = ClientEndpoint(udp, limits, configuration, remote, verify)
     failure: Exception | None = None
     async with trio.open_nursery() as nursery:
         nursery.start_soon(endpoint.run)
@@ -186,3 +189,11 @@ async def connect_quic(
             nursery.cancel_scope.cancel()
     if failure is not None:
         raise failure
+
+
+def _check_route(remote: Address, mark: int | None) -> None:
+    """Raise OSError at once where the kernel has no route, instead of after a timeout."""
+    with socket.socket(remote.family, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as probe:
+        if mark is not None:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
+        probe.connect(remote)

@@ -24,9 +24,14 @@ class Rebinding:
         old.close()
 
     async def run(self) -> None:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self.outward)
-            nursery.start_soon(self.inward)
+        """Carry datagrams until cancelled; then close."""
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self.outward)
+                nursery.start_soon(self.inward)
+        finally:
+            self.inside.close()
+            self.outside.close()
 
     async def outward(self) -> None:
         while True:

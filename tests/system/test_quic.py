@@ -271,6 +271,14 @@ async def test_nobody_there_is_noticed_by_the_handshake_timeout() -> None:
     assert caught.value.code == HANDSHAKE_TIMEOUT
 
 
+async def test_an_address_that_the_kernel_will_not_send_to_is_noticed_at_once() -> None:
+    with pytest.raises(PermissionError):
+        async with connect_quic(
+            Address("255.255.255.255", 443), server_name="x", alpn="test/1", verify=trust_all
+        ):
+            raise AssertionError("never entered")
+
+
 async def test_connections_of_one_source_are_bounded_and_the_next_is_told_so() -> None:
     limits = QuicLimits(max_connections_per_source=2)
     async with listening(echo, limits=limits) as listener:

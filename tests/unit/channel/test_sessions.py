@@ -221,7 +221,7 @@ def test_a_join_with_more_than_fits_is_sent_with_what_does() -> None:
     (join,) = pair.desk.messages
     assert isinstance(join, Join)
     assert join.held == held[: len(join.held)]
-    assert 300 < len(join.held) < 5_000
+    assert 500 < len(join.held) < 600
 
 
 # --- staying -----------------------------------------------------------------------------------
