@@ -249,8 +249,10 @@ def run_demo(*, as_json: bool = False, keep: bool = False) -> int:
     console.print(f"Fetching http://{WEB}/ and {LARGE_FILE} from behind two NATs.\n")
     failure = ""
     outcomes: list[Outcome] = []
+    made: dict[str, str] = {}
     try:
         with Lab() as lab:
+            made = {"run": lab.run_name, "directory": str(lab.directory)}
             try:
                 demo = Demo(Installation(lab), console.print, outcomes)
                 demo.run()
@@ -270,7 +272,7 @@ def run_demo(*, as_json: bool = False, keep: bool = False) -> int:
         console.print(failure)
     held = bool(outcomes) and not failure and all(outcome.held for outcome in outcomes)
     if as_json:
-        print(json.dumps(_as_json(outcomes, held, failure)))
+        print(json.dumps(_as_json(outcomes, held, failure) | made))
     return 0 if held else 1
 
 

@@ -33,7 +33,7 @@ from simulations.kernel import Host, Lab, NatKind
 
 PORTAL = "203.0.113.2"
 CHANNEL_PORT = 443
-API_PORT = 8443
+API_PORT = 443
 RELAY = "203.0.113.6"
 HOME_NAT = "198.51.100.2"
 OFFICE_NAT = "192.0.2.2"

@@ -178,7 +178,7 @@ class Host:
 
 
 class Lab:
-    """A network of namespaces; see the module's text. `directory` is a scratch folder (0700)."""
+    """A network of namespaces; see the module's text. `directory` is a scratch folder (0711)."""
 
     def __init__(self, run: str | None = None) -> None:
         self.run_name = run or secrets.token_hex(3)
@@ -191,6 +191,7 @@ class Lab:
         if missing := missing_requirements():
             raise LabError("; ".join(missing))
         self.directory = Path(tempfile.mkdtemp(prefix=self.prefix))
+        self.directory.chmod(0o711)  # a database under an account of its own passes through
         self._janitor = subprocess.Popen(
             [sys.executable, "-m", "simulations.kernel", self.prefix, str(self.directory)],
             stdin=subprocess.PIPE,
