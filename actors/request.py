@@ -14,9 +14,11 @@ import attrs
 from actors.messages import Acknowledge, DecideAccess, Denial, GiveUp, Grant
 from actors.services import Services
 from channel.messages import Ack, AuthorizationDenied, RequestAuthorization
-from runtime.actor import Actor, ActorRef, CallError, TimedOut, handles
+from runtime.actor import Actor, ActorError, ActorRef, CallError, Crashed, Dead, TimedOut, handles
 
 RETRY_AFTER_NS = 2 * 10**9
+ACCOUNT_ATTEMPTS = 3
+ACCOUNT_PAUSE_NS = 200 * 10**6
 
 
 @attrs.frozen
@@ -56,26 +58,33 @@ class AccessRequest(Actor):
         limits = self._services.limits
         deadline_ns = self.context.now() + limits.request_deadline_ns
         while (left_ns := deadline_ns - self.context.now()) > 0:
-            try:
-                account = self._services.account(self._account_id)
-                answer = await self.call(account, self._ask, left_ns)
-            except CallError:
-                return self._denied("unavailable", retry_after_ns=RETRY_AFTER_NS)
+            answer = await self._ask_account(self._ask, left_ns)
             if isinstance(answer, AuthorizationDenied):
                 return self._verdict(answer)
-            assert isinstance(answer, Grant)
+            if not isinstance(answer, Grant):
+                return self._denied("unavailable", retry_after_ns=RETRY_AFTER_NS)
             ack = await self._ask_gateway(answer, min(limits.gateway_answer_ns, left_ns))
             if ack is None:
                 continue
-            try:
-                told = await self.call(
-                    account, Acknowledge(client_id=self._ask.client_id, grant=answer, ack=ack)
-                )
-            except CallError:
+            done = Acknowledge(client_id=self._ask.client_id, grant=answer, ack=ack)
+            told = await self._ask_account(done, limits.request_deadline_ns)
+            if told is None:
                 return self._denied("unavailable", retry_after_ns=RETRY_AFTER_NS)
             if told:
                 return None
         return self._denied("offline")
+
+    async def _ask_account(self, message: object, deadline_ns: int) -> object:
+        """The answer of the account's actor, of the next one if it has just ended; or None."""
+        for _ in range(ACCOUNT_ATTEMPTS):
+            try:
+                account = self._services.account(self._account_id)
+                return await self.call(account, message, deadline_ns)
+            except (Dead, Crashed):
+                await self.sleep(ACCOUNT_PAUSE_NS)
+            except ActorError:
+                return None
+        return None
 
     async def _ask_gateway(self, grant: Grant, deadline_ns: int) -> Ack | None:
         """The gateway's acknowledgement, or None once the account knows that there is none."""

@@ -12,8 +12,8 @@ from uuid import UUID
 
 import attrs
 
-from actors.attachment import Attachment
-from actors.messages import ListLive, ListPresence, Presence
+from actors.attachment import Attachment, OwnedChannel
+from actors.messages import ListLive, ListPresence, ListRelays, OnlineRelay, Presence
 from actors.model import (
     Account,
     Authorization,
@@ -25,6 +25,7 @@ from actors.model import (
     Membership,
     Policy,
     Principal,
+    Relay,
     Resource,
     Site,
     Token,
@@ -63,6 +64,7 @@ from channel.messages import (
     Revoke,
     SocketAddress,
 )
+from runtime.actor import ActorRef
 from runtime.clock import VirtualClock
 from runtime.inspection import CrashReport
 from runtime.randomness import SeededRandomness, uuid7
@@ -412,6 +414,8 @@ class World:
             if agent.line is not None:
                 agent.line.is_open = False
                 agent.line.attachment = None
+        nobody = Scheduler(clock=self.clock, randomness=self.randomness.child("nobody"))
+        self.host = HeapHost(nobody, self.clock)
 
     def run_for(self, seconds: float) -> None:
         self.host.run_for(int(seconds * S))
@@ -428,6 +432,29 @@ class World:
     def call(self, message: object) -> Any:
         ref = self.plane.account(self.account.id)
         return self.host.call(ref, message)
+
+    def relays(self) -> tuple[OnlineRelay, ...]:
+        directory = self.plane.relay_directory
+        assert directory is not None
+        answer: tuple[OnlineRelay, ...] = self.host.call(directory, ListRelays())
+        return answer
+
+    def actor(self, label: str) -> ActorRef:
+        """The living actor of this label."""
+        (context,) = [
+            each
+            for each in self.scheduler._context_by_number.values()
+            if each.label == label and self.scheduler.is_alive(each.ref)
+        ]
+        return context.ref
+
+    def owner_of(self, agent: Agent) -> ActorRef:
+        """The actor that owns the agent's channel."""
+        assert agent.line is not None
+        assert isinstance(agent.line.attachment, OwnedChannel)
+        owner = agent.line.attachment._owner
+        assert owner is not None
+        return owner
 
     def crash(self, ref: Any) -> None:
         """Have an actor fail while it handles a message."""
@@ -456,6 +483,10 @@ class World:
         at = self.clock.utc_now() if live else None
         page = run(self.store.authorizations(self.account.id, live_at=at, limit=1000))
         return {row.id: row for row in page}
+
+    def relay_rows(self) -> tuple[Relay, ...]:
+        rows: tuple[Relay, ...] = run(self.store.relays())
+        return rows
 
     def entities(self, kind: EntityKind) -> tuple[Any, ...]:
         """All entities of a kind."""

@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+import attrs
+
+from channel.credentials import turn_expiry, turn_password
+from channel.messages import IpText, Load, RelayInit, Relays, SocketAddress
+
+from .world import START, RelayAgent, World
+
+
+def test_agents_get_credentials_of_their_own_for_each_relay() -> None:
+    world = World()
+    relay = world.relay()
+    client, gateway = world.client(), world.gateway()
+    (for_client,), (for_gateway,) = client.init.relays, gateway.init.relays
+    assert for_client.addresses == RelayAgent.addresses
+    assert for_client.username != for_gateway.username
+    assert for_client.password == turn_password(bytes(32), for_client.id, for_client.username)
+    ends = turn_expiry(for_client.username) - START.timestamp()
+    assert ends >= 24 * 3600
+    assert for_client.expires_in_ns == ends * 10**9
+    assert relay.heard(RelayInit)[0].relay_id == for_client.id
+
+
+def test_no_secret_of_a_relay_is_kept_in_the_store() -> None:
+    world = World()
+    world.relay()
+    (row,) = world.relay_rows()
+    assert row.name == "relay"
+    assert "stamp" not in {field.name for field in attrs.fields(type(row))}
+
+
+def test_an_address_where_no_relay_answers_is_never_handed_out() -> None:
+    world = World()
+    world.lab.proven = False
+    relay = world.relay()
+    assert relay.refused == "unavailable"
+    assert not world.client().init.relays
+
+
+def test_only_addresses_that_can_be_proven_are_handed_out() -> None:
+    world = World()
+    relay = RelayAgent(world, "relay", world.relay_token(), "203.0.113.50")
+    tcp = SocketAddress(address=IpText("203.0.113.50"), port=3478, transport="tcp")
+    relay.addresses = (*RelayAgent.addresses, tcp)
+    relay.join()
+    assert world.client().init.relays[0].addresses == RelayAgent.addresses
+
+
+def test_a_proof_that_takes_too_long_is_none() -> None:
+    world = World()
+    world.lab.proof_ns = 60 * 10**9
+    relay = world.relay()
+    world.run_for(11)
+    assert relay.refused == "unavailable"
+
+
+def test_relays_that_come_and_go_are_told_to_everybody() -> None:
+    world = World()
+    client, gateway = world.client(), world.gateway()
+    relay = world.relay()
+    for agent in (client, gateway):
+        (told,) = agent.heard(Relays)
+        assert [each.id for each in told.added] == [relay.heard(RelayInit)[0].relay_id]
+    relay.lose_channel()
+    for agent in (client, gateway):
+        told = agent.heard(Relays)[-1]
+        assert told.removed == (relay.heard(RelayInit)[0].relay_id,)
+        assert not told.added
+
+
+def test_a_relay_that_dies_is_replaced_by_another() -> None:
+    world = World()
+    relays = {relay.heard(RelayInit)[0].relay_id: relay for relay in map(world.relay, "abc")}
+    client = world.client()
+    used = {each.id for each in client.init.relays}
+    assert len(used) == 2
+    dying = next(iter(used))
+    relays[dying].lose_channel()
+    (told,) = client.heard(Relays)
+    assert told.removed == (dying,)
+    assert {each.id for each in told.added} == set(relays) - used
+
+
+def test_the_least_loaded_relays_are_handed_out() -> None:
+    world = World()
+    busy, idle, calm = (world.relay(name) for name in ("busy", "idle", "calm"))
+    busy.say(Load(allocations=100, load=0.9))
+    calm.say(Load(allocations=1, load=0.1))
+    world.host.run_until_idle()
+    chosen = [each.id for each in world.client().init.relays]
+    assert chosen == [each.heard(RelayInit)[0].relay_id for each in (idle, calm)]
+
+
+def test_credentials_are_made_anew_long_before_they_end() -> None:
+    world = World()
+    world.relay()
+    client = world.client()
+    (first,) = client.init.relays
+    world.run_for(12 * 3600 + 1)
+    (told,) = client.heard(Relays)
+    (second,) = told.added
+    assert second.id == first.id
+    assert turn_expiry(second.username) > turn_expiry(first.username)
+    # Whatever lease was given before ends before the credentials that the agent had then.
+    assert turn_expiry(first.username) >= world.clock.utc_now().timestamp() + 24 * 3600
+
+
+def test_a_relay_that_comes_back_is_the_same_relay_and_supersedes_its_older_connection() -> None:
+    world = World()
+    relay = world.relay()
+    id = relay.heard(RelayInit)[0].relay_id
+    first = relay.line
+    relay.join()
+    assert relay.heard(RelayInit)[0].relay_id == id
+    assert first is not None
+    assert first.closed is not None
+    assert first.closed.reason == "superseded"
+    assert len(world.relay_rows()) == len(world.relays()) == 1
+    assert not world.crashes
+
+
+def test_a_relay_needs_the_token_of_a_relay() -> None:
+    world = World()
+    relay = RelayAgent(world, "relay", world.site_token, "203.0.113.50")
+    relay.join()
+    assert relay.refused == "invalid_token"
