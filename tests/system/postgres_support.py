@@ -24,13 +24,20 @@ from actors.store.postgres import Logins, migrate
 QUICK = {"fsync": "off", "full_page_writes": "off", "synchronous_commit": "off"}
 """Safe where only processes die: what was written survives in the kernel's cache."""
 
+MEMORY = Path("/dev/shm")
+"""Where the clusters of tests live if they can: a loaded disk makes each of them slow."""
+NEEDED_BYTES = 2 * 10**9
+
 _numbers = count(1)
 
 
 @contextmanager
 def own_directory(purpose: str) -> Iterator[Path]:
     """A directory of this run that other accounts may pass through; removed afterwards."""
-    directory = Path(tempfile.mkdtemp(prefix=f"holloway-test-{os.getpid()}-{purpose}-"))
+    in_memory = MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > NEEDED_BYTES
+    parent = MEMORY if in_memory else None
+    prefix = f"holloway-test-{os.getpid()}-{purpose}-"
+    directory = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
     directory.chmod(0o711)
     try:
         yield directory
