@@ -281,14 +281,7 @@ class Requests:
         number = field >> 16
         if not FIRST_CHANNEL <= number <= LAST_CHANNEL_OF_RFC_5766:
             raise _Refusal(400, "not a channel number")
-        for bound in (
-            allocation.channel_by_number.get(number),
-            allocation.channel_by_peer.get(peer),
-        ):
-            if bound is not None and bound.expires_ns <= now:
-                allocation.drop_channel(bound)
-            elif bound is not None and (bound.number != number or bound.peer != peer):
-                raise _Refusal(400, "the channel or the peer is bound otherwise")
+        self._check_binding(allocation, number, peer, now)
         self._check_peer(peer.host, allocation)
         if peer.port < LOWEST_PEER_PORT:
             raise _Refusal(403, "Forbidden")
@@ -303,6 +296,19 @@ class Requests:
             allocation.channel_by_peer[peer] = channel
         channel.expires_ns = now + CHANNEL_LIFETIME_NS
         return success_response(message, ())
+
+    def _check_binding(self, allocation: Allocation, number: int, peer: Address, now: int) -> None:
+        """Neither number nor peer may be bound otherwise; bindings that ended are dropped."""
+        for bound in {
+            allocation.channel_by_number.get(number),
+            allocation.channel_by_peer.get(peer),
+        }:
+            if bound is None:
+                continue
+            if bound.expires_ns <= now:
+                allocation.drop_channel(bound)
+            elif bound.number != number or bound.peer != peer:
+                raise _Refusal(400, "the channel or the peer is bound otherwise")
 
     # --- peers -----------------------------------------------------------------------------------
 

@@ -416,6 +416,17 @@ def test_a_channel_number_and_a_peer_belong_together_until_the_channel_ends() ->
     assert code_of(caller.bind(0x4002, PEER)) == 0
 
 
+def test_a_channel_that_ended_may_be_bound_again_as_it_was() -> None:
+    bench = Bench.of()
+    caller = Caller(bench)
+    caller.allocate()
+    caller.bind(0x4001, PEER)
+    bench.advance(301)
+    caller.refresh()
+    bench.advance(300)
+    assert code_of(caller.bind(0x4001, PEER)) == 0
+
+
 @pytest.mark.parametrize(
     ("number", "code"), [(0x3FFF, 400), (0x4000, 0), (0x7FFF, 0), (0x8000, 400)]
 )
