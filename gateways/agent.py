@@ -329,6 +329,9 @@ class GatewayAgent(TunnelAgent):
 
     def _grant(self, message: Authorize, now: int) -> None:
         connection = self._connections[message.connection_id]
+        older = self._grants.get(message.authorization_id)
+        if older is not None and older.connection_id != connection.id:
+            self._end(older.id, now)
         grant = _Grant(
             id=message.authorization_id,
             connection_id=connection.id,
