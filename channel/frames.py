@@ -50,8 +50,6 @@ ErrorCode = Literal[
     "message_malformed",
     "parts_out_of_order",
     "parts_too_large",
-    "epoch_too_low",
-    "join_expected",
     "join_late",
     "unexpected_message",
 ]

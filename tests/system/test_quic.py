@@ -88,8 +88,9 @@ async def deadline() -> AsyncIterator[None]:
         yield
 
 
-async def test_the_server_speaks_first_and_bytes_travel_both_ways() -> None:
-    async with listening(echo) as listener, dial(listener) as connection:
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+async def test_the_server_speaks_first_and_bytes_travel_both_ways(host: str) -> None:
+    async with listening(echo, address=Address(host, 0)) as listener, dial(listener) as connection:
         assert not connection.send(b"too early"), "the server opens the stream"
         assert await connection.receive() == b"hello"
         blob = os.urandom(3_000_000)
