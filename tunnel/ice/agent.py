@@ -470,11 +470,12 @@ class IceAgent:
     def _remember(self, transaction_id: bytes, outstanding: _Outstanding) -> None:
         """Note a check for its answer, and drop those that are too old to be answered."""
         self._outstanding[transaction_id] = outstanding
-        for old, check in list(self._outstanding.items()):
-            fresh = outstanding.sent_at - check.sent_at < CHECK_MEMORY_NS
-            if fresh and len(self._outstanding) <= MAX_OUTSTANDING:
-                break
-            del self._outstanding[old]
+        while True:
+            oldest = next(iter(self._outstanding))
+            age_ns = outstanding.sent_at - self._outstanding[oldest].sent_at
+            if age_ns < CHECK_MEMORY_NS and len(self._outstanding) <= MAX_OUTSTANDING:
+                return
+            del self._outstanding[oldest]
 
     # --- roles ---------------------------------------------------------------------------------
 

@@ -21,7 +21,7 @@ from uuid import UUID
 import attrs
 
 from channel.messages import MAX_CANDIDATES, Candidate, RelayServer
-from relays.client import Allocated, Lost, Permitted, Received, TurnClient
+from relays.client import Allocated, Lost, Permitted, Received, Refused, TurnClient
 from relays.stun import Attribute, MessageClass, Method, StunError, StunMessage
 from runtime.clock import NS_PER_MS, NS_PER_S
 from runtime.net.address import Address
@@ -45,6 +45,7 @@ RETRY_FIRST_NS: Final = NS_PER_S
 RETRY_LAST_NS: Final = 60 * NS_PER_S
 MAX_SOCKETS: Final = 16
 MAX_AWAITING: Final = 256
+MAX_REFUSED_HOSTS: Final = 256
 
 
 class Transmit(NamedTuple):
@@ -87,6 +88,7 @@ class _Relay:
     client: TurnClient | None = None
     base: Base | None = None
     socket: Address | None = None
+    refused_hosts: dict[str, None] = attrs.field(factory=dict)
     failures: int = 0
     retry_at: int | None = None
 
@@ -236,11 +238,12 @@ class Gatherer:
             self._transmits.append(Transmit(base.socket, peer, data))
             return
         relay = self._relay_of(base)
-        if relay is None or relay.client is None:
+        if relay is None or relay.client is None or peer.host in relay.refused_hosts:
             return
         if not relay.client.send(peer, data, now):
-            if len(self._awaiting) < MAX_AWAITING:
-                self._awaiting[base.address, peer] = data
+            key = (base.address, peer)
+            if key in self._awaiting or len(self._awaiting) < MAX_AWAITING:
+                self._awaiting[key] = data
             relay.client.permit(peer, now)
         self._service(relay, now)
 
@@ -254,6 +257,8 @@ class Gatherer:
     def forget(self, peer: Address, now: int) -> None:
         """Nobody talks to `peer` any more."""
         for relay in self._relays.values():
+            if relay.base is not None:
+                self._awaiting.pop((relay.base.address, peer), None)
             if relay.client is not None:
                 relay.client.forget(peer, now)
 
@@ -268,10 +273,11 @@ class Gatherer:
             self._receive_binding(binding, data, now)
             return True
         for relay in self._relays.values():
-            if relay.server == source and relay.socket == local and relay.client is not None:
-                mine = relay.client.receive(data, now)
+            if relay.server != source or relay.socket != local or relay.client is None:
+                continue
+            if relay.client.receive(data, now):
                 self._service(relay, now)
-                return mine
+                return True
         return False
 
     def poll_timeout(self) -> int | None:
@@ -406,6 +412,8 @@ class Gatherer:
                     self._received.append(Relayed(relay.base, event.peer, event.data))
             elif isinstance(event, Permitted):
                 self._send_awaiting(relay, client, event.peer, now)
+            elif isinstance(event, Refused):
+                self._refuse(relay, event.peer)
             elif isinstance(event, Allocated):
                 self._allocated(relay, event.relayed)
             elif isinstance(event, Lost):
@@ -419,6 +427,13 @@ class Gatherer:
             data = self._awaiting.pop((relay.base.address, peer), None)
             if data is not None:
                 client.send(peer, data, now)
+
+    def _refuse(self, relay: _Relay, peer: Address) -> None:
+        """The relay forbids this host: ask no more, for as long as the allocation stands."""
+        if relay.base is not None:
+            self._awaiting.pop((relay.base.address, peer), None)
+        if len(relay.refused_hosts) < MAX_REFUSED_HOSTS:
+            relay.refused_hosts[peer.host] = None
 
     def _allocated(self, relay: _Relay, relayed: Address) -> None:
         assert relay.socket is not None
@@ -454,6 +469,7 @@ class Gatherer:
             gone = relay.base.address
             self._awaiting = {k: v for k, v in self._awaiting.items() if k[0] != gone}
         relay.client = relay.base = relay.socket = relay.retry_at = None
+        relay.refused_hosts.clear()
 
     def _give_back(self, relay: _Relay, now: int) -> None:
         if relay.client is None:

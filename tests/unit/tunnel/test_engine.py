@@ -5,9 +5,17 @@ from __future__ import annotations
 import pytest
 
 from runtime.clock import NS_PER_S
+from runtime.net.address import Address
 from simulations.nat import PORT_RESTRICTED, SYMMETRIC, NatBehaviour
-from tests.unit.tunnel.network import Network, connect, ip_packet, pair_of_hosts
-from tunnel.engine import Connected
+from tests.unit.tunnel.network import (
+    CONNECTION,
+    Network,
+    connect,
+    ip_packet,
+    pair_of_hosts,
+    relay_server,
+)
+from tunnel.engine import Connected, LocalCandidates
 
 FULL_CONE = NatBehaviour(filtering="endpoint_independent")
 RESTRICTED_CONE = NatBehaviour(filtering="address_dependent")
@@ -47,3 +55,74 @@ def test_the_nats_decide_whether_the_path_is_direct(
     assert gateway.happened(Connected)
     assert [packet for _, packet in gateway.packets] == [ip_packet(1)]
     assert [packet for _, packet in client.packets] == [ip_packet(2)]
+
+
+@pytest.mark.parametrize(
+    ("client_host", "gateway_host"),
+    [("192.168.1.7", "192.168.1.8"), ("2001:db8::7", "2001:db8::8"), ("fd00::7", "fd00::8")],
+)
+def test_hosts_that_reach_each_other_need_no_relay(client_host: str, gateway_host: str) -> None:
+    network = Network()
+    client, gateway = network.host("client", client_host), network.host("gateway", gateway_host)
+    connect(client, gateway)
+    client.send(ip_packet(1))
+    assert network.run(5 * NS_PER_S, lambda: bool(gateway.packets))
+    path = client.engine.path(CONNECTION)
+    assert path is not None
+    assert (path.kind, path.local, path.remote) == ("direct", client.address, gateway.address)
+
+
+def test_private_addresses_of_another_network_are_not_even_tried() -> None:
+    network = Network()
+    client = network.host("client", "192.168.1.7")
+    gateway = network.host("gateway", "192.168.2.8")
+    connect(client, gateway)
+    client.send(ip_packet(1))
+    network.run(10 * NS_PER_S)
+    assert network.trace == []
+    assert client.path_kind() is None
+
+
+def test_a_relayed_path_uses_channels() -> None:
+    network = Network()
+    client, gateway = pair_of_hosts(network, SYMMETRIC, SYMMETRIC)
+    connect(client, gateway)
+    client.send(ip_packet(1))
+    assert network.run(10 * NS_PER_S, lambda: bool(gateway.packets))
+    network.run(3 * NS_PER_S)
+    seen: list[tuple[int, int]] = []
+
+    def observe(_source: Address, _destination: Address, data: bytes) -> bool:
+        seen.append((data[0], len(data)))
+        return False
+
+    network.blocked = observe
+    gateway.send(ip_packet(2, 1280))
+    assert network.run(NS_PER_S, lambda: bool(client.packets))
+    assert (0x40, 1280 + 32 + 4) in seen
+
+
+def test_a_relay_that_forbids_the_peer_is_not_asked_again_and_again() -> None:
+    network = Network()
+    relay = network.relay()
+    client = network.host("client", "192.0.2.7")
+    gateway = network.host("gateway", "192.88.99.8")  # a range that a relay refuses by default
+    for host in (client, gateway):
+        host.engine.set_relays([relay_server()], network.now)
+    connect(client, gateway)
+    client.send(ip_packet(1))
+    assert network.run(10 * NS_PER_S, lambda: bool(gateway.packets))
+    network.run(10 * NS_PER_S)
+    assert client.path_kind() == "direct"
+    assert 1 <= relay.server.statistics().get("errors_403", 0) <= 4
+
+
+def test_candidates_are_told_as_they_are_found_in_one_generation() -> None:
+    network = Network()
+    client, gateway = pair_of_hosts(network)
+    connect(client, gateway)
+    network.run(NS_PER_S)
+    told = [event.message for event in client.events if isinstance(event, LocalCandidates)]
+    assert [[c.kind for c in message.add] for message in told] == [["host"], ["srflx"], ["relay"]]
+    assert {message.generation for message in told} == {told[0].generation}
+    assert all(message.connection_id == CONNECTION for message in told)
