@@ -161,6 +161,7 @@ class PortalChannel:
         self._seq = 0
         self._reading = False
         self._end_reason: str | None = None
+        self.broke_protocol = False
 
     @property
     def remote(self) -> IpText:
@@ -287,6 +288,7 @@ class PortalChannel:
         self._attachment.received(frame)
 
     def _refuse(self, error: RemoteProtocolError) -> None:
+        self.broke_protocol = True
         log.warning("protocol_error", remote=self._remote, code=error.code, detail=error.detail)
         self.close(
             Disconnect(
@@ -308,13 +310,19 @@ class PortalChannel:
 
 @attrs.frozen(kw_only=True)
 class ChannelServerStatistics:
-    """Live channels, and counts since the start."""
+    """Live channels, and counts since the start: connections whose handshake was complete, those
+    shed, channels ended for a protocol error, those that met a mistake of ours; then of QUIC,
+    connections refused for a limit, clients asked to prove their address, strangers sent away."""
 
     channels: int
     unjoined: int
     connections: int
     shed: int
+    protocol_errors: int
     failures: int
+    refused_limit: int
+    retries_sent: int
+    resets_sent: int
 
 
 class ChannelServer:
@@ -337,7 +345,7 @@ class ChannelServer:
         self._randomness = randomness
         self._limits = limits
         self._channels: set[PortalChannel] = set()
-        self._connections = self._shed = self._failures = 0
+        self._connections = self._shed = self._failures = self._protocol_errors = 0
         self._draining = False
 
     @property
@@ -356,12 +364,17 @@ class ChannelServer:
             channel.close(self._come_again("draining", spread_ns))
 
     def statistics(self) -> ChannelServerStatistics:
+        quic = self._listener.statistics()
         return ChannelServerStatistics(
             channels=len(self._channels),
-            unjoined=sum(not channel.is_open for channel in self._channels),
+            unjoined=self._count_unjoined(),
             connections=self._connections,
             shed=self._shed,
+            protocol_errors=self._protocol_errors,
             failures=self._failures,
+            refused_limit=quic.refused_limit,
+            retries_sent=quic.retries_sent,
+            resets_sent=quic.resets_sent,
         )
 
     async def serve(self, *, task_status: trio.TaskStatus[None]) -> None:
@@ -393,6 +406,7 @@ class ChannelServer:
             channel.close(self._come_again("unavailable", self._limits.shed_spread_ns))
         finally:
             self._channels.discard(channel)
+            self._protocol_errors += channel.broke_protocol
             channel.close(self._come_again("shutting_down", self._limits.shed_spread_ns))
             channel.lost(reason)
 
@@ -419,7 +433,10 @@ class ChannelServer:
             return True
         limit = self._limits.max_unjoined
         # Counting is needed only where enough are connected at all.
-        return len(self._channels) >= limit and self.statistics().unjoined >= limit
+        return len(self._channels) >= limit and self._count_unjoined() >= limit
+
+    def _count_unjoined(self) -> int:
+        return sum(not channel.is_open for channel in self._channels)
 
     def _come_again(self, reason: RefusalCode, spread_ns: int) -> Disconnect:
         after = self._randomness.integer(max(1, spread_ns))

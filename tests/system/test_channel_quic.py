@@ -372,6 +372,19 @@ async def test_a_portal_of_another_authority_never_sees_the_token() -> None:
         assert there.server.statistics().connections == 0
 
 
+async def test_who_shows_the_true_chain_without_its_key_never_sees_the_token() -> None:
+    _, other_key = AUTHORITY.issue_pem("localhost", "127.0.0.1")
+    agent = Agent()
+    async with (
+        portal(chain=CHAIN, key=other_key) as there,
+        dialing(there.at, agent) as dialer,
+    ):
+        await until(lambda: dialer.statistics().dials >= 2)
+        assert dialer.statistics().connections == 0
+        assert agent.challenges == []
+        assert there.desks == []
+
+
 async def test_a_portal_under_another_name_never_sees_the_token() -> None:
     chain, key = AUTHORITY.issue_pem("other.example.com")
     agent = Agent()
@@ -419,6 +432,7 @@ async def test_garbage_closes_its_own_channel_with_a_code_and_no_other(garbage: 
             assert connection.closed is not None
             assert connection.closed.code == CLOSE_CODES["protocol_error"]
         await until(lambda: there.desks[1].ends == ["protocol_error"])
+        assert there.server.statistics().protocol_errors == 1
         assert dialer.connected
         assert bystander.losses == 0
 
