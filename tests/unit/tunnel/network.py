@@ -183,6 +183,7 @@ class Network:
         self.randomness = SeededRandomness(seed, "network")
         self.trace: list[tuple[int, Address, Address, bytes]] = []
         self.blocked: Callable[[Address, Address, bytes], bool] = lambda _s, _d, _data: False
+        self.altered: Callable[[Address, bytes], bytes] = lambda _destination, data: data
         self._chance = self.randomness.child("weather")
         self._heap: list[tuple[int, int, Callable[[], None]]] = []
         self._number = 0
@@ -279,7 +280,7 @@ class Network:
             destination = inside
         owner = self._owner.get(destination.host)
         if owner is not None and (isinstance(owner, RelayHost) or owner.address == destination):
-            owner.receive(data, source, destination)
+            owner.receive(self.altered(destination, data), source, destination)
 
     def _happens(self, permille: int) -> bool:
         return permille > 0 and self._chance.integer(1000) < permille

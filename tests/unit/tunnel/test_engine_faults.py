@@ -104,8 +104,9 @@ def test_nats_that_become_symmetric_in_mid_session_are_survived_by_the_relay() -
         host.nat.behaviour = SYMMETRIC
         host.nat.flush()
     changed = network.now
-    both_relayed = lambda: client.path_kind() == gateway.path_kind() == "relayed"  # noqa: E731
-    assert network.run(20 * NS_PER_S, both_relayed)
+    assert network.run(
+        20 * NS_PER_S, lambda: client.path_kind() == gateway.path_kind() == "relayed"
+    )
     seen = len(conversation.delivered()), len(conversation.answered())
     assert network.run(
         10 * NS_PER_S,
@@ -188,8 +189,7 @@ def test_a_better_path_takes_over_without_loss() -> None:
     network.run(10 * NS_PER_S)
     assert client.path_kind() == "relayed"
     network.blocked = lambda _source, _destination, _data: False
-    both_direct = lambda: client.path_kind() == gateway.path_kind() == "direct"  # noqa: E731
-    assert network.run(60 * NS_PER_S, both_direct)
+    assert network.run(60 * NS_PER_S, lambda: client.path_kind() == gateway.path_kind() == "direct")
     network.run(NS_PER_S)
     conversation.stop()
     network.run(NS_PER_S)
