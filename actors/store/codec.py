@@ -1,4 +1,4 @@
-"""Entities as plain values and as JSON: the form in which a store keeps what has no column type.
+"""Entities as JSON: the form in which a store keeps what has no column type.
 
 msgspec reads attrs classes by itself; only addresses need a hand. Whoever decodes checks every
 limit of the model (`msgspec.Meta`) on the way.
@@ -18,18 +18,8 @@ T = TypeVar("T")
 _TEXTUAL = (IPv4Address, IPv6Address, IPv4Network, IPv6Network, IpText)
 
 
-def to_plain(value: object) -> object:
-    """Dictionaries, lists, strings and numbers. Raises UnicodeEncodeError for half a surrogate."""
-    return msgspec.to_builtins(value, enc_hook=_encode)
-
-
-def from_plain(plain: object, as_type: type[T]) -> T:
-    """The inverse of `to_plain`. Raises msgspec.ValidationError where a limit is broken."""
-    return msgspec.convert(plain, as_type, dec_hook=_decode)
-
-
 def to_json(value: object) -> bytes:
-    """UTF-8 JSON."""
+    """UTF-8 JSON. Raises UnicodeEncodeError for half a surrogate."""
     return msgspec.json.encode(value, enc_hook=_encode)
 
 

@@ -375,15 +375,13 @@ async def _initialise(place: _Place) -> None:
 
 
 def _make_cluster(place: _Place, data: Path) -> None:
+    initdb = [
+        *(str(place.program("initdb")), "-D", str(data), "-U", SUPERUSER),
+        *("--auth=peer", "--encoding=UTF8", "--no-instructions"),
+        *("--locale-provider=builtin", "--builtin-locale=C.UTF-8", "--locale=C.UTF-8"),
+    ]
     try:
-        _run(
-            place,
-            [
-                *(str(place.program("initdb")), "-D", str(data), "-U", SUPERUSER),
-                *("--auth=peer", "--encoding=UTF8", "--no-instructions"),
-                *("--locale-provider=builtin", "--builtin-locale=C.UTF-8", "--locale=C.UTF-8"),
-            ],
-        )
+        _run(place, _dying_with_us(initdb))
         single = [str(place.program("postgres")), "--single", "-D", str(data), "postgres"]
         _run(place, single, text=_BOOTSTRAP)
     except subprocess.CalledProcessError as error:

@@ -30,7 +30,7 @@ from actors.model import (
     TimeRange,
     Token,
 )
-from actors.store.codec import from_plain, to_plain
+from actors.store.codec import from_json, to_json
 from actors.store.interface import MAX_MUTATIONS, MAX_PAGE, Invalid, Mutation, Put
 from channel.messages import Filter
 
@@ -82,10 +82,9 @@ def validate(value: Entity | Authorization | Relay) -> None:
     """Raises Invalid, naming the field, for whatever the model does not allow."""
     kind = kind_of(value)
     try:
-        from_plain(to_plain(value), type(value))
+        from_json(to_json(value), type(value))
     except (msgspec.ValidationError, UnicodeEncodeError, NotImplementedError) as error:
-        named = _FIELD.search(str(error))
-        raise Invalid(kind, named.group(1) if named else "value") from None
+        raise Invalid(kind, _field_of(value, error)) from None
     for field in _bad_fields(value):
         raise Invalid(kind, field)
 
@@ -147,6 +146,17 @@ def _bad_fields(value: Entity | Authorization | Relay) -> Iterator[str]:
                 yield "end_reason"
         case Relay() if _UNPRINTABLE.search(value.region):
             yield "region"
+
+
+def _field_of(value: Entity | Authorization | Relay, error: Exception) -> str:
+    """The field that the codec did not like: named in the error, or else it is half a surrogate."""
+    if named := _FIELD.search(str(error)):
+        return named.group(1)
+    for field in attrs.fields(type(value)):
+        content = getattr(value, field.name)
+        if isinstance(content, str) and _UNPRINTABLE.search(content):
+            return str(field.name)
+    return "value"
 
 
 def _bad_token_fields(token: Token) -> Iterator[str]:
