@@ -233,13 +233,19 @@ class _Metrics(Collector):
     sockets: UdpSockets
 
     def collect(self) -> Iterator[Metric]:
+        errors = CounterMetricFamily(
+            "holloway_relay_errors", "error responses by STUN code", labels=["code"]
+        )
         for name, value in {**self.server.statistics(), **self.sockets.statistics()}.items():
-            full_name = f"holloway_relay_{name}"
+            prefix, _, code = name.rpartition("_")
             described = name.replace("_", " ")
-            if name in _GAUGES:
-                yield GaugeMetricFamily(full_name, described, value=value)
+            if prefix == "errors":
+                errors.add_metric([code], value)
+            elif name in _GAUGES:
+                yield GaugeMetricFamily(f"holloway_relay_{name}", described, value=value)
             else:
-                yield CounterMetricFamily(full_name, described, value=value)
+                yield CounterMetricFamily(f"holloway_relay_{name}", described, value=value)
+        yield errors
 
 
 def _allow_descriptors(allocations: int) -> int:
