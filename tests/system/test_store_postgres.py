@@ -5,7 +5,8 @@ from __future__ import annotations
 import random
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from typing import Any
 from uuid import UUID, uuid4
 
 import attrs
@@ -13,7 +14,17 @@ import psycopg
 import pytest
 import trio
 
-from actors.model import Account, Authorization, Change, Client, Principal, Site, Token
+from actors.model import (
+    KIND_OF,
+    Account,
+    Authorization,
+    Change,
+    Client,
+    Principal,
+    Resource,
+    Site,
+    Token,
+)
 from actors.store.embedded import EmbeddedPostgres
 from actors.store.interface import Conflict, Fenced, Put, Remove, Unavailable
 from actors.store.postgres import Logins, MigrationError, PostgresStore, migrate
@@ -181,6 +192,56 @@ async def test_a_reference_into_another_account_is_refused_by_the_database_itsel
         connection.execute("SELECT set_config('holloway.account', %s, true)", [str(ACME.id)])
         with pytest.raises(psycopg.errors.ForeignKeyViolation):
             connection.execute("UPDATE client SET principal_id = %s", [foreign.id])
+
+
+async def test_the_database_itself_refuses_what_the_model_does_not_allow(
+    store: PostgresStore, database: Logins
+) -> None:
+    """Whoever writes past the store's own checks, a restore or a hand at the console."""
+    await fill(store, ACME)
+    (person,) = await store.list(ACME.id, "principal")
+    (token,) = await store.list(ACME.id, "token")
+    (client,) = await store.list(ACME.id, "client")
+    hall = site(ACME)
+    await store.apply(ACME.id, [Put(hall)], who="test", at=AT)
+    web = Resource(
+        id=uuid4(), account_id=ACME.id, site_id=hall.id, name="web", kind="cidr",
+        address="10.0.0.0/8", created_at=AT,
+    )  # fmt: skip
+    bad: list[Any] = [
+        attrs.evolve(person, name=""),
+        attrs.evolve(person, name="two\nlines"),
+        attrs.evolve(person, name="x" * 256),
+        attrs.evolve(person, role="king"),
+        attrs.evolve(person, email="nobody"),
+        attrs.evolve(web, address="10.0.0.1/8"),
+        attrs.evolve(web, kind="ip", address="10.0.0.0/8"),
+        attrs.evolve(web, kind="dns"),
+        attrs.evolve(token, hash=bytes(31)),
+        attrs.evolve(token, principal_id=None),
+        attrs.evolve(token, site_id=hall.id),
+        attrs.evolve(token, kind="relay"),
+        attrs.evolve(token, max_uses=0),
+        attrs.evolve(client, device_key=b""),
+        attrs.evolve(client, ipv4=IPv4Address("10.0.0.1")),
+        attrs.evolve(client, ipv4=IPv6Address("::1")),
+        attrs.evolve(client, ipv6=IPv6Address("fd00::1")),
+        attrs.evolve(ACME, slug="Acme"),
+        attrs.evolve(ACME, range_ipv4=IPv4Network("10.0.0.0/8")),
+        attrs.evolve(ACME, range_ipv6=IPv6Network("fd00::/64")),
+    ]
+    refusals = (psycopg.errors.IntegrityError, psycopg.errors.DataError)
+    with psycopg.connect(database.application) as connection:
+        connection.execute("SELECT set_config('holloway.account', %s, true)", [str(ACME.id)])
+        for entity in bad:
+            table = TABLES[KIND_OF[type(entity)]]
+            is_new = entity.id == web.id
+            statement = table.insert if is_new else table.update
+            row = table.row(entity) if is_new else table.changed_row(entity)
+            with pytest.raises(refusals), connection.transaction():
+                connection.execute(statement, row)
+        table = TABLES["resource"]
+        connection.execute(table.insert, table.row(web))
 
 
 # --- order, fencing, the feed --------------------------------------------------------------------
