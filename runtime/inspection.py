@@ -70,7 +70,7 @@ class SchedulerStatistics:
     refused: int
     """Messages refused because a mailbox was full."""
     dead_letters: int
-    """Messages to actors that were not there, or that ended before they took them up."""
+    """Casts to actors that were not there, or that ended before they took them up."""
     unhandled: int
     late_replies: int
     late_effects: int

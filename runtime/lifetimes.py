@@ -152,8 +152,9 @@ class Lifetimes(Mailroom):
                 error = Crashed(label, reason) if crashed else Dead(label, reason)
                 self._answer(caller, None, error)
         for item in context._mailbox:
-            if type(item) is Caller and item.waiting:
-                self._answer(item, None, Dead(label, reason))
+            if type(item) is Caller:
+                if item.waiting:
+                    self._answer(item, None, Dead(label, reason))
             elif type(item) is not Timer and type(item) is not Monitor:
                 self._dead_letters += 1
         for waiter in context._start_waiters or ():

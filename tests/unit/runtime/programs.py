@@ -21,7 +21,7 @@ class Refused(Exception):
 
 @attrs.frozen
 class Count:
-    """Cast: commutes with everything, so it may arrive at any time."""
+    """Cast: commutes with everything but an end, so it may arrive at any time."""
 
     amount: int
 
@@ -159,6 +159,10 @@ def build(scheduler: Scheduler, effect: Callable[..., Awaitable[Any]]) -> list[N
     return nodes
 
 
-def outcome(nodes: list[Node]) -> list[tuple[list[Any], int, str | None]]:
-    """All that the nodes have become."""
-    return [(node.seen, node.counted, node.ended) for node in nodes]
+def outcome(nodes: list[Node]) -> list[tuple[list[Any], int | None, str | None]]:
+    """All that the nodes have become. What was cast to one that has ended may have come too late,
+    so it does not count."""
+    return [
+        (list(node.seen), node.counted if node.ended is None else None, node.ended)
+        for node in nodes
+    ]

@@ -156,6 +156,17 @@ def test_a_call_from_an_actor_is_answered(host: HeapHost):
     assert host.call(asker, Relay(worker, Total())) == 3
 
 
+def test_a_call_does_not_overtake_what_the_caller_cast_before(host: HeapHost):
+    class Sender(Actor):
+        @handles(Relay)
+        async def send(self, message: Relay) -> Any:
+            self.cast(message.ref, Add(7))
+            return await self.call(message.ref, Add(0))
+
+    sender, worker = host.scheduler.spawn(Sender()), host.scheduler.spawn(Worker())
+    assert host.call(sender, Relay(worker, None)) == 7
+
+
 def test_a_full_mailbox_refuses_casts_and_calls_and_counts_them(host: HeapHost):
     worker = host.scheduler.spawn(Worker())
     assert [host.cast(worker, Add(1)) for _ in range(12)] == [True] * 10 + [False] * 2
@@ -290,6 +301,28 @@ def test_a_later_reply_to_one_that_gave_up_is_dropped_and_does_not_pile_up(host:
             host.call(ref, Later(), deadline_ns=1)
     assert not worker.context._later
     assert host.call(ref, Settle(5)) == [False] * 3
+
+
+def test_later_for_a_call_that_is_over_is_not_kept(host: HeapHost):
+    class Slow(Actor):
+        @handles(Nap)
+        async def nap(self, message: Nap) -> Any:
+            await self.sleep(message.duration_ns)
+            return LATER
+
+        @handles(Add)
+        def add(self, message: Add) -> Any:
+            assert self.context.caller is not None
+            self.reply(self.context.caller, message.amount)
+            return LATER
+
+    slow = Slow()
+    ref, asker = host.scheduler.spawn(slow), host.scheduler.spawn(Worker())
+    with pytest.raises(TimedOut):
+        host.call(ref, Nap(2), deadline_ns=1)
+    host.run_for(5)
+    assert host.call(asker, Relay(ref, Add(3))) == 3
+    assert not slow.context._later
 
 
 def test_a_refusal_is_raised_in_the_caller_and_leaves_the_callee_alone(host: HeapHost):
@@ -480,6 +513,24 @@ def test_a_caller_ended_by_its_callee_does_not_go_on(host: HeapHost):
     assert not went_on
     assert cleaned == ["yes"]
     assert host.scheduler.is_alive(killer)
+
+
+def test_nor_can_it_be_replied_to(host: HeapHost):
+    replied: list[bool] = []
+
+    class Killer(Actor):
+        @handles(Total)
+        def kill(self, message: Total) -> None:
+            caller = self.context.caller
+            assert caller is not None
+            assert caller.ref is not None
+            self.stop_actor(caller.ref, "killed")
+            replied.append(self.reply(caller, 1))
+
+    killer, victim = host.scheduler.spawn(Killer()), host.scheduler.spawn(Worker())
+    with pytest.raises(Dead, match="killed"):
+        host.call(victim, Relay(killer, Total()))
+    assert replied == [False]
 
 
 def test_an_effect_gives_its_result_or_its_exception_back(host: HeapHost):

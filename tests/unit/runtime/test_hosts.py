@@ -106,6 +106,18 @@ async def test_a_call_has_its_deadline_and_its_errors(nursery: trio.Nursery):
     assert await host.join(other) == "dead"
 
 
+async def test_a_call_to_a_busy_actor_has_its_deadline_although_the_host_sleeps(
+    nursery: trio.Nursery,
+):
+    host = trio_host()
+    await nursery.start(host.run)
+    ref = host.scheduler.spawn(Greeter())
+    host.cast(ref, Perform(trio.sleep_forever))
+    await trio.testing.wait_all_tasks_blocked()
+    with trio.fail_after(10), pytest.raises(TimedOut):
+        await host.call(ref, Hello(), deadline_ns=NS_PER_MS)
+
+
 async def test_effects_run_as_trio_tasks_beside_each_other(nursery: trio.Nursery):
     host = trio_host()
     await nursery.start(host.run)
@@ -192,8 +204,8 @@ async def test_when_the_host_is_cancelled_every_actor_ends_and_every_waiter_is_t
             hosting.cancel_scope.cancel()
     assert sorted(seen) == ["dead", "shutdown"]
     assert [actor.reason for actor in actors] == ["shutdown"] * 3
-    with pytest.raises(Dead):
-        await host.call(refs[0], Hello())
+    with pytest.raises(Dead, match="the host has ended"):
+        await host.call(host.scheduler.spawn(Greeter()), Hello())
 
 
 async def test_a_busy_host_leaves_room_for_other_tasks(nursery: trio.Nursery):

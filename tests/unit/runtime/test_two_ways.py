@@ -67,7 +67,6 @@ async def run_on_trio(program: list[Any]) -> tuple[Any, Any]:
             while scheduler.has_work or scheduler.next_deadline() is not None:
                 await trio.sleep(0.0001)
         became = outcome(nodes)
-        became = [(list(seen), counted, ended) for seen, counted, ended in became]
         nursery.cancel_scope.cancel()
     return answers, became
 
