@@ -13,7 +13,8 @@ How a pair lives stands in `tunnel.ice.pair`. The agent adds
 - suspicion: when data on the chosen pair goes unanswered, every usable pair is probed several times
   at once, and those that do not answer within `VERDICT_AFTER_NS` are not used any more;
 - an end: `Lost` when no pair is left (checks start anew on all of them) and `GaveUp` when none
-  comes back within `PATIENCE_NS`. An agent that gave up is silent until something happens.
+  works within `FIRST_PATIENCE_NS`, or again within `PATIENCE_NS`. An agent that gave up is silent
+  until something happens.
 
 A check with a wrong user name or password, or from an address that candidates may not have, gets
 no answer at all.
@@ -55,6 +56,7 @@ from tunnel.ice.pair import (
 )
 
 CHECK_INTERVAL_NS: Final = 20 * NS_PER_MS
+FIRST_PATIENCE_NS: Final = 15 * NS_PER_S
 PATIENCE_NS: Final = 30 * NS_PER_S
 ACTIVE_NS: Final = 10 * NS_PER_S
 ROAMING_GRACE_NS: Final = 1_500 * NS_PER_MS
@@ -96,7 +98,7 @@ class Lost:
 
 @attrs.frozen(kw_only=True)
 class GaveUp:
-    """No pair became usable within `PATIENCE_NS`."""
+    """No pair became usable in time."""
 
 
 @attrs.frozen(kw_only=True)
@@ -163,7 +165,8 @@ class IceAgent:
         self._outstanding: dict[bytes, _Outstanding] = {}
         self._nominated: Pair | None = None
         self._next_check_ns = now
-        self._give_up_at: int | None = now + PATIENCE_NS
+        self._patience_ns = FIRST_PATIENCE_NS
+        self._give_up_at: int | None = now + FIRST_PATIENCE_NS
         self._report_lost_at: int | None = None
         self._checks: list[Outgoing] = []
         self._events: list[Event] = []
@@ -360,8 +363,8 @@ class IceAgent:
             self._report_loss(now)
             self.suspect(now)
             return
-        self._report_lost_at = None
-        self._give_up_at = None
+        self._report_lost_at = self._give_up_at = None
+        self._patience_ns = PATIENCE_NS
         best.due = now if self.role == "controlling" else best.due
         self._events.append(Selected(path=_path(best)))
         for pair in self._pairs:
@@ -382,7 +385,7 @@ class IceAgent:
     def _hope(self, now: int) -> None:
         """Something new happened: without a path, wait for it from now on."""
         if self.selected is None:
-            self._give_up_at = now + PATIENCE_NS
+            self._give_up_at = now + self._patience_ns
 
     def _give_up(self) -> None:
         self._give_up_at = None

@@ -17,7 +17,7 @@ from runtime.randomness import SeededRandomness
 from tests.unit.tunnel.network import ice
 from tunnel.ice.agent import (
     CHECK_INTERVAL_NS,
-    PATIENCE_NS,
+    FIRST_PATIENCE_NS,
     GaveUp,
     IceAgent,
     Lost,
@@ -274,7 +274,7 @@ def test_a_candidate_may_be_removed() -> None:
     message = Candidates(connection_id=CONNECTION, generation=0, remove=(candidate(PEER),))
     made.add_candidates(message, 0)
     assert made.remote_addresses == []
-    assert run(made, PATIENCE_NS - 1) == []
+    assert run(made, FIRST_PATIENCE_NS - 1) == []
 
 
 def test_a_base_that_goes_takes_its_path_with_it() -> None:
@@ -308,13 +308,13 @@ def test_a_base_that_comes_in_time_spares_the_report_of_a_loss() -> None:
 def test_an_agent_that_finds_nothing_gives_up_and_a_check_of_the_peer_wakes_it() -> None:
     made = agent()
     trickle(made, PEER)
-    run(made, PATIENCE_NS)
+    run(made, FIRST_PATIENCE_NS)
     assert made.drain_events() == [GaveUp()]
     assert made.poll_timeout() is None
-    made.receive_request(their_check(), BASE, PEER, PATIENCE_NS + 1)
+    made.receive_request(their_check(), BASE, PEER, FIRST_PATIENCE_NS + 1)
     made.drain_checks()
-    (_, check), *_ = run(made, PATIENCE_NS + 1)
-    answer_to(check, made, PATIENCE_NS + 2)
+    (_, check), *_ = run(made, FIRST_PATIENCE_NS + 1)
+    answer_to(check, made, FIRST_PATIENCE_NS + 2)
     assert made.path() is not None
 
 
