@@ -29,6 +29,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 RELAY = "203.0.113.6"
 RELAY_IPV6 = "2001:db8:6::2"
 CLIENT = "198.51.100.2"
+CLIENT_IPV6 = "2001:db8:2::2"
 PEER = "192.0.2.10"
 SERVER = Address(RELAY, 3478)
 METRICS = ("127.0.0.1", 9478)
@@ -50,7 +51,7 @@ def network() -> Iterator[Network]:
         core = lab.router("core")
         yield Network(
             relay=lab.public_host("relay", core, f"{RELAY}/30", f"{RELAY_IPV6}/64"),
-            client=lab.public_host("client", core, f"{CLIENT}/30", "2001:db8:2::2/64"),
+            client=lab.public_host("client", core, f"{CLIENT}/30", f"{CLIENT_IPV6}/64"),
             peer=lab.public_host("peer", core, f"{PEER}/24", "2001:db8:10::2/64"),
             folder=lab.directory,
         )
@@ -134,6 +135,7 @@ def test_coturns_clients_lose_nothing(network: Network) -> None:
     addresses, and the plain form with pairs of ports against an echoing peer."""
     forms = {
         "channels between clients": ("-y",),
+        "clients that come by IPv6": ("-y", "-x", "-L", CLIENT_IPV6),
         "indications between clients": ("-s", "-y"),
         "IPv4 asked for": ("-X", "-y"),
         "IPv6 relayed addresses": ("-x", "-y"),
@@ -150,8 +152,9 @@ def test_coturns_clients_lose_nothing(network: Network) -> None:
             name: stack.enter_context(
                 running(
                     network.client.spawn(
-                        ["turnutils_uclient", *flags, "-u", "alice", "-w", "opensesame", "-n", "5",
-                         "-L", CLIENT, RELAY],
+                        ["turnutils_uclient", "-L", CLIENT, *flags, "-u", "alice",
+                         "-w", "opensesame", "-n", "5",
+                         RELAY_IPV6 if CLIENT_IPV6 in flags else RELAY],
                         stdout=subprocess.PIPE,
                         stderr=subprocess.STDOUT,
                     )

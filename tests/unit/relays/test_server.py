@@ -19,6 +19,7 @@ from relays.stun import (
     Method,
     PasswordAlgorithm,
     StunMessage,
+    user_hash,
     xor_address_value,
 )
 from relays.turn import (
@@ -135,6 +136,22 @@ def test_old_credentials_are_for_relays_that_stand_alone() -> None:
     old = Caller(Bench.of(credentials=stamped), algorithm=PasswordAlgorithm.MD5)
     old.integrity = Integrity.SHA1
     assert code_of(old.call(Method.ALLOCATE, [UDP])) == 401
+
+
+def test_a_user_may_hide_his_name_behind_its_hash_where_names_are_known() -> None:
+    for credentials, code in ((None, 0), (StampedCredentials(bytes(32)), 401)):
+        caller = Caller(Bench.of(credentials=credentials))
+        message = StunMessage.decode(caller.encode(Method.ALLOCATE, [UDP]))
+        hidden = (Attribute.USERHASH, user_hash("alice", "holloway"))
+        attributes = tuple(hidden if a[0] == Attribute.USERNAME else a for a in message.attributes)
+        data = StunMessage(
+            method=message.method,
+            message_class=message.message_class,
+            transaction_id=message.transaction_id,
+            attributes=attributes,
+        ).encode(key=caller.key, integrity=Integrity.SHA256)
+        (answer,) = caller.bench.from_client(data, SOURCE)
+        assert code_of(StunMessage.decode(answer)) == code
 
 
 def test_a_nonce_holds_for_an_hour_and_for_one_source() -> None:
