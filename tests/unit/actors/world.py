@@ -223,10 +223,8 @@ class Agent:
         match frame.message:
             case ClientInit() | GatewayInit():
                 self.init = frame.message
-                self.live = {
-                    each.authorization_id: each.connection_id
-                    for each in frame.message.authorizations
-                }
+                given = {each.authorization_id for each in frame.message.authorizations}
+                self.live = {id: each for id, each in self.live.items() if id in given}
             case AuthorizationRevoked() | Revoke():
                 self.live.pop(frame.message.authorization_id, None)
 
@@ -252,6 +250,10 @@ class Agent:
 
 class ClientAgent(Agent):
     kind = "client"
+
+    def __init__(self, world: World, name: str, token: str, remote: str) -> None:
+        super().__init__(world, name, token, remote)
+        self.gateway_by_connection: dict[UUID, UUID] = {}
 
     def ask(
         self,
@@ -292,8 +294,17 @@ class ClientAgent(Agent):
 
     def hear(self, frame: Frame) -> None:
         super().hear(frame)
-        if isinstance(frame.message, AuthorizationCreated):
-            self.live[frame.message.authorization_id] = frame.message.connection_id
+        created = frame.message
+        if not isinstance(created, AuthorizationCreated):
+            return
+        if created.kem_ciphertext is not None:  # one connection for each gateway
+            self.live = {
+                id: each
+                for id, each in self.live.items()
+                if self.gateway_by_connection.get(each) != created.gateway.id
+            }
+        self.gateway_by_connection[created.connection_id] = created.gateway.id
+        self.live[created.authorization_id] = created.connection_id
 
     @property
     def id(self) -> UUID:
@@ -307,7 +318,8 @@ class GatewayAgent(Agent):
         super().__init__(world, name, token, remote)
         self.is_silent = False
         self.refusal = ""
-        self.connections: set[UUID] = set()
+        self.connections: dict[UUID, UUID] = {}
+        self.addresses: dict[UUID, str] = {}
 
     def restart(self) -> None:
         super().restart()
@@ -322,14 +334,23 @@ class GatewayAgent(Agent):
         if asked.kem_public_key is None and asked.connection_id not in self.connections:
             refusal = "unknown_connection"
         if not refusal:
+            if asked.connection_id not in self.connections:
+                self._leave_older(asked.client.id)
+            self.connections[asked.connection_id] = asked.client.id
             self.live[asked.authorization_id] = asked.connection_id
-            self.connections.add(asked.connection_id)
+            self.addresses[asked.authorization_id] = asked.resource.address
         ack = Ack(
             authorization_id=asked.authorization_id,
             kem_ciphertext=CIPHERTEXT if asked.kem_public_key and not refusal else None,
             refusal=refusal,  # type: ignore[arg-type]  # one of the refusals
         )
         self.say(ack, ref=frame.ref)
+
+    def _leave_older(self, client_id: UUID) -> None:
+        """A client has one connection here."""
+        older = {id for id, client in self.connections.items() if client == client_id}
+        self.connections = {id: c for id, c in self.connections.items() if id not in older}
+        self.live = {id: each for id, each in self.live.items() if each not in older}
 
     @property
     def id(self) -> UUID:

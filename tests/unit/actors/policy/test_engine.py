@@ -42,7 +42,7 @@ from actors.policy.engine import (
 from actors.policy.explain import explain, summary
 from actors.store.interface import Contents
 
-from . import reading
+from .. import reading
 
 T0 = reading.utc(2026, 3, 28, 12, 0)
 A = UUID(int=1)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from actors.model import CurrentTimeCondition, DayWindow, TimeRange
 from actors.policy.windows import MAX_HORIZON, Windows
 
-from .reading import closes, is_open, utc
+from ..reading import closes, is_open, utc
 
 ZONES = [
     "UTC",
