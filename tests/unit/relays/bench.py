@@ -24,7 +24,7 @@ from relays.stun import (
     password_algorithms_value,
     xor_address_value,
 )
-from relays.turn import NS
+from relays.turn import NS, read_channel_data, read_indication
 from runtime.net.address import Address
 from runtime.randomness import SeededRandomness
 
@@ -251,6 +251,16 @@ def code_of(answer: StunMessage | None) -> int:
     assert answer is not None
     error = answer.error()
     return 0 if error is None else error[0]
+
+
+def indication_of(packet: bytes | memoryview) -> tuple[tuple[str, int], bytes] | None:
+    unpacked = read_indication(memoryview(packet))
+    return None if unpacked is None else (unpacked[0], bytes(unpacked[1]))
+
+
+def channel_data_of(packet: bytes | memoryview) -> tuple[int, bytes] | None:
+    unpacked = read_channel_data(memoryview(packet))
+    return None if unpacked is None else (unpacked[0], bytes(unpacked[1]))
 
 
 class Wire:
