@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -291,3 +294,12 @@ def test_a_heap_host_wants_the_clock_of_its_scheduler():
         HeapHost(scheduler, VirtualClock())
     with pytest.raises(ValueError, match="randomness"):
         heap_host(effect_delay_ns=(0, 5))
+
+
+def test_nothing_but_the_trio_host_knows_trio():
+    program = (
+        "import sys, runtime.supervisor, runtime.testing, runtime.scheduler;"
+        "sys.exit('trio' in sys.modules)"
+    )
+    repository = Path(__file__).parents[3]
+    subprocess.run([sys.executable, "-c", program], cwd=repository, check=True)
