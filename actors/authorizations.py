@@ -159,7 +159,7 @@ class AuthorizationsOfAccount(Actor):
         reached now does not keep the access alive; it learns of the end as soon as it can."""
         if self._ledger.get(live.id) is not live:
             return
-        row = live.authorization
+        row, was_told = live.authorization, live.acknowledged
         self._ledger.remove(live)
         self._counts["ended"] += 1
         self._unwritten[row.id] = attrs.evolve(
@@ -167,7 +167,7 @@ class AuthorizationsOfAccount(Actor):
         )
         await self._write_ends()
         self._tell(self._gateways, row.gateway_id, Revoke(authorization_id=row.id, reason=reason))
-        if live.acknowledged:
+        if was_told:
             revoked = AuthorizationRevoked(
                 authorization_id=row.id, resource_id=row.resource_id, reason=reason
             )

@@ -12,6 +12,7 @@ from base64 import urlsafe_b64encode
 from collections.abc import Iterable, Iterator
 from datetime import datetime, timedelta
 from heapq import heapify, heappop, heappush
+from typing import Literal
 from uuid import UUID
 
 import attrs
@@ -34,6 +35,19 @@ MIN_RETRY_NS = 1 * 10**9
 _MICROSECOND = timedelta(microseconds=1)
 
 
+Stage = Literal["written", "live", "ended"]
+Step = Literal["acknowledged", "rewritten", "ended"]
+
+STEPS: dict[Stage, dict[Step, Stage]] = {
+    "written": {"acknowledged": "live", "rewritten": "written", "ended": "ended"},
+    "live": {"rewritten": "live", "ended": "ended"},
+    "ended": {},
+}
+"""The life of an authorisation from its row on: `written` until its gateway took it; `rewritten`
+whenever its end, policy or address becomes another. The diagram of docs/control-plane.md is
+`diagram()`."""
+
+
 @attrs.define(kw_only=True, eq=False)
 class Live:
     """A live authorisation. `due_ns` is when it has to be looked at: half of the lease, the last
@@ -42,11 +56,19 @@ class Live:
     authorization: Authorization
     deadline_ns: int
     due_ns: int
-    acknowledged: bool
+    stage: Stage
 
     @property
     def id(self) -> UUID:
         return self.authorization.id
+
+    @property
+    def acknowledged(self) -> bool:
+        return self.stage == "live"
+
+    def step(self, step: Step) -> None:
+        """Go on in its life. KeyError for what cannot happen in this stage."""
+        self.stage = STEPS[self.stage][step]
 
     def told(self, now_ns: int) -> LiveAuthorization:
         """As an agent is told of it now."""
@@ -128,7 +150,7 @@ class Ledger:
             authorization=authorization,
             deadline_ns=deadline(authorization.expires_at, now_ns, instant),
             due_ns=0,
-            acknowledged=acknowledged,
+            stage="live" if acknowledged else "written",
         )
         self._live[live.id] = live
         for index, key in self._keys(authorization):
@@ -138,12 +160,15 @@ class Ledger:
 
     def rewrite(self, live: Live, authorization: Authorization, now_ns: int, at: datetime) -> None:
         """The row was written anew: another expiry, policy or address, the same parties."""
+        live.step("rewritten")
         live.authorization = authorization
         live.deadline_ns = deadline(authorization.expires_at, now_ns, at)
         self._plan(live, now_ns)
 
     def acknowledge(self, live: Live, now_ns: int) -> None:
-        live.acknowledged = True
+        """Its gateway took it. (After a restart of the account actor it counts as taken.)"""
+        if not live.acknowledged:
+            live.step("acknowledged")
         self._plan(live, now_ns)
 
     def postpone(self, live: Live, now_ns: int) -> None:
@@ -157,6 +182,8 @@ class Ledger:
         self._schedule(live, now_ns + max(left_ns // 8, min(left_ns, MIN_RETRY_NS)))
 
     def remove(self, live: Live) -> None:
+        """It has ended."""
+        live.step("ended")
         del self._live[live.id]
         for index, key in self._keys(live.authorization):
             entries = index[key]
@@ -241,6 +268,15 @@ class Connections:
             del index[key][other]
             if not index[key]:
                 del index[key]
+
+
+def diagram() -> str:
+    """`STEPS` as a Mermaid state diagram."""
+    lines = ["stateDiagram-v2", "    [*] --> written"]
+    for stage, steps in STEPS.items():
+        lines += [f"    {stage} --> {after}: {step}" for step, after in steps.items()]
+        lines += [f"    {stage} --> [*]"] if not steps else []
+    return "\n".join(lines)
 
 
 def new_ice(randomness: Randomness) -> IceParameters:
