@@ -69,9 +69,11 @@ class Door:
         certificate_chain: Path,
         certificate_key: Path,
         max_connections: int = MAX_CONNECTIONS,
+        grace_time_s: float = GRACE_TIME_S,
     ) -> None:
         self._app = ASGIWrapper(app)
         self._max_connections = max_connections
+        self._grace_time_s = grace_time_s
         self._chain = certificate_chain
         self._key = certificate_key
         self._tls = _tls_context(certificate_chain, certificate_key)
@@ -95,7 +97,7 @@ class Door:
         self, *, task_status: trio.TaskStatus[Address] = trio.TASK_STATUS_IGNORED
     ) -> None:
         """Serve until `stop`: then no call is taken any more, those in progress have
-        GRACE_TIME_S, and what is left is cut off. A cancellation cuts off everything at once."""
+        `grace_time_s`, and what is left is cut off. A cancellation cuts off everything at once."""
         context = WorkerContext(None)
 
         async def connection(stream: Any) -> None:
@@ -134,7 +136,8 @@ class Door:
         self._statistics.accepted += 1
         with self._bounded(stream) as bounded:
             try:
-                await _serve_connection(self._app, self._config, context, bounded)
+                with bounded.scope:
+                    await _serve_connection(self._app, self._config, context, bounded)
             except Exception as error:  # one connection never harms another
                 log.error("connection_failed", exc_info=error)
 
@@ -149,7 +152,7 @@ class Door:
             stream.socket.close()
 
     async def _cut_off_late(self) -> None:
-        until = trio.current_time() + GRACE_TIME_S
+        until = trio.current_time() + self._grace_time_s
         try:
             while self._streams and trio.current_time() < until:
                 await trio.sleep(0.05)
@@ -157,7 +160,6 @@ class Door:
             self._cut_off()
 
     def _cut_off(self) -> None:
-        """Hypercorn shields what it sends; only a closed socket ends a send that waits."""
         for stream in tuple(self._streams):
             stream.cut_off()
 
@@ -166,8 +168,16 @@ async def _serve_connection(
     app: ASGIWrapper, config: Config, context: WorkerContext, stream: _BoundedStream
 ) -> None:
     state = ConnectionState({})
-    server = TCPServer(app, config, context, state, stream)  # type: ignore[arg-type]  # SSLStream is final; this has what is used
+    server = _Connection(app, config, context, state, stream)  # type: ignore[arg-type]  # SSLStream is final; this has what is used
     await server.run()
+
+
+class _Connection(TCPServer):
+    """Hypercorn's own would wait for the idle timeout even when the caller has hung up."""
+
+    async def _read_data(self) -> None:
+        await super()._read_data()
+        await self.idle_task.stop()
 
 
 class _BoundedStream:
@@ -180,6 +190,7 @@ class _BoundedStream:
         self.transport_stream = stream
         self._tls = trio.SSLStream(stream, context, server_side=True, https_compatible=True)
         self._statistics = statistics
+        self.scope = trio.CancelScope()
         self.do_handshake = self._tls.do_handshake
         self.receive_some = self._tls.receive_some
 
@@ -187,8 +198,12 @@ class _BoundedStream:
         return self._tls.selected_alpn_protocol()  # type: ignore[no-any-return]  # typed as Any
 
     async def send_all(self, data: bytes) -> None:
-        with trio.move_on_after(WRITE_TIME_S) as scope:
-            await self._tls.send_all(data)
+        try:
+            with trio.move_on_after(WRITE_TIME_S) as scope:
+                await self._tls.send_all(data)
+        except trio.BrokenResourceError:
+            self.cut_off()
+            raise
         if scope.cancelled_caught:
             self.cut_off()
             raise trio.BrokenResourceError("the caller takes no answer")
@@ -198,9 +213,11 @@ class _BoundedStream:
             await self._tls.aclose()
 
     def cut_off(self) -> None:
-        """End the connection now; whoever waits on it is woken with an error."""
+        """End the connection now: Hypercorn shields what it sends, which only a closed socket
+        ends, and its reader would wait for ever for an answer that cannot be sent."""
         self._statistics.cut_off += 1
         self.transport_stream.socket.close()
+        self.scope.cancel()
 
 
 def _tls_context(chain: Path, key: Path) -> ssl.SSLContext:

@@ -122,7 +122,7 @@ async def installation(
         listen=Address("127.0.0.1", 0),
         certificate_chain=certificate.chain_file,
         certificate_key=certificate.key_file,
-        **door,
+        **({"grace_time_s": 1.0} | door),
     )
     here = Installation(store=store, door=served, office=office, operator_token="", tls=tls)
     here.operator_token = await here.insert_token("operator")
