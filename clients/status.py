@@ -38,7 +38,7 @@ def render(status: Mapping[str, Any], console: Console | None = None) -> None:
 def _table(peers: list[dict[str, Any]]) -> Table:
     table = Table()
     for column in ("peer", "path", "from", "to", "round trip", "in", "out", "resources"):
-        table.add_column(column, overflow="fold")
+        table.add_column(column, overflow="fold", no_wrap=column in ("peer", "round trip"))
     for peer in peers:
         path = peer["path"] or {}
         kind = path.get("kind", "looking for one")

@@ -8,7 +8,6 @@ was told to (SIGTERM, SIGINT, `down`), was refused by the portal, or failed.
 from __future__ import annotations
 
 import os
-import resource
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -37,6 +36,7 @@ from runtime.service import (
 from tunnel.agent import AgentIdentity
 from tunnel.engine import Engine
 from tunnel.shell.driver import DrivenAgent, DriverStatistics, EngineDriver
+from tunnel.shell.privileges import keep_only_network_administration
 from tunnel.shell.tun import TunDevice
 
 DEVICE_SEED_BYTES = 32
@@ -93,7 +93,7 @@ async def run_agent(options: ProcessOptions, make_agent: MakeAgent, system: Syst
     token = decode_token(options.token)
     if token.kind != options.kind:
         raise InvalidToken(f"a token for a {token.kind}, but this is a {options.kind}")
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    keep_only_network_administration()
     clock, randomness = SystemClock(), SystemRandomness()
     now = clock.monotonic_ns()
     engine = Engine(private_key=randomness.bytes(32), randomness=randomness, now=now)
