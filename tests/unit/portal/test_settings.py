@@ -1,0 +1,143 @@
+"""The settings of a portal, and the files of its first start."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from actors.model import Token
+from actors.store.memory import MemoryStore
+from channel.credentials import InvalidToken, decode_token, encode_token
+from portal.files import write_file
+from portal.first_start import ensure_operator_token, load_reset_key, prepare_state
+from portal.settings import PortalSettings, SettingsError, check
+from runtime.clock import VirtualClock
+from runtime.randomness import SeededRandomness
+from runtime.service import SecretUnavailable
+
+PIN = bytes(range(32))
+
+
+def test_the_address_of_tokens_is_the_one_given() -> None:
+    places = check(PortalSettings(address="portal.example.org", listen="192.0.2.1:8443"))
+    assert places.portal == "portal.example.org:443"
+    assert check(PortalSettings(address="[2001:db8::1]:99")).portal == "[2001:db8::1]:99"
+
+
+def test_without_one_it_is_where_the_channel_listens() -> None:
+    assert check(PortalSettings(listen="192.0.2.1:8443")).portal == "192.0.2.1:8443"
+    host, _, port = check(PortalSettings(listen="[::]:99")).portal.rpartition(":")
+    assert host
+    assert port == "99"
+
+
+def test_the_certificate_names_every_way_to_the_portal_once() -> None:
+    places = check(
+        PortalSettings(
+            address="portal.example.org:1",
+            listen="0.0.0.0:1",
+            api_listen="127.0.0.1:2",
+            names=("api.example.org", "portal.example.org"),
+        )
+    )
+    assert places.names == ("portal.example.org", "127.0.0.1", "localhost", "api.example.org")
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("listen", "nowhere"),
+        ("listen", "localhost:1"),
+        ("api_listen", "192.0.2.1:70000"),
+        ("address", "a b:1"),
+        ("address", "portal:x"),
+        ("database_connections", 0),
+        ("api_connections", -1),
+        ("drain_timeout_s", -1.0),
+    ],
+)
+def test_a_bad_setting_is_named(setting: str, value: Any) -> None:
+    with pytest.raises(SettingsError, match=f"^{setting}: "):
+        check(PortalSettings(**{setting: value}))
+
+
+async def ensure(directory: Path, store: MemoryStore, seed: int = 1) -> None:
+    await ensure_operator_token(
+        directory,
+        store,
+        portal="portal.example:443",
+        pin=PIN,
+        clock=VirtualClock(),
+        randomness=SeededRandomness(seed, "operator"),
+    )
+
+
+async def known(store: MemoryStore, id: UUID) -> Token | None:
+    return await store.find_token(id)
+
+
+async def test_the_first_start_makes_an_operators_token_and_later_ones_none(
+    tmp_path: Path,
+) -> None:
+    store = MemoryStore()
+    await ensure(tmp_path, store)
+    path = tmp_path / "operator-token"
+    assert path.stat().st_mode & 0o777 == 0o600
+    decoded = decode_token(path.read_text())
+    assert (decoded.kind, decoded.portal, decoded.pin) == ("operator", "portal.example:443", PIN)
+    row = await known(store, decoded.id)
+    assert row is not None
+    assert row.hash == decoded.hash
+    await ensure(tmp_path, store, seed=2)
+    assert decode_token(path.read_text()) == decoded
+    path.unlink()
+    await ensure(tmp_path, store, seed=3)
+    assert not path.exists()
+
+
+async def test_a_crash_between_the_file_and_the_row_is_made_good(tmp_path: Path) -> None:
+    text = encode_token("operator", UUID(int=7), bytes(32), "portal.example:443", PIN)
+    write_file(tmp_path / "operator-token", text.reveal(), mode=0o600)
+    store = MemoryStore()
+    await ensure(tmp_path, store)
+    assert await known(store, UUID(int=7)) is not None
+    (tmp_path / "operator-token.made").unlink()
+    await ensure(tmp_path, store)
+
+
+async def test_a_file_of_another_kind_or_open_to_others_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "operator-token"
+    text = encode_token("relay", UUID(int=7), bytes(32), "portal.example:443", PIN)
+    for content in (text.reveal(), b"nonsense"):
+        write_file(path, content, mode=0o600)
+        with pytest.raises(InvalidToken, match="delete the file"):
+            await ensure(tmp_path, MemoryStore())
+    path.chmod(0o644)
+    with pytest.raises(SecretUnavailable, match="open to others"):
+        await ensure(tmp_path, MemoryStore())
+
+
+def test_the_reset_key_outlives_a_restart(tmp_path: Path) -> None:
+    first = load_reset_key(tmp_path, SeededRandomness(1, "key"))
+    assert len(first) == 32
+    assert load_reset_key(tmp_path, SeededRandomness(2, "key")) == first
+    assert (tmp_path / "reset-key").stat().st_mode & 0o777 == 0o600
+
+
+def test_the_state_directory_is_not_for_others(tmp_path: Path) -> None:
+    state = tmp_path / "a" / "state"
+    prepare_state(state)
+    assert state.stat().st_mode & 0o066 == 0
+
+
+def test_a_file_is_replaced_whole_with_its_mode(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("old")
+    (tmp_path / "file.new").write_text("left by a crash")
+    write_file(path, b"new", mode=0o640)
+    assert path.read_bytes() == b"new"
+    assert path.stat().st_mode & 0o777 == 0o640
+    assert [each.name for each in tmp_path.iterdir()] == ["file"]
