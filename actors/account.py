@@ -7,10 +7,10 @@ Exactly one lives for an account, fenced by the epoch that it got from the store
   higher number stands;
 - the live authorisations and the connections that carry them.
 
-It is one actor in three files, since its state has one owner: `authorizations` (how they live and
-end), `requests` (access is asked for), and this one (its own life, the feed, enrolment, presence,
-questions). What can be said without waiting stands in `ledger`, `consequences`, `choice` and
-`enrolment`.
+It is one actor in four files, since its state has one owner: `authorizations` (how they live and
+end), `requests` (access is asked for), `questions` (of the API), and this one (its own life, the
+feed, enrolment, presence). What can be said without waiting stands in `ledger`, `consequences`,
+`choice` and `enrolment`.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from actors.consequences import (
 from actors.enrolment import (
     RangeExhausted,
     device_refusal,
+    has_too_many_devices,
     interface_of,
     known_device,
     new_device,
@@ -42,35 +43,26 @@ from actors.enrolment import (
 )
 from actors.ledger import LAST_CALL_NS, Live
 from actors.messages import (
-    AccountStatistics,
-    AccountStatisticsRequest,
     AttachClient,
     AttachGateway,
     ClientMoved,
     ClientTruth,
     End,
     EnrolDevice,
-    Explain,
-    ExplainAnswer,
     GatewayLoad,
     GatewayMoved,
     GatewayTruth,
-    ListLive,
-    ListPresence,
-    OnlineClient,
-    OnlineGateway,
-    Presence,
     VisibleResources,
     Wake,
 )
 from actors.model import Authorization, Change, Client, Gateway
-from actors.policy.engine import Request, Snapshot, visible_resources
-from actors.policy.explain import explain
-from actors.requests import RequestsOfAccount
+from actors.policy.engine import Snapshot, visible_resources
+from actors.questions import QuestionsOfAccount
 from actors.services import Services
 from actors.store.interface import (
     MAX_PAGE,
     Conflict,
+    Invalid,
     InvalidReference,
     NotFound,
     Put,
@@ -106,6 +98,13 @@ _log = structlog.get_logger("holloway.account")
 
 
 @attrs.frozen
+class _Idle:
+    """Nobody was connected when this was sent, and `joined` connections had come before."""
+
+    joined: int
+
+
+@attrs.frozen
 class _AgentDue:
     """An agent's token may have expired."""
 
@@ -114,7 +113,7 @@ class _AgentDue:
     number: int
 
 
-class AccountActor(RequestsOfAccount):
+class AccountActor(QuestionsOfAccount):
     """See the module. Started on demand under the name `account_name(account_id)`."""
 
     mailbox_limit: ClassVar[int] = 20_000
@@ -142,6 +141,7 @@ class AccountActor(RequestsOfAccount):
         for live in self._ledger:
             await self._review(live)
         self._arm()
+        self.send_after(self._services.limits.idle_account_ns, _Idle(self._joined))
         _log.info(
             "account_owned",
             account=str(self._account_id),
@@ -323,6 +323,8 @@ class AccountActor(RequestsOfAccount):
             return await self._enrol(ask)
         except Unavailable:
             return self._refusal("unavailable")
+        except Invalid as error:  # the name, which is the only thing that the device chose
+            return self._refusal("protocol_error", f"not a valid {error.field}")
         except RangeExhausted:
             return self._refusal("limits_exceeded", "the tunnel range is exhausted")
 
@@ -338,9 +340,7 @@ class AccountActor(RequestsOfAccount):
             known = known_device(self._snapshot, ask)
             if known is not None:
                 row = renewed_device(known, ask)
-            elif len(self._snapshot.clients) + len(self._snapshot.gateways) >= (
-                self._services.limits.devices
-            ):
+            elif has_too_many_devices(self._snapshot, ask.token, self._services.limits):
                 return self._refusal("limits_exceeded", "too many devices")
             else:
                 at = self.context.utc_now()
@@ -522,6 +522,14 @@ class AccountActor(RequestsOfAccount):
                     if not live.acknowledged:
                         await self._end(live, "abandoned")
         self._arm()
+        if not self._clients and not self._gateways:
+            self.send_after(self._services.limits.idle_account_ns, _Idle(self._joined))
+
+    @handles(_Idle)
+    def _on_idle(self, message: _Idle) -> None:
+        """What is live then ends by its leases, at the gateways that carry it."""
+        if message.joined == self._joined and not self._unwritten:
+            self.stop()
 
     @handles(ClientMoved)
     async def _on_client_moved(self, message: ClientMoved) -> None:
@@ -549,77 +557,3 @@ class AccountActor(RequestsOfAccount):
         online = self._gateways.current(message.gateway_id, message.number)
         if online is not None:
             online.load = message.connections
-
-    # --- questions ---------------------------------------------------------------------------
-
-    @handles(Explain)
-    def _on_explain(self, ask: Explain) -> ExplainAnswer:
-        online = None if ask.client_id is None else self._clients.get(ask.client_id)
-        client = None if ask.client_id is None else self._snapshot.clients.get(ask.client_id)
-        token_id = None if client is None else client.token_id
-        remote_ip = ask.remote_ip
-        if online is not None:
-            token_id, remote_ip = online.token_id, remote_ip or online.remote
-        request = Request(
-            client_id=ask.client_id,
-            principal_id=ask.principal_id if ask.client_id is None else None,
-            resource_id=ask.resource_id,
-            remote_ip=remote_ip,
-            token_id=token_id,
-        )
-        resource = self._snapshot.resources.get(ask.resource_id)
-        gateways = resource and self._snapshot.gateways_by_site.get(resource.site_id)
-        return ExplainAnswer(
-            explanation=explain(self._snapshot, request, ask.at or self.context.utc_now()),
-            online_gateway_ids=tuple(
-                id for id in sorted(gateways or ()) if self._gateways.get(id) is not None
-            ),
-        )
-
-    @handles(ListPresence)
-    def _on_list_presence(self, message: ListPresence) -> Presence:
-        return Presence(
-            clients=tuple(
-                OnlineClient(
-                    client_id=each.id,
-                    remote=each.remote,
-                    number=each.number,
-                    since=each.since,
-                    tunnel_key=each.tunnel_key,
-                )
-                for each in self._clients
-            ),
-            gateways=tuple(
-                OnlineGateway(
-                    gateway_id=each.id,
-                    remote=each.remote,
-                    number=each.number,
-                    since=each.since,
-                    tunnel_key=each.tunnel_key,
-                    connections=self._connections.count(each.id),
-                )
-                for each in self._gateways
-            ),
-        )
-
-    @handles(ListLive)
-    def _on_list_live(self, message: ListLive) -> frozenset[UUID]:
-        return frozenset(live.id for live in self._ledger)
-
-    @handles(AccountStatisticsRequest)
-    def _on_statistics(self, message: AccountStatisticsRequest) -> AccountStatistics:
-        return AccountStatistics(
-            epoch=self._epoch,
-            change_number=self._snapshot.number,
-            clients=len(self._clients),
-            gateways=len(self._gateways),
-            live_authorizations=len(self._ledger),
-            connections=len(self._connections),
-            granted=self._counts["granted"],
-            denied=self._counts["denied"],
-            renewed=self._counts["renewed"],
-            ended=self._counts["ended"],
-            given_up=self._counts["given_up"],
-            candidates_relayed=self._counts["candidates_relayed"],
-            candidates_refused=self._counts["candidates_refused"],
-        )

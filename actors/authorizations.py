@@ -142,7 +142,10 @@ class AuthorizationsOfAccount(Actor):
         )
 
     async def _prolong(self, live: Live, policy_id: UUID, expires_at: datetime) -> None:
-        row = attrs.evolve(live.authorization, policy_id=policy_id, expires_at=expires_at)
+        row = live.authorization
+        # The clock may have been set back: no row ends before it began.
+        expires_at = max(expires_at, row.created_at)
+        row = attrs.evolve(row, policy_id=policy_id, expires_at=expires_at)
         await self._rewrite(live, row)
         renewed = AuthorizationRenewed(
             authorization_id=row.id, expires_in_ns=live.remaining_ns(self.context.now())

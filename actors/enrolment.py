@@ -13,6 +13,7 @@ import attrs
 from actors.messages import EnrolDevice
 from actors.model import Account, Client, Gateway, Token
 from actors.policy.engine import Snapshot, in_networks
+from actors.services import Limits
 from channel.messages import PROTOCOL_VERSION, Disconnect, Interface, RefusalCode
 from runtime.randomness import Randomness
 
@@ -112,6 +113,16 @@ def device_refusal(
         case Gateway() if token.kind == "gateway" and token.site_id == device.site_id:
             return None if device.approved else refusal("awaiting_approval")
     return refusal("invalid_token", "the device was removed, or belongs to another")
+
+
+def has_too_many_devices(snapshot: Snapshot, token: Token, limits: Limits) -> bool:
+    """Whether there is no place for another device by this token."""
+    if len(snapshot.clients) + len(snapshot.gateways) >= limits.devices:
+        return True
+    if token.kind != "client":
+        return False
+    own = sum(1 for each in snapshot.clients.values() if each.principal_id == token.principal_id)
+    return own >= limits.clients_per_principal
 
 
 def known_device(snapshot: Snapshot, ask: EnrolDevice) -> Client | Gateway | None:

@@ -29,6 +29,9 @@ class Limits:
     """Per account."""
     devices: int = 200_000
     """Rows of clients and gateways per account."""
+    clients_per_principal: int = 1_000
+    idle_account_ns: int = 600 * _S
+    """How long an account's actor stays when nobody is connected to it."""
     authorizations_per_client: int = 1_000
     pending_requests: int = 32
     """Requests of one client that wait for a gateway."""

@@ -333,3 +333,34 @@ def test_an_account_that_is_removed_sends_its_agents_away() -> None:
     assert client.refused == "invalid_token"
     assert world.plane.statistics().accounts == 0
     assert not world.crashes
+
+
+def test_a_name_that_no_row_can_hold_is_refused_and_harms_nobody() -> None:
+    world = World()
+    client = agent(world, name="two\nlines")
+    assert client.refused == "protocol_error"
+    assert not world.crashes
+    assert not world.entities("client")
+
+
+def test_a_principal_has_a_limit_of_devices() -> None:
+    world = World(limits=Limits(clients_per_principal=2))
+    first, _, third = (agent(world) for _ in range(3))
+    assert third.refused == "limits_exceeded"
+    first.join()
+    assert first.is_connected
+
+
+def test_the_actor_of_an_account_leaves_some_time_after_the_last_agent() -> None:
+    world = World()
+    client = agent(world)
+    client.lose_channel()
+    world.run_for(500)
+    client.join()
+    client.lose_channel()
+    world.run_for(500)
+    assert world.plane.statistics().accounts == 1
+    world.run_for(200)
+    assert world.plane.statistics().accounts == 0
+    client.join()
+    assert client.is_connected

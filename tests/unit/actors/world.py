@@ -505,6 +505,10 @@ class World:
         page = run(self.store.authorizations(self.account.id, live_at=at, limit=1000))
         return {row.id: row for row in page}
 
+    def changes(self) -> tuple[Change, ...]:
+        page: tuple[Change, ...] = run(self.store.changes(self.account.id, after=0))
+        return page
+
     def relay_rows(self) -> tuple[Relay, ...]:
         rows: tuple[Relay, ...] = run(self.store.relays())
         return rows
