@@ -122,9 +122,15 @@ def create_api(
         logging_config=None,
         state=State({"office": office, "authenticator": authenticator, "health": health}),
     )
-    app.state.description = describe(app)
+    description = app.state.description = describe(app)
     asgi: ASGIApp = app
-    return FrontDoor(asgi, clock=office.clock, randomness=office.randomness, metrics=metrics)
+    return FrontDoor(
+        asgi,
+        description=description,
+        clock=office.clock,
+        randomness=office.randomness,
+        metrics=metrics,
+    )
 
 
 async def require_form(

@@ -36,17 +36,22 @@ HARDENING: Final = (
 
 
 class FrontDoor:
-    """An ASGI application around another. One log line for each call: method, path template
-    (never the path itself, which may hold anything), status, duration, token id, request id."""
+    """An ASGI application around another, which `description` (OpenAPI) describes.
+
+    One log line for each call: method, path template (never the path itself, which may hold
+    anything), status, duration, token id, request id.
+    """
 
     def __init__(
         self,
         app: ASGIApp,
         *,
+        description: dict[str, Any],
         clock: Clock,
         randomness: Randomness,
         metrics: CallMetrics | None = None,
     ) -> None:
+        self.description = description
         self._app = app
         self._clock = clock
         self._randomness = randomness
