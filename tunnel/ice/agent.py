@@ -200,6 +200,8 @@ class IceAgent:
         if pair is None:
             return
         pair.sent_at = now
+        if pair.due is not None and pair.due > now + CONSENT_INTERVAL_NS:
+            pair.due = now + CONSENT_INTERVAL_NS  # it was idle, and its next check far away
         if expects_answer and pair.unanswered_since is None:
             pair.unanswered_since = now
 
@@ -293,10 +295,7 @@ class IceAgent:
     def handle_timeout(self, now: int) -> None:
         selected = self.selected
         if selected is not None and selected.suspect_at is not None and selected.suspect_at <= now:
-            self._events.append(Doubted())
-            for pair in self._pairs:
-                if pair.state is PairState.CONSENTED:
-                    pair.happen(Happening.DOUBTED, now)
+            self._doubt(now)
         for pair in self._pairs:
             if pair.expires_at is not None and pair.expires_at <= now:
                 self._expired(pair, now)
@@ -345,6 +344,13 @@ class IceAgent:
         pair.consent_until = now + CONSENT_LIFETIME_NS
         pair.unanswered_since = None
         pair.due = now + self._consent_interval(pair, now)
+
+    def _doubt(self, now: int) -> None:
+        """The path in use was silent for too long: find out which pairs still work."""
+        self._events.append(Doubted())
+        for pair in self._pairs:
+            if pair.state is PairState.CONSENTED:
+                pair.happen(Happening.DOUBTED, now)
 
     def _expired(self, pair: Pair, now: int) -> None:
         pair.happen(Happening.EXPIRED, now)
@@ -417,6 +423,8 @@ class IceAgent:
         pair.attempt += 1
         if pair.state is PairState.SUSPECTED:
             pair.due = now + SUSPECT_INTERVALS_NS[min(attempt, len(SUSPECT_INTERVALS_NS) - 1)]
+        elif pair is self.selected and attempt > 0 and pair.state is PairState.CONSENTED:
+            self._doubt(now)
         elif pair.state is PairState.CONSENTED:
             pair.due = now + CONSENT_REPEATS_NS[min(attempt, len(CONSENT_REPEATS_NS) - 1)]
         elif pair.state is PairState.DORMANT:
@@ -430,8 +438,9 @@ class IceAgent:
             pair.due = self._dormant_due(pair, now)
 
     def _consent_interval(self, pair: Pair, now: int) -> int:
-        """RFC 7675, section 5.1: 5 s, by 0.8 to 1.2; 15 to 20 s where no data flows, which keeps
-        the bindings of NATs open (RFC 4787 asks for 2 minutes, many give 30 s)."""
+        """1 s, by 0.8 to 1.2, on the path that carried data of late: a side that only answers would
+        not see for long that its NAT forgot the binding. 15 to 20 s elsewhere, which keeps the
+        bindings of NATs open (RFC 4787 asks for 2 minutes, many give 30 s)."""
         active = pair.sent_at is not None and now - pair.sent_at < ACTIVE_NS
         if pair is self.selected and active:
             return CONSENT_INTERVAL_NS * (800 + self._randomness.integer(400)) // 1000
