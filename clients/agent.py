@@ -318,6 +318,9 @@ class ClientAgent(TunnelAgent):
 
     def _created(self, message: AuthorizationCreated, now: int) -> None:
         request = self._requests.answered(message.resource_id)
+        told_before = self._lease_by_id.get(message.authorization_id)
+        if told_before is not None and told_before.resource_id != message.resource_id:
+            self._end(told_before.authorization_id, now)
         connection = self._connections.get(message.connection_id)
         if connection is None:
             key = None if request is None else request.key

@@ -71,7 +71,7 @@ class ClientRouting:
         ipv4, ipv6 = self._sources
         device, table = self._tun.name, self._table
         for family, version, source in (("-4", 4, ipv4), ("-6", 6, ipv6)):
-            if family not in self._families:
+            if family not in self._families or (version == 6 and not self._tun.has_ipv6):
                 continue
             lines = [
                 f"route del {network} dev {device} table {table}"

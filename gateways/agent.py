@@ -239,6 +239,7 @@ class GatewayAgent(TunnelAgent):
         )
 
     def _authorize(self, message: Authorize, ref: int | None, now: int) -> None:
+        self._forget_namesake(message, now)
         ciphertext: bytes | None = None
         refusal = self._objection(message)
         if not refusal and message.connection_id not in self._connections:
@@ -251,6 +252,14 @@ class GatewayAgent(TunnelAgent):
             authorization_id=message.authorization_id, kem_ciphertext=ciphertext, refusal=refusal
         )
         self._send(ack, ref)
+
+    def _forget_namesake(self, message: Authorize, now: int) -> None:
+        """An authorisation told again is the same; told of something else, it replaces itself."""
+        older = self._grants.get(message.authorization_id)
+        if older is None:
+            return
+        if (older.connection_id, older.resource.id) != (message.connection_id, message.resource.id):
+            self._end(older.id, now)
 
     def _objection(self, message: Authorize) -> Refusal:
         networks = networks_of(message.resource)
@@ -329,9 +338,6 @@ class GatewayAgent(TunnelAgent):
 
     def _grant(self, message: Authorize, now: int) -> None:
         connection = self._connections[message.connection_id]
-        older = self._grants.get(message.authorization_id)
-        if older is not None and older.connection_id != connection.id:
-            self._end(older.id, now)
         grant = _Grant(
             id=message.authorization_id,
             connection_id=connection.id,

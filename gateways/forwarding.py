@@ -105,7 +105,7 @@ class GatewayForwarding:
         await self._tun.configure(interface.ipv4, interface.ipv6, interface.mtu)
         device = self._tun.name
         lines = [f"route replace {interface.range_ipv4} dev {device}"]
-        if _has("net/ipv6"):
+        if self._tun.has_ipv6:
             lines.append(f"-6 route replace {interface.range_ipv6} dev {device}")
         for line in lines:
             await run_command(["ip", *line.split()])

@@ -247,6 +247,23 @@ with TunDevice.create("hlw%d") as tun:
 """
 
 
+def test_agents_do_without_ipv6_where_it_is_switched_off(lab: Lab) -> None:
+    host = lab.hosts["gateway"]
+    for scope in ("all", "default"):
+        host.run("sysctl", "-qw", f"net.ipv6.conf.{scope}.disable_ipv6=1")
+    gateway = Gateway(host, lab.directory / "state")
+    assert "100.64.0.0/11" in host.run("ip", "route", "show")
+    gateway.stop()
+    client = host.spawn(
+        [sys.executable, "-c", CLIENT], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT
+    )
+    assert client.stdout is not None
+    assert client.stdout.readline() == b"ready\n"
+    assert "dev hlw0" in host.run("ip", "route", "get", "10.99.1.1")
+    client.communicate(b"\n\n", timeout=10)
+    assert client.returncode == 0
+
+
 def test_a_clients_routes_win_cannot_loop_and_are_removed(lab: Lab) -> None:
     host = lab.hosts["gateway"]
     before = host.run("ip", "rule", "show") + host.run("ip", "-6", "rule", "show")

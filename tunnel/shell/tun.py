@@ -89,15 +89,25 @@ class TunDevice:
     async def configure(self, ipv4: IPv4Address, ipv6: IPv6Address, mtu: int) -> None:
         """Give the device exactly these two addresses (/32 and /128) and this MTU.
 
-        Raises CommandFailed.
+        The IPv6 address is left out where the machine has IPv6 switched off. Raises CommandFailed.
         """
-        await run_command(
-            ["ip", "-batch", "-"],
-            given=f"addr flush dev {self.name} scope global\n"
-            f"link set dev {self.name} mtu {mtu}\n"
-            f"addr replace {ipv4}/32 dev {self.name}\n"
-            f"addr replace {ipv6}/128 dev {self.name} nodad\n",
-        )
+        lines = [
+            f"addr flush dev {self.name} scope global",
+            f"link set dev {self.name} mtu {mtu}",
+            f"addr replace {ipv4}/32 dev {self.name}",
+        ]
+        if self.has_ipv6:
+            lines.append(f"addr replace {ipv6}/128 dev {self.name} nodad")
+        await run_command(["ip", "-batch", "-"], given="\n".join(lines) + "\n")
+
+    @property
+    def has_ipv6(self) -> bool:
+        """Whether the kernel carries IPv6 on this device."""
+        try:
+            with open(f"/proc/sys/net/ipv6/conf/{self.name}/disable_ipv6") as file:
+                return file.read().strip() == "0"
+        except OSError:
+            return False
 
     async def wait_readable(self) -> None:
         """Return when the kernel has a packet. Safe to cancel.
