@@ -420,3 +420,30 @@ async def test_bad_settings_end_with_a_sentence(tmp_path: Path) -> None:
         assert last.startswith("holloway portal: ")
         assert words in last
         assert "Traceback" not in here.log
+
+
+async def test_a_database_that_is_away_at_the_start_is_waited_for_and_never_shown() -> None:
+    with own_directory("waiting") as directory:
+        here = Portal(directory)
+        observability = f"127.0.0.1:{free_port()}"
+        here.spawn(
+            DATABASE_URL=f"postgresql://holloway:hunter2@127.0.0.1:{free_port()}/holloway",
+            HOLLOWAY_PORTAL_OBSERVABILITY=observability,
+        )
+        assert here.process is not None
+
+        async def is_waiting() -> bool:
+            try:
+                async with httpx.AsyncClient(trust_env=False) as client:
+                    answer = await client.get(f"http://{observability}/readyz")
+            except httpx.TransportError:
+                return False
+            assert answer.status_code == 503
+            return "cannot be reached" in answer.text
+
+        await until(is_waiting)
+        assert here.process.poll() is None
+        assert not (here.state / "operator-token").exists()
+        assert await here.end() == 0
+        assert "database_unavailable" in here.log
+        assert "hunter2" not in here.log
