@@ -371,10 +371,11 @@ class GatewayAgent(TunnelAgent):
 
     def _disconnect(self, connection: _Connection, now: int) -> None:
         for grant_id in connection.grant_ids:
-            grant = self._grants.pop(grant_id)
+            del self._grants[grant_id]
             self._leases.cancel(grant_id)
-            for network in networks_of(grant.resource):
-                self._flush(connection.client, network)
+        if connection.grant_ids:
+            for own in (connection.client.ipv4, connection.client.ipv6):
+                self._events.append(FlushTranslations(client=own, network=None))
         connection.grant_ids.clear()
         self._connections.pop(connection.id, None)
         for address in own_addresses(connection.client.ipv4, connection.client.ipv6):

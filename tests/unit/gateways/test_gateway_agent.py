@@ -281,6 +281,12 @@ def test_a_client_that_starts_anew_replaces_its_connection() -> None:
     assert stage.gateways[0].engine.connection_ids == [UUID(int=78)]
     assert [held.connection_id for held in stage.gateways[0].held()] == [UUID(int=78)]
     assert older != UUID(int=78)
+    assert stage.events["1"] == []
+    stage.settle()
+    assert stage.events["1"] == [
+        FlushTranslations(client=CLIENT_IPV4, network=None),
+        FlushTranslations(client=CLIENT_IPV6, network=None),
+    ]
 
 
 def test_candidates_of_unknown_connections_are_ignored() -> None:
