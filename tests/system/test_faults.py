@@ -7,7 +7,6 @@ One installation serves all tests of this file; each test leaves it whole.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import random
 import signal
@@ -123,7 +122,7 @@ def test_a_killed_client_comes_back_to_where_it_was(it: Installation) -> None:
     assert not it.fetch_page(2)
     it.components["laptop"].start()
     wait_until(it.fetch_page, what="the page arrives again")
-    assert it.admin.call("GET", "/v1/clients")["items"].__len__() == 1
+    assert len(it.admin.call("GET", "/v1/clients")["items"]) == 1
 
 
 def test_postgresql_is_restarted_and_keeps_what_it_acknowledged(it: Installation) -> None:
@@ -202,25 +201,32 @@ def test_garbage_datagrams_at_every_socket_change_nothing(it: Installation) -> N
     assert it.fetch_page()
 
 
-def test_a_wrong_token_is_refused_with_a_reason_and_without_its_text(it: Installation) -> None:
+def try_to_join(it: Installation, token: str) -> subprocess.CompletedProcess[str]:
+    """`holloway up` with this token on a machine of its own, to its end."""
+    path = it.directory / "intruders-token"
+    path.touch(mode=0o600)
+    path.write_text(token)
+    environment = {"HOLLOWAY_UP_TOKEN_FILE": str(path), "HOLLOWAY_UP_OBSERVABILITY": ""}
+    try:
+        return subprocess.run(
+            ["ip", "netns", "exec", it.web.name, *it.components["laptop"].argv[:3], "up",
+             "--state-dir", str(it.directory / "intruder")],
+            env=os.environ | environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            cwd=Path(__file__).resolve().parents[2],
+        )  # fmt: skip
+    finally:
+        path.unlink()
+
+
+def test_a_mistyped_token_is_refused_with_a_reason_and_without_its_text(it: Installation) -> None:
     good = (it.directory / "client-token").read_text().strip()
-    secret_part = good[60:100]
-    bad = it.directory / "bad-token"
-    bad.touch(mode=0o600)
-    bad.write_text(good[:70] + ("A" if good[70] != "A" else "B") + good[71:])
-    done = subprocess.run(
-        ["ip", "netns", "exec", it.web.name, *it.components["laptop"].argv[:3], "up",
-         "--state-dir", str(it.directory / "intruder")],
-        env=os.environ | {"HOLLOWAY_UP_TOKEN_FILE": str(bad), **it.components["laptop"].env}
-        | {"HOLLOWAY_UP_TOKEN_FILE": str(bad)},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        cwd=Path(__file__).resolve().parents[2],
-    )  # fmt: skip
+    done = try_to_join(it, good[:70] + ("A" if good[70] != "A" else "B") + good[71:])
     assert done.returncode != 0
     assert "token" in done.stderr
-    assert secret_part not in done.stderr + done.stdout
+    assert good[80:110] not in done.stderr + done.stdout
 
 
 def test_a_deleted_token_is_refused_at_the_channel(it: Installation) -> None:
@@ -230,30 +236,20 @@ def test_a_deleted_token_is_refused_at_the_channel(it: Installation) -> None:
         {"kind": "client", "name": "Short-lived", "principal_id": it.ids["principal"]},
     )
     it.admin.call("DELETE", f"/v1/tokens/{made['id']}")
-    path = it.directory / "deleted-token"
-    path.touch(mode=0o600)
-    path.write_text(made["token"])
-    done = subprocess.run(
-        ["ip", "netns", "exec", it.laptop.name, *it.components["laptop"].argv[:3], "up",
-         "--state-dir", str(it.directory / "intruder")],
-        env=os.environ | it.components["laptop"].env | {"HOLLOWAY_UP_TOKEN_FILE": str(path)},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        cwd=Path(__file__).resolve().parents[2],
-    )  # fmt: skip
+    done = try_to_join(it, made["token"])
     assert done.returncode != 0
     assert "invalid_token" in done.stderr
     log = it.components["portal"].log.read_text()
     assert "invalid_token" in log
-    assert made["token"] not in log
+    assert made["token"] not in log + done.stderr
 
 
 def test_a_body_of_10_mb_and_wrong_types_are_refused_by_the_api(it: Installation) -> None:
     status, answer = it.admin.try_call("POST", "/v1/groups", {"name": "x" * (10 << 20)})
-    assert (status, answer["code"]) == (413, answer["code"])
+    assert status == 413
+    assert answer["code"]
     status, answer = it.admin.try_call("POST", "/v1/groups", {"name": 7})
-    assert status == 422 or status == 400
+    assert status == 422
     assert answer["errors"][0]["field"] == "name"
     status, answer = it.admin.try_call("POST", "/v1/groups", ["no", "object"])
     assert 400 <= status < 500
@@ -289,11 +285,7 @@ def test_garbage_at_the_control_socket_of_an_agent_changes_nothing(it: Installat
 
 
 def test_no_secret_is_in_any_log(it: Installation) -> None:
-    secrets_known = [
-        path.read_text().strip()
-        for path in it.directory.glob("*-token")
-        if path.name not in ("bad-token",)
-    ]
+    secrets_known = [path.read_text().strip() for path in it.directory.glob("*-token")]
     secrets_known.append((it.directory / "portal" / "operator-token").read_text().strip())
     for log in it.directory.glob("*.log"):
         text = log.read_text(errors="replace")
@@ -308,4 +300,3 @@ def test_the_large_file_arrives_whole(it: Installation) -> None:
         ["sha256sum", str(it.directory / "web" / LARGE_FILE)], capture_output=True, text=True
     ).stdout
     assert ours.split()[0] == theirs.split()[0]
-    assert json.dumps(ours)
