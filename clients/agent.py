@@ -20,7 +20,6 @@ from uuid import UUID
 
 import attrs
 
-from channel.filters import PacketFilter, compile_filters
 from channel.messages import (
     AuthorizationCreated,
     AuthorizationDenied,
@@ -35,8 +34,8 @@ from channel.messages import (
     ResourceRemoved,
     ResourceUpserted,
 )
-from channel.prefixes import PrefixTable
 from clients.requests import Denial, Requests
+from clients.resources import ResourceTable
 from runtime.randomness import Randomness
 from tunnel.agent import SECOND_NS, AgentIdentity, TunnelAgent, own_addresses
 from tunnel.deadlines import Deadlines
@@ -44,7 +43,7 @@ from tunnel.engine import Connected, ConnectionParameters, Engine, Failed, PathC
 from tunnel.flows import Flow, FlowTable, opens_flow
 from tunnel.packet import TCP, TCP_RST, Header, parse, prohibited, reset, tcp_flags
 from tunnel.preshared import KemError, KemKey, preshared_key
-from tunnel.resources import Network, networks_of
+from tunnel.resources import Network
 
 MAX_FLOWS = 65_536
 MAX_EARLY_CONNECTIONS = 32
@@ -108,8 +107,7 @@ class ClientAgent(TunnelAgent):
     ) -> None:
         super().__init__(identity, engine, randomness=randomness, now=now)
         self._addresses: frozenset[bytes] = frozenset()
-        self._resources: dict[UUID, tuple[Resource, PacketFilter]] = {}
-        self._ids_by_network: PrefixTable[tuple[UUID, ...]] = PrefixTable()
+        self._resources = ResourceTable()
         self._routes: frozenset[Network] = frozenset()
         self._connections: dict[UUID, _Connection] = {}
         self._lease_by_id: dict[UUID, _Lease] = {}
@@ -143,7 +141,7 @@ class ClientAgent(TunnelAgent):
         if header.is_icmp_error or not header.first_fragment:
             self.counts.unrouted += 1
             return
-        resource_id = self._permitting(header)
+        resource_id = self._resources.permitting(header)
         if resource_id is None:
             self._prohibit(packet)
             return
@@ -152,13 +150,6 @@ class ClientAgent(TunnelAgent):
                 self._send_or_ask(resource_id, packet, now)
         elif header.protocol == TCP and not tcp_flags(packet, header) & TCP_RST:
             self._inject(reset(packet))  # a flow of an earlier time; better told than left to hang
-
-    def _permitting(self, header: Header) -> UUID | None:
-        """The resource that this packet is for, if its filters allow it."""
-        for resource_id in self._ids_by_network.lookup(header.destination) or ():
-            if self._resources[resource_id][1].allows(header.protocol, header.destination_port):
-                return resource_id
-        return None
 
     def _send_or_ask(self, resource_id: UUID, packet: bytes, now: int) -> None:
         lease = self._lease_by_resource.get(resource_id)
@@ -303,8 +294,9 @@ class ClientAgent(TunnelAgent):
             else:
                 self._end(authorization_id, now)
         named = {resource.id for resource in init.resources}
-        for resource_id in [known for known in self._resources if known not in named]:
-            self._remove(resource_id, now)
+        for known in self._resources.all():
+            if known.id not in named:
+                self._remove(known.id, now)
         for resource in init.resources:
             self._upsert(resource)
         self._begin(
@@ -426,45 +418,25 @@ class ClientAgent(TunnelAgent):
     # --- resources -------------------------------------------------------------------------------
 
     def _upsert(self, resource: Resource) -> None:
-        older = self._resources.get(resource.id)
-        if older is not None and networks_of(older[0]) != networks_of(resource):
-            self._unroute(older[0])
-            older = None
-        allowed = compile_filters(resource.filters)
-        self._resources[resource.id] = (resource, allowed)
-        if older is not None and older[1] != allowed:
+        allowed = self._resources.upsert(resource)
+        if allowed is not None:
             self._flows.remove(
                 lambda flow: (
                     flow.tag == resource.id and not allowed.allows(flow.key[0], flow.key[4])
                 )
             )
-        if older is None:
-            for network in networks_of(resource):
-                ids = self._ids_by_network.get(network) or ()
-                self._ids_by_network.insert(network, (*ids, resource.id))
 
     def _remove(self, resource_id: UUID, now: int) -> None:
-        entry = self._resources.pop(resource_id, None)
-        if entry is None:
+        if not self._resources.remove(resource_id):
             return
-        self._unroute(entry[0])
         self._requests.forget(resource_id)
         lease = self._lease_by_resource.get(resource_id)
         if lease is not None:
             self._end(lease.authorization_id, now)
         self._flows.remove(lambda flow: flow.tag == resource_id)
 
-    def _unroute(self, resource: Resource) -> None:
-        for network in networks_of(resource):
-            ids = self._ids_by_network.get(network) or ()
-            left = tuple(other for other in ids if other != resource.id)
-            if left:
-                self._ids_by_network.insert(network, left)
-            else:
-                self._ids_by_network.remove(network)
-
     def _publish_routes(self) -> None:
-        routes = frozenset(network for network, _ in self._ids_by_network.items())
+        routes = self._resources.networks()
         if routes != self._routes:
             self._routes = routes
             self._events.append(RoutesChanged(networks=routes))
@@ -558,19 +530,21 @@ class ClientAgent(TunnelAgent):
             "peers": [self._peer_status(peer, now) for peer in self._connections.values()],
             "resources": [
                 {"id": str(resource.id), "name": resource.name, "address": resource.address}
-                for resource, _ in self._resources.values()
+                for resource in self._resources.all()
             ],
             "denials": [
                 {
                     "resource_id": str(resource_id),
-                    "resource": self._name_of(resource_id),
+                    "resource": self._resources.name_of(resource_id),
                     "reason": denial.reason,
                     "violated": list(denial.violated),
                     "age_ns": now - denial.at_ns,
                 }
                 for resource_id, denial in self._requests.denials()
             ],
-            "waiting": [self._name_of(resource_id) for resource_id in self._requests.waiting()],
+            "waiting": [
+                self._resources.name_of(resource_id) for resource_id in self._requests.waiting()
+            ],
             "flows": len(self._flows),
             "counts": attrs.asdict(self.counts),
         }
@@ -613,7 +587,7 @@ class ClientAgent(TunnelAgent):
             "resources": [
                 {
                     "id": str(lease.resource_id),
-                    "name": self._name_of(lease.resource_id),
+                    "name": self._resources.name_of(lease.resource_id),
                     "authorization_id": str(lease.authorization_id),
                     "expires_in_ns": max(
                         0, (self._expiries.get(lease.authorization_id) or now) - now
@@ -622,10 +596,6 @@ class ClientAgent(TunnelAgent):
                 for lease in leases
             ],
         }
-
-    def _name_of(self, resource_id: UUID) -> str:
-        entry = self._resources.get(resource_id)
-        return "" if entry is None else entry[0].name
 
 
 def _complete(headers: bytes) -> bytes:
