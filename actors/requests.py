@@ -108,11 +108,12 @@ class RequestsOfAccount(AuthorizationsOfAccount):
         if connection is not None and connection.pending:
             connection.waiting.append((caller, ask))
             return LATER
+        is_new = connection is None
         if connection is None:
-            connection, is_new = self._new_connection(online, gateway), True
-        else:
-            is_new = False
+            connection = self._new_connection(online, gateway)
         try:
+            if is_new:
+                await self._end_older(connection)
             live = await self._grant(online, gateway, connection, resource_id, decision)
         except Unavailable:
             self._forget_if_pending(connection)
@@ -157,6 +158,14 @@ class RequestsOfAccount(AuthorizationsOfAccount):
             return connection
         self._drop(connection)
         return None
+
+    async def _end_older(self, connection: Connection) -> None:
+        """A gateway has one connection with a client, and gives up the older one as soon as it is
+        asked for another, whatever becomes of that; so what the older one carried ends before."""
+        for live in self._ledger.of_client(connection.client_id):
+            row = live.authorization
+            if row.gateway_id == connection.gateway_id and row.connection_id != connection.id:
+                await self._end(live, "replaced")
 
     def _new_connection(self, client: OnlineAgent, gateway: OnlineAgent) -> Connection:
         connection = Connection(
@@ -263,7 +272,7 @@ class RequestsOfAccount(AuthorizationsOfAccount):
         self.cast(client.ref, created)
         self._settle(row.client_id, row.gateway_id, client)
         for other in self._ledger.of_client(row.client_id):
-            if other is not live and _replaces(row, other.authorization):
+            if other is not live and other.authorization.resource_id == row.resource_id:
                 await self._end(other, "replaced")
         return True
 
@@ -399,11 +408,3 @@ class RequestsOfAccount(AuthorizationsOfAccount):
             violated=violated,
             retry_after_ns=UNAVAILABLE_AFTER_NS if reason == "unavailable" else 0,
         )
-
-
-def _replaces(row: Authorization, other: Authorization) -> bool:
-    """Whether an authorisation takes the place of an older one of the same client: it is for the
-    same resource, or its connection is a new one to the same gateway (the ends keep only one)."""
-    if other.resource_id == row.resource_id:
-        return True
-    return other.gateway_id == row.gateway_id and other.connection_id != row.connection_id

@@ -40,12 +40,13 @@ ADDRESSES = ["203.0.113.7", "198.51.100.20", "2001:db8::7"]
 class Story:
     """A world in which things happen by number, so that hypothesis can shrink what happened."""
 
-    def __init__(self) -> None:
-        self.world = world = World()
+    def __init__(self, effect_delay_ns: tuple[int, int] = (0, 0)) -> None:
+        self.world = world = World(effect_delay_ns=effect_delay_ns)
         self.groups = [world.everyone, world.staff]
         self.resources = [world.web, world.db]
         self.gateways = [world.gateway("one"), world.gateway("two")]
         self.clients = [world.client(), world.client(remote=ADDRESSES[1])]
+        world.run_for(1)
         self.agents: list[ClientAgent | GatewayAgent] = [*self.gateways, *self.clients]
         self.policy_ids = [world.new_id() for _ in range(3)]
         self.member_id = world.new_id()
@@ -308,3 +309,23 @@ def test_what_is_live_is_always_what_a_cold_reload_would_decide(
         EVENTS[name](story, which, choice)
         story.world.run_for(4)  # whoever is silent has been left by then
         story.check()
+
+
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True
+)
+@given(happenings, st.lists(st.sampled_from([1, 10, 50, 500, 8_000]), min_size=40, max_size=40))
+def test_it_is_so_too_when_the_store_takes_its_time_and_things_happen_at_once(
+    events: list[tuple[str, int, int]], pauses_ms: list[int]
+) -> None:
+    story = Story(effect_delay_ns=(0, 30_000_000))
+    for policy in range(2):
+        story.put_policy(policy, policy * 2 + 4)
+    for (name, which, choice), pause_ms in zip(events, pauses_ms, strict=False):
+        note(f"{name} {which} {choice}, then {pause_ms} ms")
+        EVENTS[name](story, which, choice)
+        story.world.run_for(pause_ms / 1_000)
+        if pause_ms == 8_000:
+            story.check()
+    story.world.run_for(8)
+    story.check()

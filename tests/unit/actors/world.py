@@ -132,7 +132,7 @@ class Line:
             for frame in decoder.feed(part):
                 self.frames.append(frame)
                 self._world.log.append((self.agent.name if self.agent else "?", frame.message))
-                if self.agent is not None:
+                if self.agent is not None and self.agent.line is self:
                     self.agent.hear(frame)
 
     def close(self, disconnect: Disconnect | None) -> None:
@@ -384,7 +384,13 @@ class Lab:
 class World:
     """An account with one site, one user in one group, and whatever a test adds."""
 
-    def __init__(self, seed: int = 1, *, limits: Limits | None = None) -> None:
+    def __init__(
+        self,
+        seed: int = 1,
+        *,
+        limits: Limits | None = None,
+        effect_delay_ns: tuple[int, int] = (0, 0),
+    ) -> None:
         self.clock = VirtualClock(start_ns=1_000 * S, utc_start=START)
         self.randomness = SeededRandomness(seed, "world")
         self.store = Store()
@@ -392,6 +398,7 @@ class World:
         self.log: list[tuple[str, object]] = []
         self.crashes: list[CrashReport] = []
         self.limits = limits
+        self.effect_delay_ns = effect_delay_ns
         self.account = Account(id=self.new_id(), name="acme", slug="acme", created_at=START)
         self.everyone = Group(kind="everyone", name="Everyone", **self.common())
         self.staff = Group(name="staff", **self.common())
@@ -414,7 +421,12 @@ class World:
             report=self._report,
             crash_details=True,
         )
-        self.host = HeapHost(self.scheduler, self.clock)
+        self.host = HeapHost(
+            self.scheduler,
+            self.clock,
+            randomness=self.randomness.child("effects"),
+            effect_delay_ns=self.effect_delay_ns,
+        )
         self.plane = ControlPlane(
             self.scheduler,
             self.store,
