@@ -70,7 +70,7 @@ class FrontDoor:
         started_ns = self._clock.monotonic_ns()
         request_id = uuid7(self._clock, self._randomness)
         scope["state"] = {"request_id": str(request_id)}  # never that of the call before
-        answer = _Answer(send, request_id)
+        answer = _Answer(send, request_id, scope["http_version"])
         self._open_calls += 1
         try:
             await self._answer(scope, receive, answer)
@@ -157,8 +157,9 @@ class FrontDoor:
 class _Answer:
     """Passes an answer on, with the headers that every answer has, and keeps its status."""
 
-    def __init__(self, send: Send, request_id: UUID) -> None:
+    def __init__(self, send: Send, request_id: UUID, http_version: str) -> None:
         self._send = send
+        self._may_close = http_version.startswith("1")  # HTTP/2 knows no such header
         self._request_id = str(request_id)
         self.status: int | None = None
 
@@ -181,7 +182,7 @@ class _Answer:
         headers: list[tuple[bytes, bytes]] = [
             (b"content-type", MEDIA_TYPE.encode()),
             (b"content-length", str(len(body)).encode()),
-            (b"connection", b"close"),
+            *([(b"connection", b"close")] if self._may_close else []),
             *((name.lower().encode(), value.encode()) for name, value in problem.headers.items()),
         ]
         start: Any = {
