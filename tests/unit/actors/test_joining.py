@@ -5,6 +5,7 @@ from typing import Any
 
 import attrs
 import pytest
+from structlog.testing import capture_logs
 
 from actors.model import Principal
 from actors.services import Limits
@@ -364,3 +365,16 @@ def test_the_actor_of_an_account_leaves_some_time_after_the_last_agent() -> None
     assert world.plane.statistics().accounts == 0
     client.join()
     assert client.is_connected
+
+
+@pytest.mark.parametrize("changes", [{}, {"signature": bytes(64)}, {"token": "hlw_client_secret"}])
+def test_a_join_leaves_one_line_in_the_log_and_no_secret_in_it(changes: dict[str, Any]) -> None:
+    world = World()
+    with capture_logs() as lines:
+        agent(world, **changes)
+    own = [line for line in lines if line["event"] in ("agent_joined", "join_refused")]
+    assert len(own) == 1
+    secret = decode_token(world.user_token).secret
+    text = repr(lines)
+    for hidden in (world.user_token, secret.hex(), repr(secret), "hlw_client"):
+        assert hidden not in text
