@@ -27,6 +27,8 @@ _IPV6_MTU_DISCOVER: Final = 23
 _PMTUDISC_PROBE: Final = 3
 _SO_RCVBUFFORCE: Final = 33
 _SO_SNDBUFFORCE: Final = 32
+# How the kernel writes an IPv4 address on a socket of both families (RFC 4291, 2.5.5.2).
+_MAPPED: Final = "::ffff:"
 
 
 @attrs.frozen(kw_only=True)
@@ -44,7 +46,7 @@ class UdpStatistics:
 
 
 class UdpSocket:
-    """A bound UDP socket of one IP family. Made by `bind`, ended by `close`.
+    """A bound UDP socket, mostly of one IP family. Made by `bind`, ended by `close`.
 
     Only one task at a time may wait in `wait_readable`. `close` may be called by any task: a
     waiting one is woken with trio.ClosedResourceError.
@@ -57,6 +59,9 @@ class UdpSocket:
         name = raw.getsockname()
         self._local = Address(name[0], name[1])
         self._is_ipv6 = raw.family == socket.AF_INET6
+        self._carries_both = self._is_ipv6 and not raw.getsockopt(
+            socket.IPPROTO_IPV6, socket.IPV6_V6ONLY
+        )
         self._received_datagrams = 0
         self._received_bytes = 0
         self._receive_errors = 0
@@ -74,19 +79,22 @@ class UdpSocket:
         reuse_port: bool = False,
         buffer_bytes: int = DEFAULT_BUFFER_BYTES,
         dont_fragment: bool = False,
+        dual_stack: bool = False,
     ) -> UdpSocket:
         """Bind to `address` (port 0: one that is free). Needs no running event loop.
 
         `mark` is the SO_MARK of every datagram sent (needs CAP_NET_ADMIN). `buffer_bytes` is
         asked for in both directions; without CAP_NET_ADMIN the kernel's maximum may be lower.
         `dont_fragment` refuses what is larger than the path instead of letting it be cut up.
-        An IPv6 socket carries IPv6 alone. Raises OSError.
+        An IPv6 socket carries IPv6 alone, unless it is bound to `::` with `dual_stack`: then IPv4
+        passes too, under its plain addresses. Raises OSError.
         """
         raw = socket.socket(address.family, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
         try:
             raw.setblocking(False)
             if address.family == socket.AF_INET6:
-                raw.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                only = not (dual_stack and address.host == "::")
+                raw.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, only)
             if mark is not None:
                 raw.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
             if reuse_port:
@@ -148,6 +156,8 @@ class UdpSocket:
                 continue
             total += size
             host = sender[0].partition("%")[0] if self._is_ipv6 else sender[0]
+            if self._carries_both and "." in host:
+                host = host.removeprefix(_MAPPED)
             batch.append((bytes(view[:size]), Address(host, sender[1])))
         self._received_datagrams += len(batch)
         self._received_bytes += total
@@ -158,6 +168,8 @@ class UdpSocket:
 
         Never waits; the socket being closed counts as a refusal.
         """
+        if self._carries_both and ":" not in address[0]:
+            address = (_MAPPED + address[0], address[1])
         try:
             self._sent_bytes += self._socket.sendto(data, address)
         except BlockingIOError:
@@ -204,10 +216,9 @@ class UdpSocket:
 
 
 def _forbid_fragments(raw: socket.socket) -> None:
+    raw.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _PMTUDISC_PROBE)
     if raw.family == socket.AF_INET6:
         raw.setsockopt(socket.IPPROTO_IPV6, _IPV6_MTU_DISCOVER, _PMTUDISC_PROBE)
-    else:
-        raw.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _PMTUDISC_PROBE)
 
 
 def _grow(raw: socket.socket, option: int, force: int, size: int) -> None:

@@ -72,3 +72,18 @@ def test_two_sockets_share_a_port_only_when_both_ask() -> None:
             assert second.local_address == first.local_address
         with pytest.raises(OSError, match="in use"):
             UdpSocket.bind(first.local_address)
+
+
+async def test_a_socket_of_both_families_shows_ipv4_under_its_plain_addresses() -> None:
+    with (
+        UdpSocket.bind(Address("::", 0), dual_stack=True, dont_fragment=True) as both,
+        UdpSocket.bind(ANY) as ipv4,
+        UdpSocket.bind(Address("::1", 0)) as ipv6,
+    ):
+        for other, loopback in ((ipv4, "127.0.0.1"), (ipv6, "::1")):
+            assert other.send(b"to all", Address(loopback, both.local_address.port))
+            await both.wait_readable()
+            assert both.receive_batch() == [(b"to all", other.local_address)]
+            assert both.send(b"and back", other.local_address)
+            await other.wait_readable()
+            assert other.receive_batch()[0][0] == b"and back"
