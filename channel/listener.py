@@ -48,6 +48,7 @@ from channel.messages import (
 )
 from runtime.clock import NS_PER_S, Clock
 from runtime.net.address import Address
+from runtime.net.binding import binding
 from runtime.net.quic import QuicClosed, QuicConnection, QuicLimits, QuicListener
 from runtime.net.udp import UdpSocket
 from runtime.randomness import Randomness
@@ -472,11 +473,12 @@ async def serve_channels(
     `connected` is called for each connection once its challenge was sent, and gives what is to
     happen with it. `certificate_chain_pem` holds the server's certificate and the CA's, which
     agents find by its pin; `portal` is the name in each challenge. `reset_key` is a secret that
-    outlives a restart (see `runtime.net.quic`).
+    outlives a restart (see `runtime.net.quic`). `::` is every address, of IPv4 too.
     Cancelled, it tells every agent to come again, and closes. Raises OSError, ValueError.
     """
     limits = limits or ChannelLimits()
-    socket = UdpSocket.bind(listen, dont_fragment=True)
+    with binding("listen", f"{listen} (UDP)"):
+        socket = UdpSocket.bind(listen, dont_fragment=True, dual_stack=True)
     try:
         listener = QuicListener(
             socket,

@@ -26,6 +26,7 @@ from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ConnectionState
 
 from runtime.net.address import Address
+from runtime.net.binding import binding
 from runtime.service import get_logger
 
 MAX_CONNECTIONS: Final = 512
@@ -81,7 +82,8 @@ class Door:
         self._streams: set[_BoundedStream] = set()
         self._statistics = DoorStatistics()
         self._stopping = trio.Event()
-        self._socket = _listening_socket(listen)
+        with binding("api_listen", f"{listen} (TCP)"):
+            self._socket = _listening_socket(listen)
         host, port = self._socket.getsockname()[:2]
         self.address = Address(host, port)
 

@@ -21,6 +21,7 @@ from channel.credentials import (
     encode_token,
 )
 from portal.files import write_file
+from portal.settings import SettingsError
 from runtime.clock import Clock
 from runtime.randomness import Randomness, uuid7
 from runtime.service import get_logger, read_secret
@@ -35,9 +36,12 @@ log = get_logger("portal")
 
 def prepare_state(directory: Path) -> None:
     """Make the state directory. Others may pass through it (only) if we are root, since the
-    account of the embedded PostgreSQL has to reach its own directory. Raises OSError."""
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    directory.chmod(0o711 if os.geteuid() == 0 else 0o700)
+    account of the embedded PostgreSQL has to reach its own directory. Raises SettingsError."""
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        directory.chmod(0o711 if os.geteuid() == 0 else 0o700)
+    except OSError as error:
+        raise SettingsError(f"state_dir: {directory}: {error.strerror}") from None
 
 
 def load_reset_key(directory: Path, randomness: Randomness) -> bytes:

@@ -23,6 +23,7 @@ from prometheus_client import (
 )
 
 from runtime.net.address import Address, split_host_port
+from runtime.net.binding import binding
 
 MAX_REQUEST_BYTES: Final = 8_192
 MAX_REQUESTS_PER_CONNECTION: Final = 1_000
@@ -91,9 +92,9 @@ async def serve_observability(
 
     `/healthz` answers 200 while the process turns, `/readyz` 200 or 503, with every check as
     JSON. A request of more than 8 KiB gets 431, one that takes longer than 10 s is cut off,
-    and so is a 65th connection. Starts with the address that is bound. Raises OSError.
+    and so is a 65th connection. Starts with the address that is bound. Raises CannotListen,
+    which names the setting `observability`.
     """
-    host, port = split_host_port(listen)
     slots = trio.CapacityLimiter(MAX_CONNECTIONS)
     answer = _routes(health, registry)
 
@@ -109,7 +110,9 @@ async def serve_observability(
         finally:
             slots.release()
 
-    listeners = await trio.open_tcp_listeners(port, host=host)
+    with binding("observability", listen):
+        host, port = split_host_port(listen)
+        listeners = await trio.open_tcp_listeners(port, host=host)
     name = listeners[0].socket.getsockname()
     task_status.started(Address(name[0], name[1]))
     await trio.serve_listeners(handle, listeners)
