@@ -107,30 +107,36 @@ def decode_token(text: str | Secret) -> DecodedToken:
         try:
             text = text.reveal_text()
         except ValueError:
-            raise InvalidToken("a token is ASCII text") from None
+            raise InvalidToken("the token is not ASCII text: copy it again") from None
     text = text.strip()
     if len(text) > MAX_TOKEN_CHARACTERS:
-        raise InvalidToken("too long for a token")
+        raise InvalidToken("the token is too long: copy it again")
     parts = text.split("_", 2)
     if len(parts) != 3 or parts[0] != _MARK or parts[1] not in TOKEN_KINDS:
-        raise InvalidToken("a token begins with hlw_, its kind and another _")
+        raise InvalidToken("the token does not begin with hlw_ and its kind: copy it again")
     kind: TokenKind = parts[1]
     data = _base64url_decode(parts[2])
     if data is None:
-        raise InvalidToken("not base64url: mistyped or cut short")
+        raise InvalidToken("the token is mistyped or cut short: copy it again")
     if len(data) < _TOKEN_FIXED_BYTES or data[0] != TOKEN_VERSION:
-        raise InvalidToken("cut short, or of a version that this software does not know")
+        raise InvalidToken(
+            "the token is cut short, or of a version unknown to this software: copy it again"
+        )
     body, checksum = data[:-4], data[-4:]
     if zlib.crc32(f"{_MARK}_{kind}_".encode() + body).to_bytes(4, "big") != checksum:
-        raise InvalidToken("the checksum is wrong: mistyped or cut short")
+        raise InvalidToken(
+            "the token is mistyped or cut short (its checksum is wrong): copy it again"
+        )
     address_length = data[49]
     if len(data) != _TOKEN_FIXED_BYTES + address_length:
-        raise InvalidToken("the length of the portal's address is wrong")
+        raise InvalidToken("the portal's address in the token has a wrong length: copy it again")
     try:
         portal = data[50 : 50 + address_length].decode("ascii")
         split_host_port(portal)
     except ValueError:
-        raise InvalidToken("the portal's address is not host:port") from None
+        raise InvalidToken(
+            "the portal's address in the token is not host:port: copy it again"
+        ) from None
     return DecodedToken(
         kind=kind,
         id=UUID(bytes=data[1:17]),

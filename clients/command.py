@@ -18,10 +18,19 @@ from clients.status import render
 from runtime.control import ControlUnavailable, ask_control
 from runtime.service import SecretUnavailable
 from tunnel.shell.commands import CommandFailed
+from tunnel.shell.lock import AlreadyRunning
 from tunnel.shell.process import CONTROL_SOCKET
 from tunnel.shell.tun import TunError
 
-_EXPECTED = (SecretUnavailable, InvalidToken, TunError, CommandFailed, Refused, OSError)
+_EXPECTED = (
+    SecretUnavailable,
+    InvalidToken,
+    AlreadyRunning,
+    TunError,
+    CommandFailed,
+    Refused,
+    OSError,
+)
 
 
 def up(settings: Annotated[ClientSettings, Parameter(name="*")] | None = None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from channel.messages import TO_CLIENT
+from channel.own_token import read_token
 from clients.agent import ClientAgent
 from clients.routing import ClientRouting
 from clients.settings import ClientSettings
@@ -14,7 +15,6 @@ from tunnel.shell.process import (
     CONTROL_SOCKET,
     ProcessOptions,
     device_seed_in,
-    read_token,
     run_agent,
 )
 
@@ -25,12 +25,12 @@ DEVICE_KEY = "device.key"
 async def run_client(settings: ClientSettings) -> None:
     """Run until a signal or `down` ends it; the machine is then as it was before.
 
-    Raises SecretUnavailable and InvalidToken for the token or device key, TunError, CommandFailed
-    and OSError when the machine cannot be set up, and channel.dialer.Refused when the portal will
-    not have this client.
+    Raises SecretUnavailable and InvalidToken for the token or device key, AlreadyRunning, TunError,
+    CommandFailed and OSError when the machine cannot be set up, and channel.dialer.Refused when
+    the portal will not have this client.
     """
     configure_logging(settings.log_format, settings.log_level)
-    token = read_token("up", settings.token_file)
+    token = read_token("up", "client", settings.token_file)
     options = ProcessOptions(
         kind="client",
         name=settings.name,
@@ -43,6 +43,7 @@ async def run_client(settings: ClientSettings) -> None:
         mtu=MTU,
         mark=settings.mark,
         port=settings.port,
+        lock=f"routing table {settings.routing_table}",
     )
     routing = ClientRouting(
         mark=settings.mark, table=settings.routing_table, priority=settings.rule_priority

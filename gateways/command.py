@@ -14,12 +14,14 @@ from gateways.daemon import run_gateway
 from gateways.settings import GatewaySettings, SettingsError
 from runtime.service import SecretUnavailable
 from tunnel.shell.commands import CommandFailed
+from tunnel.shell.lock import AlreadyRunning
 from tunnel.shell.tun import TunError
 
 _EXPECTED = (
     SettingsError,
     SecretUnavailable,
     InvalidToken,
+    AlreadyRunning,
     TunError,
     CommandFailed,
     Refused,

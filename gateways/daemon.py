@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from channel.messages import TO_GATEWAY
+from channel.own_token import read_token
 from gateways.agent import GatewayAgent
 from gateways.forwarding import GatewayForwarding
 from gateways.settings import GatewaySettings, ceiling_of
@@ -15,7 +16,6 @@ from tunnel.shell.process import (
     ProcessOptions,
     device_seed_in,
     fresh_device_seed,
-    read_token,
     run_agent,
 )
 
@@ -25,13 +25,13 @@ MTU = 1280
 async def run_gateway(settings: GatewaySettings) -> None:
     """Run until a signal or `down` ends it; the machine is then as it was before.
 
-    Raises SettingsError, SecretUnavailable and InvalidToken for the token or device key, TunError,
-    CommandFailed and OSError when the machine cannot be set up, and channel.dialer.Refused when
-    the portal will not have this gateway.
+    Raises SettingsError, SecretUnavailable and InvalidToken for the token or device key,
+    AlreadyRunning, TunError, CommandFailed and OSError when the machine cannot be set up, and
+    channel.dialer.Refused when the portal will not have this gateway.
     """
     configure_logging(settings.log_format, settings.log_level)
     ceiling = ceiling_of(settings)
-    token = read_token("gateway", settings.token_file)
+    token = read_token("gateway", "gateway", settings.token_file)
     if settings.device_key_file is None:
         device_seed = fresh_device_seed()
     else:
@@ -48,6 +48,7 @@ async def run_gateway(settings: GatewaySettings) -> None:
         mtu=MTU,
         mark=None,
         port=settings.port,
+        lock="forwarding",
     )
 
     def make_agent(

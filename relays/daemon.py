@@ -7,7 +7,6 @@ new allocation is given, and the process ends when the last one has left or afte
 
 from __future__ import annotations
 
-import os
 import resource
 import signal
 from collections.abc import Callable, Iterator
@@ -24,15 +23,17 @@ from prometheus_client.registry import Collector
 from channel.credentials import DecodedToken, decode_token
 from channel.dialer import Dialer
 from channel.messages import TO_RELAY, IpText, SocketAddress
+from channel.own_token import read_token
 from relays.agent import DrainRequested, Joined, RelayAgent
 from relays.authentication import Credentials, StampedCredentials, StaticCredentials
 from relays.peers import PeerPolicy
 from relays.requests import ServerLimits
 from relays.server import Server
-from relays.settings import Addresses, RelaySettings, SettingsError, check, parse_users
+from relays.settings import Addresses, RelaySettings, check, parse_users
 from relays.transports.local import local_addresses
 from relays.transports.udp import UdpSockets, wanted_descriptors
 from runtime.clock import Clock, SystemClock
+from runtime.net.binding import binding
 from runtime.randomness import SystemRandomness
 from runtime.secret import Secret
 from runtime.service import Health, configure_logging, get_logger, read_secret, serve_observability
@@ -54,8 +55,6 @@ async def run_relay(settings: RelaySettings) -> None:
     addresses = check(settings)
     token, credentials, stamp_secret = _read_secrets(settings)
     decoded = None if token is None else decode_token(token)
-    if decoded is not None and decoded.kind != "relay":
-        raise SettingsError(f"token_file: that is a token of the kind {decoded.kind}")
     relay = _Relay(settings, addresses, credentials)
     try:
         relay.listen()
@@ -85,11 +84,7 @@ def _read_secrets(settings: RelaySettings) -> tuple[Secret | None, Credentials, 
     if settings.standalone:
         users = parse_users(read_secret(file=settings.users_file).reveal_text())
         return None, StaticCredentials(users), b""
-    token = read_secret(
-        file=settings.token_file,
-        value=os.environ.get("HOLLOWAY_RELAY_TOKEN"),
-        credential="holloway-relay-token",
-    )
+    token = read_token("relay", "relay", settings.token_file)
     stamp_secret = SystemRandomness().bytes(32)
     return token, StampedCredentials(stamp_secret), stamp_secret
 
@@ -137,7 +132,8 @@ class _Relay:
 
     def listen(self) -> None:
         for address in self._addresses.listen:
-            number, bound = self.sockets.listen(address)
+            with binding("listen", f"{address} (UDP)"):
+                number, bound = self.sockets.listen(address)
             self.server.add_listener(number)
             self._log.info("listening", address=str(bound), transport="udp")
         self.health.set("sockets", True)

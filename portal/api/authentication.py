@@ -110,7 +110,7 @@ class Authenticator:
         try:
             given = decode_token(text)
         except InvalidToken as error:
-            raise self._failed(network, "invalid_token", f"This is no token: {error}.") from None
+            raise self._failed(network, "invalid_token", f"Refused: {error}.") from None
         wait_ns = self._failures.wait_ns(network, now_ns)
         if wait_ns and given.hash not in self._good_hashes:
             raise too_many("too_many_failures", "Too many failed attempts; wait.", wait_ns)

@@ -103,7 +103,7 @@ def attempt(*argv: str, env: dict[str, str] | None = None) -> tuple[int, str]:
 def test_a_start_without_a_token_or_with_a_wrong_one_says_so_in_one_line(tmp_path: Path) -> None:
     code, said = attempt("up", "--state-dir", str(tmp_path))
     assert code == 1
-    assert "neither a file, nor a value, nor a systemd credential" in said
+    assert "no token is given: set --token-file, HOLLOWAY_UP_TOKEN, or" in said
     path = tmp_path / "token"
     path.touch(mode=0o600)
     path.write_text("hlw_client_garbage")
@@ -114,7 +114,7 @@ def test_a_start_without_a_token_or_with_a_wrong_one_says_so_in_one_line(tmp_pat
     path.write_text(token.reveal_text())
     code, said = attempt("up", "--state-dir", str(tmp_path), "--token-file", str(path))
     assert code == 1
-    assert said.splitlines()[-1] == ("holloway up: a token for a gateway, but this is a client")
+    assert said.splitlines()[-1] == "holloway up: the token is for a gateway, and this is a client"
     path.chmod(0o644)
     code, said = attempt("gateway", "--token-file", str(path))
     assert code == 1

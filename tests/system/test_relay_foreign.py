@@ -366,7 +366,7 @@ def test_settings_that_cannot_work_are_explained(network: Network) -> None:
         (["--listen", "203.0.113.6"], "listen"),
         (["--standalone", "--users-file", str(users), "--listen", f"{RELAY}:3478"], "0600"),
         (["--listen", f"{RELAY}:3478", "--relayed-ports", "5-9"], "relayed_ports"),
-        (["--listen", f"{RELAY}:3478"], "neither a file"),
+        (["--listen", f"{RELAY}:3478"], "no token is given"),
     ):
         done = subprocess.run(
             [sys.executable, "-m", "holloway", "relay", *flags],

@@ -20,7 +20,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from channel.credentials import InvalidToken, decode_token
+from channel.credentials import decode_token
 from channel.dialer import ChannelAgent, Dialer
 from runtime.clock import SystemClock
 from runtime.control import serve_control
@@ -36,6 +36,7 @@ from runtime.service import (
 from tunnel.agent import AgentIdentity
 from tunnel.engine import Engine
 from tunnel.shell.driver import DrivenAgent, DriverStatistics, EngineDriver
+from tunnel.shell.lock import only_one
 from tunnel.shell.privileges import keep_only_network_administration
 from tunnel.shell.tun import TunDevice
 
@@ -69,7 +70,8 @@ MakeAgent = Callable[[AgentIdentity, Engine, Randomness, int], Agent]
 @attrs.frozen(kw_only=True)
 class ProcessOptions:
     """What a daemon knows before it begins. `mark` is the SO_MARK of every socket of the agent;
-    `events` what its channel understands; `observability` is `host:port`, or empty for none."""
+    `events` what its channel understands; `observability` is `host:port`, or empty for none; `lock`
+    names what only one agent of a network namespace may have."""
 
     kind: Literal["client", "gateway"]
     name: str
@@ -82,17 +84,16 @@ class ProcessOptions:
     mtu: int
     mark: int | None
     port: int
+    lock: str
 
 
 async def run_agent(options: ProcessOptions, make_agent: MakeAgent, system: System) -> None:
     """Run until a signal or `down` ends it.
 
-    Raises channel.dialer.Refused when the portal will not have this agent, InvalidToken, TunError,
-    CommandFailed and OSError when the machine cannot be set up.
+    Raises channel.dialer.Refused when the portal will not have this agent, AlreadyRunning,
+    InvalidToken, TunError, CommandFailed and OSError when the machine cannot be set up.
     """
     token = decode_token(options.token)
-    if token.kind != options.kind:
-        raise InvalidToken(f"a token for a {token.kind}, but this is a {options.kind}")
     keep_only_network_administration()
     clock, randomness = SystemClock(), SystemRandomness()
     now = clock.monotonic_ns()
@@ -106,7 +107,7 @@ async def run_agent(options: ProcessOptions, make_agent: MakeAgent, system: Syst
     )
     agent = make_agent(identity, engine, randomness, now)
     health = Health()
-    with TunDevice.create(options.tun_name, options.mtu) as tun:
+    with only_one(options.lock), TunDevice.create(options.tun_name, options.mtu) as tun:
         driver = EngineDriver(
             agent,
             tun=tun,
@@ -138,16 +139,6 @@ async def run_agent(options: ProcessOptions, make_agent: MakeAgent, system: Syst
             with trio.CancelScope(shield=True, deadline=trio.current_time() + STOP_TIMEOUT_S):
                 await system.stop()
             get_logger(options.kind).info("ended")
-
-
-def read_token(kind: str, file: Path | None) -> Secret:
-    """The token of an agent started as `holloway <kind>`: from `file`, HOLLOWAY_<KIND>_TOKEN, or
-    the systemd credential `holloway-<kind>-token`. Raises SecretUnavailable."""
-    return read_secret(
-        file=file,
-        value=os.environ.pop(f"HOLLOWAY_{kind.upper()}_TOKEN", None),
-        credential=f"holloway-{kind}-token",
-    )
 
 
 def device_seed_in(path: Path) -> Secret:

@@ -1,4 +1,4 @@
-"""What an agent's process reads before it begins: its token, and the key of its device."""
+"""What an agent's process has before it begins: its device's key, and the machine for itself."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from runtime.service import SecretUnavailable
-from tunnel.shell.process import device_seed_in, fresh_device_seed, read_token
+from tunnel.shell.lock import AlreadyRunning, only_one
+from tunnel.shell.process import device_seed_in, fresh_device_seed
 
 
 def test_a_device_key_is_made_once_for_its_owner_alone(tmp_path: Path) -> None:
@@ -42,9 +43,15 @@ def test_a_device_key_that_others_may_read_is_refused(tmp_path: Path) -> None:
         device_seed_in(path)
 
 
-def test_a_token_of_the_environment_is_taken_out_of_it() -> None:
-    os.environ["HOLLOWAY_UP_TOKEN"] = " a token "
-    assert read_token("up", None).reveal() == b"a token"
-    assert "HOLLOWAY_UP_TOKEN" not in os.environ
-    with pytest.raises(SecretUnavailable):
-        read_token("up", None)
+def test_what_one_agent_has_no_other_gets_until_it_lets_go() -> None:
+    thing = f"table of test {os.getpid()}"
+    with only_one(thing):
+        with (
+            pytest.raises(AlreadyRunning, match=f"{thing}.* by process {os.getpid()} of user"),
+            only_one(thing),
+        ):
+            pytest.fail("two had it at once")
+        with only_one(f"another {thing}"):
+            pass
+    with only_one(thing):
+        pass
