@@ -9,6 +9,8 @@ file, the environment or a systemd credential.
 from __future__ import annotations
 
 import os
+import sys
+import tomllib
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
@@ -17,6 +19,7 @@ import cyclopts
 from cyclopts import App, Parameter
 
 DEFAULT_CONFIG = Path("/etc/holloway/holloway.toml")
+TABLES = ("portal", "relay", "gateway", "up", "down", "status", "demo", "sim")
 
 app = App(
     name="holloway",
@@ -49,11 +52,31 @@ def launch(
     named = config or (
         Path(os.environ["HOLLOWAY_CONFIG"]) if "HOLLOWAY_CONFIG" in os.environ else None
     )
+    file = named or DEFAULT_CONFIG
+    if named is not None or file.exists():
+        _check_tables(file)
     app.config = [
         cyclopts.config.Env("HOLLOWAY_", command=True),
-        cyclopts.config.Toml(named or DEFAULT_CONFIG, must_exist=named is not None),
+        cyclopts.config.Toml(file),
     ]
     app(tokens)
+
+
+def _check_tables(file: Path) -> None:
+    """End with one line where the settings file cannot be read, or a table in it is nobody's.
+
+    The keys of the table that is used are checked by its subcommand.
+    """
+    try:
+        tables = tomllib.loads(file.read_text())
+    except OSError as error:
+        sys.exit(f"holloway: the settings file {file}: {error.strerror}")
+    except ValueError as error:
+        sys.exit(f"holloway: the settings file {file} is no TOML: {error}")
+    for name, content in tables.items():
+        if name not in TABLES or not isinstance(content, dict):
+            known = ", ".join(f"[{table}]" for table in TABLES)
+            sys.exit(f"holloway: the settings file {file}: {name!r} is none of {known}")
 
 
 def main() -> None:
