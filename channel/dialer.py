@@ -27,6 +27,7 @@ from channel.frames import (
 )
 from channel.messages import Challenge, Disconnect, Heartbeat, Join, RefusalCode, RelayJoin
 from runtime.clock import NS_PER_S, Clock
+from runtime.guard import Guard
 from runtime.net.address import Address, split_host_port
 from runtime.net.quic import QuicClosed, QuicConnection, QuicLimits, connect_quic
 from runtime.randomness import Randomness
@@ -296,6 +297,7 @@ class Dialer:
         self._poked = trio.Event()
         self._highest_epoch = 0
         self._totals = _Totals()
+        self._guard = Guard("dialer")
 
     @property
     def connected(self) -> bool:
@@ -429,10 +431,13 @@ class Dialer:
         self._session, self._connection = session, connection
         self._totals.connections += 1
         try:
-            return await self._converse(session, connection)
-        except RemoteProtocolError as error:
-            connection.close(CLOSE_CODES["protocol_error"], str(error))
-            return f"the portal broke the protocol: {error}"
+            with self._guard:  # a frame that finds a mistake of ours costs the connection only
+                try:
+                    return await self._converse(session, connection)
+                except RemoteProtocolError as error:
+                    connection.close(CLOSE_CODES["protocol_error"], str(error))
+                    return f"the portal broke the protocol: {error}"
+            return "a frame of the portal could not be handled"
         finally:
             self._session = self._connection = None
             self._highest_epoch = session.highest_epoch

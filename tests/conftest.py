@@ -8,7 +8,10 @@ import os
 import hypothesis
 import pytest
 
+from runtime.guard import surface_failures
 from simulations.kernel import missing_requirements
+
+surface_failures()  # what a process would log and survive fails a test
 
 hypothesis.settings.register_profile("holloway", deadline=None)
 hypothesis.settings.register_profile("long", deadline=None, max_examples=2_000)

@@ -15,6 +15,7 @@ import attrs
 import trio
 
 from runtime.clock import Clock
+from runtime.guard import Guard
 from runtime.net.address import Address
 from runtime.net.udp import UdpSocket
 from runtime.service import get_logger
@@ -28,6 +29,7 @@ SOCKET_BATCH = 64
 TUN_BATCH = 64
 # Timers are looked at this often at least: the event loop's clock stands still in a suspend.
 MAX_SLEEP_NS = 5 * 10**9
+PAUSE_AFTER_FAILURE_S = 1.0
 NS_PER_S = 10**9
 
 log = get_logger("driver")
@@ -64,6 +66,7 @@ class DriverStatistics:
     dropped_datagrams: int
     unsent_messages: int
     failed_events: int
+    failed_inputs: int
     network_changes: int
 
 
@@ -103,6 +106,7 @@ class EngineDriver:
         self._events_came = trio.Event()
         self._sent = self._received = self._dropped = 0
         self._unsent_messages = self._failed_events = self._network_changes = 0
+        self._guard = Guard("driver")
 
     async def run(self) -> None:
         """Drive until cancelled; the sockets are closed then. Raises OSError, CommandFailed when
@@ -151,6 +155,7 @@ class EngineDriver:
             dropped_datagrams=self._dropped,
             unsent_messages=self._unsent_messages,
             failed_events=self._failed_events,
+            failed_inputs=self._guard.failures,
             network_changes=self._network_changes,
         )
 
@@ -163,8 +168,9 @@ class EngineDriver:
                 await opened.wait_readable()
                 batch = opened.receive_batch(SOCKET_BATCH)
                 self._received += len(batch)
-                self._engine.receive_datagrams(local, batch, self._clock.monotonic_ns())
-                self.flush()
+                with self._guard:
+                    self._engine.receive_datagrams(local, batch, self._clock.monotonic_ns())
+                    self.flush()
         except trio.ClosedResourceError:
             return
 
@@ -175,8 +181,9 @@ class EngineDriver:
             if not packets:
                 await trio.sleep(0.1)  # the interface is down, or gone
                 continue
-            self._agent.receive_packets(packets, self._clock.monotonic_ns())
-            self.flush()
+            with self._guard:
+                self._agent.receive_packets(packets, self._clock.monotonic_ns())
+                self.flush()
 
     async def _run_timers(self) -> None:
         while True:
@@ -185,9 +192,14 @@ class EngineDriver:
             with trio.move_on_after((self._timer_at - now) / NS_PER_S) as self._timer_scope:
                 await trio.sleep_forever()
             now = self._clock.monotonic_ns()
-            self._engine.handle_timeout(now)
-            self._agent.handle_timeout(now)
-            self.flush()
+            failures = self._guard.failures
+            with self._guard:
+                self._engine.handle_timeout(now)
+            with self._guard:  # leases end, whatever became of the engine's timer
+                self._agent.handle_timeout(now)
+                self.flush()
+            if self._guard.failures != failures:
+                await trio.sleep(PAUSE_AFTER_FAILURE_S)
 
     async def _perform_events(self) -> None:
         while True:
