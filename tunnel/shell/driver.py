@@ -121,20 +121,17 @@ class EngineDriver:
                 nursery.start_soon(self._perform_events)
         finally:
             monitor.close()
+            # Relays get their allocations back now, and need not wait until they expire.
+            self._engine.set_relays((), self._clock.monotonic_ns())
+            self._transmit()
             for opened in self._sockets.values():
                 opened.close()
 
     def flush(self) -> None:
         """Move everything that the core has to where it belongs. Never waits."""
-        agent, engine = self._agent, self._engine
+        agent = self._agent
         agent.pump(self._clock.monotonic_ns())
-        sockets = self._sockets
-        for local, remote, data in engine.drain_transmits():
-            opened = sockets.get(local)
-            if opened is not None and opened.send(data, remote):
-                self._sent += 1
-            else:
-                self._dropped += 1
+        self._transmit()
         packets = agent.drain_packets()
         if packets:
             self._tun.write_batch(packets)
@@ -231,6 +228,15 @@ class EngineDriver:
                 self.sender.poke()
 
     # --- helpers ---------------------------------------------------------------------------------
+
+    def _transmit(self) -> None:
+        sockets = self._sockets
+        for local, remote, data in self._engine.drain_transmits():
+            opened = sockets.get(local)
+            if opened is not None and opened.send(data, remote):
+                self._sent += 1
+            else:
+                self._dropped += 1
 
     async def _follow_addresses(self, nursery: trio.Nursery) -> bool:
         """One socket for each address that the machine has now; whether anything changed."""
