@@ -36,23 +36,22 @@ def render(status: Mapping[str, Any], console: Console | None = None) -> None:
 
 
 def _table(peers: list[dict[str, Any]]) -> Table:
+    """Two lines for each peer, so that whole addresses fit into 80 columns."""
     table = Table()
-    for column in ("peer", "path", "from", "to", "round trip", "in", "out", "resources"):
-        table.add_column(column, overflow="fold", no_wrap=column in ("peer", "round trip"))
+    for column in ("peer", "path", "from, to", "round trip", "in, out", "resources"):
+        table.add_column(column, overflow="fold")
     for peer in peers:
         path = peer["path"] or {}
         kind = path.get("kind", "looking for one")
         if path.get("relay"):
-            kind = f"{kind} by {path['relay']}"
+            kind = f"{kind} by\n{path['relay']}"
         rtt_ns = path.get("rtt_ns")
         table.add_row(
             peer["name"],
             kind,
-            path.get("local") or "",
-            path.get("remote") or "",
+            f"{path.get('local') or ''}\n{path.get('remote') or ''}",
             "" if rtt_ns is None else f"{rtt_ns / NS_PER_MS:.1f} ms",
-            _bytes(peer["bytes_in"]),
-            _bytes(peer["bytes_out"]),
+            f"{_bytes(peer['bytes_in'])}\n{_bytes(peer['bytes_out'])}",
             ", ".join(resource["name"] for resource in peer["resources"]),
         )
     return table

@@ -1,0 +1,52 @@
+"""`holloway status` on a terminal of 80 columns."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+from rich.console import Console
+
+from clients.status import render
+
+RELAYED: dict[str, Any] = {
+    "name": "gateway-1.office.example",
+    "path": {
+        "kind": "relayed",
+        "local": "203.0.113.106:65535",
+        "remote": "203.0.113.106:49152",
+        "relay": "203.0.113.106:3478",
+        "rtt_ns": 123_456_789,
+    },
+    "bytes_in": 1023 << 20,
+    "bytes_out": 5,
+    "resources": [{"name": "Intranet"}, {"name": "Databases"}],
+}
+
+
+def shown(**status: Any) -> str:
+    text = io.StringIO()
+    whole = {"kind": "client", "name": "laptop", "connected_to_portal": True, **status}
+    render(whole, Console(file=text, width=80, highlight=False))
+    return text.getvalue()
+
+
+def test_whole_addresses_fit_into_eighty_columns() -> None:
+    text = shown(peers=[RELAYED])
+    for whole in ("203.0.113.106:65535", "203.0.113.106:49152", "203.0.113.106:3478", "123.5 ms"):
+        assert whole in text
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_denials_and_what_is_waited_for_are_told_in_words() -> None:
+    denial = {
+        "resource": "Intranet",
+        "resource_id": "",
+        "reason": "forbidden",
+        "violated": ["policy"],
+        "age_ns": 3 * 10**9,
+    }
+    text = shown(peers=[], denials=[denial], waiting=["Databases"])
+    assert "no tunnels at present" in text
+    assert "denied: Intranet: forbidden (policy), 3 s ago" in text
+    assert "waiting for an answer: Databases" in text
