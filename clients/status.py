@@ -10,6 +10,7 @@ from rich.table import Table
 
 NS_PER_MS = 10**6
 NS_PER_S = 10**9
+ADDRESS_COLUMNS = 24
 
 
 def render(status: Mapping[str, Any], console: Console | None = None) -> None:
@@ -36,20 +37,21 @@ def render(status: Mapping[str, Any], console: Console | None = None) -> None:
 
 
 def _table(peers: list[dict[str, Any]]) -> Table:
-    """Two lines for each peer, so that whole addresses fit into 80 columns."""
+    """A few lines for each peer, so that whole addresses fit into 80 columns."""
     table = Table()
     for column in ("peer", "path", "from, to", "round trip", "in, out", "resources"):
-        table.add_column(column, overflow="fold")
+        min_width = ADDRESS_COLUMNS if column == "from, to" else None
+        table.add_column(column, overflow="fold", min_width=min_width)
     for peer in peers:
         path = peer["path"] or {}
-        kind = path.get("kind", "looking for one")
+        way = [path.get("local"), path.get("remote")]
         if path.get("relay"):
-            kind = f"{kind} by\n{path['relay']}"
+            way.append(f"by {path['relay']}")
         rtt_ns = path.get("rtt_ns")
         table.add_row(
             peer["name"],
-            kind,
-            f"{path.get('local') or ''}\n{path.get('remote') or ''}",
+            path.get("kind", "looking for one"),
+            "\n".join(filter(None, way)),
             "" if rtt_ns is None else f"{rtt_ns / NS_PER_MS:.1f} ms",
             f"{_bytes(peer['bytes_in'])}\n{_bytes(peer['bytes_out'])}",
             ", ".join(resource["name"] for resource in peer["resources"]),
