@@ -18,6 +18,8 @@ from typing import Annotated
 import cyclopts
 from cyclopts import App, Parameter
 
+from runtime.memory import keep_memory_private
+
 DEFAULT_CONFIG = Path("/etc/holloway/holloway.toml")
 TABLES = ("portal", "relay", "gateway", "up", "down", "status", "demo", "sim")
 
@@ -80,6 +82,7 @@ def _check_tables(file: Path) -> None:
 
 
 def main() -> None:
+    keep_memory_private()  # before a component reads its first secret
     app.meta()
 
 

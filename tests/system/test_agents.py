@@ -184,7 +184,14 @@ def test_agents_keep_only_the_right_to_administer_the_network(it: Installation) 
         status = Path(f"/proc/{pid}/status").read_text()
         for field in ("CapEff", "CapPrm", "CapBnd"):
             assert f"{field}:\t{1 << 12:016x}" in status
-        assert Path(f"/proc/{pid}/limits").read_text().count("Max core file size        0 ") == 1
+
+
+def test_no_component_leaves_a_core_dump_and_neither_does_the_database(it: Installation) -> None:
+    for name, component in it.components.items():
+        for pid in component.host.pids():
+            limits = Path(f"/proc/{pid}/limits").read_text()
+            if b"holloway" in Path(f"/proc/{pid}/cmdline").read_bytes() or "portal" in name:
+                assert re.search(r"Max core file size +0 +0 ", limits), name
 
 
 def test_health_and_metrics_are_served(it: Installation) -> None:

@@ -1,16 +1,16 @@
-"""Giving away what an agent does not need: all capabilities but CAP_NET_ADMIN, and core dumps."""
+"""Giving away what an agent does not need: all capabilities but CAP_NET_ADMIN."""
 
 from __future__ import annotations
 
 import ctypes
 import os
-import resource
 import struct
+
+from runtime.memory import keep_memory_private
 
 CAP_SETPCAP = 8
 CAP_NET_ADMIN = 12
 _PR_CAPBSET_DROP = 24
-_PR_SET_DUMPABLE = 4
 _PR_SET_NO_NEW_PRIVS = 38
 _CAPABILITY_VERSION_3 = 0x20080522
 _LAST_CAP_FILE = "/proc/sys/kernel/cap_last_cap"
@@ -25,8 +25,7 @@ def keep_only_network_administration() -> None:
     are. The process leaves no core dump and cannot be traced by others of its user. Raises
     OSError.
     """
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    _prctl(_PR_SET_DUMPABLE, 0)
+    keep_memory_private()
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
     if not _effective() & 1 << CAP_SETPCAP:
         return
