@@ -1,4 +1,4 @@
-"""`holloway status` for a person: a few lines and a table."""
+"""`holloway status` for a person: a few lines for each peer."""
 
 from __future__ import annotations
 
@@ -6,11 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 NS_PER_MS = 10**6
 NS_PER_S = 10**9
-ADDRESS_COLUMNS = 24
 
 
 def render(status: Mapping[str, Any], console: Console | None = None) -> None:
@@ -21,9 +19,9 @@ def render(status: Mapping[str, Any], console: Console | None = None) -> None:
     if status.get("addresses"):
         console.print(f"addresses: {', '.join(status['addresses'])}", markup=False)
     peers = status.get("peers", [])
-    if peers:
-        console.print(_table(peers))
-    else:
+    for peer in peers:
+        console.print(_peer(peer), markup=False, soft_wrap=True)
+    if not peers:
         console.print("no tunnels at present")
     for denial in status.get("denials", []):
         violated = ", ".join(denial["violated"]) or "no reason given"
@@ -36,27 +34,18 @@ def render(status: Mapping[str, Any], console: Console | None = None) -> None:
         console.print(f"waiting for an answer: {name}", markup=False)
 
 
-def _table(peers: list[dict[str, Any]]) -> Table:
-    """A few lines for each peer, so that whole addresses fit into 80 columns."""
-    table = Table()
-    for column in ("peer", "path", "from, to", "round trip", "in, out", "resources"):
-        min_width = ADDRESS_COLUMNS if column == "from, to" else None
-        table.add_column(column, overflow="fold", min_width=min_width)
-    for peer in peers:
-        path = peer["path"] or {}
-        way = [path.get("local"), path.get("remote")]
-        if path.get("relay"):
-            way.append(f"by {path['relay']}")
-        rtt_ns = path.get("rtt_ns")
-        table.add_row(
-            peer["name"],
-            path.get("kind", "looking for one"),
-            "\n".join(filter(None, way)),
-            "" if rtt_ns is None else f"{rtt_ns / NS_PER_MS:.1f} ms",
-            f"{_bytes(peer['bytes_in'])}\n{_bytes(peer['bytes_out'])}",
-            ", ".join(resource["name"] for resource in peer["resources"]),
-        )
-    return table
+def _peer(peer: Mapping[str, Any]) -> str:
+    path = peer["path"]
+    traffic = f"  in {_bytes(peer['bytes_in'])}, out {_bytes(peer['bytes_out'])}: " + ", ".join(
+        resource["name"] for resource in peer["resources"]
+    )
+    if not path:
+        return f"{peer['name']}: looking for a path\n{traffic}"
+    relay = f" by {path['relay']}" if path.get("relay") else ""
+    rtt_ns = path.get("rtt_ns")
+    rtt = "" if rtt_ns is None else f", round trip {rtt_ns / NS_PER_MS:.1f} ms"
+    way = f"  {path.get('local')} <-> {path.get('remote')}"
+    return f"{peer['name']}: {path['kind']}{relay}{rtt}\n{way}\n{traffic}"
 
 
 def _bytes(number: int) -> str:

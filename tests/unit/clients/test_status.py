@@ -33,7 +33,7 @@ def shown(**status: Any) -> str:
 
 def test_whole_addresses_fit_into_eighty_columns() -> None:
     text = shown(peers=[RELAYED])
-    for whole in ("203.0.113.106:65535", "203.0.113.106:49152", "203.0.113.106:3478", "123.5 ms"):
+    for whole in ("203.0.113.106:65535", "203.0.113.106:49152", "203.0.113.106:3478", "Databases"):
         assert whole in text
     assert max(map(len, text.splitlines())) <= 80
 
