@@ -2,13 +2,14 @@
 
 The model knows no index and no order of checks: it tries a mutation, then looks at the whole
 state for whatever breaks a rule. So it says which refusals are right, and a store must give one of
-them. Several stores must agree with each other exactly.
+them. In all else several stores must agree with each other exactly.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime, time, timedelta
+from functools import cache
 from ipaddress import IPv4Address, IPv6Address, ip_network
 from itertools import combinations
 from typing import Any
@@ -18,7 +19,7 @@ import attrs
 import trio
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
+from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
 from actors.model import (
     ENTITIES,
@@ -63,14 +64,18 @@ from channel.messages import Filter, IpText, SocketAddress
 START = datetime(2026, 1, 1, tzinfo=UTC)
 ACCOUNT_IDS = [UUID(int=0xA00 + n) for n in range(2)]
 KINDS: list[EntityKind] = list(ENTITIES)
+accounts = st.sampled_from(ACCOUNT_IDS)
 
 # --- entities from small pools, so that they meet ------------------------------------------------
 
 
 def ids(kind: EntityKind) -> st.SearchStrategy[UUID]:
     """Ids of one kind; accounts share them, as ids of different accounts may be equal."""
-    base = 0x100 * (KINDS.index(kind) + 1)
-    return st.sampled_from([UUID(int=base + n) for n in range(3)])
+    return st.sampled_from([id_of(kind, n) for n in range(5 if kind == "token" else 3)])
+
+
+def id_of(kind: EntityKind, number: int) -> UUID:
+    return UUID(int=0x100 * (KINDS.index(kind) + 1) + number)
 
 
 names = st.sampled_from(["Hall", "Loft", "Käfer"])
@@ -113,6 +118,11 @@ conditions = st.builds(
 
 def entities(account_id: UUID) -> st.SearchStrategy[Entity]:
     """Entities of one account; some break a rule."""
+    return st.one_of(*entities_by_kind(account_id).values())
+
+
+@cache
+def entities_by_kind(account_id: UUID) -> dict[EntityKind, st.SearchStrategy[Any]]:
     common = {"account_id": st.just(account_id), "created_at": instants}
     user, site = ids("principal"), ids("site")
     agent = {**common, "token_id": ids("token"), "device_key": keys, "name": names}
@@ -127,38 +137,39 @@ def entities(account_id: UUID) -> st.SearchStrategy[Entity]:
             expires_at=st.none() | instants, allowed_sources=st.just(()) | st.tuples(networks),
         )  # fmt: skip
 
-    return st.one_of(
-        st.builds(
+    return {
+        "account": st.builds(
             Account, id=st.just(account_id), name=names, slug=st.sampled_from(["a", "b"]),
             range_ipv4=ranges_ipv4, created_at=instants, disabled=st.booleans(),
         ),
-        st.builds(
+        "principal": st.builds(
             Principal, **common, id=user, name=names,
             kind=st.sampled_from(["user", "service_account"]),
             email=st.sampled_from([None, "a@example.com"]),
         ),
-        st.builds(
+        "group": st.builds(
             Group, **common, id=ids("group"), name=names,
             kind=st.sampled_from(["static", "static", "everyone"]),
         ),
-        st.builds(
+        "membership": st.builds(
             Membership, **common, id=ids("membership"), group_id=ids("group"), principal_id=user
         ),
-        st.builds(Site, **common, id=site, name=names),
-        st.builds(
+        "site": st.builds(Site, **common, id=site, name=names),
+        "resource": st.builds(
             Resource, **common, id=ids("resource"), site_id=site, name=names,
             kind=st.just("cidr"), address=networks,
             filters=st.lists(filters, max_size=2).map(tuple),
         ),
-        st.builds(
+        "policy": st.builds(
             Policy, **common, id=ids("policy"), group_id=ids("group"), resource_id=ids("resource"),
             conditions=conditions, description=st.sampled_from(["", "two\nlines"]),
             expires_at=st.none() | instants, lease_s=st.sampled_from([60, 86_400]),
         ),
-        st.sampled_from(["client", "api", "gateway", "gateway", "client", "relay"]).flatmap(token),
-        st.builds(Client, **agent, **address, id=ids("client"), principal_id=user),
-        st.builds(Gateway, **agent, **address, id=ids("gateway"), site_id=site),
-    )  # fmt: skip
+        "token": st.sampled_from(["client", "api", "gateway", "gateway", "client", "relay"])
+        .flatmap(token),
+        "client": st.builds(Client, **agent, **address, id=ids("client"), principal_id=user),
+        "gateway": st.builds(Gateway, **agent, **address, id=ids("gateway"), site_id=site),
+    }  # fmt: skip
 
 
 def mutations(account_id: UUID) -> st.SearchStrategy[Mutation]:
@@ -170,6 +181,43 @@ def mutations(account_id: UUID) -> st.SearchStrategy[Mutation]:
     put = entities(account_id).map(Put)
     whole = st.just(Remove("account", account_id))
     return st.integers(0, 19).flatmap(lambda n: whole if n == 0 else remove if n < 5 else put)
+
+
+def population(account_id: UUID) -> list[Put]:
+    """One entity of each kind, so that most references of later Puts have something to meet."""
+    number = ACCOUNT_IDS.index(account_id)
+    common: dict[str, Any] = {"account_id": account_id, "created_at": START}
+    person, group, place = id_of("principal", 0), id_of("group", 0), id_of("site", 0)
+    enrolling, joining = id_of("token", 2 * number), id_of("token", 2 * number + 1)
+    address = {"ipv4": IPv4Address("100.64.0.1"), "ipv6": IPv6Address("fd48:4c57:5900::1")}
+    other = {"ipv4": IPv4Address("100.64.0.2"), "ipv6": IPv6Address("fd48:4c57:5900::2")}
+    everything: list[Entity] = [
+        Account(id=account_id, name="N", slug="ab"[number], created_at=START),
+        Principal(**common, id=person, name="Hall"),
+        Group(**common, id=group, name="Hall"),
+        Group(**common, id=id_of("group", 1), name="Loft", kind="everyone"),
+        Membership(**common, id=id_of("membership", 0), group_id=group, principal_id=person),
+        Site(**common, id=place, name="Hall"),
+        Resource(
+            **common, id=id_of("resource", 0), site_id=place, name="Hall", kind="cidr",
+            address="10.0.0.0/8",
+        ),
+        Policy(**common, id=id_of("policy", 0), group_id=group, resource_id=id_of("resource", 0)),
+        Token(
+            **common, id=enrolling, kind="client", name="T", hash=bytes(32), principal_id=person,
+            max_uses=1,
+        ),
+        Token(**common, id=joining, kind="gateway", name="T", hash=bytes(32), site_id=place),
+        Client(
+            **common, **address, id=id_of("client", 0), principal_id=person, token_id=enrolling,
+            device_key=bytes(32), name="C",
+        ),
+        Gateway(
+            **common, **other, id=id_of("gateway", 0), site_id=place, token_id=joining,
+            device_key=bytes(32), name="G",
+        ),
+    ]  # fmt: skip
+    return [Put(entity) for entity in everything]
 
 
 # --- the naive model -----------------------------------------------------------------------------
@@ -315,9 +363,7 @@ class StoreMachine(RuleBasedStateMachine):
         super().__init__()
         self.model = Model()
 
-    def ask(self, question: Callable[[Store], Awaitable[Any]]) -> Outcome:
-        """The one answer that all stores give."""
-
+    def ask_each(self, question: Callable[[Store], Awaitable[Any]]) -> list[Outcome]:
         async def outcome(store: Store) -> Outcome:
             try:
                 return "done", await question(store)
@@ -325,25 +371,73 @@ class StoreMachine(RuleBasedStateMachine):
                 named = getattr(error, "kind", ""), getattr(error, "field", "")
                 return "refused", (type(error), *named)
 
-        first, *others = [trio.from_thread.run(outcome, store) for store in self.stores]
+        return [trio.from_thread.run(outcome, store) for store in self.stores]
+
+    def ask(self, question: Callable[[Store], Awaitable[Any]]) -> Outcome:
+        """The one answer that all stores give."""
+        first, *others = self.ask_each(question)
         for other in others:
             assert other == first
         return first
 
-    @rule(data=st.data(), account_id=st.sampled_from(ACCOUNT_IDS), at=instants)
+    @initialize(populated=st.sampled_from([ACCOUNT_IDS, ACCOUNT_IDS, ACCOUNT_IDS[:1], []]))
+    def populate(self, populated: list[UUID]) -> None:
+        for account_id in populated:
+            self.carry_out(account_id, population(account_id), START)
+            self.acquire(account_id)
+
+    @rule(account_id=accounts, at=instants)
+    def repopulate(self, account_id: UUID, at: datetime) -> None:
+        """What was removed comes back, with the same ids."""
+        for mutation in population(account_id):
+            entity = mutation.entity
+            if self.model.find(account_id, KIND_OF[type(entity)], entity.id) is None:
+                self.carry_out(account_id, [mutation], at)
+
+    @rule(data=st.data(), account_id=accounts, at=instants)
     def apply(self, data: st.DataObject, account_id: UUID, at: datetime) -> None:
         wanted = data.draw(st.lists(mutations(account_id), min_size=1, max_size=4))
-        if self.model.find(account_id, "account", account_id) is None:
-            slug = "a" if account_id == ACCOUNT_IDS[0] else "b"
-            account = Account(id=account_id, name="N", slug=slug, created_at=START)
-            wanted = data.draw(st.sampled_from([[Put(account), *wanted], wanted]))
-        kind, answer = self.ask(lambda store: store.apply(account_id, wanted, who="t", at=at))
-        if kind == "refused":
-            self.check_refusal(account_id, wanted, answer)
-        else:
-            self.check_changes(account_id, wanted, list(answer), at)
+        self.carry_out(account_id, wanted, at)
 
-    def check_refusal(self, account_id: UUID, wanted: list[Mutation], given: Refusal) -> None:
+    @rule(data=st.data(), account_id=accounts, at=instants)
+    def apply_one(self, data: st.DataObject, account_id: UUID, at: datetime) -> None:
+        self.carry_out(account_id, [data.draw(mutations(account_id))], at)
+
+    @rule(data=st.data(), account_id=accounts, at=instants)
+    def edit(self, data: st.DataObject, account_id: UUID, at: datetime) -> None:
+        """Give an entity some fields of another of its kind, or put it back as it is."""
+        mine = [entity for entity in self.model.entities if owner(entity) == account_id]
+        if not mine:
+            return
+        entity = data.draw(st.sampled_from(mine))
+        donor = data.draw(entities_by_kind(account_id)[KIND_OF[type(entity)]])
+        fixed = {"id", "account_id", "principal_id", "site_id", "token_id"}
+        if isinstance(entity, Token):
+            fixed.add("kind")
+        names = {field.name for field in attrs.fields(type(entity))} - fixed
+        taken = data.draw(st.sets(st.sampled_from(sorted(names)), max_size=2))
+        fields = {name: getattr(donor, name) for name in taken}
+        self.carry_out(account_id, [Put(attrs.evolve(entity, **fields))], at)
+
+    @rule(data=st.data(), account_id=accounts, at=instants)
+    def remove(self, data: st.DataObject, account_id: UUID, at: datetime) -> None:
+        mine = [entity for entity in self.model.entities if owner(entity) == account_id]
+        if mine:
+            entity = data.draw(st.sampled_from(mine))
+            self.carry_out(account_id, [Remove(KIND_OF[type(entity)], entity.id)], at)
+
+    def carry_out(self, account_id: UUID, wanted: Sequence[Mutation], at: datetime) -> None:
+        answers = self.ask_each(lambda store: store.apply(account_id, wanted, who="t", at=at))
+        if answers[0][0] == "refused":
+            for kind, refusal in answers:
+                assert kind == "refused"
+                self.check_refusal(account_id, wanted, refusal)
+            return
+        for answer in answers[1:]:
+            assert answer == answers[0]
+        self.check_changes(account_id, wanted, list(answers[0][1]), at)
+
+    def check_refusal(self, account_id: UUID, wanted: Sequence[Mutation], given: Refusal) -> None:
         trial = attrs.evolve(self.model, entities=list(self.model.entities))
         invalid = [
             refusal
@@ -369,7 +463,7 @@ class StoreMachine(RuleBasedStateMachine):
         raise AssertionError(f"refused for no reason: {given}")
 
     def check_changes(
-        self, account_id: UUID, wanted: list[Mutation], given: list[Change], at: datetime
+        self, account_id: UUID, wanted: Sequence[Mutation], given: list[Change], at: datetime
     ) -> None:
         model = self.model
         log = model.changes.setdefault(account_id, [])
@@ -411,7 +505,7 @@ class StoreMachine(RuleBasedStateMachine):
         for key in [key for key in model.authorizations if key[0] == account_id]:
             del model.authorizations[key]
 
-    @rule(data=st.data(), account_id=st.sampled_from(ACCOUNT_IDS), kind=st.sampled_from(KINDS))
+    @rule(data=st.data(), account_id=accounts, kind=st.sampled_from(KINDS))
     def read(self, data: st.DataObject, account_id: UUID, kind: EntityKind) -> None:
         id = account_id if kind == "account" else data.draw(ids(kind))
         after = data.draw(st.none() | ids(kind))
@@ -425,17 +519,17 @@ class StoreMachine(RuleBasedStateMachine):
             tuple(listed[:limit]),
         )
 
-    @rule(account_id=st.sampled_from(ACCOUNT_IDS), after=st.integers(0, 9), limit=st.integers(1, 9))
+    @rule(account_id=accounts, after=st.integers(0, 9), limit=st.integers(1, 9))
     def read_account(self, account_id: UUID, after: int, limit: int) -> None:
         log = self.model.changes.get(account_id, [])
         assert self.ask(lambda store: store.changes(account_id, after=after, limit=limit)) == (
             "done",
             tuple(log[after : after + limit]),
         )
-        accounts = [self.model.find(id, "account", id) for id in ACCOUNT_IDS]
+        known = [self.model.find(id, "account", id) for id in ACCOUNT_IDS]
         assert self.ask(lambda store: store.accounts()) == (
             "done",
-            tuple(account for account in accounts if account),
+            tuple(account for account in known if account),
         )
         account = self.model.find(account_id, "account", account_id)
         _, contents = self.ask(lambda store: store.contents(account_id))
@@ -481,7 +575,7 @@ class StoreMachine(RuleBasedStateMachine):
         relays = tuple(self.model.relays[id] for id in sorted(self.model.relays))
         assert self.ask(lambda store: store.relays()) == ("done", relays)
 
-    @rule(account_id=st.sampled_from(ACCOUNT_IDS))
+    @rule(account_id=accounts)
     def acquire(self, account_id: UUID) -> None:
         _, answer = self.ask(lambda store: store.acquire(account_id, owner="node"))
         if self.model.find(account_id, "account", account_id) is None:
@@ -491,13 +585,12 @@ class StoreMachine(RuleBasedStateMachine):
         self.model.epochs[account_id] = answer
         self.model.owned.add(account_id)
 
-    @rule(
-        data=st.data(), account_id=st.sampled_from(ACCOUNT_IDS), late=st.sampled_from([0, 0, 0, 1])
-    )
+    @rule(data=st.data(), account_id=accounts, late=st.sampled_from([0, 0, 0, 0, 1, -1]))
     def write_authorization(self, data: st.DataObject, account_id: UUID, late: int) -> None:
         some = data.draw(ids("policy"))
-        ended_at = data.draw(st.none() | instants)
+        ended_at = data.draw(st.none() | st.none() | instants)
         created_at = data.draw(instants)
+        asked_at = data.draw(st.none() | instants)
         authorization = Authorization(
             id=some, account_id=account_id, policy_id=some, client_id=some, gateway_id=some,
             resource_id=some, token_id=some, connection_id=some,
@@ -512,9 +605,9 @@ class StoreMachine(RuleBasedStateMachine):
             self.model.authorizations[account_id, some] = authorization
         else:
             assert given == ("refused", (Fenced, "", ""))
+        self.check_authorizations(account_id, asked_at)
 
-    @rule(account_id=st.sampled_from(ACCOUNT_IDS), at=st.none() | instants)
-    def read_authorizations(self, account_id: UUID, at: datetime | None) -> None:
+    def check_authorizations(self, account_id: UUID, at: datetime | None) -> None:
         expected = tuple(
             each
             for (owner_id, _), each in sorted(self.model.authorizations.items())
