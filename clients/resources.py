@@ -8,7 +8,7 @@ from channel.filters import PacketFilter, compile_filters
 from channel.messages import Resource
 from channel.prefixes import PrefixTable
 from tunnel.packet import Header
-from tunnel.resources import Network, networks_of
+from tunnel.resources import Network, is_forbidden, networks_of
 
 
 class ResourceTable:
@@ -23,10 +23,10 @@ class ResourceTable:
         older = self._resources.get(resource.id)
         allowed = compile_filters(resource.filters)
         self._resources[resource.id] = (resource, allowed)
-        if older is not None and networks_of(older[0]) != networks_of(resource):
+        if older is not None and _networks(older[0]) != _networks(resource):
             self._leave_networks(older[0])
-        if older is None or networks_of(older[0]) != networks_of(resource):
-            for network in networks_of(resource):
+        if older is None or _networks(older[0]) != _networks(resource):
+            for network in _networks(resource):
                 ids = self._ids_by_network.get(network) or ()
                 self._ids_by_network.insert(network, (*ids, resource.id))
         return allowed if older is not None and older[1] != allowed else None
@@ -62,10 +62,16 @@ class ResourceTable:
         return resource_id in self._resources
 
     def _leave_networks(self, resource: Resource) -> None:
-        for network in networks_of(resource):
+        for network in _networks(resource):
             ids = self._ids_by_network.get(network) or ()
             left = tuple(other for other in ids if other != resource.id)
             if left:
                 self._ids_by_network.insert(network, left)
             else:
                 self._ids_by_network.remove(network)
+
+
+def _networks(resource: Resource) -> tuple[Network, ...]:
+    """What is routed for a resource. A portal that names loopback, link-local addresses or
+    everything as a network gets no route for it."""
+    return tuple(network for network in networks_of(resource) if not is_forbidden(network))

@@ -36,7 +36,7 @@ from tunnel.deadlines import Deadlines
 from tunnel.engine import Connected, ConnectionParameters, Engine, Failed, PathChanged, PathLost
 from tunnel.packet import parse, prohibited, reset
 from tunnel.preshared import KemError, encapsulate, preshared_key
-from tunnel.resources import Network, networks_of, overlaps_forbidden, within
+from tunnel.resources import Network, is_forbidden, networks_of, within
 
 MAX_CONNECTIONS = 10_000
 MAX_GRANTS = 50_000
@@ -263,7 +263,9 @@ class GatewayAgent(TunnelAgent):
 
     def _objection(self, message: Authorize) -> Refusal:
         networks = networks_of(message.resource)
-        if not networks or any(overlaps_forbidden(network) for network in networks):
+        if not networks or any(
+            is_forbidden(network, self._tunnel_ranges()) for network in networks
+        ):
             return "unsupported"
         if self._ceiling and not all(within(network, self._ceiling) for network in networks):
             return "ceiling"
@@ -278,6 +280,11 @@ class GatewayAgent(TunnelAgent):
         elif connection.client.public_key != message.client.public_key:
             return "unknown_connection"
         return ""
+
+    def _tunnel_ranges(self) -> tuple[Network, ...]:
+        if self.interface is None:
+            return ()
+        return (self.interface.range_ipv4, self.interface.range_ipv6)
 
     def _connect(self, message: Authorize, now: int) -> bytes | None:
         """Begin a connection; answers the ciphertext, or None for keys that are unfit."""
@@ -311,11 +318,10 @@ class GatewayAgent(TunnelAgent):
         except ValueError:
             return None
         sources = own_addresses(message.client.ipv4, message.client.ipv6)
-        assert self.interface is not None
         connection = _Connection(
             id=message.connection_id,
             client=message.client,
-            filter=ClientFilter(sources, (self.interface.range_ipv4, self.interface.range_ipv6)),
+            filter=ClientFilter(sources, self._tunnel_ranges()),
             opened_ns=now,
         )
         self._connections[connection.id] = connection

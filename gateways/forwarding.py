@@ -1,7 +1,8 @@
 """Forwarding on a gateway: nftables, forwarding switches, routes; set up and exactly restored.
 
 A table of our own, named after the TUN device, translates what clients send (masquerade), lets
-back only replies, keeps clients apart and drops tunnel addresses that arrive from elsewhere.
+back only replies, keeps clients apart, keeps them off the gateway's own addresses, and drops
+tunnel addresses that arrive from elsewhere.
 Where the machine forwarded nothing before, it forwards nothing else now either. The switches of
 the kernel that are changed are written down first, in a file below /run; so the start after a
 crash finds what to put back, and a gateway that ends leaves the machine as it was.
@@ -145,6 +146,7 @@ delete table inet {table}
 table inet {table} {{
   chain early {{
     type filter hook prerouting priority raw; policy accept;
+    iifname "{device}" fib daddr type {{ local, broadcast }} drop
     {spoofed}
   }}
   chain forward {{

@@ -6,26 +6,12 @@ from collections.abc import Iterable
 from ipaddress import IPv4Network, IPv6Network, ip_network
 
 from channel.messages import Resource
+from channel.reserved import RESERVED
 
 Network = IPv4Network | IPv6Network
 
-# No resource reaches these, whatever the portal says: they mean the gateway itself, its link, or
-# many hosts. The IPv6 forms that embed an IPv4 address would lead around a rule for that address.
-FORBIDDEN_NETWORKS: tuple[Network, ...] = tuple(
-    ip_network(text)
-    for text in (
-        "0.0.0.0/8",
-        "127.0.0.0/8",
-        "169.254.0.0/16",
-        "224.0.0.0/3",
-        "::/96",
-        "::ffff:0:0/96",
-        "64:ff9b::/96",
-        "64:ff9b:1::/48",
-        "fe80::/10",
-        "ff00::/8",
-    )
-)
+FORBIDDEN_NETWORKS: tuple[Network, ...] = tuple(network for _, network in RESERVED)
+"""What no resource reaches, whatever the portal says."""
 
 
 def networks_of(resource: Resource) -> tuple[Network, ...]:
@@ -43,9 +29,11 @@ def within(network: Network, ceiling: Iterable[Network]) -> bool:
     return any(_inside(network, limit) for limit in ceiling)
 
 
-def overlaps_forbidden(network: Network) -> bool:
-    """Whether a network consists of forbidden addresses (a larger one may contain some)."""
-    return within(network, FORBIDDEN_NETWORKS)
+def is_forbidden(network: Network, further: Iterable[Network] = ()) -> bool:
+    """Whether a network is no resource: the default route, or within what no resource reaches or
+    what `further` names. (One that is larger may contain such addresses: packets are judged too.)
+    """
+    return network.prefixlen == 0 or within(network, (*FORBIDDEN_NETWORKS, *further))
 
 
 def _inside(network: Network, limit: Network) -> bool:

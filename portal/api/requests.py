@@ -17,6 +17,7 @@ import msgspec
 from litestar.dto import AbstractDTO
 from msgspec import UNSET, Meta, Struct
 
+from channel.reserved import RESERVED
 from portal.api.problems import FieldError, Problem, invalid
 
 if TYPE_CHECKING:
@@ -30,18 +31,12 @@ Instant = Annotated[
 ]
 Cidrs = Annotated[tuple[Annotated[str, Meta(max_length=49)], ...], Meta(max_length=100)]
 
-NEVER_A_RESOURCE: Final = tuple(
-    (name, ip_network(network))
-    for name, networks in {
-        "this host": ("0.0.0.0/8", "::/96"),
-        "loopback": ("127.0.0.0/8",),
-        "link-local": ("169.254.0.0/16", "fe80::/10"),
-        "multicast": ("224.0.0.0/4", "ff00::/8"),
-        "broadcast": ("255.255.255.255/32",),
-        "IPv4 inside IPv6": ("::ffff:0:0/96", "64:ff9b::/96"),
-        "resolver and name": ("100.96.0.0/11", "100.100.111.0/24", "fd48:4c57:5901::/64"),
-    }.items()
-    for network in networks
+NEVER_A_RESOURCE: Final = (
+    *RESERVED,
+    *(
+        ("resolver and name", ip_network(network))
+        for network in ("100.96.0.0/11", "100.100.111.0/24", "fd48:4c57:5901::/64")
+    ),
 )
 """Networks that no resource may touch, apart from the account's own tunnel ranges."""
 

@@ -173,6 +173,24 @@ def test_a_gateway_translates_lets_back_only_answers_and_restores_all(lab: Lab) 
     gateway.send(udp("100.64.0.1", "100.64.0.2", (4_000, 5353), b"neighbour"))
     assert gateway.receive(0.5) == []
 
+    # nor does a client reach the gateway itself, under any of its addresses
+    own = host.spawn([sys.executable, "-c", ECHO, "0.0.0.0"], stdout=subprocess.PIPE, cwd=ROOT)
+    assert own.stdout is not None
+    assert own.stdout.readline() == b"up\n"
+    for address in ("10.20.0.11", "100.64.1.1", "127.0.0.1", "10.20.0.255"):
+        gateway.send(udp("100.64.0.1", address, (4_001, 5353), b"gateway?"))
+    assert gateway.receive(0.5) == []
+    assert "said" in server.run(
+        sys.executable,
+        "-c",
+        "import socket\n"
+        "sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\n"
+        "sender.sendto(b'neighbour', ('10.20.0.11', 5353))\n"
+        "print(sender.recv(100))\n",
+    )
+    own.kill()
+    own.wait()
+
     # a revocation makes the kernel forget the flow
     assert "100.64.0.1" in host.run("conntrack", "-L")
     assert gateway.ask("flush", "100.64.0.1", "10.20.0.80/32") == "done"

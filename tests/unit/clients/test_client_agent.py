@@ -91,6 +91,18 @@ def test_init_sets_the_interface_and_the_routes() -> None:
     assert {str(network) for network in stage.events["0"][-1].networks} == {"10.9.0.0/16"}
 
 
+@pytest.mark.parametrize(
+    "address",
+    ["0.0.0.0/0", "::/0", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/4", "fe80::/64", "ff02::/16"],
+)
+def test_a_portal_cannot_route_what_no_resource_reaches(address: str) -> None:
+    stage = Stage()
+    greedy = attrs.evolve(WEB, id=gateway_id(50), address=address)
+    stage.tell(stage.client, ResourceUpserted(resource=greedy))
+    stage.settle()
+    assert {str(network) for network in stage.events["0"][-1].networks} == {"10.0.0.0/24"}
+
+
 def test_a_denial_is_answered_as_prohibited_and_remembered_for_two_seconds() -> None:
     stage = Stage()
     stage.allowed.clear()

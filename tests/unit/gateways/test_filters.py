@@ -110,7 +110,16 @@ def test_an_error_passes_only_if_it_quotes_a_flow() -> None:
 
 @pytest.mark.parametrize(
     "address",
-    ["127.0.0.1", "169.254.169.254", "224.0.0.1", "255.255.255.255", "100.64.0.2", "0.1.2.3"],
+    [
+        "127.0.0.1",
+        "169.254.169.254",
+        "100.100.100.200",
+        "168.63.129.16",
+        "224.0.0.1",
+        "255.255.255.255",
+        "100.64.0.2",
+        "0.1.2.3",
+    ],
 )
 def test_some_addresses_are_never_reached_whatever_is_granted(address: str) -> None:
     everything = attrs.evolve(WEB, address="0.0.0.0/0", filters=())
