@@ -12,12 +12,13 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import attrs
-from rich.console import Console
-from rich.table import Table
+from rich.console import Console, RenderableType
+from rich.markup import escape
+from rich.padding import Padding
 
 from simulations.installation import (
     GATEWAYS,
@@ -52,7 +53,7 @@ class Demo:
     """The walk through one installation; `outcomes` grows with each step."""
 
     installation: Installation
-    say: Callable[[str], None]
+    say: Callable[[RenderableType], None]
     outcomes: list[Outcome] = attrs.field(factory=list)
 
     def run(self) -> None:
@@ -110,14 +111,15 @@ class Demo:
         with self.timed() as seconds:
             self.page("the page arrives once the policy is made")
         path = self.path()
-        direct = path.get("kind") == "direct" and public_ip(path, "remote") == OFFICE_NAT
+        ends = (public_ip(path, "local"), public_ip(path, "remote"))
+        direct = path.get("kind") == "direct" and ends == (HOME_NAT, OFFICE_NAT)
         self.note(
             "direct_path",
             "a policy is made: the page arrives through a hole-punched tunnel",
             direct,
-            f"{path.get('kind')}: {public_ip(path, 'local')} <-> {path.get('remote')}, round trip "
-            f"{milliseconds(path.get('rtt_ns'))}, first packet to first delivered packet "
-            f"{milliseconds(path.get('first_delivery_ns'))}",
+            f"{path.get('kind')}: {path.get('local')} <-> {path.get('remote')}\n"
+            f"round trip {milliseconds(path.get('rtt_ns'))}, first packet to first delivered "
+            f"packet {milliseconds(path.get('first_delivery_ns'))}",
             seconds_from_policy_to_page=seconds(),
             path=path,
             home_nat=HOME_NAT,
@@ -180,7 +182,7 @@ class Demo:
         now_used = self.peer()["name"]
         self.note(
             "failed_over",
-            f"{used}, the gateway in use, is killed: the next curl goes through the other",
+            f"{used}, which carries it, is killed: the next curl takes the other",
             now_used != used and now_used in GATEWAYS,
             f"through {now_used} after {seconds():.2f} s",
             seconds=seconds(),
@@ -199,7 +201,7 @@ class Demo:
         )
         self.note(
             "relayed",
-            "both NATs become symmetric and forget their bindings: the page arrives relayed",
+            "both NATs turn symmetric and forget bindings: the page arrives relayed",
             path["kind"] == "relayed" and it.fetch_page(),
             f"through the relay {path.get('relay')} after {seconds():.2f} s, round trip "
             f"{milliseconds(path.get('rtt_ns'))}",
@@ -226,8 +228,9 @@ class Demo:
     def note(self, name: str, title: str, held: bool, figure: str, **measured: Any) -> None:
         outcome = Outcome(name=name, title=title, held=held, figure=figure, measured=measured)
         self.outcomes.append(outcome)
-        mark = "[green]ok[/green]  " if held else "[red]FAILED[/red]"
-        self.say(f"{mark} {title}\n       {figure}")
+        mark = "[green]ok[/green]" if held else "[red]FAILED[/red]"
+        self.say(f"{mark} {escape(title)}")
+        self.say(Padding(escape(figure), (0, 0, 0, 3)))
 
     @contextmanager
     def timed(self) -> Iterator[Callable[[], float]]:
@@ -246,13 +249,14 @@ def run_demo(*, as_json: bool = False, keep: bool = False) -> int:
             print(f"holloway demo: {sentence}", file=sys.stderr)
         return 2
     signal.signal(signal.SIGTERM, _interrupted)
-    console.print(f"Fetching http://{WEB}/ and {LARGE_FILE} from behind two NATs.\n")
     failure = ""
     outcomes: list[Outcome] = []
     made: dict[str, str] = {}
     try:
         with Lab() as lab:
             made = {"run": lab.run_name, "directory": str(lab.directory)}
+            console.print(f"Fetching http://{WEB}/ and {LARGE_FILE} from behind two NATs,")
+            console.print(f"in the network namespaces {lab.prefix}*\n")
             try:
                 demo = Demo(Installation(lab), console.print, outcomes)
                 demo.run()
@@ -286,13 +290,11 @@ def milliseconds(duration_ns: object) -> str:
 
 
 def _summary(console: Console, outcomes: list[Outcome]) -> None:
-    table = Table(title="\nWhat had to happen, and what was measured", title_justify="left")
-    table.add_column("outcome")
-    table.add_column("held")
-    table.add_column("figure", overflow="fold")
+    held = sum(outcome.held for outcome in outcomes)
+    console.print(f"\n{held} of {len(outcomes)} outcomes held.")
     for outcome in outcomes:
-        table.add_row(outcome.title, "yes" if outcome.held else "NO", outcome.figure)
-    console.print(table)
+        if not outcome.held:
+            console.print(f"[red]FAILED[/red] {escape(outcome.title)}: {escape(outcome.figure)}")
 
 
 def _as_json(outcomes: list[Outcome], held: bool, failure: str) -> dict[str, Any]:
@@ -318,8 +320,10 @@ def _look_around(console: Console, lab: Lab) -> None:
         f"--state-dir {lab.directory}/laptop\n"
         "Ctrl-C removes it all.",
         markup=False,
+        soft_wrap=True,
     )
-    signal.pause()
+    with suppress(KeyboardInterrupt):
+        signal.pause()
 
 
 def _interrupted(number: int, frame: object) -> None:

@@ -62,7 +62,7 @@ def missing_requirements(programs: dict[str, str] | None = None) -> list[str]:
     for program, package in (REQUIRED_PROGRAMS | (programs or {})).items():
         if shutil.which(program, path=_search_path()) is None:
             missing.append(f"`{program}` is missing: apt-get install {package}")
-    if not os.access("/dev/net/tun", os.R_OK | os.W_OK):
+    if os.geteuid() == 0 and not os.access("/dev/net/tun", os.R_OK | os.W_OK):
         missing.append("/dev/net/tun cannot be opened: load the tun module, or allow the device")
     if missing:
         return missing
@@ -190,6 +190,7 @@ class Lab:
     def __enter__(self) -> Lab:
         if missing := missing_requirements():
             raise LabError("; ".join(missing))
+        os.environ["PATH"] = _search_path()  # after a plain `su`, say, it has no /usr/sbin
         self.directory = Path(tempfile.mkdtemp(prefix=self.prefix))
         self.directory.chmod(0o711)  # a database under an account of its own passes through
         self._janitor = subprocess.Popen(

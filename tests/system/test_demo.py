@@ -1,16 +1,28 @@
-"""The demo, as a person runs it: every outcome holds, and nothing of it is left on the machine."""
+"""The demo, as a person runs it: every outcome holds, and nothing of it is left on the machine,
+however it ends."""
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import re
+import signal
 import subprocess
 import sys
+import tempfile
+import threading
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from simulations.installation import HOME_NAT, OFFICE_NAT, wait_until
+
 pytestmark = pytest.mark.system
 ROOT = Path(__file__).resolve().parents[2]
+DEMO = [sys.executable, "-m", "holloway", "demo"]
 
 OUTCOMES = {
     "installed",
@@ -24,26 +36,139 @@ OUTCOMES = {
 }
 
 
-def listed() -> set[str]:
+def left_of(run: str) -> list[str]:
+    """Namespaces, directories and processes that bear the name of a run."""
     printed = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True).stdout
-    return {line.split()[0] for line in printed.splitlines()}
+    found = [line.split()[0] for line in printed.splitlines()]
+    found += os.listdir(tempfile.gettempdir())
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            found.append((process / "cmdline").read_bytes().replace(b"\0", b" ").decode())
+    return [name for name in found if f"hlw-{run}-" in name]
+
+
+def is_shown_by_both(path: dict[str, Any]) -> bool:
+    return all(
+        re.fullmatch(rf"{re.escape(nat)}:\d+", path[side])
+        for side, nat in (("local", HOME_NAT), ("remote", OFFICE_NAT))
+    )
 
 
 @pytest.mark.timeout(600)
-def test_every_outcome_of_the_demo_holds_and_nothing_is_left() -> None:
+def test_every_outcome_of_two_demos_side_by_side_holds_and_nothing_is_left() -> None:
+    running = [
+        subprocess.Popen(
+            [*DEMO, "--json"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+        )
+        for _ in range(2)
+    ]
+    for demo in running:
+        printed, said = demo.communicate(timeout=500)
+        assert printed, said
+        report = json.loads(printed)
+        assert report["outcomes"] == dict.fromkeys(OUTCOMES, True), said
+        assert report["held"]
+        assert demo.returncode == 0
+        assert report["measured"]["relayed"]["path"]["kind"] == "relayed"
+        assert report["measured"]["direct_path"]["path"]["kind"] == "direct"
+        assert is_shown_by_both(report["measured"]["direct_path"]["path"])
+        assert not left_of(report["run"])
+
+
+# --- a demo that is interrupted ------------------------------------------------------------------
+
+
+class RunningDemo:
+    """A demo, and what it has printed so far."""
+
+    def __init__(self) -> None:
+        self.process = subprocess.Popen(
+            DEMO, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT
+        )
+        self.printed = ""
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    @property
+    def run(self) -> str | None:
+        """The name of its run, once it is known."""
+        found = re.search(r"hlw-([0-9a-f]+)-", self.printed)
+        return found and found[1]
+
+    def has_come_to(self, words: str) -> bool:
+        assert self.process.poll() is None, self.printed
+        return words in self.printed
+
+    def end(self) -> int:
+        code = self.process.wait(timeout=120)
+        self._reader.join(timeout=30)
+        return code
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.printed += line
+
+
+@pytest.fixture
+def demos() -> Iterator[list[RunningDemo]]:
+    """Demos that the test starts; what still runs at its end is told to end."""
+    started: list[RunningDemo] = []
+    yield started
+    for demo in started:
+        if demo.process.poll() is None:
+            demo.process.terminate()
+            demo.end()
+
+
+@pytest.mark.timeout(300)
+def test_a_demo_that_is_interrupted_or_killed_leaves_nothing(demos: list[RunningDemo]) -> None:
+    moments = [
+        ("hlw-", signal.SIGKILL),  # while it lays out the network
+        ("hlw-", signal.SIGINT),
+        ("are online", signal.SIGTERM),  # while curl waits for a denial
+        ("through a hole-punched", signal.SIGKILL),  # during a download
+        ("through a hole-punched", signal.SIGINT),
+    ]
+    demos += [RunningDemo() for _ in moments]
+    for demo, (words, number) in zip(demos, moments, strict=True):
+        wait_until(lambda d=demo, w=words: d.has_come_to(w), what=words, timeout_s=120)
+        demo.process.send_signal(number)
+    for demo, (words, number) in zip(demos, moments, strict=True):
+        code = demo.end()
+        assert demo.run is not None
+        assert code == (-number if number == signal.SIGKILL else 1), demo.printed
+        assert "Traceback" not in demo.printed
+        if number != signal.SIGKILL:
+            assert "interrupted; everything was removed" in demo.printed
+            assert not left_of(demo.run), words
+        # The janitor of one that was killed takes a moment.
+        wait_until(lambda d=demo: not left_of(d.run), what="all is removed", timeout_s=60)
+
+
+# --- a machine on which it cannot run ------------------------------------------------------------
+
+
+def refusal(argv: list[str], **env: str) -> str:
     done = subprocess.run(
-        [sys.executable, "-m", "holloway", "demo", "--json"],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        timeout=500,
+        argv, capture_output=True, text=True, cwd=ROOT, env=os.environ | env, timeout=60
     )
-    assert done.stdout, done.stderr
-    report = json.loads(done.stdout)
-    assert report["outcomes"] == dict.fromkeys(OUTCOMES, True), done.stderr
-    assert report["held"]
-    assert done.returncode == 0
-    assert report["measured"]["relayed"]["path"]["kind"] == "relayed"
-    assert report["measured"]["direct_path"]["path"]["kind"] == "direct"
-    assert not [name for name in listed() if name.startswith(f"hlw-{report['run']}-")]
-    assert not Path(report["directory"]).exists()
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    assert not done.stdout
+    return done.stderr
+
+
+def test_a_program_that_is_missing_is_named_with_its_package(tmp_path: Path) -> None:
+    said = refusal(DEMO, PATH=str(tmp_path))
+    assert "`curl` is missing: apt-get install curl" in said
+
+
+def test_whoever_is_not_root_is_told_so() -> None:
+    as_nobody = "import os, sys, simulations.demo as d; os.setuid(65534); sys.exit(d.run_demo())"
+    said = refusal([sys.executable, "-c", as_nobody])
+    assert said == ("holloway demo: root is needed to make network namespaces: run with sudo\n")
