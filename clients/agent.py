@@ -15,7 +15,7 @@ the lease for that resource. While the portal is away leases live on to their en
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from uuid import UUID
 
 import attrs
@@ -41,7 +41,7 @@ from tunnel.agent import SECOND_NS, AgentIdentity, TunnelAgent, own_addresses
 from tunnel.deadlines import Deadlines
 from tunnel.engine import Connected, ConnectionParameters, Engine, Failed, PathChanged, PathLost
 from tunnel.flows import Flow, FlowTable, opens_flow
-from tunnel.packet import TCP, TCP_RST, Header, parse, prohibited, reset, tcp_flags
+from tunnel.packet import TCP, TCP_RST, Header, parse, prohibited, reset, runs, tcp_flags
 from tunnel.preshared import KemError, KemKey, preshared_key
 from tunnel.resources import Network
 
@@ -123,15 +123,28 @@ class ClientAgent(TunnelAgent):
 
     def receive_packets(self, packets: Iterable[bytes], now: int) -> None:
         """Packets that the kernel routed to the TUN device."""
-        for packet in packets:
-            header = parse(packet)
+        for header, run in runs(packets):
             if header is None:
                 self.counts.malformed += 1
             elif header.source not in self._addresses:
-                self.counts.foreign_source += 1
-            else:
-                self._outbound(packet, header, now)
+                self.counts.foreign_source += len(run)
+            elif not self._outbound_run(header, run, now):
+                for packet in run:
+                    own = header if packet is run[-1] else parse(packet)
+                    if own is not None:
+                        self._outbound(packet, own, now)
         self._ask(now)
+
+    def _outbound_run(self, header: Header, run: Sequence[bytes], now: int) -> bool:
+        """Whether a run of several packets was sent, by a lease that stands."""
+        flow = self._flows.outbound(run[-1], header, now) if len(run) > 1 else None
+        if flow is None or not isinstance(flow.tag, UUID):
+            return False
+        lease = self._lease_by_resource.get(flow.tag)
+        if lease is None or lease.connection.lost:
+            return False
+        self._transmit(lease, run, now)
+        return True
 
     def _outbound(self, packet: bytes, header: Header, now: int) -> None:
         flow = self._flows.outbound(packet, header, now)
@@ -154,18 +167,18 @@ class ClientAgent(TunnelAgent):
     def _send_or_ask(self, resource_id: UUID, packet: bytes, now: int) -> None:
         lease = self._lease_by_resource.get(resource_id)
         if lease is not None and not lease.connection.lost:
-            self._transmit(lease, packet, now)
+            self._transmit(lease, (packet,), now)
             return
         if self._requests.denied(resource_id, now):
             self._prohibit(packet)
             return
         self._requests.want(resource_id, packet, now)
 
-    def _transmit(self, lease: _Lease, packet: bytes, now: int) -> None:
-        self.counts.sent += 1
+    def _transmit(self, lease: _Lease, packets: Sequence[bytes], now: int) -> None:
+        self.counts.sent += len(packets)
         lease.used_ns = now
-        lease.connection.bytes_out += len(packet)
-        self.engine.send_packet(lease.connection.id, packet, now)
+        lease.connection.bytes_out += sum(map(len, packets))
+        self.engine.send_packets(lease.connection.id, packets, now)
 
     def _prohibit(self, packet: bytes) -> None:
         self.counts.prohibited += 1
@@ -177,25 +190,26 @@ class ClientAgent(TunnelAgent):
 
     # --- packets of gateways ---------------------------------------------------------------------
 
-    def _tunnelled(self, connection_id: UUID, packet: bytes, now: int) -> None:
+    def _tunnelled(
+        self, connection_id: UUID, header: Header | None, run: Sequence[bytes], now: int
+    ) -> None:
         connection = self._connections.get(connection_id)
-        header = parse(packet)
         if connection is None or header is None:
-            self.counts.malformed += 1
+            self.counts.malformed += len(run)
             return
-        flow = self._flows.inbound(packet, header, now)
+        flow = self._flows.inbound(run[-1], header, now)
         lease = None
         if flow is not None and isinstance(flow.tag, UUID):
             lease = self._lease_by_resource.get(flow.tag)
         if lease is None or lease.connection is not connection:
-            self.counts.refused_inbound += 1
+            self.counts.refused_inbound += len(run)
             return
-        self.counts.delivered += 1
-        connection.bytes_in += len(packet)
+        self.counts.delivered += len(run)
+        connection.bytes_in += sum(map(len, run))
         lease.used_ns = now
         if lease.delivered_ns is None:
             lease.delivered_ns = now
-        self._packets.append(packet)
+        self._packets += run
 
     # --- asking ----------------------------------------------------------------------------------
 
@@ -341,7 +355,7 @@ class ClientAgent(TunnelAgent):
         connection.lease_ids.add(lease.authorization_id)
         self._expiries.set(lease.authorization_id, now + message.expires_in_ns)
         for packet in () if request is None else request.packets:
-            self._transmit(lease, packet, now)
+            self._transmit(lease, (packet,), now)
 
     def _connect(self, message: AuthorizationCreated, key: KemKey, now: int) -> _Connection | None:
         if message.kem_ciphertext is None or self.account_id is None or self.own_id is None:
@@ -514,7 +528,7 @@ class ClientAgent(TunnelAgent):
         for authorization_id in connection.lease_ids:
             lease = self._lease_by_id[authorization_id]
             for packet in self._requests.take_packets(lease.resource_id):
-                self._transmit(lease, packet, now)
+                self._transmit(lease, (packet,), now)
 
     # --- status ----------------------------------------------------------------------------------
 

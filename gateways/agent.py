@@ -8,7 +8,7 @@ the kernel's translations (`FlushTranslations`). A core: see `tunnel.agent`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from ipaddress import IPv4Address, IPv6Address
 from typing import Literal
 from uuid import UUID
@@ -34,7 +34,7 @@ from runtime.randomness import Randomness
 from tunnel.agent import SECOND_NS, AgentIdentity, TunnelAgent, own_addresses
 from tunnel.deadlines import Deadlines
 from tunnel.engine import Connected, ConnectionParameters, Engine, Failed, PathChanged, PathLost
-from tunnel.packet import parse, prohibited, reset
+from tunnel.packet import Header, parse, prohibited, reset, runs
 from tunnel.preshared import KemError, encapsulate, preshared_key
 from tunnel.resources import Network, is_forbidden, networks_of, within
 
@@ -118,32 +118,46 @@ class GatewayAgent(TunnelAgent):
 
     def receive_packets(self, packets: Iterable[bytes], now: int) -> None:
         """Packets that the kernel routed to the TUN device: answers for clients."""
-        for packet in packets:
-            header = parse(packet)
+        for header, run in runs(packets):
             if header is None:
                 self.counts.malformed += 1
                 continue
             connection = self._connection_by_address.get(header.destination)
-            if connection is None or not connection.filter.to_client(packet, header, now):
-                self.counts.unsolicited += 1
+            if connection is None or not connection.filter.to_client(run[-1], header, now):
+                self.counts.unsolicited += len(run)
                 continue
-            self.counts.returned += 1
-            self._to_tunnel(connection, packet, now)
+            self.counts.returned += len(run)
+            self._to_tunnel(connection, run, now)
 
-    def _tunnelled(self, connection_id: UUID, packet: bytes, now: int) -> None:
+    def _tunnelled(
+        self, connection_id: UUID, header: Header | None, run: Sequence[bytes], now: int
+    ) -> None:
         connection = self._connections.get(connection_id)
-        header = parse(packet)
         if connection is None or header is None:
+            self.counts.malformed += len(run)
+        elif len(run) > 1 and connection.filter.continues(run[-1], header, now):
+            self._forward(connection, run, now)
+        else:
+            for packet in run:
+                self._judge(connection, packet, now)
+
+    def _forward(self, connection: _Connection, run: Sequence[bytes], now: int) -> None:
+        self.counts.forwarded += len(run)
+        run_bytes = sum(map(len, run))
+        connection.bytes_in += run_bytes
+        self.bytes_in += run_bytes
+        if connection.first_delivered_ns is None:
+            connection.first_delivered_ns = now
+        self._packets += run
+
+    def _judge(self, connection: _Connection, packet: bytes, now: int) -> None:
+        header = parse(packet)
+        if header is None:
             self.counts.malformed += 1
             return
         verdict = connection.filter.from_client(packet, header, now)
         if verdict is Verdict.FORWARD:
-            self.counts.forwarded += 1
-            connection.bytes_in += len(packet)
-            self.bytes_in += len(packet)
-            if connection.first_delivered_ns is None:
-                connection.first_delivered_ns = now
-            self._packets.append(packet)
+            self._forward(connection, (packet,), now)
             return
         if verdict is Verdict.DROP or not self._may_answer(connection, now):
             self.counts.dropped += 1
@@ -155,12 +169,13 @@ class GatewayAgent(TunnelAgent):
             self.counts.prohibited += 1
             answer = prohibited(packet)
         if answer is not None:
-            self._to_tunnel(connection, answer, now)
+            self._to_tunnel(connection, (answer,), now)
 
-    def _to_tunnel(self, connection: _Connection, packet: bytes, now: int) -> None:
-        connection.bytes_out += len(packet)
-        self.bytes_out += len(packet)
-        self.engine.send_packet(connection.id, packet, now)
+    def _to_tunnel(self, connection: _Connection, packets: Sequence[bytes], now: int) -> None:
+        packets_bytes = sum(map(len, packets))
+        connection.bytes_out += packets_bytes
+        self.bytes_out += packets_bytes
+        self.engine.send_packets(connection.id, packets, now)
 
     @staticmethod
     def _may_answer(connection: _Connection, now: int) -> bool:

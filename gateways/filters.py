@@ -84,6 +84,13 @@ class ClientFilter:
         self._flows.remove(lambda flow: flow.tag == resource_id)
         return networks
 
+    def continues(self, packet: bytes, header: Header, now: int) -> bool:
+        """Whether a packet of the client belongs to a flow that passes; otherwise ask
+        `from_client`."""
+        if header.source not in self._sources:
+            return False
+        return self._flows.outbound(packet, header, now) is not None
+
     def from_client(self, packet: bytes, header: Header, now: int) -> Verdict:
         """Judge a packet that came out of the client's tunnel."""
         if header.source not in self._sources:

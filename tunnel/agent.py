@@ -10,7 +10,10 @@ and timers are the shell's to move.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from ipaddress import IPv4Address, IPv6Address
+from itertools import groupby
+from operator import itemgetter
 from typing import Any, Literal
 from uuid import UUID
 
@@ -22,6 +25,7 @@ from channel.messages import Candidates, Challenge, Held, Interface, Join, Relay
 from runtime.randomness import Randomness
 from runtime.secret import Secret
 from tunnel.engine import Connected, Engine, Failed, LocalCandidates, PathChanged, PathLost
+from tunnel.packet import Header, runs
 
 SECOND_NS = 10**9
 MAX_UNSENT_CANDIDATES = 8
@@ -146,8 +150,9 @@ class TunnelAgent:
                 self._trickle(event.message)
             else:
                 self._path_event(event, now)
-        for connection_id, packet in self.engine.drain_packets():
-            self._tunnelled(connection_id, packet, now)
+        for connection_id, group in groupby(self.engine.drain_packets(), key=itemgetter(0)):
+            for header, run in runs(packet for _, packet in group):
+                self._tunnelled(connection_id, header, run, now)
 
     # --- what the two kinds of agent fill in -----------------------------------------------------
 
@@ -161,7 +166,10 @@ class TunnelAgent:
     def _path_event(self, event: Connected | PathChanged | PathLost | Failed, now: int) -> None:
         raise NotImplementedError
 
-    def _tunnelled(self, connection_id: UUID, packet: bytes, now: int) -> None:
+    def _tunnelled(
+        self, connection_id: UUID, header: Header | None, run: Sequence[bytes], now: int
+    ) -> None:
+        """A run of packets (`tunnel.packet.runs`) that came out of a tunnel."""
         raise NotImplementedError
 
     # --- helpers of both -------------------------------------------------------------------------

@@ -12,8 +12,8 @@ would wait five seconds: the receiver takes the first copy and refuses the other
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
-from typing import Final, Literal
+from collections.abc import Iterable, Sequence
+from typing import Final, Literal, NamedTuple
 from uuid import UUID
 
 import attrs
@@ -99,6 +99,14 @@ class Failed:
 Event = LocalCandidates | Connected | PathChanged | PathLost | Failed
 
 
+class Train(NamedTuple):
+    """Datagrams to be sent one after the other from a base to one address."""
+
+    base: Base
+    remote: Address
+    datagrams: Sequence[bytes]
+
+
 @attrs.define(kw_only=True)
 class ConnectionStatistics:
     """Present sizes, and counts since the start."""
@@ -128,24 +136,32 @@ class Connection:
         self._announced: dict[Candidate, None] = {}
         self._announced_generation = -1
         self._outgoing: list[Outgoing] = []
+        self._trains: list[Train] = []
         self._events: list[Event] = []
         self._counts = ConnectionStatistics()
 
     # --- packets and datagrams ----------------------------------------------------------------
 
-    def send_packet(self, packet: bytes, now: int) -> None:
-        """Send an inner packet, or keep it until that is possible."""
+    def send_packets(self, packets: Sequence[bytes], now: int) -> None:
+        """Send inner packets, or keep them until that is possible."""
         if self._established and self.agent.selected is not None:
-            self._device.send(self.id, packet, now)
+            self._device.send_all(self.id, packets, now)
             return
-        self._buffer.append(packet)
-        self._buffered_bytes += len(packet)
+        self._buffer += packets
+        self._buffered_bytes += sum(map(len, packets))
         while len(self._buffer) > MAX_BUFFERED_PACKETS or self._buffered_bytes > MAX_BUFFERED_BYTES:
             self._buffered_bytes -= len(self._buffer.popleft())
             self._counts.dropped_packets += 1
 
-    def carry(self, datagram: bytes, now: int) -> None:
-        """A datagram that WireGuard made for this peer."""
+    def carry(self, datagrams: Sequence[bytes], now: int) -> None:
+        """Datagrams that WireGuard made for this peer; data travels as one train."""
+        if self.agent.selected is not None and all(each[0] == _TRANSPORT for each in datagrams):
+            self._send_train(datagrams, now)
+            return
+        for datagram in datagrams:
+            self._carry(datagram, now)
+
+    def _carry(self, datagram: bytes, now: int) -> None:
         if datagram[0] in _HANDSHAKE:
             self._repeats = [(now + delay, datagram) for delay in HANDSHAKE_REPEATS_NS]
         if self.agent.selected is not None:
@@ -156,11 +172,12 @@ class Connection:
             self._waiting.popleft()
             self._counts.dropped_datagrams += 1
 
-    def heard(self, datagram: bytes, base: Base, source: Address) -> None:
-        """WireGuard took an authentic datagram of the peer, whichever way it came."""
-        self._counts.heard_datagrams += 1
+    def heard(self, kind: int, base: Base, source: Address, *, datagrams: int = 1) -> None:
+        """WireGuard took authentic datagrams of the peer, of one message type, whichever way they
+        came."""
+        self._counts.heard_datagrams += datagrams
         self.agent.heard(base.address, source)
-        if datagram[0] == _TRANSPORT:
+        if kind == _TRANSPORT:
             self._repeats.clear()
 
     def session_established(self, now: int) -> None:
@@ -229,8 +246,13 @@ class Connection:
         return doubted
 
     def drain_outgoing(self) -> list[Outgoing]:
-        """Checks and WireGuard datagrams to send."""
+        """Checks and single WireGuard datagrams to send, before the trains."""
         drained, self._outgoing = self._outgoing, []
+        return drained
+
+    def drain_trains(self) -> list[Train]:
+        """WireGuard data to send."""
+        drained, self._trains = self._trains, []
         return drained
 
     def drain_events(self) -> list[Event]:
@@ -263,9 +285,18 @@ class Connection:
     def _flush(self, now: int) -> None:
         if not self._established or self.agent.selected is None:
             return
-        while self._buffer:
-            self._device.send(self.id, self._buffer.popleft(), now)
+        buffered, self._buffer = self._buffer, deque()
         self._buffered_bytes = 0
+        if buffered:
+            self._device.send_all(self.id, tuple(buffered), now)
+
+    def _send_train(self, datagrams: Sequence[bytes], now: int) -> None:
+        pair = self.agent.selected
+        assert pair is not None
+        self._trains.append(Train(pair.base, pair.remote.address, datagrams))
+        self._counts.sent_datagrams += len(datagrams)
+        carries_data = any(len(each) > _EMPTY_TRANSPORT_BYTES for each in datagrams)
+        self.agent.sent(now, expects_answer=carries_data)
 
     def _send(self, datagram: bytes, now: int) -> None:
         pair = self.agent.selected

@@ -16,7 +16,9 @@ nothing raises; what is refused is counted.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from itertools import groupby
+from operator import itemgetter
 from typing import Final
 from uuid import UUID
 
@@ -50,6 +52,7 @@ from tunnel.wireguard.device import (
     PeerStatistics,
     SessionEstablished,
 )
+from tunnel.wireguard.noise import MESSAGE_TRANSPORT
 
 __all__ = [
     "Connected",
@@ -70,6 +73,9 @@ REST_AFTER_NS: Final = 60 * NS_PER_S
 
 _MIN_WIREGUARD_BYTES: Final = 32
 _WIREGUARD_RESERVED: Final = b"\0\0\0"
+_TRANSPORT_LABEL: Final = MESSAGE_TRANSPORT.to_bytes(4, "little")
+# The type of a WireGuard message, and the receiver's index of a transport message.
+_LABEL_BYTES: Final = 8
 
 
 @attrs.frozen(kw_only=True)
@@ -235,17 +241,25 @@ class Engine:
         base = self._gatherer.host_base(local)
         if base is None:
             return
-        for data, source in datagrams:
-            self._receive(base, data, source, now)
+        for source, run in _runs(datagrams):
+            if _is_transport(run[0]):
+                self._receive_transports(base, run, source, now)
+                continue
+            for data in run:
+                self._receive(base, data, source, now)
         self._settle(now)
 
     def send_packet(self, connection_id: UUID, packet: bytes, now: int) -> None:
         """Send an inner packet; it waits (64 packets, 64 KiB) while there is no session or path."""
+        self.send_packets(connection_id, (packet,), now)
+
+    def send_packets(self, connection_id: UUID, packets: Sequence[bytes], now: int) -> None:
+        """Send inner packets by one connection, in order, as `send_packet` does with each."""
         connection = self._connections.get(connection_id)
         if connection is None:
-            self._counts.unknown_connection += 1
+            self._counts.unknown_connection += len(packets)
             return
-        connection.send_packet(packet, now)
+        connection.send_packets(packets, now)
         self._touch(connection)
         self._settle(now)
 
@@ -381,8 +395,21 @@ class Engine:
         connection = self._connection_of(peer_key)
         if connection is None:
             return
-        connection.heard(data, base, source)
+        connection.heard(data[0], base, source)
         self._packets += [(connection.id, packet) for packet in packets]
+        self._touch(connection)
+
+    def _receive_transports(
+        self, base: Base, datagrams: Sequence[bytes], source: Address, now: int
+    ) -> None:
+        received = self._device.receive_transports(datagrams, now)
+        connection = None if received is None else self._connection_of(received[0])
+        if received is None or connection is None:
+            return
+        _, accepted, packets = received
+        connection.heard(MESSAGE_TRANSPORT, base, source, datagrams=accepted)
+        connection_id = connection.id
+        self._packets += [(connection_id, packet) for packet in packets]
         self._touch(connection)
 
     # --- settling ------------------------------------------------------------------------------
@@ -419,15 +446,16 @@ class Engine:
             elif isinstance(event, HandshakeFailed):
                 connection.handshake_failed()
             self._touch(connection)
-        for target, datagram in self._device.drain_datagrams():
+        for target, group in groupby(self._device.drain_datagrams(), key=itemgetter(0)):
+            datagrams = [datagram for _, datagram in group]
             if isinstance(target, Address):
                 base = self._base_by_source.get(target)
                 if base is not None:
-                    self._gatherer.send(base, target, datagram, now)
+                    self._gatherer.send_all(base, target, datagrams, now)
                 continue
             connection = self._connection_of(target)
             if connection is not None:
-                connection.carry(datagram, now)
+                connection.carry(datagrams, now)
                 self._touch(connection)
 
     def _settle_connection(self, connection: Connection, now: int) -> None:
@@ -439,6 +467,8 @@ class Engine:
                 self._bind_channel(connection, now)
         for outgoing in connection.drain_outgoing():
             self._gatherer.send(outgoing.base, outgoing.remote, outgoing.data, now)
+        for train in connection.drain_trains():
+            self._gatherer.send_all(train.base, train.remote, train.datagrams, now)
 
     def _bind_channel(self, connection: Connection, now: int) -> None:
         pair = connection.agent.selected
@@ -478,6 +508,25 @@ class Engine:
 
     def _is_current(self, entry: tuple[int, int, Connection]) -> bool:
         return entry[2].deadline == entry[0] and entry[2].id in self._connections
+
+
+def _runs(datagrams: Iterable[tuple[bytes, Address]]) -> Iterator[tuple[Address, list[bytes]]]:
+    """Neighbours of one source that begin with the same 8 bytes, in order."""
+    run: list[bytes] = []
+    label, sender = b"", Address("", 0)
+    for data, source in datagrams:
+        if data[:_LABEL_BYTES] == label and source == sender:
+            run.append(data)
+            continue
+        if run:
+            yield sender, run
+        run, label, sender = [data], data[:_LABEL_BYTES], source
+    if run:
+        yield sender, run
+
+
+def _is_transport(data: bytes) -> bool:
+    return data[:4] == _TRANSPORT_LABEL and len(data) >= _MIN_WIREGUARD_BYTES
 
 
 def _is_wireguard(data: bytes) -> bool:

@@ -11,6 +11,7 @@ make an ICMP or ICMPv6 "communication administratively prohibited" (RFC 792, RFC
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 ICMP = 1
@@ -95,6 +96,31 @@ def parse(packet: bytes) -> Header | None:
     if packet[0] >> 4 == 4:
         return _parse_ipv4(packet, length)
     return _parse_ipv6(packet, length)
+
+
+def runs(packets: Iterable[bytes]) -> Iterator[tuple[Header | None, list[bytes]]]:
+    """Neighbours that belong to one flow and tell nothing new about it, in order, with the header
+    of the last of them; None with a single packet that is malformed.
+
+    All packets of a run are whole and well-formed, unfragmented, and share addresses, protocol and
+    ports; those of TCP all carry ACK, and neither SYN, FIN nor RST. So whatever is decided from
+    these, and from nothing else of a packet, holds for each of them.
+    """
+    run: list[bytes] = []
+    size, mask, label, minimum = 0, 0, -1, 0
+    for packet in packets:
+        if int.from_bytes(packet[:size], "big") & mask == label:
+            length = packet_length(packet)
+            if length is not None and length >= minimum:
+                run.append(packet)
+                continue
+        if run:
+            yield parse(run[-1]), run
+        run = [packet]
+        size, mask, minimum = _shape(packet)
+        label = int.from_bytes(packet[:size], "big") & mask if size else -1
+    if run:
+        yield parse(run[-1]), run
 
 
 def quoted(packet: bytes, header: Header) -> Header | None:
@@ -292,6 +318,47 @@ def _transport(
         first,
         icmp_type,
     )
+
+
+def _mask(size: int, **fields: int) -> int:
+    """Of the first `size` bytes, those named `at_N` or `from_N_to_M` under their values."""
+    bits = bytearray(size)
+    for name, value in fields.items():
+        first, _, last = name.removeprefix("at_").removeprefix("from_").partition("_to_")
+        for at in range(int(first), int(last or first) + 1):
+            bits[at] = value
+    return int.from_bytes(bits, "big")
+
+
+# What the packets of a run share: how many bytes are looked at, and the bits of them that count
+# (version and header length, fragment, protocol, addresses and ports, flags of TCP).
+_RUN_FLAGS = TCP_FIN | TCP_SYN | TCP_RST | TCP_ACK
+_RUN_IPV4 = {"at_0": 0xFF, "at_6": 0x3F, "at_7": 0xFF, "at_9": 0xFF, "from_12_to_23": 0xFF}
+_RUN_IPV6 = {"at_0": 0xF0, "at_6": 0xFF, "from_8_to_43": 0xFF}
+_RUN_SHAPES = {
+    (4, TCP): (40, _mask(40, **_RUN_IPV4, at_33=_RUN_FLAGS), 40),
+    (4, UDP): (28, _mask(28, **_RUN_IPV4), 28),
+    (6, TCP): (60, _mask(60, **_RUN_IPV6, at_53=_RUN_FLAGS), 60),
+    (6, UDP): (48, _mask(48, **_RUN_IPV6), 48),
+}
+_NO_RUN = (0, 0, 0)
+
+
+def _shape(packet: bytes) -> tuple[int, int, int]:
+    """Bytes, mask and least length of the run that this packet begins; zeros if it is alone."""
+    length = packet_length(packet)
+    if length is None:
+        return _NO_RUN
+    version = packet[0] >> 4
+    protocol = packet[9] if version == 4 else packet[6]
+    shape = _RUN_SHAPES.get((version, protocol), _NO_RUN)
+    if length < shape[2]:
+        return _NO_RUN
+    if version == 4 and (packet[0] != 0x45 or packet[6] & 0x3F or packet[7]):
+        return _NO_RUN
+    if protocol == TCP and packet[shape[0] - 7] & _RUN_FLAGS != TCP_ACK:
+        return _NO_RUN
+    return shape
 
 
 # --- building ----------------------------------------------------------------------------------

@@ -247,6 +247,15 @@ class Gatherer:
             relay.client.permit(peer, now)
         self._service(relay, now)
 
+    def send_all(self, base: Base, peer: Address, datagrams: Sequence[bytes], now: int) -> None:
+        """Send datagrams from one base to one peer, in order, as `send` does with each."""
+        if base.server is None:
+            socket = base.socket
+            self._transmits += [Transmit(socket, peer, data) for data in datagrams]
+            return
+        for data in datagrams:
+            self.send(base, peer, data, now)
+
     def bind(self, base: Base, peer: Address, now: int) -> None:
         """Use a channel for `peer`, which costs 4 bytes instead of 36."""
         relay = self._relay_of(base)

@@ -9,6 +9,8 @@ that acts on the system. Nothing is decided here.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable
+from itertools import groupby
+from operator import itemgetter
 from typing import Any, Protocol
 
 import attrs
@@ -31,6 +33,7 @@ TUN_BATCH = 64
 MAX_SLEEP_NS = 5 * 10**9
 PAUSE_AFTER_FAILURE_S = 1.0
 NS_PER_S = 10**9
+_WAY = itemgetter(0, 1)  # local and remote address of a Transmit
 
 log = get_logger("driver")
 
@@ -231,12 +234,12 @@ class EngineDriver:
 
     def _transmit(self) -> None:
         sockets = self._sockets
-        for local, remote, data in self._engine.drain_transmits():
+        for (local, remote), group in groupby(self._engine.drain_transmits(), key=_WAY):
+            train = [data for _, _, data in group]
             opened = sockets.get(local)
-            if opened is not None and opened.send(data, remote):
-                self._sent += 1
-            else:
-                self._dropped += 1
+            taken = 0 if opened is None else opened.send_batch(train, remote)
+            self._sent += taken
+            self._dropped += len(train) - taken
 
     async def _follow_addresses(self, nursery: trio.Nursery) -> bool:
         """One socket for each address that the machine has now; whether anything changed."""
@@ -267,7 +270,7 @@ class EngineDriver:
     def _bind(self, host: str) -> UdpSocket | None:
         for port in dict.fromkeys((self._port, 0)):
             try:
-                return UdpSocket.bind(Address(host, port), mark=self._mark)
+                return UdpSocket.bind(Address(host, port), mark=self._mark, trains=True)
             except OSError as error:
                 log.warning("bind_failed", host=host, port=port, error=str(error))
         return None

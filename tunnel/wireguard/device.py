@@ -10,7 +10,7 @@ Which inner source addresses a peer may use is decided by the caller, who knows 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 
 import attrs
 
@@ -159,7 +159,8 @@ class Device:
         (handshakes and keepalives have none), or None for what was refused."""
         kind = int.from_bytes(datagram[:4], "little")
         if kind == MESSAGE_TRANSPORT and len(datagram) >= TRANSPORT_MIN_BYTES:
-            return self._receive_transport(datagram, now)
+            received = self.receive_transports((datagram,), now)
+            return None if received is None else (received[0], received[2])
         if kind == MESSAGE_INITIATION and len(datagram) == INITIATION_BYTES:
             return self._receive_initiation(datagram, source, now)
         if kind == MESSAGE_RESPONSE and len(datagram) == RESPONSE_BYTES:
@@ -170,16 +171,39 @@ class Device:
         self._counts.malformed += 1
         return None
 
+    def receive_transports(
+        self, datagrams: Sequence[bytes], now: int
+    ) -> tuple[Hashable, int, list[bytes]] | None:
+        """Take transport messages that all begin with the same 8 bytes, type and receiver.
+
+        Answers the peer that proved to have sent some, how many it did, and their inner packets
+        in order. Each message is authenticated and checked for replay by itself.
+        """
+        holder = self._holder_by_index.get(int.from_bytes(datagrams[0][4:8], "little"))
+        peer, pair = (None, None) if holder is None else holder
+        if peer is None or pair is None:
+            self._counts.unknown_index += len(datagrams)
+            return None
+        accepted, packets = peer.receive_transports(
+            pair, [each for each in datagrams if len(each) >= TRANSPORT_MIN_BYTES], now
+        )
+        self._counts.refused_transports += len(datagrams) - accepted
+        return (peer.key, accepted, packets) if accepted else None
+
     def send(self, peer_key: Hashable, packet: bytes, now: int) -> None:
         """Send an inner packet, or queue it (128 at most, the oldest goes) and shake hands first.
 
         An empty packet is a keepalive. A packet to an unknown peer is dropped and counted.
         """
+        self.send_all(peer_key, (packet,), now)
+
+    def send_all(self, peer_key: Hashable, packets: Sequence[bytes], now: int) -> None:
+        """Send inner packets to one peer, in order, as `send` does with each."""
         peer = self._peer_by_key.get(peer_key)
         if peer is None:
-            self._counts.unknown_peer += 1
+            self._counts.unknown_peer += len(packets)
             return
-        peer.send(packet, now)
+        peer.send(packets, now)
 
     def initiate(self, peer_key: Hashable, now: int) -> None:
         """Shake hands now, also if there is a session; at most once in REKEY_TIMEOUT (5 s)."""
@@ -252,18 +276,6 @@ class Device:
         heapq.heappush(self._wakes, (peer.wake_ns, self._wake_number, peer))
 
     # --- the four messages ------------------------------------------------------------------------
-
-    def _receive_transport(self, datagram: bytes, now: int) -> tuple[Hashable, list[bytes]] | None:
-        holder = self._holder_by_index.get(int.from_bytes(datagram[4:8], "little"))
-        peer, pair = (None, None) if holder is None else holder
-        if peer is None or pair is None:
-            self._counts.unknown_index += 1
-            return None
-        packets = peer.receive_transport(pair, datagram, now)
-        if packets is None:
-            self._counts.refused_transports += 1
-            return None
-        return peer.key, packets
 
     def _receive_initiation(
         self, datagram: bytes, source: Address, now: int

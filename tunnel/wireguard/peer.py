@@ -20,7 +20,7 @@ A peer decides nothing about addresses: `PeerHost.transmit` takes what is to be 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable, Sequence
 from typing import Literal, Protocol
 
 import attrs
@@ -149,38 +149,47 @@ class KeyPair:
         self.is_initiator = is_initiator
         self.born_ns = now
 
-    def usable(self, now: int) -> bool:
+    def usable(self, now: int, messages: int = 1) -> bool:
         """Whether the limits of REJECT_AFTER_TIME and REJECT_AFTER_MESSAGES allow sending."""
         return (
             self._sending is not None
             and now - self.born_ns < REJECT_AFTER_TIME_NS
-            and self.counter < REJECT_AFTER_MESSAGES
+            and self.counter + messages <= REJECT_AFTER_MESSAGES
         )
 
-    def seal(self, padded: bytes) -> bytes:
-        """A transport message. The caller asked `usable` first."""
+    def seal_all(self, padded: Sequence[bytes]) -> list[bytes]:
+        """A transport message for each packet. The caller asked `usable` for as many first."""
         assert self._sending is not None
-        counter = self.counter.to_bytes(8, "little")
-        self.counter += 1
-        sealed = self._sending.encrypt(_NONCE_PREFIX + counter, padded, None)
-        return b"".join((_HEADER, self.remote_index, counter, sealed))
+        encrypt, head = self._sending.encrypt, _HEADER + self.remote_index
+        first = self.counter
+        self.counter += len(padded)  # before anything can fail: no counter is ever used twice
+        messages = []
+        for number, packet in enumerate(padded, first):
+            counter = number.to_bytes(8, "little")
+            messages.append(head + counter + encrypt(_NONCE_PREFIX + counter, packet, None))
+        return messages
 
-    def open(self, message: bytes, now: int) -> bytes | None:
-        """The padded packet of a transport message; None if forged, too old or seen before."""
-        counter = int.from_bytes(message[8:16], "little")
-        if (
-            self._receiving is None
-            or now - self.born_ns >= REJECT_AFTER_TIME_NS
-            or counter >= REJECT_AFTER_MESSAGES
-        ):
-            return None
-        try:
-            padded = self._receiving.decrypt(
-                _NONCE_PREFIX + message[8:16], memoryview(message)[TRANSPORT_HEADER_BYTES:], None
-            )
-        except InvalidTag:
-            return None
-        return padded if self._window.accept(counter) else None
+    def open_all(self, messages: Iterable[bytes], now: int) -> list[bytes]:
+        """The padded packets of those transport messages that are not forged, too old or seen
+        before, in order."""
+        if self._receiving is None or now - self.born_ns >= REJECT_AFTER_TIME_NS:
+            return []
+        decrypt, accept = self._receiving.decrypt, self._window.accept
+        opened = []
+        for message in messages:
+            counter_bytes = message[8:TRANSPORT_HEADER_BYTES]
+            counter = int.from_bytes(counter_bytes, "little")
+            if counter >= REJECT_AFTER_MESSAGES:
+                continue
+            try:
+                padded = decrypt(
+                    _NONCE_PREFIX + counter_bytes, message[TRANSPORT_HEADER_BYTES:], None
+                )
+            except InvalidTag:
+                continue
+            if accept(counter):
+                opened.append(padded)
+        return opened
 
     def forget(self) -> None:
         """Let go of the keys (their bytes are the library's to free)."""
@@ -232,14 +241,15 @@ class Peer:
 
     # --- sending -------------------------------------------------------------------------------
 
-    def send(self, packet: bytes, now: int) -> None:
-        """Seal an inner packet, or stage it and ask for a session. Empty: a keepalive."""
+    def send(self, packets: Sequence[bytes], now: int) -> None:
+        """Seal inner packets, or stage them and ask for a session. Empty ones: keepalives."""
         pair = self._current
-        if pair is None or not pair.usable(now):
-            self._stage(packet)
+        if pair is None or not pair.usable(now, len(packets)):
+            for packet in packets:
+                self._stage(packet)
             self.initiate(now)
             return
-        self._transmit(pair, packet, now)
+        self._transmit(pair, packets, now)
         if pair.counter >= REKEY_AFTER_MESSAGES or (
             pair.is_initiator and now - pair.born_ns >= REKEY_AFTER_TIME_NS
         ):
@@ -318,11 +328,14 @@ class Peer:
         self._flush(now)
         return True
 
-    def receive_transport(self, pair: KeyPair, message: bytes, now: int) -> list[bytes] | None:
-        """The inner packets of a transport message (none for a keepalive); None if refused."""
-        padded = pair.open(message, now)
-        if padded is None:
-            return None
+    def receive_transports(
+        self, pair: KeyPair, messages: Iterable[bytes], now: int
+    ) -> tuple[int, list[bytes]]:
+        """How many of these transport messages, all for `pair`, were accepted, and their inner
+        packets in order (none for a keepalive)."""
+        opened = pair.open_all(messages, now)
+        if not opened:
+            return 0, []
         if pair is self._next:
             self._drop(self._previous)
             self._previous, self._current, self._next = self._current, pair, None
@@ -330,16 +343,22 @@ class Peer:
             self._flush(now)
         self._authentic_received(now)
         self._renew_before_rejection(now)
-        if not padded:
-            return []
-        self._data_received(now)
-        length = packet_length(padded)
-        if length is None:
-            self._counts[4] += 1
-            return []
-        self._counts[2] += 1
-        self._counts[3] += length
-        return [padded if length == len(padded) else padded[:length]]
+        packets = []
+        carrying = 0
+        for padded in opened:
+            if not padded:
+                continue
+            carrying += 1
+            length = packet_length(padded)
+            if length is None:
+                self._counts[4] += 1
+                continue
+            self._counts[3] += length
+            packets.append(padded if length == len(padded) else padded[:length])
+        self._counts[2] += len(packets)
+        for _ in range(min(carrying, 2)):  # the first sets a timer, any further one is noted
+            self._data_received(now)
+        return len(opened), packets
 
     def owns_initiation(self, index: int) -> bool:
         """Whether `index` names the handshake that this peer waits on."""
@@ -497,23 +516,26 @@ class Peer:
         self._sent_timestamp_ns = max(rounded, self._sent_timestamp_ns + 1)
         return tai64n(self._sent_timestamp_ns)
 
-    def _transmit(self, pair: KeyPair, packet: bytes, now: int) -> None:
-        length = len(packet)
-        padded = max(length, min((length + PADDING_BYTES - 1) & -PADDING_BYTES, self._mtu))
-        if padded > length:
-            packet = packet + bytes(padded - length)
-        self._host.transmit(self, pair.seal(packet))
+    def _transmit(self, pair: KeyPair, packets: Sequence[bytes], now: int) -> None:
+        mtu = self._mtu
+        padded = [
+            packet if not len(packet) % PADDING_BYTES else _padded(packet, mtu)
+            for packet in packets
+        ]
+        for message in pair.seal_all(padded):
+            self._host.transmit(self, message)
         self._authentic_sent(now)
-        if length:
-            self._counts[0] += 1
-            self._counts[1] += length
+        carrying = sum(1 for packet in packets if packet)
+        if carrying:
+            self._counts[0] += carrying
+            self._counts[1] += sum(map(len, packets))
             self._data_sent(now)
 
     def _send_keepalive(self, now: int) -> None:
         if self._staged:
             self.initiate(now)
         else:
-            self.send(b"", now)
+            self.send((b"",), now)
 
     def _stage(self, packet: bytes) -> None:
         if not packet and self._staged:
@@ -525,8 +547,8 @@ class Peer:
 
     def _flush(self, now: int) -> None:
         staged, self._staged = self._staged, deque()
-        for packet in staged:
-            self.send(packet, now)
+        if staged:
+            self.send(tuple(staged), now)
 
     def _drop(self, pair: KeyPair | None) -> None:
         if pair is not None:
@@ -543,6 +565,12 @@ class Peer:
         for pair in (self._current, self._previous, self._next):
             self._drop(pair)
         self._current = self._previous = self._next = None
+
+
+def _padded(packet: bytes, mtu: int) -> bytes:
+    length = len(packet)
+    wanted = min((length + PADDING_BYTES - 1) & -PADDING_BYTES, mtu)
+    return packet if wanted <= length else packet + bytes(wanted - length)
 
 
 def sealed_length(packet_bytes: int, mtu: int) -> int:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import socket
+
 import pytest
 import trio
 import trio.testing
@@ -10,6 +13,7 @@ from runtime.net.address import Address
 from runtime.net.udp import UdpSocket
 
 ANY = Address("127.0.0.1", 0)
+SO_NO_CHECK = 11
 
 
 async def receive_all(udp: UdpSocket, count: int) -> list[tuple[bytes, Address]]:
@@ -87,3 +91,38 @@ async def test_a_socket_of_both_families_shows_ipv4_under_its_plain_addresses() 
             assert both.send(b"and back", other.local_address)
             await other.wait_readable()
             assert other.receive_batch()[0][0] == b"and back"
+
+
+@pytest.mark.parametrize("receives_trains", [False, True])
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+async def test_trains_arrive_as_the_datagrams_they_were_made_of(
+    host: str, receives_trains: bool
+) -> None:
+    at = Address(host, 0)
+    with UdpSocket.bind(at, trains=True) as a, UdpSocket.bind(at, trains=receives_trains) as b:
+        sizes = [1_300] * 70 + [90, 90, 40, 40, 1_300, 7, 8, 0, 0, 5] + [60_000] * 3 + [100] * 130
+        sent = [bytes([number % 251]) * size for number, size in enumerate(sizes)]
+        assert a.send_batch(sent, b.local_address) == len(sent)
+        assert await receive_all(b, len(sent)) == [(data, a.local_address) for data in sent]
+        assert b.statistics().received_datagrams == a.statistics().sent_datagrams == len(sent)
+        assert b.statistics().received_bytes == a.statistics().sent_bytes == sum(sizes)
+
+
+async def test_a_train_that_the_kernel_refuses_goes_as_single_datagrams() -> None:
+    with UdpSocket.bind(ANY, trains=True) as a, UdpSocket.bind(ANY) as b:
+        raw = socket.socket(fileno=os.dup(a.fileno()))
+        with raw:
+            # The kernel segments nothing that is to go without a checksum.
+            raw.setsockopt(socket.SOL_SOCKET, SO_NO_CHECK, 1)
+        sent = [b"x" * 100] * 10
+        for _ in range(2):
+            assert a.send_batch(sent, b.local_address) == 10
+            assert [data for data, _ in await receive_all(b, 10)] == sent
+        assert a.statistics().sent_datagrams == 20
+        assert a.statistics().dropped_refused == 0
+
+
+async def test_a_batch_that_cannot_go_anywhere_is_counted() -> None:
+    with UdpSocket.bind(ANY, trains=True) as a:
+        assert a.send_batch([b"x" * 9] * 3, Address("2001:db8::1", 9)) == 0
+        assert a.statistics().dropped_refused == 3
