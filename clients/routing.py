@@ -4,10 +4,15 @@ A rule sends every packet without the agent's own mark through that table first,
 over the main table and yet cannot loop: what the agent itself sends carries the mark. Rules and
 table are removed at the end, and what a killed predecessor left is removed at the start (its
 routes went with its TUN device).
+
+What comes for the device's own tunnel addresses has to come out of the TUN device. The kernel would
+take it from any network, and a neighbour could feel for the flows inside of the tunnel by it and
+put packets into them (CVE-2019-14899); a rule in nftables drops it.
 """
 
 from __future__ import annotations
 
+import contextlib
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
@@ -15,10 +20,12 @@ from clients.agent import RoutesChanged
 from runtime.service import get_logger
 from tunnel.agent import InterfaceChanged
 from tunnel.resources import Network
-from tunnel.shell.commands import run_command, try_command
+from tunnel.shell.commands import CommandFailed, run_command, try_command
+from tunnel.shell.nftables import remove_dead_tables, remove_table, replace_table
 from tunnel.shell.tun import TunDevice
 
 MAX_STALE_RULES = 64
+TABLE_PREFIX = "holloway_client_"
 
 log = get_logger("routing")
 
@@ -46,6 +53,10 @@ class ClientRouting:
         for family in self._families:
             rule = f"priority {self._priority} not fwmark {self._mark:#x} lookup {self._table}"
             await run_command(["ip", family, "rule", "add", *rule.split()])
+        try:
+            await remove_dead_tables(TABLE_PREFIX)
+        except CommandFailed as error:  # no nftables here
+            log.warning("neighbours_not_kept_out", error=str(error))
 
     async def perform(self, event: object) -> None:
         """Follow an event of the agent. Raises CommandFailed."""
@@ -54,6 +65,7 @@ class ClientRouting:
             interface = event.interface
             await self._tun.configure(interface.ipv4, interface.ipv6, interface.mtu)
             self._sources = (interface.ipv4, interface.ipv6)
+            await self._keep_neighbours_out(interface.ipv4, interface.ipv6)
             await self._replace(frozenset(), self._networks)
             log.info("interface", ipv4=str(interface.ipv4), ipv6=str(interface.ipv6))
         elif isinstance(event, RoutesChanged):
@@ -64,6 +76,24 @@ class ClientRouting:
     async def stop(self) -> None:
         """Take everything back."""
         await self._remove_rules()
+        if self._tun is not None:
+            with contextlib.suppress(CommandFailed):  # without nftables there was none
+                await remove_table(TABLE_PREFIX + self._tun.name)
+
+    async def _keep_neighbours_out(self, ipv4: IPv4Address, ipv6: IPv6Address) -> None:
+        assert self._tun is not None
+        elsewhere = f'iifname != {{ "{self._tun.name}", "lo" }}'
+        body = (
+            "  chain early {\n"
+            "    type filter hook prerouting priority raw; policy accept;\n"
+            f"    {elsewhere} ip daddr {ipv4} drop\n"
+            f"    {elsewhere} ip6 daddr {ipv6} drop\n"
+            "  }"
+        )
+        try:
+            await replace_table(TABLE_PREFIX + self._tun.name, body)
+        except CommandFailed as error:  # access works without it, so it is not refused
+            log.warning("neighbours_not_kept_out", error=str(error))
 
     async def _replace(self, removed: frozenset[Network], added: frozenset[Network]) -> None:
         if self._sources is None or self._tun is None:

@@ -22,6 +22,7 @@ from runtime.service import get_logger
 from tunnel.agent import InterfaceChanged
 from tunnel.shell.commands import CommandFailed, run_command, try_command
 from tunnel.shell.network import network_namespace
+from tunnel.shell.nftables import remove_dead_tables, remove_table, replace_table
 from tunnel.shell.tun import TunDevice
 
 TABLE_PREFIX = "holloway_gateway_"
@@ -58,12 +59,12 @@ class GatewayForwarding:
         """Clean up after a crash, then begin to forward. Raises CommandFailed, OSError."""
         self._tun = tun
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        await self._remove_dead_tables()
+        await remove_dead_tables(TABLE_PREFIX)
         self._restore_after_crash()
         self._saved = _Saved(device=tun.name, switches=_switches_to_change())
         self._write_down()
         forwarded_before = self._saved.switches.get(IPV4_FORWARD, "1") != "0"
-        await run_command(["nft", "-f", "-"], given=self._rules(None, forwarded_before))
+        await replace_table(self._table_name, self._rules(None, forwarded_before))
         for key in self._saved.switches:
             _write(key, "2" if key.endswith("accept_ra") else "1")
         _write(f"net/ipv4/conf/{tun.name}/rp_filter", "1")
@@ -82,7 +83,7 @@ class GatewayForwarding:
         """Put everything back."""
         if self._tun is None:
             return
-        await try_command(["nft", "delete", "table", "inet", self._table_name])
+        await remove_table(self._table_name)
         if self._saved is not None:
             _put_back(self._saved.switches)
             self._saved = None
@@ -112,7 +113,7 @@ class GatewayForwarding:
             await run_command(["ip", *line.split()])
         self._ranges = (interface.range_ipv4, interface.range_ipv6)
         forwarded_before = self._saved.switches.get(IPV4_FORWARD, "1") != "0"
-        await run_command(["nft", "-f", "-"], given=self._rules(self._ranges, forwarded_before))
+        await replace_table(self._table_name, self._rules(self._ranges, forwarded_before))
         log.info("interface", ipv4=str(interface.ipv4), ipv6=str(interface.ipv6))
 
     async def _flush(self, event: FlushTranslations) -> None:
@@ -126,7 +127,6 @@ class GatewayForwarding:
     def _rules(self, ranges: tuple[IPv4Network, IPv6Network] | None, forwarded_before: bool) -> str:
         assert self._tun is not None
         device = self._tun.name
-        table = self._table_name
         spoofed = masquerade = ""
         if ranges is not None:
             ipv4, ipv6 = ranges
@@ -141,9 +141,6 @@ class GatewayForwarding:
                 )
         others = "" if forwarded_before else "drop"
         return f"""
-table inet {table}
-delete table inet {table}
-table inet {table} {{
   chain early {{
     type filter hook prerouting priority raw; policy accept;
     iifname "{device}" fib daddr type {{ local, broadcast }} drop
@@ -163,7 +160,6 @@ table inet {table} {{
     type nat hook postrouting priority srcnat; policy accept;
     {masquerade}
   }}
-}}
 """
 
     def _write_down(self) -> None:
@@ -189,16 +185,6 @@ table inet {table} {{
             return  # another gateway runs in this namespace and will put its switches back
         _put_back(left.switches)
         log.info("restored_after_crash", device=left.device)
-
-    async def _remove_dead_tables(self) -> None:
-        """Tables of gateways whose TUN device is gone."""
-        assert self._tun is not None
-        shown = await run_command(["nft", "-j", "list", "tables"])
-        for entry in msgspec.json.decode(shown).get("nftables", ()):
-            name = entry.get("table", {}).get("name", "")
-            device = name.removeprefix(TABLE_PREFIX)
-            if name.startswith(TABLE_PREFIX) and not _has(f"net/ipv4/conf/{device}"):
-                await try_command(["nft", "delete", "table", "inet", name])
 
 
 def table_name(device: str) -> str:

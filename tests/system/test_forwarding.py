@@ -314,9 +314,35 @@ def test_a_clients_routes_win_cannot_loop_and_are_removed(lab: Lab) -> None:
     assert "dev hlw0" in host.run("ip", "-6", "route", "get", "fd99::1")
     assert "dev eth0" in host.run("ip", "route", "get", "203.0.113.2", "mark", "7")
     assert host.run("ip", "rule", "show").count("4711") == 1
+    assert tables(host) == ["holloway_client_hlw0"]
     step(client, "changed")
     assert "dev eth0" in host.run("ip", "route", "get", "203.0.113.2")
     assert "dev hlw0" in host.run("ip", "route", "get", "10.99.1.1")
     step(client, "stopped")
     client.wait(timeout=10)
     assert host.run("ip", "rule", "show") + host.run("ip", "-6", "rule", "show") == before
+    assert tables(host) == []
+
+
+def test_a_neighbour_of_a_client_cannot_feel_for_its_tunnel_addresses(lab: Lab) -> None:
+    host, neighbour = lab.hosts["gateway"], lab.hosts["server"]
+    client = host.spawn(
+        [sys.executable, "-c", CLIENT], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT
+    )
+    assert client.stdout is not None
+    assert client.stdout.readline() == b"ready\n"
+    neighbour.run("ip", "route", "add", "100.64.0.1/32", "via", "10.20.0.11")
+    probe = (
+        "import socket, sys\n"
+        "asking = socket.socket(socket.AF_INET, socket.SOCK_STREAM)\n"
+        "asking.settimeout(0.5)\n"
+        "try:\n"
+        "    asking.connect((sys.argv[1], 9))\n"
+        "except OSError as error:\n"
+        "    print(type(error).__name__)\n"
+    )
+    heard = neighbour.run(sys.executable, "-c", probe, "10.20.0.11").strip()
+    assert heard == "ConnectionRefusedError"  # the machine itself answers
+    heard = neighbour.run(sys.executable, "-c", probe, "100.64.0.1").strip()
+    assert heard == "TimeoutError"  # its tunnel address does not, not even by a reset
+    client.communicate(b"\n\n", timeout=10)
