@@ -356,6 +356,11 @@ class RelaysChanged:
 
 
 @attrs.frozen
+class CheckToken:
+    """To every relay's actor: its token may have been deleted."""
+
+
+@attrs.frozen
 class ListRelays:
     """Relays that are online. Answered by a tuple of `OnlineRelay`."""
 
@@ -370,6 +375,8 @@ class OnlineRelay:
 
 RELAYS = "relays"
 """Topic of `RelaysChanged`."""
+RELAY_OWNERS = "relay channels"
+"""Topic to which the actors of relays listen, for `CheckToken`."""
 OWNERS = "channels"
 """Topic to which every actor that owns a channel listens, for `End`."""
 DIRECTORY = "relay directory"

@@ -15,10 +15,13 @@ import attrs
 import structlog
 
 from actors.attachment import Channel
+from actors.enrolment import refusal, token_refusal
 from actors.messages import (
     DIRECTORY,
+    RELAY_OWNERS,
     RELAYS,
     AssignRelays,
+    CheckToken,
     ListRelays,
     Moved,
     OnlineRelay,
@@ -27,13 +30,13 @@ from actors.messages import (
     RelayOnline,
     RelaysChanged,
 )
-from actors.model import Relay
+from actors.model import Relay, Token
 from actors.owner import REATTACH_NS, ChannelOwner
 from actors.services import Services
-from actors.store.interface import StoreError
+from actors.store.interface import InvalidReference, StoreError
 from channel.credentials import turn_password, turn_username
 from channel.messages import Heartbeat, Load, RelayInit, RelayJoin, RelayServer, SocketAddress
-from runtime.actor import Actor, ActorRef, CallError, Down, handles
+from runtime.actor import Actor, ActorRef, CallError, Down, Timer, handles
 from runtime.randomness import uuid7
 from runtime.secret import Secret
 
@@ -156,12 +159,15 @@ class RelayActor(ChannelOwner):
         self._stamp = Secret(join.stamp_secret)
         self._load = join.load
         self._superseded = superseded
+        self._remote = channel.remote
         self._relay: Relay | None = None
         self._directory: ActorRef | None = None
         self._pause_ns = REATTACH_NS
+        self._token_timer: Timer | None = None
 
     def started(self) -> None:
         super().started()
+        self.subscribe(RELAY_OWNERS)
         self.cast(self.context.ref, _Begin())
 
     @handles(_Begin)
@@ -173,12 +179,43 @@ class RelayActor(ChannelOwner):
             return
         try:
             self._relay = await self._record(proven)
+        except InvalidReference:  # the token was deleted meanwhile
+            self.refuse("invalid_token")
+            return
         except StoreError:
             self.refuse("unavailable")
             return
         self._superseded(self._relay.id, self.context.ref)
         self.say(RelayInit(relay_id=self._relay.id))
         self.cast(self.context.ref, _Register())
+        self.cast(self.context.ref, CheckToken())
+
+    @handles(CheckToken)
+    async def _on_check_token(self, message: CheckToken) -> None:
+        """Part with a relay whose token is gone; then look again, at the latest when it expires."""
+        again_ns = self._services.limits.relay_token_check_ns
+        try:
+            token: Token | None = await self.perform(
+                self._services.store.find_token, self._token_id
+            )
+        except StoreError:
+            pass  # what the store does not say now it says the next time
+        else:
+            now = self.context.utc_now()
+            refused = (
+                refusal("invalid_token")
+                if token is None
+                else token_refusal(token, self._remote, now)
+            )
+            if refused is not None:
+                self.part(refused)
+                return
+            if token is not None and token.expires_at is not None:
+                left_ns = (token.expires_at - now) // timedelta(microseconds=1) * 1_000
+                again_ns = min(again_ns, left_ns)
+        if self._token_timer is not None:
+            self.cancel(self._token_timer)
+        self._token_timer = self.send_after(again_ns, message)
 
     async def _is_proven(self, address: SocketAddress) -> bool:
         """Whether a relay answers there. Only what can be asked over UDP can be proven."""
@@ -250,4 +287,6 @@ class RelayActor(ChannelOwner):
 
     @handles(Moved)
     def _on_moved(self, message: Moved) -> None:
-        pass  # a relay is known by what it announced
+        """A relay is known by what it announced; its token may be good from some places only."""
+        self._remote = message.remote
+        self.cast(self.context.ref, CheckToken())

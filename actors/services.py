@@ -46,6 +46,9 @@ class Limits:
     relay_credentials_ns: int = 37 * 3600 * _S
     """Life of TURN credentials: the longest lease (24 h), and the time until they are renewed."""
     relay_renewal_ns: int = 12 * 3600 * _S
+    relay_token_check_ns: int = 60 * _S
+    """How often a connected relay's token is looked at; a portal that deletes one does so at once.
+    """
 
 
 @attrs.frozen(kw_only=True)

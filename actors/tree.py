@@ -27,7 +27,15 @@ from actors.admission import Admission
 from actors.attachment import Attachment, Channel, OwnedChannel
 from actors.enrolment import refusal
 from actors.gateway import GatewayActor
-from actors.messages import DIRECTORY, OWNERS, End, Wake, account_name
+from actors.messages import (
+    DIRECTORY,
+    OWNERS,
+    RELAY_OWNERS,
+    CheckToken,
+    End,
+    Wake,
+    account_name,
+)
 from actors.model import Client, Gateway
 from actors.relay import RelayActor, RelayDirectory
 from actors.services import Limits, Services
@@ -140,6 +148,11 @@ class ControlPlane:
         ref = self._scheduler.registry.whereis(account_name(account_id))
         if ref is not None:
             self._scheduler.cast(ref, Wake())
+
+    def wake_relays(self) -> None:
+        """A token of relays was deleted. On other nodes they notice within a minute."""
+        for ref in self._scheduler.pubsub.subscribers(RELAY_OWNERS):
+            self._scheduler.cast(ref, CheckToken())
 
     def account(self, account_id: UUID) -> ActorRef:
         """The account's actor, started if it does not live. Raises LimitReached, Dead.

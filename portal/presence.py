@@ -31,6 +31,9 @@ class LivePresence:
         addresses = {each.client_id: str(each.remote) for each in presence.clients}
         return addresses | {each.gateway_id: str(each.remote) for each in presence.gateways}
 
+    def wake_relays(self) -> None:
+        self._control.wake_relays()
+
     async def relays_online(self) -> frozenset[UUID] | None:
         directory = self._control.relay_directory
         if directory is None:

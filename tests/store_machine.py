@@ -52,6 +52,7 @@ from actors.store.interface import (
     Fenced,
     Invalid,
     InvalidReference,
+    LastOperator,
     Mutation,
     NotFound,
     Put,
@@ -551,15 +552,54 @@ class StoreMachine(RuleBasedStateMachine):
         if allowed:
             self.model.uses[id] = uses + 1
 
-    @rule(id=ids("token"), kind=st.sampled_from(["relay", "operator"]), hash=keys)
-    def put_installation_token(self, id: UUID, kind: Any, hash: bytes) -> None:
-        token = Token(id=id, account_id=None, kind=kind, name="T", hash=hash, created_at=START)
+    @rule(
+        id=ids("token"),
+        kind=st.sampled_from(["relay", "operator"]),
+        hash=keys,
+        expires_at=st.none() | instants,
+    )
+    def put_installation_token(
+        self, id: UUID, kind: Any, hash: bytes, expires_at: datetime | None
+    ) -> None:
+        token = Token(
+            id=id, account_id=None, kind=kind, name="T", hash=hash, created_at=START,
+            expires_at=expires_at,
+        )  # fmt: skip
         tokens = [e for e in self.model.entities if isinstance(e, Token)]
         taken = any(each.id == id for each in (*tokens, *self.model.installation_tokens))
         given = self.ask(lambda store: store.put_installation_token(token))
         assert given == (("refused", (Conflict, "token", "id")) if taken else ("done", None))
         if not taken:
             self.model.installation_tokens.append(token)
+
+    @rule(after=st.none() | ids("token"), limit=st.integers(1, 3))
+    def read_installation_tokens(self, after: UUID | None, limit: int) -> None:
+        known = sorted(self.model.installation_tokens, key=lambda token: token.id)
+        expected = tuple(token for token in known if after is None or token.id > after)[:limit]
+        given = self.ask(lambda store: store.installation_tokens(after=after, limit=limit))
+        assert given == ("done", expected)
+
+    @rule(id=ids("token"), at=instants)
+    def remove_installation_token(self, id: UUID, at: datetime) -> None:
+        tokens = {token.id: token for token in self.model.installation_tokens}
+        given = self.ask(lambda store: store.remove_installation_token(id, at=at))
+        if id not in tokens:
+            assert given == ("refused", (NotFound, "", ""))
+            return
+        token = tokens.pop(id)
+        operators = [
+            each
+            for each in tokens.values()
+            if each.kind == "operator" and (each.expires_at is None or each.expires_at > at)
+        ]
+        if token.kind == "operator" and not operators:
+            assert given == ("refused", (LastOperator, "", ""))
+            return
+        assert given == ("done", None)
+        self.model.installation_tokens.remove(token)
+        self.model.uses.pop(id, None)
+        relays = {key: each for key, each in self.model.relays.items() if each.token_id != id}
+        self.model.relays = relays
 
     @rule(id=ids("gateway"), token_id=ids("token"), at=instants)
     def put_relay(self, id: UUID, token_id: UUID, at: datetime) -> None:

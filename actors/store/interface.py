@@ -58,6 +58,10 @@ class Invalid(StoreError):
         self.field = field
 
 
+class LastOperator(StoreError):
+    """Without this token no operator could come in any more."""
+
+
 class Fenced(StoreError):
     """The caller's epoch is no longer the account's: another owner has taken over."""
 
@@ -146,6 +150,17 @@ class Store(Protocol):
 
     async def put_installation_token(self, token: Token) -> None:
         """Insert a relay or operator token (`account_id` None). Raises Conflict."""
+
+    async def installation_tokens(
+        self, *, after: UUID | None = None, limit: int = 100
+    ) -> tuple[Token, ...]:
+        """Relay and operator tokens, by id. For operators only."""
+
+    async def remove_installation_token(self, id: UUID, *, at: datetime) -> None:
+        """Remove a relay or operator token, and the relays that joined by it.
+
+        Raises NotFound, also for the token of an account; LastOperator for the token of an
+        operator if there is no other that has not expired at `at`."""
 
     # --- leases of keyed actors ---
 

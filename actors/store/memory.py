@@ -38,6 +38,7 @@ from actors.store.interface import (
     Fenced,
     Invalid,
     InvalidReference,
+    LastOperator,
     Mutation,
     NotFound,
     Put,
@@ -216,6 +217,26 @@ class MemoryStore:
         if await self.find_token(token.id) is not None:
             raise Conflict("token", "id")
         self._installation_tokens[token.id] = token
+
+    async def installation_tokens(
+        self, *, after: UUID | None = None, limit: int = 100
+    ) -> tuple[Token, ...]:
+        """See `Store.installation_tokens`."""
+        return _page(self._installation_tokens, after, limit)
+
+    async def remove_installation_token(self, id: UUID, *, at: datetime) -> None:
+        """See `Store.remove_installation_token`."""
+        token = self._installation_tokens.get(id)
+        if token is None:
+            raise NotFound(f"token {id}")
+        if token.kind == "operator" and not any(
+            each.kind == "operator" and each is not token and not _has_expired(each, at)
+            for each in self._installation_tokens.values()
+        ):
+            raise LastOperator(f"token {id}")
+        del self._installation_tokens[id]
+        self._token_uses.pop(id, None)
+        self._relays = {key: each for key, each in self._relays.items() if each.token_id != id}
 
     # --- leases of keyed actors ---
 
@@ -449,6 +470,10 @@ def _is_live(authorization: Authorization, at: datetime | None) -> bool:
     if at is None:
         return True
     return authorization.ended_at is None and authorization.expires_at > at
+
+
+def _has_expired(token: Token, at: datetime) -> bool:
+    return token.expires_at is not None and token.expires_at <= at
 
 
 def _page(table: dict[UUID, T], after: UUID | None, limit: int) -> tuple[T, ...]:

@@ -36,6 +36,9 @@ class Live(Protocol):
     async def relays_online(self) -> frozenset[UUID] | None:
         """Relays with a channel; None if that cannot be told just now."""
 
+    def wake_relays(self) -> None:
+        """A relay's token was deleted: whoever is connected by it is to be sent away."""
+
 
 @attrs.frozen(kw_only=True)
 class Office:

@@ -100,6 +100,8 @@ def _operation(
             "required": True,
             "content": {"application/json": {"schema": schema}},
         }
+    if "DELETE" in handler.http_methods:
+        failures |= {409}
     if handler.opt.get(PUBLIC):
         operation["security"] = []
         failures -= {401, 403}

@@ -11,7 +11,14 @@ from http import HTTPStatus
 
 import msgspec
 
-from actors.store.interface import Conflict, InvalidReference, NotFound, StoreError, Unavailable
+from actors.store.interface import (
+    Conflict,
+    InvalidReference,
+    LastOperator,
+    NotFound,
+    StoreError,
+    Unavailable,
+)
 
 MEDIA_TYPE = "application/problem+json"
 MAX_FIELD_ERRORS = 100
@@ -111,6 +118,13 @@ def of_store(error: StoreError) -> Problem:
             "not_found",
             f"{error.field} {message}. Check the id.",
             errors=(FieldError(field=error.field, message=message),),
+        )
+    if isinstance(error, LastOperator):
+        return Problem(
+            409,
+            "last_operator_token",
+            "This is the last token of an operator. Make another one before it is deleted: see"
+            " docs/api.md.",
         )
     if isinstance(error, Unavailable):
         return unavailable("The database cannot be reached just now. Try again shortly.")

@@ -17,11 +17,14 @@ from msgspec import Meta
 from actors.model import NameField, Principal, Token, TokenKind
 from channel.credentials import SECRET_BYTES, encode_token, hash_token
 from portal.api.authentication import Caller
-from portal.api.inject import PathId, TheCaller, TheDesk, TheOffice, ThePage
-from portal.api.office import Desk, Office, provide_desk
+from portal.api.inject import PathId, TheCaller, TheOffice, ThePage
+from portal.api.office import ACCOUNT_HEADER, Desk, Office, provide_desk
 from portal.api.pagination import Page
 from portal.api.problems import FieldError, Problem, invalid, not_found
 from portal.api.requests import Body, Checks, Cidrs, Instant
+from runtime.service import get_logger
+
+log = get_logger("portal.api")
 
 OWNERS = {"client": "principal_id", "api": "principal_id", "gateway": "site_id", "relay": None}
 """Which field names the owner of a token of each kind."""
@@ -72,9 +75,18 @@ class TokenCreated(TokenView, frozen=True, kw_only=True):
 
 
 @get("/")
-async def list_tokens(desk: TheDesk, page: ThePage) -> Page[TokenView]:
-    """List the tokens of the account."""
-    found = await desk.list(Token, page)
+async def list_tokens(
+    request: Request[Any, Any, Any],
+    office: TheOffice,
+    caller: TheCaller,
+    page: ThePage,
+) -> Page[TokenView]:
+    """List the tokens of the account. An operator who names none gets those of the installation."""
+    if caller.kind == "operator" and ACCOUNT_HEADER not in request.headers:
+        tokens = await office.store.installation_tokens(after=page.after_id(), limit=page.limit)
+        found = page.page(tokens, tokens[-1].id if tokens else None)
+    else:
+        found = await (await provide_desk(request, office, caller)).list(Token, page)
     return Page(items=tuple(map(TokenView.of, found.items)), next_cursor=found.next_cursor)
 
 
@@ -86,10 +98,9 @@ async def get_token(
     id: PathId,
 ) -> TokenView:
     """Show a token. Operators also see those of the installation."""
-    if caller.kind == "operator":
-        token = await office.store.find_token(id)
-        if token is not None and token.account_id is None:
-            return TokenView.of(token)
+    token = await _installation_token(office, caller, id)
+    if token is not None:
+        return TokenView.of(token)
     desk = await provide_desk(request, office, caller)
     return TokenView.of(await desk.get(Token, id))
 
@@ -108,9 +119,24 @@ async def create_token(
 
 
 @delete("/{id:uuid}")
-async def delete_token(desk: TheDesk, id: PathId) -> None:
-    """Delete a token; agents and programs that use it are turned away at once."""
-    await desk.remove("token", id)
+async def delete_token(
+    request: Request[Any, Any, Any],
+    office: TheOffice,
+    caller: TheCaller,
+    id: PathId,
+) -> None:
+    """Delete a token; agents and programs that use it are turned away at once.
+
+    Operators also delete those of the installation: relays that joined by it go with it. The last
+    token of an operator stays (409 `last_operator_token`).
+    """
+    token = await _installation_token(office, caller, id)
+    if token is None:
+        await (await provide_desk(request, office, caller)).remove("token", id)
+        return
+    await office.store.remove_installation_token(id, at=office.clock.utc_now())
+    log.info("installation_token_deleted", kind=token.kind, id=str(id), who=caller.who)
+    office.live.wake_relays()
 
 
 async def create_token_at(desk: Desk, data: TokenCreate) -> TokenCreated:
@@ -124,6 +150,14 @@ async def create_token_at(desk: Desk, data: TokenCreate) -> TokenCreated:
         await _check_admin(desk, token)
     await desk.create(token)
     return _shown(token, text)
+
+
+async def _installation_token(office: Office, caller: Caller, id: UUID) -> Token | None:
+    """A relay's or operator's token, for operators."""
+    if caller.kind != "operator":
+        return None
+    token = await office.store.find_token(id)
+    return token if token is not None and token.account_id is None else None
 
 
 async def _create_relay_token(office: Office, caller: Caller, data: TokenCreate) -> TokenCreated:

@@ -36,6 +36,9 @@ class NobodyOnline:
     async def relays_online(self) -> frozenset[UUID] | None:
         return frozenset()
 
+    def wake_relays(self) -> None:
+        pass
+
 
 @attrs.define
 class Installation:

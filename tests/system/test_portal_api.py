@@ -418,6 +418,53 @@ async def test_operators_make_relay_tokens_and_see_relays(tmp_path: Path) -> Non
         assert (needs.status_code, needs.json()["code"]) == (400, "account_required")
 
 
+async def test_operators_list_and_delete_the_tokens_of_the_installation(tmp_path: Path) -> None:
+    async with installation(tmp_path) as here, here.client(here.operator_token) as operator:
+        account_id, admin = await here.admin_of("acme")
+        own = str(decode_token(here.operator_token).id)
+        relays = await made(operator, "tokens", kind="relay", name="relays")
+        await here.store.put_relay(
+            Relay(
+                id=here.office.new_id(),
+                token_id=UUID(relays["id"]),
+                name="frankfurt",
+                addresses=(SocketAddress(address="192.0.2.1", port=3478),),
+                last_seen_at=here.office.clock.utc_now(),
+            )
+        )
+        listed = (await operator.get("/v1/tokens")).json()["items"]
+        assert {each["id"]: each["kind"] for each in listed} == {
+            own: "operator",
+            relays["id"]: "relay",
+        }
+        first = (await operator.get("/v1/tokens", params={"limit": 1})).json()
+        rest = await operator.get("/v1/tokens", params={"cursor": first["next_cursor"]})
+        assert first["items"] + rest.json()["items"] == listed
+        on_account = {"holloway-account": account_id}
+        of_account = (await operator.get("/v1/tokens", headers=on_account)).json()["items"]
+        assert [each["kind"] for each in of_account] == ["api"]
+
+        async with here.client(admin) as client:  # who has no part in them sees nothing of them
+            assert (await client.get("/v1/tokens")).json()["items"] == of_account
+            assert (await client.get(f"/v1/tokens/{relays['id']}")).status_code == 404
+            assert (await client.delete(f"/v1/tokens/{relays['id']}")).status_code == 404
+
+        assert (await operator.delete(f"/v1/tokens/{relays['id']}")).status_code == 204
+        assert (await operator.get(f"/v1/tokens/{relays['id']}")).status_code == 400
+        assert (await operator.get("/v1/relays")).json()["items"] == []
+
+        last = await operator.delete(f"/v1/tokens/{own}")
+        assert (last.status_code, last.json()["code"]) == (409, "last_operator_token")
+        soon = here.office.clock.utc_now() + timedelta(seconds=1)
+        await here.insert_token("operator", expires_at=soon - timedelta(hours=1))
+        assert (await operator.delete(f"/v1/tokens/{own}")).status_code == 409
+        async with here.client(await here.insert_token("operator")) as successor:
+            assert (await operator.delete(f"/v1/tokens/{own}")).status_code == 204
+            assert (await operator.get("/v1/accounts")).status_code == 401
+            kinds = [each["kind"] for each in (await successor.get("/v1/tokens")).json()["items"]]
+            assert kinds == ["operator", "operator"]
+
+
 async def test_devices_are_seen_approved_renamed_and_removed(tmp_path: Path) -> None:
     async with installation(tmp_path) as here:
         _, admin = await here.admin_of("acme")

@@ -457,7 +457,7 @@ async def test_of_racing_migration_runners_each_file_has_one_winner(
             async with trio.open_nursery() as nursery:
                 for _ in range(4):
                     nursery.start_soon(run)
-            assert applied == ["0001_foundation.sql"]
+            assert applied == ["0001_foundation.sql", "0002_relays_of_a_token.sql"]
             assert await migrate(postgres.logins(name)) == ()
         finally:
             owner.execute(f"DROP DATABASE {name}")

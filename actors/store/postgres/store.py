@@ -29,6 +29,7 @@ from actors.store.interface import (
     Fenced,
     Invalid,
     InvalidReference,
+    LastOperator,
     Mutation,
     NotFound,
     StoreError,
@@ -216,6 +217,30 @@ class PostgresStore:
             raise Invalid("token", "account_id")
         await self._execute(_INSTALLATION, TOKENS.insert, TOKENS.row(token))
 
+    async def installation_tokens(
+        self, *, after: UUID | None = None, limit: int = 100
+    ) -> tuple[Token, ...]:
+        """See `Store.installation_tokens`."""
+        check_limit(limit)
+        query = TOKENS.select("account_id IS NULL AND " + _PAGE)
+        return tuple(
+            map(TOKENS.value, await self._select(_INSTALLATION, query, [after, after, limit]))
+        )
+
+    async def remove_installation_token(self, id: UUID, *, at: datetime) -> None:
+        """See `Store.remove_installation_token`."""
+
+        async def remove(connection: TrioConnection) -> None:
+            # Locked in order, so that of two calls the second sees what the first left.
+            operators = await _fetch(connection, _OPERATORS, [at])
+            is_operator = any(other == id for other, _ in operators)
+            if is_operator and not any(good for other, good in operators if other != id):
+                raise LastOperator(f"token {id}")
+            if not await _fetch(connection, _REMOVE, [id]):
+                raise NotFound(f"token {id}")
+
+        await self._transact(_INSTALLATION, remove)
+
     # --- leases of keyed actors ---
 
     async def acquire(self, account_id: UUID, *, owner: str) -> int:
@@ -339,6 +364,11 @@ _PAGE: LiteralString = "(%s::uuid IS NULL OR id > %s) ORDER BY id LIMIT %s"
 _FENCE: LiteralString = (
     "SELECT FROM lease WHERE account_id = %s AND epoch = %s AND owner <> '' FOR SHARE"
 )
+_OPERATORS: LiteralString = (
+    "SELECT id, expires_at IS NULL OR expires_at > %s FROM token"
+    " WHERE account_id IS NULL AND kind = 'operator' ORDER BY id FOR UPDATE"
+)
+_REMOVE: LiteralString = "DELETE FROM token WHERE account_id IS NULL AND id = %s RETURNING id"
 _ACQUIRE: LiteralString = """
 INSERT INTO lease (account_id, epoch, owner) VALUES (%s, 1, %s)
 ON CONFLICT (account_id) DO UPDATE

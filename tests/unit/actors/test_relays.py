@@ -1,11 +1,14 @@
 from __future__ import annotations
 
-import attrs
+from datetime import timedelta
 
-from channel.credentials import turn_expiry, turn_password
+import attrs
+import pytest
+
+from channel.credentials import decode_token, turn_expiry, turn_password
 from channel.messages import IpText, Load, RelayInit, Relays, SocketAddress
 
-from .world import START, RelayAgent, World
+from .world import START, RelayAgent, World, run
 
 
 def test_agents_get_credentials_of_their_own_for_each_relay() -> None:
@@ -124,4 +127,79 @@ def test_a_relay_needs_the_token_of_a_relay() -> None:
     world = World()
     relay = RelayAgent(world, "relay", world.site_token, "203.0.113.50")
     relay.join()
+    assert relay.refused == "invalid_token"
+
+
+def forget_token(world: World) -> None:
+    """As another node would: nobody here is told."""
+    id = decode_token(world.relay_token()).id
+    run(world.store.remove_installation_token(id, at=world.clock.utc_now()))
+
+
+@pytest.mark.parametrize("is_told", [True, False])
+def test_a_relay_whose_token_is_deleted_is_sent_away_and_no_longer_handed_out(
+    is_told: bool,
+) -> None:
+    world = World()
+    relay, client = world.relay(), world.client()
+    forget_token(world)
+    if is_told:
+        world.plane.wake_relays()
+        world.run_for(0)
+    else:
+        assert relay.is_connected
+        world.run_for(61)
+    assert relay.refused == "invalid_token"
+    assert client.heard(Relays)[-1].removed == (relay.heard(RelayInit)[0].relay_id,)
+    assert not world.relays()
+    assert not world.relay_rows()
+    relay.join()
+    assert relay.refused == "invalid_token"
+    assert not world.crashes
+
+
+def test_a_relay_whose_token_expires_is_sent_away_then() -> None:
+    world = World()
+    expires_at = world.clock.utc_now() + timedelta(seconds=100)
+    world._relay_token = world.token("relay", account_id=None, expires_at=expires_at)
+    relay, client = world.relay(), world.client()
+    world.run_for(99)
+    assert relay.is_connected
+    world.run_for(1)
+    assert relay.refused == "token_expired"
+    assert client.heard(Relays)[-1].removed == (relay.heard(RelayInit)[0].relay_id,)
+
+
+def test_a_token_that_is_deleted_while_its_relay_joins_lets_no_relay_in() -> None:
+    world = World()
+    world.lab.proof_ns = 3 * 10**9
+    relay = world.relay()
+    world.run_for(1)
+    forget_token(world)
+    world.plane.wake_relays()
+    world.run_for(5)
+    assert relay.refused == "invalid_token"
+    assert not relay.heard(RelayInit)
+    assert not world.relays()
+
+
+def test_a_relays_token_is_good_from_its_allowed_sources_only_also_after_a_move() -> None:
+    world = World()
+    world._relay_token = world.token("relay", account_id=None, allowed_sources=("203.0.113.0/24",))
+    relay = world.relay()
+    relay.move("203.0.113.77")
+    assert relay.is_connected
+    relay.move("192.0.2.1")
+    assert relay.refused == "invalid_token"
+
+
+def test_relays_stay_while_the_store_is_away() -> None:
+    world = World()
+    relay = world.relay()
+    world.store.is_away = True
+    world.run_for(300)
+    assert relay.is_connected
+    forget_token(world)
+    world.store.is_away = False
+    world.run_for(61)
     assert relay.refused == "invalid_token"

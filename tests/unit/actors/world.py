@@ -101,6 +101,10 @@ class Store(MemoryStore):
         self._reach()
         await super().write_authorization(authorization, epoch=epoch)
 
+    async def find_token(self, id: UUID) -> Token | None:
+        self._reach()
+        return await super().find_token(id)
+
     def _reach(self) -> None:
         if self.is_away:
             raise Unavailable("away")
