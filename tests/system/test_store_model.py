@@ -26,4 +26,4 @@ async def test_both_stores_do_what_the_model_says(database: Logins) -> None:
                 owner.execute(f"TRUNCATE {EVERYTHING}")
                 return [MemoryStore(), postgres]
 
-            await check_stores(make_stores, examples=40, steps=25)
+            await check_stores(make_stores, examples=50, steps=40)
