@@ -20,7 +20,9 @@ from msgspec import Meta
 from channel.messages import Filter, IpText, Key32, SocketAddress
 
 # `$` alone would also match before a final line feed, hence `(?!\n)`.
-NameField = Annotated[str, Meta(min_length=1, max_length=255, pattern=r"^[^\x00-\x1f\x7f]+$(?!\n)")]
+NameField = Annotated[
+    str, Meta(min_length=1, max_length=255, pattern=r"^[^\x00-\x1f\x7f-\x9f]+$(?!\n)")
+]
 Slug = Annotated[str, Meta(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$(?!\n)")]
 Description = Annotated[str, Meta(max_length=1024, pattern=r"^[^\x00]*$")]
 Cidr = Annotated[str, Meta(max_length=49)]

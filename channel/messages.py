@@ -21,8 +21,10 @@ from msgspec import Meta
 
 PROTOCOL_VERSION = 1
 
-Name = Annotated[str, Meta(min_length=1, max_length=255)]
-Text = Annotated[str, Meta(max_length=1024)]
+# Text may end up on a terminal or in a log of the far end: no control characters (C0, DEL, C1).
+PRINTABLE = r"^[^\x00-\x1f\x7f-\x9f\ud800-\udfff]*\Z"
+Name = Annotated[str, Meta(min_length=1, max_length=255, pattern=PRINTABLE)]
+Text = Annotated[str, Meta(max_length=1024, pattern=PRINTABLE)]
 DurationNs = Annotated[int, Meta(ge=0, le=400 * 86_400 * 10**9)]
 Port = Annotated[int, Meta(ge=1, le=65_535)]
 Key32 = Annotated[bytes, Meta(min_length=32, max_length=32)]
@@ -129,7 +131,7 @@ class Resource:
     id: UUID
     name: Name
     kind: Literal["cidr", "ip", "dns", "internet"]
-    address: Annotated[str, Meta(max_length=253)]
+    address: Annotated[str, Meta(max_length=253, pattern=PRINTABLE)]
     filters: Annotated[tuple[Filter, ...], Meta(max_length=MAX_FILTERS)] = ()
 
 
@@ -219,7 +221,7 @@ class RelayJoin:
     addresses: Annotated[tuple[SocketAddress, ...], Meta(min_length=1, max_length=MAX_ADDRESSES)]
     stamp_secret: Key32 = attrs.field(repr=False)
     name: Name
-    region: Annotated[str, Meta(max_length=64)] = ""
+    region: Annotated[str, Meta(max_length=64, pattern=PRINTABLE)] = ""
     incarnation: Annotated[int, Meta(ge=0, le=2**63 - 1)]
     load: Annotated[float, Meta(ge=0.0, le=1.0)] = 0.0
 

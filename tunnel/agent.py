@@ -20,14 +20,27 @@ from uuid import UUID
 import attrs
 
 from channel.credentials import decode_token, device_key_of, join_statement, sign_join
-from channel.frames import Frame
-from channel.messages import Candidates, Challenge, Held, Interface, Join, Relays, RelayServer
+from channel.frames import Frame, RemoteProtocolError
+from channel.messages import (
+    Candidates,
+    Challenge,
+    ClientInit,
+    GatewayInit,
+    Held,
+    Interface,
+    Join,
+    Relays,
+    RelayServer,
+)
+from channel.reserved import RESERVED
 from runtime.randomness import Randomness
 from runtime.secret import Secret
 from tunnel.engine import Connected, Engine, Failed, LocalCandidates, PathChanged, PathLost
 from tunnel.packet import Header, runs
 
 SECOND_NS = 10**9
+SHORTEST_RANGE_IPV4 = 8
+SHORTEST_RANGE_IPV6 = 32
 MAX_UNSENT_CANDIDATES = 8
 MAX_WAITING_MESSAGES = 10_000
 
@@ -118,7 +131,12 @@ class TunnelAgent:
         return join
 
     def receive(self, frame: Frame, now: int) -> None:
-        """One frame of the portal."""
+        """One frame of the portal. Raises RemoteProtocolError for an interface that no account
+        can have: its routes would take away the machine's own network."""
+        if isinstance(frame.message, ClientInit | GatewayInit):
+            problem = unfit(frame.message.interface)
+            if problem:
+                raise RemoteProtocolError("unexpected_message", problem)
         self._received(frame.message, frame.ref, now)
 
     def channel_lost(self, now: int) -> None:
@@ -239,3 +257,22 @@ class TunnelAgent:
 def own_addresses(ipv4: IPv4Address, ipv6: IPv6Address) -> frozenset[bytes]:
     """The two tunnel addresses of one agent, packed."""
     return frozenset((ipv4.packed, ipv6.packed))
+
+
+def unfit(interface: Interface) -> str:
+    """What is wrong with a TUN device's addresses and ranges; empty if nothing is.
+
+    The ranges hold at most 2**24 IPv4 addresses and a /32 of IPv6, nothing that no resource
+    reaches, and the device's own addresses.
+    """
+    for own, network, shortest in (
+        (interface.ipv4, interface.range_ipv4, SHORTEST_RANGE_IPV4),
+        (interface.ipv6, interface.range_ipv6, SHORTEST_RANGE_IPV6),
+    ):
+        if network.prefixlen < shortest:
+            return f"a tunnel range of more than a /{shortest}"
+        if any(network.version == one.version and network.overlaps(one) for _, one in RESERVED):
+            return "a tunnel range with reserved addresses"
+        if own not in network:
+            return "an own address outside of the tunnel range"
+    return ""

@@ -66,7 +66,7 @@ REFERRERS: dict[EntityKind, tuple[tuple[EntityKind, str], ...]] = {
 """For each kind, the (kind, field) pairs that refer to it: `REFERENCES` read backwards."""
 
 _ZONE = re.compile(r"[A-Za-z0-9_+-]+(/[A-Za-z0-9_+-]+)*")
-_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 _FIELD = re.compile(r"\$\.(\w+)")
 _OWNED_TOKENS = {"client": "principal_id", "api": "principal_id", "gateway": "site_id"}
 

@@ -11,7 +11,7 @@ import attrs
 from hypothesis import strategies as st
 from msgspec import Meta
 
-from channel.messages import EVENT_BY_TYPE, IpText
+from channel.messages import EVENT_BY_TYPE, PRINTABLE, IpText
 
 MAX_ITEMS = 3
 PLAIN: dict[Any, st.SearchStrategy[Any]] = {
@@ -66,6 +66,9 @@ def _limited(plain: Any, meta: Meta) -> st.SearchStrategy[Any]:
         )
     if plain is float:
         return st.floats(min_value=meta.ge, max_value=meta.le)
+    if meta.pattern == PRINTABLE:
+        characters = st.characters(exclude_categories=["Cs", "Cc"])
+        return st.text(characters, min_size=meta.min_length or 0, max_size=20)
     if meta.pattern is not None:
         return st.from_regex(meta.pattern.replace("$", r"\Z"))
     low = meta.min_length or 0

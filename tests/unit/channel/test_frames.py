@@ -29,11 +29,13 @@ from channel.messages import (
     FROM_UNJOINED,
     TO_CLIENT,
     TO_GATEWAY,
+    AuthorizationDenied,
     ClientInit,
     Disconnect,
     Heartbeat,
     Interface,
     Resource,
+    ResourceUpserted,
 )
 from tests.unit.channel.strategies import messages
 
@@ -266,3 +268,21 @@ def test_what_is_no_message_is_our_own_mistake() -> None:
         encode_frame("hello", limit=1000)
     with pytest.raises(LocalProtocolError, match="cannot be encoded"):
         encode_frame(Heartbeat(sent_ns=object()), limit=1000)  # type: ignore[arg-type]  # on purpose
+
+
+@pytest.mark.parametrize("text", ["\x1b]0;owned\x07", "two\nlines", "\x9b31m", "\x7f", "\x00"])
+def test_text_that_would_steer_a_terminal_is_refused_in_every_message(text: str) -> None:
+    told = [
+        ResourceUpserted(
+            resource=Resource(id=UUID(int=1), name=text, kind="cidr", address="10.0.0.0/8")
+        ),
+        ResourceUpserted(resource=Resource(id=UUID(int=1), name="web", kind="dns", address=text)),
+        AuthorizationDenied(resource_id=UUID(int=1), reason="forbidden", violated=(text,)),
+        Disconnect(reason="unavailable", detail=text, retry=True),
+    ]
+    for message in told:
+        decoder = FrameDecoder(TO_CLIENT, PORTAL_FRAME_LIMIT)
+        with pytest.raises(RemoteProtocolError) as caught:
+            decoder.feed(encode_frame(message, limit=PORTAL_FRAME_LIMIT))
+        assert caught.value.code == "message_malformed"
+        assert caught.value.detail.isprintable()

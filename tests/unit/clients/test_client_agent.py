@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+
 import attrs
 import pytest
 
 from channel.credentials import decode_token, join_statement, verify_join
+from channel.frames import RemoteProtocolError
 from channel.messages import (
     AuthorizationDenied,
     AuthorizationRenewed,
@@ -30,6 +33,7 @@ from tests.unit.clients.stage import (
     answer,
     echo,
     gateway_id,
+    interface,
     ipv4,
     tcp,
     udp,
@@ -89,6 +93,35 @@ def test_init_sets_the_interface_and_the_routes() -> None:
     stage.tell(stage.client, ResourceRemoved(resource_id=WEB.id))
     stage.settle()
     assert {str(network) for network in stage.events["0"][-1].networks} == {"10.9.0.0/16"}
+
+
+@pytest.mark.parametrize(
+    ("own", "range_ipv4", "range_ipv6"),
+    [
+        ("100.64.0.9", "0.0.0.0/0", "fd48:4c57:5900::/64"),
+        ("100.64.0.9", "96.0.0.0/4", "fd48:4c57:5900::/64"),
+        ("100.64.0.9", "100.64.0.0/11", "fc00::/7"),
+        ("192.0.2.1", "100.64.0.0/11", "fd48:4c57:5900::/64"),
+        ("127.0.0.9", "127.0.0.0/8", "fd48:4c57:5900::/64"),
+        ("169.254.0.9", "169.254.0.0/16", "fd48:4c57:5900::/64"),
+    ],
+)
+def test_a_portal_cannot_take_the_machines_own_network_for_the_tunnel(
+    own: str, range_ipv4: str, range_ipv6: str
+) -> None:
+    stage = Stage()
+    told = interface(IPv4Address(own), IPv6Address("fd48:4c57:5900::9"))
+    told = attrs.evolve(
+        told, range_ipv4=IPv4Network(range_ipv4), range_ipv6=IPv6Network(range_ipv6)
+    )
+    for agent, init in (
+        (stage.client, attrs.evolve(stage.client_init(), interface=told)),
+        (stage.gateways[0], attrs.evolve(stage.gateway_init(0), interface=told)),
+    ):
+        before = agent.interface
+        with pytest.raises(RemoteProtocolError):
+            stage.tell(agent, init)
+        assert agent.interface == before
 
 
 @pytest.mark.parametrize(

@@ -50,3 +50,9 @@ def test_denials_and_what_is_waited_for_are_told_in_words() -> None:
     assert "no tunnels at present" in text
     assert "denied: Intranet: forbidden (policy), 3 s ago" in text
     assert "waiting for an answer: Databases" in text
+
+
+def test_names_are_no_markup() -> None:
+    text = shown(peers=[{**RELAYED, "name": "[red]gateway[/blue]", "resources": [{"name": "[/]"}]}])
+    assert "[red]gateway[/blue]" in text
+    assert "[/]" in text
