@@ -20,14 +20,11 @@ How it works inside is told in docs/runtime.md.
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Generator, Hashable
-from datetime import datetime
+from collections.abc import Awaitable, Callable, Coroutine, Hashable
 from inspect import iscoroutinefunction
-from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar, final
+from typing import Any, ClassVar, Final, TypeVar
 
-import attrs
-
+from runtime.context import LATER, Caller, Context, Down, Exit, Monitor, Raise, Timer
 from runtime.errors import (
     ActorError,
     CallCycle,
@@ -41,12 +38,7 @@ from runtime.errors import (
     StartFailed,
     TimedOut,
 )
-from runtime.randomness import Randomness
-
-if TYPE_CHECKING:
-    from runtime.pubsub import PubSub
-    from runtime.registry import Registry
-    from runtime.scheduler import Scheduler
+from runtime.refs import ActorRef
 
 __all__ = [
     "DEFAULT_DEADLINE_NS",
@@ -63,6 +55,7 @@ __all__ = [
     "Crashed",
     "Dead",
     "Down",
+    "Exit",
     "LimitReached",
     "Monitor",
     "NameTaken",
@@ -81,18 +74,7 @@ DEFAULT_MAILBOX_LIMIT: Final = 1_000
 MAX_TIMERS: Final = 100_000
 """Timers that one actor may have pending."""
 
-RECENT_MESSAGES: Final = 8
-"""How many types of handled messages an actor remembers for its crash report."""
-
 NORMAL_REASONS: Final = frozenset({"normal", "shutdown"})
-
-# States of an actor. IDLE means: started, nothing in the mailbox, nothing in flight.
-IDLE: Final = 0
-QUEUED: Final = 1
-RUNNING: Final = 2
-SUSPENDED: Final = 3
-DEAD: Final = 4
-STATE_NAMES: Final = ("idle", "queued", "running", "waiting", "dead")
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -110,258 +92,6 @@ def handles(*message_types: type) -> Callable[[F], F]:
         return function
 
     return mark
-
-
-@final
-class ActorRef:
-    """The address of one incarnation of an actor: a node and a number, never reused.
-
-    Equal and hashable by these two; the rest is a shortcut to the actor on its own node."""
-
-    __slots__ = ("_context", "node", "number")
-
-    def __init__(self, node: str, number: int) -> None:
-        self.node = node
-        self.number = number
-        self._context: Context | None = None
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, ActorRef):
-            return NotImplemented
-        return self.number == other.number and self.node == other.node
-
-    def __hash__(self) -> int:
-        return self.number
-
-    def __repr__(self) -> str:
-        return f"<{self.node}.{self.number}>"
-
-    def __reduce__(self) -> tuple[type[ActorRef], tuple[str, int]]:
-        return ActorRef, (self.node, self.number)
-
-
-@final
-class _Later:
-    def __repr__(self) -> str:
-        return "LATER"
-
-
-LATER: Final = _Later()
-"""Returned by a handler that has kept `self.context.caller` and will `reply` to it later."""
-
-
-@final
-@attrs.frozen
-class Raise:
-    """Returned by a handler (or given to `reply`) to raise `error` in the caller: a refusal that
-    leaves the callee as it is. Give a fresh exception each time."""
-
-    error: Exception
-
-
-@attrs.frozen
-class Down:
-    """The monitored actor `ref` has ended ("dead": it had before the monitor was set)."""
-
-    ref: ActorRef
-    reason: str
-
-
-@final
-class Caller:
-    """A call that waits for its answer; `reply` takes it. Valid for one answer."""
-
-    __slots__ = (
-        "_answered", "_callee", "_context", "_early", "_message", "_replied", "armed_ns", "due_ns",
-    )  # fmt: skip
-
-    def __init__(
-        self,
-        callee: Context | None,
-        message: object,
-        context: Context | None,
-        answered: Callable[[Any, Exception | None], None] | None = None,
-    ) -> None:
-        self._callee = callee
-        self._message = message
-        self._context = context
-        self._answered = answered
-        self._early: tuple[Any, Exception | None] | None = None  # answered before it waited
-        self._replied = False
-        self.due_ns: int | None = None
-        self.armed_ns: int | None = None
-
-    @property
-    def ref(self) -> ActorRef | None:
-        """Who called, or None when it was not an actor."""
-        return None if self._context is None else self._context.ref
-
-    @property
-    def waiting(self) -> bool:
-        """False once answered, past its deadline, or when the caller has ended."""
-        return self._callee is not None
-
-    def __repr__(self) -> str:
-        return f"<Caller {self.ref or 'outside'}{'' if self.waiting else ', done'}>"
-
-
-@final
-class Timer:
-    """A message to come (see `Actor.send_after`)."""
-
-    __slots__ = ("_context", "_message", "_recipient", "armed_ns", "due_ns")
-
-    def __init__(self, context: Context, recipient: ActorRef | None, message: object) -> None:
-        self._context: Context | None = context
-        self._recipient = recipient
-        self._message = message
-        self.due_ns: int | None = None
-        self.armed_ns: int | None = None
-
-    @property
-    def pending(self) -> bool:
-        """Whether the message is still to be handled."""
-        return self._context is not None
-
-
-@final
-class Monitor:
-    """One watch of one actor over another (see `Actor.monitor`)."""
-
-    __slots__ = ("_down", "_ended", "_watched", "_watcher")
-
-    def __init__(
-        self,
-        watcher: Context | None,
-        watched: Context | None,
-        ended: Callable[[str], None] | None = None,
-    ) -> None:
-        self._watcher = watcher
-        self._watched = watched
-        self._ended = ended
-        self._down: Down | None = None
-
-
-class _Suspend:
-    """The only thing that a coroutine handler may let through to the scheduler."""
-
-    __slots__ = ()
-
-    def __await__(self) -> Generator[_Suspend, Any, Any]:
-        return (yield self)
-
-
-SUSPEND: Final = _Suspend()
-
-
-@final
-class Context:
-    """What the scheduler knows of one actor, and what the actor may ask about itself.
-
-    Everything with an underscore belongs to the scheduler."""
-
-    __slots__ = (
-        "_actor", "_awaiting", "_caller", "_children", "_coroutine", "_ending", "_error",
-        "_killed", "_label", "_later", "_mailbox", "_mailbox_limit",
-        "_monitors", "_names", "_parent", "_plain", "_recent", "_scheduler", "_start_waiters",
-        "_state", "_timers", "_topics", "_unstarted", "_value", "_wait", "_watching",
-        "armed_ns", "due_ns", "handled", "ref", "refused", "restarts", "spawned_ns",
-    )  # fmt: skip
-
-    def __init__(
-        self,
-        scheduler: Scheduler,
-        ref: ActorRef,
-        actor: Actor,
-        parent: Context | None,
-        label: str | None,
-        mailbox_limit: int,
-        restarts: int,
-        spawned_ns: int,
-    ) -> None:
-        self.ref = ref
-        self.restarts = restarts
-        self.spawned_ns = spawned_ns
-        self.handled = 0
-        self.refused = 0
-        self.due_ns: int | None = None
-        self.armed_ns: int | None = None
-        self._scheduler = scheduler
-        self._actor: Any = actor
-        self._label = label
-        self._parent = parent
-        self._state = IDLE
-        self._mailbox: deque[Any] = deque()
-        self._mailbox_limit = mailbox_limit
-        self._plain = actor._plain_handlers
-        self._awaiting = actor._awaiting_handlers
-        self._unstarted = actor._has_start
-        self._coroutine: Coroutine[Any, Any, Any] | None = None
-        self._caller: Caller | None = None  # of the message in hand
-        self._wait: object | None = None  # what a suspended coroutine waits for
-        self._value: Any = None  # what it is to be resumed with
-        self._error: Exception | None = None
-        self._ending: str | None = None  # end so when the handler ends (if killed: or suspends)
-        self._killed = False
-        self._recent: list[type | None] | None = None
-        # Below: None until first used, since most actors have none of them.
-        self._later: dict[Caller, None] | None = None
-        self._children: dict[Context, None] | None = None
-        self._monitors: dict[Monitor, None] | None = None  # on us
-        self._watching: dict[Monitor, None] | None = None  # ours on others
-        self._timers: dict[Timer, None] | None = None
-        self._names: dict[Hashable, None] | None = None
-        self._topics: dict[Hashable, None] | None = None
-        self._start_waiters: list[Context] | None = None
-
-    def now(self) -> int:
-        """Monotonic time in nanoseconds, as the scheduler's clock has it."""
-        return self._scheduler.clock.monotonic_ns()
-
-    def utc_now(self) -> datetime:
-        """The present instant, aware, in UTC."""
-        return self._scheduler.clock.utc_now()
-
-    @property
-    def randomness(self) -> Randomness:
-        """The scheduler's source of randomness."""
-        return self._scheduler.randomness
-
-    @property
-    def registry(self) -> Registry:
-        """The names of this node."""
-        return self._scheduler.registry
-
-    @property
-    def pubsub(self) -> PubSub:
-        """The topics of this node."""
-        return self._scheduler.pubsub
-
-    @property
-    def label(self) -> str:
-        """A name for people: what was given, or the class and the number."""
-        return self._label or f"{type(self._actor).__name__}#{self.ref.number}"
-
-    @property
-    def parent(self) -> ActorRef | None:
-        """Who spawned this actor and takes it along when it ends."""
-        return None if self._parent is None else self._parent.ref
-
-    @property
-    def mailbox_depth(self) -> int:
-        """Messages that wait to be handled."""
-        return len(self._mailbox)
-
-    @property
-    def caller(self) -> Caller | None:
-        """Whoever called with the message in hand; None if it was cast. Keep it and return LATER
-        to reply later."""
-        if self._caller is None and self._scheduler._inline is self:
-            self._caller = self._scheduler._caller_on_the_spot(self)
-        return self._caller
-
-    def __repr__(self) -> str:
-        return f"<Context {self.label} {self.ref} {STATE_NAMES[self._state]}>"
 
 
 class Actor:

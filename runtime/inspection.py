@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Final
 
 import attrs
 
-from runtime.actor import RECENT_MESSAGES, STATE_NAMES, ActorRef, Context
+from runtime.context import RECENT_MESSAGES, STATE_NAMES, Context
+from runtime.refs import ActorRef
 
 if TYPE_CHECKING:
     from runtime.scheduler import Scheduler
@@ -102,13 +103,13 @@ def actor_statistics(context: Context) -> ActorStatistics:
         label=context.label,
         actor=type(context._actor).__name__,
         state=STATE_NAMES[context._state],
-        mailbox_depth=len(context._mailbox),
-        mailbox_limit=context._mailbox_limit,
+        mailbox_depth=context.mailbox_depth,
+        mailbox_limit=context.mailbox_limit,
         handled=context.handled,
         refused=context.refused,
         restarts=context.restarts,
-        children=len(context._children or ()),
-        timers=len(context._timers or ()),
+        children=len(context._extras.children or ()),
+        timers=len(context._extras.timers or ()),
         age_ns=context.now() - context.spawned_ns,
     )
 
@@ -129,7 +130,7 @@ def crash_report(context: Context, reason: str, error: BaseException, details: b
         last_messages=_last_messages(context),
         restarts=context.restarts,
         age_ns=context.now() - context.spawned_ns,
-        mailbox_depth=len(context._mailbox),
+        mailbox_depth=context.mailbox_depth,
         detail=str(error) if details else None,
     )
 
@@ -151,7 +152,8 @@ def tree(scheduler: Scheduler) -> str:
     while pending and len(lines) < MAX_TREE_LINES:
         context, depth = pending.pop()
         lines.append(_line(context, depth))
-        pending.extend((child, depth + 1) for child in reversed(list(context._children or ())))
+        children = list(context._extras.children or ())
+        pending.extend((child, depth + 1) for child in reversed(children))
     if pending:
         lines.append("...")
     return "\n".join(lines)

@@ -6,12 +6,13 @@ from collections.abc import Callable
 from inspect import CORO_RUNNING, getcoroutinestate
 
 from runtime import inspection
-from runtime.actor import DEAD, RUNNING, ActorRef, Caller, Context, Down, Monitor, Timer
 from runtime.clock import Clock
+from runtime.context import DEAD, NO_EXTRAS, RUNNING, Caller, Context, Down, Monitor, Timer
 from runtime.errors import Crashed, Dead, StartFailed
 from runtime.inspection import Report
 from runtime.mailroom import Mailroom
 from runtime.randomness import Randomness
+from runtime.refs import ActorRef
 
 
 class Lifetimes(Mailroom):
@@ -108,7 +109,7 @@ class Lifetimes(Mailroom):
         if context is self._current and self._inline is not None and self._inline._caller:
             self._close(self._inline._caller)
         self._close_coroutine(context)
-        for child in reversed(list(context._children or ())):
+        for child in reversed(list(context._extras.children or ())):
             if child._state != DEAD:
                 self._stop(child, "shutdown")
         try:
@@ -118,12 +119,12 @@ class Lifetimes(Mailroom):
         self._ended += 1
         self._messages_handled += context.handled
         del self._context_by_number[context.ref.number]
-        if context._parent is not None and context._parent._children is not None:
-            context._parent._children.pop(context, None)
+        if context._parent is not None and context._parent._extras.children is not None:
+            context._parent._extras.children.pop(context, None)
         self.registry._forget(context)
         self.pubsub._forget(context)
         self._timers.cancel(context)
-        for timer in context._timers or ():
+        for timer in context._extras.timers or ():
             timer._context = None
             self._timers.cancel(timer)
         self._fail_callers(context, reason, crashed)
@@ -144,31 +145,31 @@ class Lifetimes(Mailroom):
 
     def _fail_callers(self, context: Context, reason: str, crashed: bool) -> None:
         label = context.label
-        taken_up = list(context._later or ())
+        taken_up = list(context._extras.later or ())
         if context._caller is not None:
             taken_up.append(context._caller)
         for caller in taken_up:
             if caller.waiting:
                 error = Crashed(label, reason) if crashed else Dead(label, reason)
                 self._answer(caller, None, error)
-        for item in context._mailbox:
+        for item in context._mailbox or ():
             if type(item) is Caller:
                 if item.waiting:
                     self._answer(item, None, Dead(label, reason))
             elif type(item) is not Timer and type(item) is not Monitor:
                 self._dead_letters += 1
-        for waiter in context._start_waiters or ():
+        for waiter in context._extras.start_waiters or ():
             self._resume(waiter, None, StartFailed(label, reason))
 
     def _tell_watchers(self, context: Context, reason: str) -> None:
-        for monitor in list(context._watching or ()):
+        for monitor in list(context._extras.watching or ()):
             self._demonitor(monitor)
-        for monitor in list(context._monitors or ()):
+        for monitor in list(context._extras.monitors or ()):
             monitor._watched = None
             watcher = monitor._watcher
             if watcher is not None:
-                if watcher._watching is not None:
-                    watcher._watching.pop(monitor, None)
+                if watcher._extras.watching is not None:
+                    watcher._extras.watching.pop(monitor, None)
                 monitor._down = Down(context.ref, reason)
                 self._deliver(watcher, monitor)
             elif monitor._ended is not None:
@@ -179,10 +180,8 @@ class Lifetimes(Mailroom):
         context._label = context.label
         context._actor = None
         context._parent = context._caller = None
-        context._children = context._monitors = context._watching = None
-        context._timers = context._later = context._start_waiters = context._recent = None
-        context._value = context._error = None
-        context._mailbox.clear()
+        context._value = context._error = context._mailbox = context._recent = None
+        context._extras = NO_EXTRAS
 
     # --- monitors --------------------------------------------------------------------------------
 
@@ -197,20 +196,22 @@ class Lifetimes(Mailroom):
             return monitor
         monitor = Monitor(context, watched)
         self._add_monitor(watched, monitor)
-        if context._watching is None:
-            context._watching = {}
-        context._watching[monitor] = None
+        extras = context._own()
+        if extras.watching is None:
+            extras.watching = {}
+        extras.watching[monitor] = None
         return monitor
 
     def _add_monitor(self, watched: Context, monitor: Monitor) -> None:
-        if watched._monitors is None:
-            watched._monitors = {}
-        watched._monitors[monitor] = None
+        extras = watched._own()
+        if extras.monitors is None:
+            extras.monitors = {}
+        extras.monitors[monitor] = None
 
     def _demonitor(self, monitor: Monitor) -> None:
         watched, watcher = monitor._watched, monitor._watcher
-        if watched is not None and watched._monitors is not None:
-            watched._monitors.pop(monitor, None)
-        if watcher is not None and watcher._watching is not None:
-            watcher._watching.pop(monitor, None)
+        if watched is not None and watched._extras.monitors is not None:
+            watched._extras.monitors.pop(monitor, None)
+        if watcher is not None and watcher._extras.watching is not None:
+            watcher._extras.watching.pop(monitor, None)
         monitor._watched = monitor._watcher = monitor._ended = monitor._down = None

@@ -8,26 +8,19 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, final
 
-from runtime.actor import (
-    DEAD,
-    IDLE,
-    MAX_TIMERS,
-    QUEUED,
-    SUSPEND,
-    ActorRef,
-    Caller,
-    Context,
-    Raise,
-    Timer,
-)
+from runtime.actor import MAX_TIMERS
 from runtime.clock import Clock
+from runtime.context import DEAD, IDLE, QUEUED, SUSPEND, Caller, Context, Raise, Timer
 from runtime.errors import CallCycle, Dead, LimitReached, StartFailed, TimedOut
 from runtime.pubsub import PubSub
 from runtime.randomness import Randomness
+from runtime.refs import ActorRef
 from runtime.registry import Registry
 from runtime.timers import TimerHeap
 
 _SLEEP: Final = object()
+MAX_SPARE_MAILBOXES: Final = 1_024
+"""Empty mailboxes kept to be lent again."""
 
 
 @final
@@ -73,6 +66,7 @@ class Mailroom:
         self.pubsub = PubSub(self)
         self._context_by_number: dict[int, Context] = {}
         self._queue: deque[Context] = deque()
+        self._spare: list[deque[Any]] = []  # empty mailboxes
         self._timers = TimerHeap()
         self._effects: list[Effect] = []
         self._effects_in_flight = 0
@@ -105,10 +99,11 @@ class Mailroom:
             self._dead_letters += 1
             return False
         mailbox = context._mailbox
-        if len(mailbox) >= context._mailbox_limit:
-            context.refused += 1
-            self._refused += 1
-            return False
+        if mailbox is None:
+            spare = self._spare
+            mailbox = context._mailbox = spare.pop() if spare else deque()
+        elif len(mailbox) >= context._room:
+            return self._overflow(context)
         mailbox.append(message)
         if context._state == IDLE:
             context._state = QUEUED
@@ -125,9 +120,22 @@ class Mailroom:
 
     def _deliver(self, context: Context, item: object) -> None:
         """Put a call or a system message into a mailbox, whatever its limit."""
-        context._mailbox.append(item)
+        mailbox = context._mailbox
+        if mailbox is None:
+            spare = self._spare
+            mailbox = context._mailbox = spare.pop() if spare else deque()
+        mailbox.append(item)
         if context._state == IDLE:
             self._enqueue(context)
+
+    def _is_full(self, context: Context) -> bool:
+        return context._mailbox is not None and len(context._mailbox) >= context._room
+
+    def _overflow(self, context: Context) -> bool:
+        """A message comes and there is no room. Says whether it was taken all the same."""
+        context._own().refused += 1
+        self._refused += 1
+        return False
 
     def _enqueue(self, context: Context) -> None:
         context._state = QUEUED
@@ -157,22 +165,23 @@ class Mailroom:
         if context._wait is caller:
             self._resume(context, value, error)
         else:
-            caller._early = (value, error)  # its turn still goes on, in _run_in_caller
+            caller._early = (value, error)  # its turn still goes on, in _finish_in_caller
         return True
 
     def _close(self, caller: Caller) -> None:
         """Whoever called does not wait any more."""
         callee = caller._callee
         caller._callee = None
-        if callee is not None and callee._later is not None:
-            callee._later.pop(caller, None)
+        if callee is not None and callee._extras.later is not None:
+            callee._extras.later.pop(caller, None)
 
     def _keep(self, context: Context, caller: Caller) -> None:
         if not caller.waiting:
             return
-        if context._later is None:
-            context._later = {}
-        context._later[caller] = None
+        extras = context._own()
+        if extras.later is None:
+            extras.later = {}
+        extras.later[caller] = None
 
     def _refuse_cycle(self, context: Context, callee: Context) -> None:
         """Raise CallCycle if `callee` waits, over however many actors, for `context`."""
@@ -217,8 +226,8 @@ class Mailroom:
             self._effects_in_flight -= 1
             if wait.on_abandoned is not None:
                 wait.on_abandoned()
-        elif type(wait) is _StartOf and wait.child._start_waiters is not None:
-            wait.child._start_waiters.remove(context)
+        elif type(wait) is _StartOf and wait.child._extras.start_waiters is not None:
+            wait.child._extras.start_waiters.remove(context)
 
     async def _sleep(self, context: Context, duration_ns: int) -> None:
         if context is not self._current:
@@ -250,9 +259,10 @@ class Mailroom:
         if not child._unstarted:
             return
         self._refuse_cycle(context, child)
-        if child._start_waiters is None:
-            child._start_waiters = []
-        child._start_waiters.append(context)
+        extras = child._own()
+        if extras.start_waiters is None:
+            extras.start_waiters = []
+        extras.start_waiters.append(context)
         self._wait(context, _StartOf(child), None)
         await SUSPEND
 
@@ -296,8 +306,8 @@ class Mailroom:
     def _fire(self, timer: Timer) -> None:
         context = timer._context
         assert context is not None
-        assert context._timers is not None
-        del context._timers[timer]
+        assert context._extras.timers is not None
+        del context._extras.timers[timer]
         if timer._recipient is None:
             self._deliver(context, timer)
             return
@@ -328,13 +338,14 @@ class Mailroom:
     ) -> Timer:
         if context._state == DEAD:
             raise Dead(context.label)
-        if context._timers is None:
-            context._timers = {}
-        if len(context._timers) >= MAX_TIMERS:
+        extras = context._own()
+        if extras.timers is None:
+            extras.timers = {}
+        if len(extras.timers) >= MAX_TIMERS:
             raise LimitReached(f"an actor may have at most {MAX_TIMERS} timers")
         own = recipient is None or recipient == context.ref
         timer = Timer(context, None if own else recipient, message)
-        context._timers[timer] = None
+        extras.timers[timer] = None
         self._timers.arm(timer, self.clock.monotonic_ns() + max(0, delay_ns))
         return timer
 
@@ -343,7 +354,8 @@ class Mailroom:
         if context is None:
             return False
         timer._context = None
-        if context._timers is not None and context._timers.pop(timer, self) is None:
+        timers = context._extras.timers
+        if timers is not None and timers.pop(timer, self) is None:
             self._timers.cancel(timer)
         return True
 

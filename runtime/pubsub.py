@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from runtime.actor import DEAD, ActorRef, Context
+from runtime.context import DEAD, Context
 from runtime.errors import Dead
+from runtime.refs import ActorRef
 
 if TYPE_CHECKING:
     from runtime.mailroom import Mailroom
@@ -43,16 +44,18 @@ class PubSub:
         if context is None or context._state == DEAD:
             raise Dead(repr(ref))
         self._contexts_by_topic.setdefault(topic, {})[context] = None
-        if context._topics is None:
-            context._topics = {}
-        context._topics[topic] = None
+        extras = context._own()
+        if extras.topics is None:
+            extras.topics = {}
+        extras.topics[topic] = None
 
     def unsubscribe(self, topic: Hashable, ref: ActorRef) -> None:
         """Take `ref` off the topic; harmless if it is not on it."""
         context = self._scheduler.resolve(ref)
-        if context is None or context._topics is None or topic not in context._topics:
+        topics = None if context is None else context._extras.topics
+        if context is None or topics is None or topic not in topics:
             return
-        del context._topics[topic]
+        del topics[topic]
         self._remove(topic, context)
 
     def publish(self, topic: Hashable, message: object) -> int:
@@ -87,6 +90,5 @@ class PubSub:
             del self._contexts_by_topic[topic]
 
     def _forget(self, context: Context) -> None:
-        for topic in context._topics or ():
+        for topic in context._extras.topics or ():
             self._remove(topic, context)
-        context._topics = None

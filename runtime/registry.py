@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from runtime.actor import DEAD, ActorRef, Context
+from runtime.context import DEAD, Context
 from runtime.errors import Dead, NameTaken
+from runtime.refs import ActorRef
 
 if TYPE_CHECKING:
     from runtime.mailroom import Mailroom
@@ -40,15 +41,16 @@ class Registry:
         if holder is not None:
             raise NameTaken(f"{name!r} is the name of {holder.label}")
         self._context_by_name[name] = context
-        if context._names is None:
-            context._names = {}
-        context._names[name] = None
+        extras = context._own()
+        if extras.names is None:
+            extras.names = {}
+        extras.names[name] = None
 
     def unregister(self, name: Hashable) -> None:
         """Take the name away; harmless if nobody has it."""
         context = self._context_by_name.pop(name, None)
-        if context is not None and context._names is not None:
-            context._names.pop(name, None)
+        if context is not None and context._extras.names is not None:
+            context._extras.names.pop(name, None)
 
     def whereis(self, name: Hashable) -> ActorRef | None:
         """The living actor of this name."""
@@ -63,6 +65,5 @@ class Registry:
         return RegistryStatistics(names=len(self._context_by_name))
 
     def _forget(self, context: Context) -> None:
-        for name in context._names or ():
+        for name in context._extras.names or ():
             del self._context_by_name[name]
-        context._names = None

@@ -14,34 +14,35 @@ mailbox (`_take`); tests hold them equal.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Hashable
 from inspect import iscoroutine
 from typing import Any, Final
 
 from runtime import inspection
-from runtime.actor import (
+from runtime.actor import DEFAULT_DEADLINE_NS, Actor
+from runtime.clock import Clock
+from runtime.context import (
     DEAD,
-    DEFAULT_DEADLINE_NS,
     IDLE,
     LATER,
     RECENT_MESSAGES,
     RUNNING,
     SUSPEND,
     SUSPENDED,
-    Actor,
-    ActorRef,
     Caller,
     Context,
     Monitor,
     Raise,
+    SystemMail,
     Timer,
 )
-from runtime.clock import Clock
 from runtime.errors import Dead, LimitReached, NameTaken, NoHandler, Overloaded
 from runtime.inspection import ActorStatistics, Report, SchedulerStatistics, UnhandledReport
 from runtime.lifetimes import Lifetimes
-from runtime.mailroom import Effect
+from runtime.mailroom import MAX_SPARE_MAILBOXES, Effect
 from runtime.randomness import Randomness
+from runtime.refs import ActorRef
 
 __all__ = ["DEFAULT_BUDGET", "MESSAGES_PER_TURN", "Effect", "Scheduler"]
 
@@ -121,16 +122,23 @@ class Scheduler(Lifetimes):
         limit = actor.mailbox_limit if mailbox_limit is None else mailbox_limit
         shown = label if label is not None or name is None else str(name)
         now = self.clock.monotonic_ns()
-        context = Context(self, ref, actor, above, shown, limit, restarts, now)
+        context = Context(self, ref, actor, above, shown, limit, now)
+        if limit <= 0:
+            context._mailbox = deque()  # never without, so that all that comes is looked at
+        if restarts or mailbox_limit is not None:
+            extras = context._own()
+            extras.restarts = restarts
+            extras.mailbox_limit = mailbox_limit
         ref._context = context
         actor.context = context
         self._context_by_number[ref.number] = context
         if name is not None:
             self.registry.register(name, ref)
         if above is not None:
-            if above._children is None:
-                above._children = {}
-            above._children[context] = None
+            extras = above._own()
+            if extras.children is None:
+                extras.children = {}
+            extras.children[context] = None
         if context._unstarted:
             self._enqueue(context)
         return ref
@@ -151,11 +159,9 @@ class Scheduler(Lifetimes):
             answered(None, Dead(self._label(ref)))
             return Caller(None, None, None)
         caller = Caller(context, message, None, answered)
-        if len(context._mailbox) >= context._mailbox_limit:
+        if self._is_full(context) and not self._overflow(context):
             caller._callee = None
-            context.refused += 1
-            self._refused += 1
-            answered(None, Overloaded(context.label, context._mailbox_limit))
+            answered(None, Overloaded(context.label, context.mailbox_limit))
             return caller
         self._calls_by_mailbox += 1
         self._timers.arm(caller, self.clock.monotonic_ns() + deadline_ns)
@@ -290,6 +296,10 @@ class Scheduler(Lifetimes):
                 self._terminate(context, context._ending)
                 return count
         context._state = IDLE
+        if mailbox is not None and context._room > 0:
+            context._mailbox = None
+            if len(self._spare) < MAX_SPARE_MAILBOXES:
+                self._spare.append(mailbox)
         return count
 
     def _take(self, context: Context, item: Any) -> bool:
@@ -310,9 +320,11 @@ class Scheduler(Lifetimes):
             if item._down is None:
                 return True
             message = item._down
+        elif type(item) is SystemMail:
+            message = item.message
         kind = type(message)
         plain = context._plain.get(kind)
-        awaiting = context._awaiting.get(kind) if plain is None else None
+        awaiting = context._actor._awaiting_handlers.get(kind) if plain is None else None
         if plain is None and awaiting is None:
             self._leave_unhandled(context, kind.__name__, caller)
             return True
@@ -385,9 +397,10 @@ class Scheduler(Lifetimes):
 
     def _came_up(self, context: Context) -> bool:
         context._unstarted = False
-        for waiter in context._start_waiters or ():
-            self._resume(waiter, None, None)
-        context._start_waiters = None
+        if (waiters := context._extras.start_waiters) is not None:
+            context._extras.start_waiters = None
+            for waiter in waiters:
+                self._resume(waiter, None, None)
         if context._ending is None:
             return True
         self._terminate(context, context._ending)
@@ -500,10 +513,8 @@ class Scheduler(Lifetimes):
     def _post(self, context: Context, callee: Context, message: object) -> Caller:
         """Put a call into the callee's mailbox. Raises CallCycle or Overloaded."""
         self._refuse_cycle(context, callee)
-        if len(callee._mailbox) >= callee._mailbox_limit:
-            callee.refused += 1
-            self._refused += 1
-            raise Overloaded(callee.label, callee._mailbox_limit)
+        if self._is_full(callee) and not self._overflow(callee):
+            raise Overloaded(callee.label, callee.mailbox_limit)
         self._calls_by_mailbox += 1
         caller = Caller(callee, message, context)
         self._deliver(callee, caller)

@@ -299,7 +299,7 @@ def test_a_later_reply_to_one_that_gave_up_is_dropped_and_does_not_pile_up(host:
     for _ in range(3):
         with pytest.raises(TimedOut):
             host.call(ref, Later(), deadline_ns=1)
-    assert not worker.context._later
+    assert not worker.context._extras.later
     assert host.call(ref, Settle(5)) == [False] * 3
 
 
@@ -322,7 +322,7 @@ def test_later_for_a_call_that_is_over_is_not_kept(host: HeapHost):
         host.call(ref, Nap(2), deadline_ns=1)
     host.run_for(5)
     assert host.call(asker, Relay(ref, Add(3))) == 3
-    assert not slow.context._later
+    assert not slow.context._extras.later
 
 
 def test_a_refusal_is_raised_in_the_caller_and_leaves_the_callee_alone(host: HeapHost):

@@ -414,9 +414,9 @@ def test_a_watcher_that_ends_leaves_no_monitor_behind(host: HeapHost):
     ref = host.scheduler.spawn(watched)
     watching = host.scheduler.spawn(Subject())
     host.call(watching, Do(lambda subject: subject.monitor(ref) and None))
-    assert watched.context._monitors
+    assert watched.context._extras.monitors
     host.scheduler.stop(watching)
-    assert not watched.context._monitors
+    assert not watched.context._extras.monitors
 
 
 def test_a_watch_from_outside_calls_back_once(host: HeapHost):
