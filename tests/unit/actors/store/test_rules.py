@@ -35,6 +35,7 @@ from actors.model import (
 )
 from actors.store.codec import from_json, to_json
 from actors.store.interface import Invalid, Put
+from actors.store.postgres.migrate import known_migrations
 from actors.store.rules import (
     MAX_WHO,
     REFERRERS,
@@ -101,6 +102,7 @@ def test_what_the_other_tests_start_from_is_valid(value: Any) -> None:
         (ACCOUNT, "name", "two\nlines"),
         (ACCOUNT, "name", "trailing\n"),
         (ACCOUNT, "name", "nul\0"),
+        (ACCOUNT, "name", "red \x9b31m"),
         (ACCOUNT, "name", "x" * 256),
         (ACCOUNT, "name", "half \ud83d"),
         (ACCOUNT, "slug", "acme\n"),
@@ -267,3 +269,8 @@ def test_no_bytes_raise_anything_but_the_codecs_errors(data: bytes) -> None:
     for as_type in (Account, Membership, Policy, Client, Relay):
         with pytest.raises((msgspec.MsgspecError, UnicodeDecodeError)):
             from_json(data, as_type)
+
+
+def test_migrations_are_numbered_from_one_without_a_gap() -> None:
+    numbers = [migration.number for migration in known_migrations()]
+    assert numbers == list(range(1, len(numbers) + 1))
