@@ -31,6 +31,7 @@ from relays.stun import user_hash as compute_user_hash
 from relays.turn import FEATURE_PASSWORD_ALGORITHMS, NS, nonce_cookie, nonce_features
 
 NONCE_LIFETIME_NS: Final = 3600 * NS
+GRACE_S: Final = 3600
 
 _NONCE_UNIT_NS: Final = 16 * NS
 
@@ -106,8 +107,8 @@ class Credentials(Protocol):
         """Those that are offered, the best one first."""
 
     def password(self, username: str, unix_s: int, *, beginning: bool) -> str | None:
-        """The password of `username`, None if there is none (or no longer, where an allocation
-        is `beginning`: RFC 8656 keeps what stands until it is given up)."""
+        """The password of `username`, None if there is none (any more); an allocation that is
+        not `beginning` but stands is kept for a while longer."""
 
     def username_of(self, user_hash: bytes, realm: str) -> str | None:
         """The user name behind a USERHASH, where names are known beforehand."""
@@ -116,7 +117,9 @@ class Credentials(Protocol):
 class StampedCredentials:
     """Time-limited user names whose passwords follow from the relay's stamp secret.
 
-    `relay_id` is known once the portal has greeted the relay; until then nobody gets in.
+    `relay_id` is known once the portal has greeted the relay; until then nobody gets in. After
+    its expiry a user name begins nothing, and GRACE_S later it keeps nothing alive either: who is
+    entitled has had newer ones for a day by then.
     """
 
     algorithms: tuple[PasswordAlgorithm, ...] = (PasswordAlgorithm.SHA256,)
@@ -132,7 +135,7 @@ class StampedCredentials:
             expiry = turn_expiry(username)
         except ValueError:
             return None
-        if beginning and expiry <= unix_s:
+        if expiry + (0 if beginning else GRACE_S) <= unix_s:
             return None
         return turn_password(self._stamp_secret, self.relay_id, username)
 

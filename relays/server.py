@@ -9,8 +9,9 @@ dictionary look-ups, no object but the tuple. What an authenticated request does
 
 Beyond the RFCs: answers to requests without valid credentials are never more than twice the size
 of the request on the wire, and limited for each source prefix; an IP address that never sent
-anything gets few and small packets; the relay's own addresses are reached inside of the core, on
-relayed ports only. `revoke_user` ends what a user has, `drain` refuses new allocations.
+anything gets few and small packets (20 a second of each allocation, 200 of all of them, so that
+many allocations together flood nobody); the relay's own addresses are reached inside of the core,
+on relayed ports only. `revoke_user` ends what a user has, `drain` refuses new allocations.
 """
 
 from __future__ import annotations
@@ -54,6 +55,8 @@ Transmit = tuple[int, bytes | memoryview, tuple[str, int]]
 UNANSWERED_INTERVAL_NS: Final = NS // 20
 UNANSWERED_BURST_NS: Final = 19 * UNANSWERED_INTERVAL_NS
 UNANSWERED_BYTES: Final = 200
+UNANSWERED_PER_HOST: Final = 200
+UNANSWERED_HOSTS: Final = 65_536
 
 _TURN_METHODS: Final = frozenset(
     {Method.ALLOCATE, Method.REFRESH, Method.CREATE_PERMISSION, Method.CHANNEL_BIND}
@@ -114,6 +117,9 @@ class Server:
             per_second=self.limits.unauthenticated_per_second,
             burst=self.limits.unauthenticated_burst,
             max_keys=self.limits.source_prefixes,
+        )
+        self._strangers = RateLimiter(
+            per_second=UNANSWERED_PER_HOST, burst=UNANSWERED_PER_HOST, max_keys=UNANSWERED_HOSTS
         )
         self._unix_offset_s = 0
         self.relayed_packets = 0
@@ -246,7 +252,9 @@ class Server:
                 self.dropped_packets += 1
             else:
                 self._deliver(target, data, allocation.relayed, now)
-        elif permission.answered or _is_within_allowance(permission, len(data), now):
+        elif permission.answered or (
+            _is_within_allowance(permission, len(data), now) and self._strangers.take(peer[0], now)
+        ):
             self.relayed_packets += 1
             self.relayed_bytes += len(data)
             self.transmits.append((allocation.socket, data, peer))

@@ -7,7 +7,7 @@ from uuid import UUID
 import pytest
 
 from channel.credentials import turn_password, turn_username
-from relays.authentication import StampedCredentials
+from relays.authentication import GRACE_S, StampedCredentials
 from relays.requests import ServerLimits
 from relays.stun import (
     Attribute,
@@ -172,6 +172,24 @@ def test_stamped_user_names_begin_before_their_expiry_and_last_beyond_it() -> No
     assert code_of(late.call(Method.ALLOCATE, [UDP])) == 401
     credentials.relay_id = UUID(int=8)
     assert code_of(caller.refresh()) == 401
+
+
+def test_a_user_name_keeps_nothing_alive_for_ever() -> None:
+    relay_id, stamp = UUID(int=7), b"s" * 32
+    credentials = StampedCredentials(stamp)
+    credentials.relay_id = relay_id
+    bench = Bench.of(credentials=credentials)
+    name = turn_username(UNIX_S + 60, SeededRandomness(1, "name"))
+    caller = Caller(bench, password=turn_password(stamp, relay_id, name))
+    caller.username = name
+    caller.allocate()
+    refreshed = 0
+    for _ in range(40):
+        bench.advance(300)
+        caller.learn_nonce()
+        refreshed += code_of(caller.refresh()) == 0
+    assert refreshed == (60 + GRACE_S) // 300
+    assert bench.server.allocations == 0
 
 
 # --- allocate ------------------------------------------------------------------------------------

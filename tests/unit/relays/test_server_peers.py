@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from relays.authentication import StampedCredentials
 from relays.peers import PeerPolicy
 from relays.requests import ServerLimits
+from relays.server import UNANSWERED_PER_HOST
 from relays.stun import (
     Attribute,
     Integrity,
@@ -143,6 +144,23 @@ def test_an_address_that_never_spoke_gets_twenty_small_packets_a_second() -> Non
     bench.advance(301)
     caller.permit(PEER.host)
     assert burst(1400) == 0
+
+
+def test_many_allocations_together_do_not_flood_an_address_that_never_spoke() -> None:
+    bench = Bench.of()
+    sources = [(f"198.51.100.{n}", 40_000) for n in range(2, 42)]
+    for source in sources:
+        caller = Caller(bench, source)
+        caller.allocate()
+        caller.bind(0x4000, PEER)
+
+    def burst() -> int:
+        packet = channel_data(0x4000, bytes(200))
+        return sum(len(bench.to_peers(packet, source)) for source in sources for _ in range(20))
+
+    assert burst() == UNANSWERED_PER_HOST
+    bench.advance(1)
+    assert burst() <= UNANSWERED_PER_HOST + 1
 
 
 def test_two_allocations_of_one_relay_reach_each_other_without_leaving_it() -> None:
