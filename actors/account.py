@@ -387,8 +387,9 @@ class AccountActor(QuestionsOfAccount):
             )
             if isinstance(online, Disconnect):
                 return online
+            held_ids = {each.connection_id for each in ask.held}
             for connection in self._connections.of_client(online.id):
-                self._keep_or_forget(connection, ask.held, client_key=ask.tunnel_key)
+                self._keep_or_forget(connection, held_ids, client_key=ask.tunnel_key)
             for known in ask.connections:
                 self._restore(known, online)
             told = await self._reconcile(
@@ -421,8 +422,9 @@ class AccountActor(QuestionsOfAccount):
             )
             if isinstance(online, Disconnect):
                 return online
+            held_ids = {each.connection_id for each in ask.held}
             for connection in self._connections.of_gateway(online.id):
-                self._keep_or_forget(connection, ask.held, gateway_key=ask.tunnel_key)
+                self._keep_or_forget(connection, held_ids, gateway_key=ask.tunnel_key)
             told = await self._reconcile(self._ledger.of_gateway(online.id), ask.held)
             for live in told:
                 self._restore_half(live, gateway_key=ask.tunnel_key)

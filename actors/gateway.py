@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections import Counter, OrderedDict
 from uuid import UUID
 
-import attrs
-
 from actors.attachment import Channel
 from actors.messages import (
     AttachGateway,
@@ -22,7 +20,7 @@ from actors.messages import (
     Received,
 )
 from actors.model import Gateway
-from actors.owner import AgentOwner
+from actors.owner import AgentOwner, Attach
 from actors.services import Bucket, Services
 from channel.messages import (
     Ack,
@@ -34,6 +32,7 @@ from channel.messages import (
     Held,
     IpText,
     Join,
+    MoreHeld,
     ResourceUpdated,
     Revoke,
     Stats,
@@ -44,11 +43,6 @@ MAX_PENDING = 10_000
 """Acknowledgements that are waited for; the oldest is forgotten above it."""
 MAX_REVOKED_EARLY = 10_000
 """Revocations that are remembered in case their `Authorize` is still on its way to here."""
-
-
-@attrs.frozen
-class _Attach:
-    """Find the account's actor, and learn the truth from it."""
 
 
 class GatewayActor(AgentOwner):
@@ -64,13 +58,9 @@ class GatewayActor(AgentOwner):
         join: Join,
         remote: IpText,
     ) -> None:
-        super().__init__(services, channel, "gateway", device.account_id)
+        super().__init__(services, channel, account_id=device.account_id, join=join, remote=remote)
         self._device = device
         self._token_id = token_id
-        self._tunnel_key = join.tunnel_key
-        self._incarnation = join.incarnation
-        self._held = join.held
-        self._remote = remote
         self._connection_by_authorization: dict[UUID, UUID] = {}
         self._carried: Counter[UUID] = Counter()  # authorisations per connection
         self._pending: OrderedDict[int, tuple[UUID, Caller]] = OrderedDict()
@@ -83,14 +73,14 @@ class GatewayActor(AgentOwner):
         self._candidates = Bucket(
             limits.candidates_per_s * 10, limits.candidates_burst * 10, self.context.now()
         )
-        self.cast(self.context.ref, _Attach())
+        self.start_attaching()
 
     # --- the account's actor -------------------------------------------------------------------
 
-    @handles(_Attach)
-    async def _on_attach(self, message: _Attach) -> None:
+    @handles(Attach)
+    async def _on_attach(self, message: Attach) -> None:
         is_first = self._number is None
-        held = self._held if is_first else self._held_now()
+        held = tuple(self._held) if is_first else self._held_now()
         ask = AttachGateway(
             gateway_id=self._device.id,
             token_id=self._token_id,
@@ -115,7 +105,7 @@ class GatewayActor(AgentOwner):
             self._on_moved(Moved(self._remote))
 
     async def _introduce(self, truth: GatewayTruth) -> None:
-        self._held = ()
+        self._held.clear()
         for each in truth.authorizations:
             self._note(each.authorization_id, each.connection_id)
         self.say(
@@ -150,7 +140,7 @@ class GatewayActor(AgentOwner):
     def _on_down(self, message: Down) -> None:
         if message.ref == self._account:
             self._account = None
-            self.cast(self.context.ref, _Attach())
+            self.cast(self.context.ref, Attach())
 
     # --- what the gateway says -----------------------------------------------------------------
 
@@ -171,6 +161,8 @@ class GatewayActor(AgentOwner):
                             connections=said.connections,
                         )
                     )
+            case MoreHeld():
+                self.take_held(said)
             case Heartbeat():
                 pass  # answered by the channel itself
             case _:

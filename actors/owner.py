@@ -11,6 +11,7 @@ import structlog
 from actors.attachment import Channel
 from actors.enrolment import refusal
 from actors.messages import (
+    AssignedRelay,
     DIRECTORY,
     OWNERS,
     RELAYS,
@@ -22,9 +23,21 @@ from actors.messages import (
     RelaysChanged,
 )
 from actors.services import Services
-from channel.messages import Disconnect, RefusalCode, Relays, RelayServer
+from channel.messages import (
+    MAX_AUTHORIZATIONS,
+    Disconnect,
+    HeldWanted,
+    IpText,
+    Join,
+    MoreHeld,
+    RefusalCode,
+    Relays,
+    RelayServer,
+)
 from runtime.actor import Actor, ActorError, ActorRef, CallError, handles
 
+HELD_WINDOW = 4
+"""So many `MoreHeld` are under way at a time."""
 ATTACH_DEADLINE_NS = 10 * 10**9
 MAX_ATTACH_ATTEMPTS = 6
 REATTACH_NS = 50 * 10**6
@@ -46,7 +59,7 @@ class ChannelOwner(Actor):
         self._channel = channel
         self._kind = kind
         self._epoch: int | None = None
-        self._relay_ids: tuple[UUID, ...] = ()
+        self._relay_by_id: dict[UUID, ActorRef] = {}
         self._goodbye: Disconnect | None = refusal("unavailable", "the portal lost its place")
         self._counts: Counter[str] = Counter()
 
@@ -80,15 +93,62 @@ class ChannelOwner(Actor):
         self._channel.send(message, ref=ref, epoch=self._epoch)
 
 
-class AgentOwner(ChannelOwner):
-    """The owner of a client's or gateway's channel: it follows its account's actor, whichever
-    incarnation of it lives, and keeps the agent in relays."""
+@attrs.frozen
+class Attach:
+    """Find the account's actor, and learn the truth from it."""
 
-    def __init__(self, services: Services, channel: Channel, kind: str, account_id: UUID) -> None:
-        super().__init__(services, channel, kind)
+
+@attrs.frozen
+class _HeldDue:
+    """The rest of what the agent holds should be told by now."""
+
+
+class AgentOwner(ChannelOwner):
+    """The owner of a client's or gateway's channel: it learns what its agent holds, follows its
+    account's actor, whichever incarnation of it lives, and keeps the agent in relays."""
+
+    def __init__(
+        self, services: Services, channel: Channel, *, account_id: UUID, join: Join, remote: IpText
+    ) -> None:
+        super().__init__(services, channel, join.kind)
         self._account_id = account_id
         self._account: ActorRef | None = None
         self._number: int | None = None
+        self._tunnel_key = join.tunnel_key
+        self._incarnation = join.incarnation
+        self._remote = remote
+        self._held = list(join.held)
+        self._held_follow = join.held_follow
+
+    # --- what the agent holds ------------------------------------------------------------------
+
+    def start_attaching(self) -> None:
+        """Once it is known what the agent holds, an `Attach` comes."""
+        if not self._held_follow:
+            self.cast(self.context.ref, Attach())
+            return
+        self.send_after(self._services.limits.held_deadline_ns, _HeldDue())
+        for _ in range(HELD_WINDOW):
+            self.say(HeldWanted())
+
+    def take_held(self, message: MoreHeld) -> None:
+        """A further frame of what the agent holds; after the last one the truth is asked for."""
+        if not self._held_follow or len(self._held) + len(message.held) > MAX_AUTHORIZATIONS:
+            self.refuse("protocol_error", "more is held than was announced, or than may be")
+            return
+        self._held += message.held
+        self._held_follow = message.more
+        if message.more:
+            self.say(HeldWanted())
+        else:
+            self.cast(self.context.ref, Attach())
+
+    @handles(_HeldDue)
+    def _on_held_due(self, message: _HeldDue) -> None:
+        if self._held_follow:
+            self.refuse("protocol_error", "not all that is held was told in time")
+
+    # --- the account's actor -------------------------------------------------------------------
 
     async def attach(self, ask: AttachClient | AttachGateway) -> object:
         """The account actor's truth for this agent, or None if the channel has to be closed."""
@@ -116,25 +176,25 @@ class AgentOwner(ChannelOwner):
 
     # --- relays ------------------------------------------------------------------------------
 
-    async def assigned_relays(self) -> tuple[RelayServer, ...]:
+    async def assigned_relays(self) -> tuple[AssignedRelay, ...]:
         """Relays for this agent, with credentials of its own; those in use stay if they can."""
         directory = self.context.registry.whereis(DIRECTORY)
         if directory is None:
             return ()
         try:
-            servers: tuple[RelayServer, ...] = await self.call(
-                directory, AssignRelays(self._relay_ids)
+            assigned: tuple[AssignedRelay, ...] = await self.call(
+                directory, AssignRelays(tuple(self._relay_by_id))
             )
         except CallError:
             return ()
-        return servers
+        return assigned
 
     async def first_relays(self) -> tuple[RelayServer, ...]:
         self.subscribe(RELAYS)
-        servers = await self.assigned_relays()
-        self._relay_ids = tuple(each.id for each in servers)
+        assigned = await self.assigned_relays()
+        self._relay_by_id = {each.server.id: each.relay for each in assigned}
         self.send_after(self._services.limits.relay_renewal_ns, RenewRelays())
-        return servers
+        return tuple(each.server for each in assigned)
 
     @handles(RelaysChanged)
     async def _on_relays_changed(self, message: RelaysChanged) -> None:
@@ -146,10 +206,15 @@ class AgentOwner(ChannelOwner):
         await self._tell_relays(only_new=False)
 
     async def _tell_relays(self, *, only_new: bool) -> None:
-        servers = await self.assigned_relays()
-        now_ids = tuple(each.id for each in servers)
-        added = tuple(each for each in servers if not only_new or each.id not in self._relay_ids)
-        removed = tuple(id for id in self._relay_ids if id not in now_ids)
-        self._relay_ids = now_ids
+        """A relay that came back is new: it may have been started anew, with another secret."""
+        assigned = await self.assigned_relays()
+        before = self._relay_by_id
+        self._relay_by_id = {each.server.id: each.relay for each in assigned}
+        added = tuple(
+            each.server
+            for each in assigned
+            if not only_new or before.get(each.server.id) != each.relay
+        )
+        removed = tuple(id for id in before if id not in self._relay_by_id)
         if added or removed:
             self.say(Relays(added=added, removed=removed))

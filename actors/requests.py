@@ -7,6 +7,7 @@ acknowledgement, or without it.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from datetime import timedelta
 from typing import Literal
 from uuid import UUID
@@ -35,7 +36,6 @@ from channel.messages import (
     AuthorizationCreated,
     AuthorizationDenied,
     Authorize,
-    Held,
     Revoke,
 )
 from runtime.actor import LATER, Caller, handles
@@ -308,16 +308,16 @@ class RequestsOfAccount(AuthorizationsOfAccount):
     def _keep_or_forget(
         self,
         connection: Connection,
-        held: tuple[Held, ...],
+        held_ids: Collection[UUID],
         *,
         client_key: bytes | None = None,
         gateway_key: bytes | None = None,
     ) -> None:
-        """An agent joined (again): its connection is kept if it still holds it with its key."""
+        """An agent joined (again): its connection is kept if it still holds it (`held_ids` are of
+        connections) with its key."""
         same_client = client_key is None or connection.client_key in (None, client_key)
         same_gateway = gateway_key is None or connection.gateway_key in (None, gateway_key)
-        is_held = any(each.connection_id == connection.id for each in held)
-        if not (same_client and same_gateway and is_held):
+        if not (same_client and same_gateway and connection.id in held_ids):
             self._drop(connection)
 
     def _forget_other(self, known: KnownConnection, client: OnlineAgent) -> None:

@@ -23,6 +23,8 @@ class Limits:
     admissions: int = 1_000
     """Connections that are in the midst of joining; above it newcomers are told to come later."""
     join_deadline_ns: int = 10 * _S
+    held_deadline_ns: int = 30 * _S
+    """For the rest of what an agent holds, if its join could not say it all."""
     clients_online: int = 50_000
     """Per account."""
     gateways_online: int = 5_000

@@ -24,7 +24,7 @@ from actors.messages import (
     VisibleResources,
 )
 from actors.model import Client
-from actors.owner import AgentOwner
+from actors.owner import AgentOwner, Attach
 from actors.request import AccessRequest
 from actors.services import Bucket, Services
 from channel.messages import (
@@ -39,6 +39,7 @@ from channel.messages import (
     Held,
     IpText,
     Join,
+    MoreHeld,
     RequestAuthorization,
     Resource,
     ResourceRemoved,
@@ -47,11 +48,6 @@ from channel.messages import (
 from runtime.actor import ActorError, ActorRef, Down, handles
 
 OVERLOAD_RETRY_NS = 1 * 10**9
-
-
-@attrs.frozen
-class _Attach:
-    """Find the account's actor, and learn the truth from it."""
 
 
 @attrs.frozen
@@ -76,13 +72,9 @@ class SessionActor(AgentOwner):
         join: Join,
         remote: IpText,
     ) -> None:
-        super().__init__(services, channel, "client", device.account_id)
+        super().__init__(services, channel, account_id=device.account_id, join=join, remote=remote)
         self._device = device
         self._token_id = token_id
-        self._tunnel_key = join.tunnel_key
-        self._incarnation = join.incarnation
-        self._held = join.held
-        self._remote = remote
         self._told: dict[UUID, _Told] = {}
         self._visible: dict[UUID, Resource] = {}
         self._pending: dict[ActorRef, UUID] = {}
@@ -92,14 +84,14 @@ class SessionActor(AgentOwner):
         limits, now_ns = self._services.limits, self.context.now()
         self._requests = Bucket(limits.requests_per_s, limits.requests_burst, now_ns)
         self._candidates = Bucket(limits.candidates_per_s, limits.candidates_burst, now_ns)
-        self.cast(self.context.ref, _Attach())
+        self.start_attaching()
 
     # --- the account's actor -------------------------------------------------------------------
 
-    @handles(_Attach)
-    async def _on_attach(self, message: _Attach) -> None:
+    @handles(Attach)
+    async def _on_attach(self, message: Attach) -> None:
         is_first = self._number is None
-        held = self._held if is_first else self._held_now()
+        held = tuple(self._held) if is_first else self._held_now()
         ask = AttachClient(
             client_id=self._device.id,
             token_id=self._token_id,
@@ -125,7 +117,7 @@ class SessionActor(AgentOwner):
             self.to_account(self._moved_to(self._remote))
 
     async def _introduce(self, truth: ClientTruth) -> None:
-        self._held = ()
+        self._held.clear()
         self._visible = dict(list(truth.resources.items())[:MAX_RESOURCES])
         for each in truth.authorizations:
             self._told[each.authorization_id] = _Told(each.resource_id, each.connection_id, None)
@@ -174,7 +166,7 @@ class SessionActor(AgentOwner):
             self.say(AuthorizationDenied(resource_id=resource_id, reason="unavailable"))
         elif message.ref == self._account:
             self._account = None
-            self.cast(self.context.ref, _Attach())
+            self.cast(self.context.ref, Attach())
 
     # --- what the client says ------------------------------------------------------------------
 
@@ -196,6 +188,8 @@ class SessionActor(AgentOwner):
                     )
                 else:
                     self._counts["candidates_dropped"] += 1
+            case MoreHeld():
+                self.take_held(said)
             case Heartbeat():
                 pass  # answered by the channel itself
             case _:

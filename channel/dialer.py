@@ -7,6 +7,7 @@ proves the portal by its pin before a byte is sent, keeps time, and starts over.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final, Protocol
 
@@ -25,7 +26,17 @@ from channel.frames import (
     RemoteProtocolError,
     encode_frame,
 )
-from channel.messages import Challenge, Disconnect, Heartbeat, Join, RefusalCode, RelayJoin
+from channel.joining import split_join
+from channel.messages import (
+    Challenge,
+    Disconnect,
+    Heartbeat,
+    HeldWanted,
+    Join,
+    MoreHeld,
+    RefusalCode,
+    RelayJoin,
+)
 from runtime.clock import NS_PER_S, Clock
 from runtime.guard import Guard
 from runtime.net.address import Address, split_host_port
@@ -58,7 +69,7 @@ class Refused(Exception):
 
     def __init__(self, code: RefusalCode, detail: str) -> None:
         printable = "".join(c if c.isprintable() else "?" for c in detail)
-        super().__init__(f"{code}: {printable}" if printable else code)
+        super().__init__(f"the portal refused: {code}" + (f": {printable}" if printable else ""))
         self.code: RefusalCode = code
         self.detail = printable
 
@@ -150,6 +161,7 @@ class AgentSession:
         self._heartbeat_at: int | None = None
         self._probe_deadline: int | None = None
         self._unanswered = 0
+        self._more_held: deque[MoreHeld] = deque()
         self.highest_epoch = highest_epoch
         self.joined = False
         self.connected = False
@@ -214,6 +226,8 @@ class AgentSession:
             self._unanswered = 0
             if message.sent_ns <= now:
                 self.round_trip_ns = now - message.sent_ns
+        elif isinstance(message, HeldWanted):
+            self._tell_more_held(now)
         elif not self.connected and frame.event != "init":
             raise RemoteProtocolError("unexpected_message", f"{frame.event} before the init")
         elif self._is_stale(frame):
@@ -240,10 +254,18 @@ class AgentSession:
         if len(challenge.nonce) != NONCE_BYTES:
             raise RemoteProtocolError("unexpected_message", "a nonce of another length")
         self.joined = True
-        join = self._agent.join(challenge, now)
-        if not self._transmit(_fitting(join)):
+        join, more_held = split_join(self._agent.join(challenge, now))
+        self._more_held.extend(more_held)
+        if not self._transmit(join):
             self.outcome = "the join could not be sent"
         self._heartbeat_at = now + self._options.heartbeat_interval_ns
+
+    def _tell_more_held(self, now: int) -> None:
+        if not self._more_held:
+            return
+        self._answer_deadline = now + self._options.answer_timeout_ns
+        if not self._transmit(self._more_held.popleft()):
+            self.outcome = "the join could not be sent"
 
     def _beat(self, now: int) -> None:
         if self._unanswered >= self._options.missed_heartbeats:
@@ -485,21 +507,3 @@ class _Totals:
         self.frames_received += session.frames_received
         self.unknown_events += session.unknown_events
         self.stale_frames += session.stale_frames
-
-
-def _fitting(join: Join | RelayJoin) -> Join | RelayJoin:
-    """The join, with only as many held authorisations as one frame takes (some 550).
-
-    The portal ends those that are not mentioned, and whoever needs one asks for it again.
-    """
-    if isinstance(join, RelayJoin) or not join.held:
-        return join
-    none, one = (
-        len(encode_frame(attrs.evolve(join, held=join.held[:n]), limit=AGENT_FRAME_LIMIT))
-        for n in (0, 1)
-    )
-    # A comma stands between two; every identifier has the same length.
-    room = (AGENT_FRAME_LIMIT - none) // (one - none + 1)
-    if len(join.held) > room:
-        log.warning("join_shortened", held=len(join.held), mentioned=room)
-    return attrs.evolve(join, held=join.held[:room])

@@ -197,6 +197,7 @@ class Join:
     `signature` is Ed25519 by `device_key` over `channel.credentials.join_statement(...)`:
     "holloway/1 join", the portal's nonce and name, the token's id and the tunnel key.
     `incarnation` rises with every start and every reconnection of the agent's process.
+    With `held_follow` the portal asks for the rest of what is held by `HeldWanted`.
     """
 
     kind: Literal["client", "gateway"]
@@ -209,6 +210,22 @@ class Join:
     name: Name
     incarnation: Annotated[int, Meta(ge=0, le=2**63 - 1)]
     held: Annotated[tuple[Held, ...], Meta(max_length=MAX_AUTHORIZATIONS)] = ()
+    held_follow: bool = False
+
+
+@attrs.frozen(kw_only=True)
+class HeldWanted:
+    """The portal has checked who joins, and wants the next `MoreHeld`.
+
+    It may ask for several before the first has come; an agent that has no more ignores it."""
+
+
+@attrs.frozen(kw_only=True)
+class MoreHeld:
+    """Further held authorisations of a join; `more` says whether these are the last."""
+
+    held: Annotated[tuple[Held, ...], Meta(max_length=MAX_AUTHORIZATIONS)]
+    more: bool
 
 
 @attrs.frozen(kw_only=True)
@@ -440,12 +457,14 @@ class Drain:
 
 FROM_CLIENT: dict[str, type] = {
     "join": Join,
+    "more_held": MoreHeld,
     "heartbeat": Heartbeat,
     "request_authorization": RequestAuthorization,
     "candidates": Candidates,
 }
 FROM_GATEWAY: dict[str, type] = {
     "join": Join,
+    "more_held": MoreHeld,
     "heartbeat": Heartbeat,
     "ack": Ack,
     "candidates": Candidates,
@@ -455,6 +474,7 @@ FROM_RELAY: dict[str, type] = {"relay_join": RelayJoin, "heartbeat": Heartbeat, 
 FROM_UNJOINED: dict[str, type] = {"join": Join, "relay_join": RelayJoin}
 TO_CLIENT: dict[str, type] = {
     "challenge": Challenge,
+    "held_wanted": HeldWanted,
     "init": ClientInit,
     "heartbeat": Heartbeat,
     "resource_upserted": ResourceUpserted,
@@ -469,6 +489,7 @@ TO_CLIENT: dict[str, type] = {
 }
 TO_GATEWAY: dict[str, type] = {
     "challenge": Challenge,
+    "held_wanted": HeldWanted,
     "init": GatewayInit,
     "heartbeat": Heartbeat,
     "authorize": Authorize,

@@ -7,6 +7,7 @@ that carries the real frames, with the world's latency in place of QUIC.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import Any, Literal, TypeVar
 from uuid import UUID
@@ -22,6 +23,7 @@ from channel.frames import (
     encode_frame,
     encode_parts,
 )
+from channel.joining import split_join
 from channel.messages import (
     FROM_CLIENT,
     FROM_GATEWAY,
@@ -32,7 +34,9 @@ from channel.messages import (
     TO_RELAY,
     Challenge,
     Disconnect,
+    HeldWanted,
     IpText,
+    MoreHeld,
     SocketAddress,
 )
 from clients.agent import ClientAgent
@@ -128,6 +132,7 @@ class Link:
         self._agent = agent
         self._open = True
         self._seq = 0
+        self._more_held: deque[MoreHeld] = deque()
         self._from_agent = FrameDecoder(FROM_UNJOINED, AGENT_FRAME_LIMIT)
         self._from_portal = FrameDecoder(
             _TO[kind], PORTAL_FRAME_LIMIT, reassembly_limit=REASSEMBLY_LIMIT
@@ -182,7 +187,12 @@ class Link:
         now = self._world.now
         for frame in self._from_portal.feed(data):
             if isinstance(frame.message, Challenge):
-                self.say(self._agent.join(frame.message, now))
+                join, more_held = split_join(self._agent.join(frame.message, now))
+                self._more_held.extend(more_held)
+                self.say(join)
+            elif isinstance(frame.message, HeldWanted):
+                if self._more_held:
+                    self.say(self._more_held.popleft())
             else:
                 self._agent.receive(frame, now)
 

@@ -43,6 +43,7 @@ from channel.credentials import (
     sign_join,
 )
 from channel.frames import PORTAL_FRAME_LIMIT, Frame, FrameDecoder, encode_parts
+from channel.joining import split_join
 from channel.messages import (
     TO_CLIENT,
     TO_GATEWAY,
@@ -57,8 +58,10 @@ from channel.messages import (
     Disconnect,
     GatewayInit,
     Held,
+    HeldWanted,
     IpText,
     Join,
+    MoreHeld,
     RelayJoin,
     RequestAuthorization,
     Revoke,
@@ -163,6 +166,7 @@ class Agent:
         self.line: Line | None = None
         self.init: Any = None
         self.live: dict[UUID, UUID] = {}  # authorisation -> connection
+        self.more_held: list[MoreHeld] = []
 
     # --- joining ---
 
@@ -174,7 +178,8 @@ class Agent:
         line.attachment = self.world.plane.connected(line, challenge)
         self.world.host.run_until_idle()
         self.incarnation += 1
-        message = attrs.evolve(self._join(challenge), **changes)
+        message, more_held = split_join(attrs.evolve(self._join(challenge), **changes))
+        self.more_held = list(more_held)
         self.say(message)
         self.world.host.run_until_idle()
         return line
@@ -225,6 +230,8 @@ class Agent:
 
     def hear(self, frame: Frame) -> None:
         match frame.message:
+            case HeldWanted() if self.more_held:
+                self.say(self.more_held.pop(0))
             case ClientInit() | GatewayInit():
                 self.init = frame.message
                 given = {each.authorization_id for each in frame.message.authorizations}

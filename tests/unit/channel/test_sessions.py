@@ -27,8 +27,10 @@ from channel.messages import (
     Disconnect,
     Heartbeat,
     Held,
+    HeldWanted,
     IpText,
     Join,
+    MoreHeld,
     ResourceRemoved,
 )
 from runtime.randomness import SeededRandomness
@@ -213,15 +215,52 @@ def test_no_join_in_time_and_no_decision_in_time_end_the_channel() -> None:
     assert undecided.portal.poll_timeout() is None
 
 
-def test_a_join_with_more_than_fits_is_sent_with_what_does() -> None:
+def test_what_a_join_has_no_room_for_follows_as_it_is_asked_for() -> None:
     held = tuple(
         Held(authorization_id=UUID(int=n), connection_id=UUID(int=n)) for n in range(5_000)
     )
-    pair = joined(join=attrs.evolve(JOIN, held=held))  # type: ignore[arg-type]  # one more option
+    pair = Pair(join=attrs.evolve(JOIN, held=held), answer=lambda desk: None)
+    pair.exchange()
     (join,) = pair.desk.messages
     assert isinstance(join, Join)
-    assert join.held == held[: len(join.held)]
+    assert join.held_follow
     assert 500 < len(join.held) < 600
+    pair.portal.joined("client")
+    pair.exchange()
+    assert pair.desk.messages == [join], "nothing follows before it is asked for"
+    said = list(join.held)
+    for _ in range(20):
+        pair.portal.send(HeldWanted())
+    pair.exchange()
+    parts = pair.desk.messages[1:]
+    for part in parts:
+        assert isinstance(part, MoreHeld)
+        said += part.held
+    assert tuple(said) == held
+    assert [part.more for part in parts] == [True] * (len(parts) - 1) + [False]  # type: ignore[attr-defined]  # seen above
+    pair.portal.send(INIT, epoch=1)
+    pair.exchange()
+    assert pair.session.connected
+
+
+def test_the_parts_of_a_join_put_the_end_of_the_wait_for_its_answer_off() -> None:
+    held = tuple(
+        Held(authorization_id=UUID(int=n), connection_id=UUID(int=n)) for n in range(1_500)
+    )
+    pair = Pair(
+        join=attrs.evolve(JOIN, held=held), answer=lambda desk: desk.channel.joined("client")
+    )
+    pair.exchange()
+    for _ in range(3):
+        pair.run_for(25 * S)
+        pair.portal.send(HeldWanted())
+        pair.exchange()
+        assert pair.session.outcome is None
+    pair.run_for(25 * S)
+    pair.portal.send(HeldWanted())  # there is no more: this puts nothing off
+    pair.exchange()
+    pair.run_for(6 * S)
+    assert pair.session.outcome == "the portal did not answer the join"
 
 
 # --- staying -----------------------------------------------------------------------------------
