@@ -11,6 +11,7 @@ crash finds what to put back, and a gateway that ends leaves the machine as it w
 from __future__ import annotations
 
 import os
+import re
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 
@@ -18,7 +19,7 @@ import msgspec
 
 from channel.messages import Interface
 from gateways.agent import FlushTranslations
-from runtime.service import get_logger
+from runtime.service import get_logger, make_private_directory
 from tunnel.agent import InterfaceChanged
 from tunnel.shell.commands import CommandFailed, run_command, try_command
 from tunnel.shell.network import network_namespace
@@ -29,6 +30,7 @@ TABLE_PREFIX = "holloway_gateway_"
 IPV4_FORWARD = "net/ipv4/ip_forward"
 IPV6_FORWARD = "net/ipv6/conf/all/forwarding"
 _PROC = Path("/proc/sys")
+_ACCEPT_RA = re.compile(r"net/ipv6/conf/(?!\.{1,2}/)[^/\0]{1,15}/accept_ra")
 
 log = get_logger("forwarding")
 
@@ -58,7 +60,7 @@ class GatewayForwarding:
     async def start(self, tun: TunDevice) -> None:
         """Clean up after a crash, then begin to forward. Raises CommandFailed, OSError."""
         self._tun = tun
-        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_private_directory(self._directory)
         await remove_dead_tables(TABLE_PREFIX)
         self._restore_after_crash()
         self._saved = _Saved(device=tun.name, switches=_switches_to_change())
@@ -174,6 +176,8 @@ class GatewayForwarding:
         """A file that is still there was written by a gateway that never ended in order."""
         try:
             left = msgspec.json.decode(self._restore_file.read_bytes(), type=_Saved)
+            if not all(map(_is_ours, left.switches, left.switches.values())):
+                raise msgspec.ValidationError("switches that no gateway changes")
         except FileNotFoundError:
             return
         except msgspec.MsgspecError:
@@ -190,6 +194,13 @@ class GatewayForwarding:
 def table_name(device: str) -> str:
     """The nftables table (family inet) of the gateway with this TUN device."""
     return TABLE_PREFIX + device
+
+
+def _is_ours(key: str, value: str) -> bool:
+    """Whether a switch of a restore file is one that a gateway changes: nothing else is written
+    on the word of a file."""
+    named = key in (IPV4_FORWARD, IPV6_FORWARD) or _ACCEPT_RA.fullmatch(key) is not None
+    return named and value in ("0", "1")
 
 
 def _switches_to_change() -> dict[str, str]:

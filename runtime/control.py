@@ -19,7 +19,7 @@ from typing import Any, Final
 import msgspec
 import trio
 
-from runtime.service import get_logger
+from runtime.service import get_logger, make_private_directory
 
 MAX_REQUEST_BYTES: Final = 65_536
 MAX_ANSWER_BYTES: Final = 16 * 1024 * 1024
@@ -55,7 +55,7 @@ async def serve_control(
     another process answers at the path.
     """
     path = Path(path)
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_private_directory(path.parent)
     listener = _bind(path)
     slots = trio.CapacityLimiter(MAX_CONNECTIONS)
 

@@ -6,6 +6,7 @@ in `runtime.control`.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import stat
@@ -25,6 +26,7 @@ __all__ = [
     "SecretUnavailable",
     "configure_logging",
     "get_logger",
+    "make_private_directory",
     "make_registry",
     "read_secret",
     "serve_observability",
@@ -132,8 +134,8 @@ def read_secret(
     variable), a systemd credential (a file of that name in $CREDENTIALS_DIRECTORY).
 
     White space at both ends is dropped. A file must be a regular one that neither group nor
-    others of the machine may read or write: 0600 or stricter (a credential's mode is systemd's
-    own affair). At most 16 KiB. Raises SecretUnavailable.
+    others of the machine may read or write, and of this user or root: 0600 or stricter (a
+    credential's mode is systemd's own affair). At most 16 KiB. Raises SecretUnavailable.
     """
     if file is not None:
         return _read_file(Path(file), private=True)
@@ -147,12 +149,28 @@ def read_secret(
     raise SecretUnavailable("neither a file, nor a value, nor a systemd credential is given")
 
 
+def make_private_directory(path: Path) -> None:
+    """Make a directory for files that decide what this process does, and those above it.
+
+    One that is there already has to be of this user (or root), and nobody else may write to it:
+    whoever may could put files of his own in the place of ours. Raises OSError.
+    """
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    status = path.stat()
+    if status.st_uid not in (0, os.geteuid()):
+        raise PermissionError(errno.EPERM, "the directory belongs to another user", str(path))
+    if status.st_mode & 0o022:
+        raise PermissionError(errno.EPERM, "others may write to the directory", str(path))
+
+
 def _read_file(path: Path, *, private: bool) -> Secret:
     try:
         with open(path, "rb") as opened:
             status = os.fstat(opened.fileno())
             if not stat.S_ISREG(status.st_mode):
                 raise SecretUnavailable(f"{path} is not a regular file")
+            if private and status.st_uid not in (0, os.geteuid()):
+                raise SecretUnavailable(f"{path} belongs to another user")
             if private and status.st_mode & 0o077:
                 mode = stat.S_IMODE(status.st_mode)
                 raise SecretUnavailable(f"{path} is open to others ({mode:04o}): chmod 0600")

@@ -220,6 +220,26 @@ def test_the_start_after_a_crash_puts_back_what_the_dead_gateway_left(lab: Lab) 
     assert tables(host) == []
 
 
+def test_nothing_but_the_own_switches_is_written_on_the_word_of_a_restore_file(lab: Lab) -> None:
+    host, state, victim = lab.hosts["gateway"], lab.directory / "state", lab.directory / "victim"
+    victim.write_text("as it was")
+    before = switches(host)
+    inode = host.run("stat", "-L", "-c", "%i", "/proc/self/ns/net").strip()
+    state.mkdir(mode=0o700)
+    outside = "/".join([".."] * 12)
+    for planted in (
+        {f"{outside}{victim}": "1"},
+        {"net/ipv4/ip_forward": "1; reboot"},
+        {"net/ipv6/conf/../../../kernel/panic/accept_ra": "1"},
+    ):
+        file = state / f"forwarding-{inode}.json"
+        file.write_text(json.dumps({"device": "hlw9", "switches": planted}))
+        gateway = Gateway(host, state)
+        gateway.stop()
+        assert victim.read_text() == "as it was"
+        assert switches(host) == before
+
+
 def test_a_machine_that_forwarded_before_goes_on_forwarding(lab: Lab) -> None:
     host = lab.hosts["gateway"]
     host.run("sysctl", "-qw", "net.ipv4.ip_forward=1")

@@ -30,6 +30,7 @@ from runtime.service import (
     Health,
     SecretUnavailable,
     get_logger,
+    make_private_directory,
     read_secret,
     serve_observability,
 )
@@ -147,7 +148,7 @@ def device_seed_in(path: Path) -> Secret:
     Raises SecretUnavailable for a file that is unfit or cannot be made.
     """
     try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_private_directory(path.parent)
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:
         return _read_device_seed(path)

@@ -16,6 +16,7 @@ from runtime.service import (
     SecretUnavailable,
     configure_logging,
     get_logger,
+    make_private_directory,
     read_secret,
 )
 
@@ -156,3 +157,16 @@ def test_a_process_is_ready_while_every_condition_holds_and_there_is_one() -> No
     health.remove("tun")
     states.append(health.ready)
     assert states == [False, True, False, True]
+
+
+# --- who else may write where we read ------------------------------------------------------------
+
+
+def test_a_private_directory_is_ours_and_nobody_else_writes_to_it(tmp_path: Path) -> None:
+    made = tmp_path / "above" / "state"
+    make_private_directory(made)
+    assert made.stat().st_mode & 0o777 == 0o700
+    make_private_directory(made)
+    made.chmod(0o770)
+    with pytest.raises(PermissionError, match="others may write"):
+        make_private_directory(made)
