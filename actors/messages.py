@@ -27,6 +27,7 @@ from channel.messages import (
     Interface,
     IpText,
     LiveAuthorization,
+    RelayServer,
     RequestAuthorization,
     Resource,
 )
@@ -345,9 +346,18 @@ class RelayLoad:
 
 @attrs.frozen
 class AssignRelays:
-    """Relays for an agent that now uses these. Answered by a tuple of `RelayServer`."""
+    """Relays for an agent that now uses these. Answered by a tuple of `AssignedRelay`."""
 
     current: tuple[UUID, ...] = ()
+
+
+@attrs.frozen
+class AssignedRelay:
+    """A relay, with credentials for one agent. They serve while `relay` is the relay's actor:
+    one that was started anew has another secret, and another actor."""
+
+    server: RelayServer
+    relay: ActorRef
 
 
 @attrs.frozen

@@ -11,10 +11,10 @@ import structlog
 from actors.attachment import Channel
 from actors.enrolment import refusal
 from actors.messages import (
-    AssignedRelay,
     DIRECTORY,
     OWNERS,
     RELAYS,
+    AssignedRelay,
     AssignRelays,
     AttachClient,
     AttachGateway,

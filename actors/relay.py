@@ -20,6 +20,7 @@ from actors.messages import (
     DIRECTORY,
     RELAY_OWNERS,
     RELAYS,
+    AssignedRelay,
     AssignRelays,
     CheckToken,
     ListRelays,
@@ -92,7 +93,7 @@ class RelayDirectory(Actor):
             self.publish(RELAYS, RelaysChanged())
 
     @handles(AssignRelays)
-    def _on_assign(self, message: AssignRelays) -> tuple[RelayServer, ...]:
+    def _on_assign(self, message: AssignRelays) -> tuple[AssignedRelay, ...]:
         """Those in use stay; then the least loaded, at random between equals."""
         count = self._services.limits.relays_per_agent
         chosen = [self._by_id[id] for id in message.current if id in self._by_id][:count]
@@ -104,7 +105,7 @@ class RelayDirectory(Actor):
             entry = equals[randomness.integer(len(equals))]
             others.remove(entry)
             chosen.append(entry)
-        return tuple(self._server(entry) for entry in chosen)
+        return tuple(AssignedRelay(self._server(entry), entry.ref) for entry in chosen)
 
     @handles(ListRelays)
     def _on_list(self, message: ListRelays) -> tuple[OnlineRelay, ...]:

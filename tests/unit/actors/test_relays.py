@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from typing import Any
 
 import attrs
 import pytest
 
 from channel.credentials import decode_token, turn_expiry, turn_password
-from channel.messages import IpText, Load, RelayInit, Relays, SocketAddress
+from channel.messages import Challenge, IpText, Load, RelayInit, Relays, SocketAddress
 
 from .world import START, RelayAgent, World, run
 
@@ -121,6 +122,30 @@ def test_a_relay_that_comes_back_is_the_same_relay_and_supersedes_its_older_conn
     assert first.closed.reason == "superseded"
     assert len(world.relay_rows()) == len(world.relays()) == 1
     assert not world.crashes
+
+
+class RestartedRelay(RelayAgent):
+    """The same relay after a restart: it made another stamp secret, and nobody told the portal
+    yet that the older connection is dead."""
+
+    def _join(self, challenge: Challenge) -> Any:
+        return attrs.evolve(super()._join(challenge), stamp_secret=b"\x01" * 32)
+
+
+def test_a_relay_that_was_started_anew_has_everybody_told_of_credentials_that_serve() -> None:
+    world = World()
+    before = world.relay()
+    client, gateway = world.client(), world.gateway()
+    relay = RestartedRelay(world, before.name, before.token, "203.0.113.50")
+    relay.join()
+    id = relay.heard(RelayInit)[0].relay_id
+    assert id == before.heard(RelayInit)[0].relay_id
+    for agent in (client, gateway):
+        told = [server for message in agent.heard(Relays) for server in message.added]
+        assert {server.id for server in told} == {id}
+        newest = told[-1]
+        assert newest.password == turn_password(b"\x01" * 32, id, newest.username)
+        assert not agent.heard(Relays)[-1].removed
 
 
 def test_a_relay_needs_the_token_of_a_relay() -> None:
