@@ -218,18 +218,20 @@ class PresenceState:
 
     def take_delta(self) -> tuple[Slice, ...]:
         """What we did since this was called last, in slices that tell it together; () if nothing.
-        The number of them is 1 unless more than MAX_SLICE_ENTRIES changes have gathered."""
-        if self._told == self.clock:
-            return ()
-        removed = sorted(self._untold_removals)
-        told, self._told = self._told, self.clock
+        Each has at most MAX_SLICE_ENTRIES dots, and at least one, so that the loss of any of them
+        shows in the clock."""
+        told, upto = self._told, self.clock
+        removed = sorted(self._untold_removals)  # each used up a dot, so there are not more of them
+        self._told = upto
         self._untold_removals = []
-        slices = list(self._cut(self.replica, self._own, told))
-        first = removed[:MAX_SLICE_ENTRIES]
-        slices[0] = attrs.evolve(slices[0], removed=tuple(first))
-        for start in range(len(first), len(removed), MAX_SLICE_ENTRIES):
-            more = tuple(removed[start : start + MAX_SLICE_ENTRIES])
-            slices.append(Slice(self.replica, told, told, (), more))
+        slices = []
+        for place, after in enumerate(range(told, upto, MAX_SLICE_ENTRIES)):
+            last = min(after + MAX_SLICE_ENTRIES, upto)
+            dots = range(after + 1, last + 1)
+            entries = tuple(self._own.entries[dot] for dot in dots if dot in self._own.entries)
+            first = place * MAX_SLICE_ENTRIES
+            gone = tuple(removed[first : first + MAX_SLICE_ENTRIES])
+            slices.append(Slice(self.replica, after, last, entries, gone))
         return tuple(slices)
 
     def extract(self, replicas: Iterable[Replica] | None = None) -> Iterator[Slice]:
@@ -240,7 +242,7 @@ class PresenceState:
         for replica in wanted:
             known = self._known_by_replica.get(replica)
             if known is not None and known.heard.clock > 0:
-                yield from self._cut(replica, known, 0)
+                yield from self._cut(replica, known)
 
     def merge(self, piece: Slice) -> Changes:
         """Learn from a slice. Nothing happens if it is our own, of a replica that is not known, or
@@ -389,10 +391,10 @@ class PresenceState:
             del self._life_by_name[idle]
 
     @staticmethod
-    def _cut(replica: Replica, known: _Known, after: int) -> Iterator[Slice]:
-        """Slices that tell all of `known` from `after` to its clock."""
-        upto = known.heard.clock
-        clocks = sorted(clock for clock in known.entries if after < clock <= upto)
+    def _cut(replica: Replica, known: _Known) -> Iterator[Slice]:
+        """Slices that tell all of `known` up to its clock."""
+        after, upto = 0, known.heard.clock
+        clocks = sorted(clock for clock in known.entries if clock <= upto)
         while len(clocks) > MAX_SLICE_ENTRIES:
             now, clocks = clocks[:MAX_SLICE_ENTRIES], clocks[MAX_SLICE_ENTRIES:]
             yield Slice(replica, after, now[-1], tuple(known.entries[each] for each in now))

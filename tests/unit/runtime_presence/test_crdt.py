@@ -231,7 +231,7 @@ def test_limits_of_our_own():
         ("t", "k", -1, b""),
         ("t", "k", 1, bytes(MAX_META_BYTES + 1)),
     ):
-        with pytest.raises(ValueError, match="a topic|a member|the meta"):
+        with pytest.raises(ValueError, match=r"a topic|a member|the meta"):
             a.join(topic, key, member, meta)
     a.join("t", "k", 1)
     with pytest.raises(ValueError, match="is present"):
@@ -352,6 +352,9 @@ class AnyHistory(RuleBasedStateMachine):
         self.bag: list[Slice] = []
         for name in NAMES:
             self._boot(name)
+        for name in NAMES:
+            for other in NAMES:
+                self.meet(name, other)
 
     def _boot(self, name: str) -> None:
         self.incarnation[name] += 1
@@ -395,6 +398,15 @@ class AnyHistory(RuleBasedStateMachine):
     def send_delta(self, name: str) -> None:
         if self._living(name):
             self.bag.extend(self.state[name].take_delta())
+
+    @rule(name=names)
+    def tell_everybody_now(self, name: str) -> None:
+        if self._living(name):
+            pieces = self.state[name].take_delta()
+            self.bag.extend(pieces)
+            for other in NAMES:
+                for piece in pieces:
+                    self._hear(other, piece)
 
     @rule(name=names)
     def send_full_state(self, name: str) -> None:
