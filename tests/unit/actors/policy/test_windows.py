@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from datetime import UTC, datetime, time, timedelta
 
 import pytest
@@ -153,3 +156,15 @@ def test_an_unknown_zone_is_always_closed(zone: str) -> None:
 def test_a_range_that_ends_before_it_starts_is_empty() -> None:
     windows = window("UTC", 0, ("17:00", "09:00"))
     assert not any(windows.contains(utc(2026, 11, 23, hour)) for hour in range(24))
+
+
+def test_zones_are_known_also_on_a_machine_without_a_database_of_zones() -> None:
+    program = "from actors.policy.windows import load_zone; print(load_zone('Europe/Berlin'))"
+    found = subprocess.run(
+        [sys.executable, "-c", program],
+        env=os.environ | {"PYTHONTZPATH": ""},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert found.stdout.strip() == "Europe/Berlin"
