@@ -97,11 +97,15 @@ def handles(*message_types: type) -> Callable[[F], F]:
 class Actor:
     """Base of all actors: state with one owner. An instance is spawned once.
 
-    Class variables: `mailbox_limit`, the messages that may wait (system messages apart)."""
+    Class variables: `mailbox_limit`, the messages that may wait (system messages apart);
+    `traps_exits`, whether exit signals come as `Exit` messages. One that traps and has no handler
+    for `Exit` ends with the signal's reason if it is its parent's or comes from outside (as a
+    gen_server does), and drops it otherwise."""
 
     __slots__ = ("context",)
 
     mailbox_limit: ClassVar[int] = DEFAULT_MAILBOX_LIMIT
+    traps_exits: ClassVar[bool] = False
     _has_start: ClassVar[bool] = False
     _plain_handlers: ClassVar[dict[type, Callable[[Any, Any], Any]]] = {}
     _awaiting_handlers: ClassVar[dict[type, Callable[[Any, Any], Coroutine[Any, Any, Any]]]] = {}
@@ -206,12 +210,13 @@ class Actor:
         label: str | None = None,
         mailbox_limit: int | None = None,
         restarts: int = 0,
+        link: bool = False,
     ) -> ActorRef:
         """Start a child: it is stopped when this actor ends. It starts in a turn of its own.
 
-        `name` is registered until it ends (NameTaken); `label` is for people. Raises
-        LimitReached."""
-        return self.context._scheduler.spawn(
+        `name` is registered until it ends (NameTaken); `label` is for people; `link` links this
+        actor to it from the first (an end of the child is then felt here). Raises LimitReached."""
+        ref = self.context._scheduler.spawn(
             actor,
             parent=self.context.ref,
             name=name,
@@ -219,6 +224,9 @@ class Actor:
             mailbox_limit=mailbox_limit,
             restarts=restarts,
         )
+        if link:
+            self.link(ref)
+        return ref
 
     def stop(self, reason: str = "normal") -> None:
         """End this actor when the present handler ends (its reply is still sent)."""
@@ -227,6 +235,21 @@ class Actor:
     def stop_actor(self, ref: ActorRef, reason: str = "shutdown") -> bool:
         """End another actor (see `Scheduler.stop`)."""
         return self.context._scheduler.stop(ref, reason)
+
+    def link(self, ref: ActorRef) -> None:
+        """Link this actor and `ref`: the end of one is an exit signal to the other (see
+        `runtime.links`). Again is harmless. If `ref` has ended, its signal ("dead") comes now."""
+        self.context._scheduler._link(self.context, ref)
+
+    def unlink(self, ref: ActorRef) -> None:
+        """Take the link off; harmless if there is none. An `Exit` of it that lies in the mailbox
+        already stays there."""
+        self.context._scheduler._unlink(self.context, ref)
+
+    def exit(self, ref: ActorRef, reason: str) -> bool:
+        """Send an exit signal: it ends `ref`, unless it traps exits or `reason` is "normal". "kill"
+        ends it in any case. False if nobody is there."""
+        return self.context._scheduler.exit(ref, reason, sender=self.context.ref)
 
     def monitor(self, ref: ActorRef) -> Monitor:
         """Have `Down` delivered when `ref` ends, at once if it has. Never refused."""

@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from inspect import CORO_RUNNING, getcoroutinestate
+from typing import Final
 
 from runtime import inspection
 from runtime.clock import Clock
-from runtime.context import DEAD, NO_EXTRAS, RUNNING, Caller, Context, Down, Monitor, Timer
+from runtime.context import (
+    DEAD,
+    NO_EXTRAS,
+    RUNNING,
+    Caller,
+    Context,
+    Down,
+    Monitor,
+    SystemMail,
+    Timer,
+)
 from runtime.errors import Crashed, Dead, StartFailed
 from runtime.inspection import Report
-from runtime.mailroom import Mailroom
+from runtime.links import Links
 from runtime.randomness import Randomness
 from runtime.refs import ActorRef
 
+_SYSTEM: Final = (Timer, Monitor, SystemMail)
 
-class Lifetimes(Mailroom):
+
+class Lifetimes(Links):
     """The part of a scheduler that ends actors."""
 
     def __init__(
@@ -31,6 +45,8 @@ class Lifetimes(Mailroom):
         self._report = report
         self._crash_details = crash_details
         self._running = False
+        self._signals = deque()
+        self._endings = 0  # ends under way, one within the other
         self._ended = 0
         self._crashed = 0
         self._messages_handled = 0  # of actors that have ended
@@ -102,8 +118,18 @@ class Lifetimes(Mailroom):
             self._report(inspection.crash_report(context, reason, error, self._crash_details))
 
     def _terminate(self, context: Context, reason: str, *, crashed: bool = False) -> None:
-        """The end of an actor: what it waits for, its children, itself, its names, and only then
-        whoever waits for it or watches it."""
+        """The end of an actor, and of all those that its exit signals end in turn."""
+        self._endings += 1
+        try:
+            self._end(context, reason, crashed)
+            if self._endings == 1:
+                self._pass_signals_on()
+        finally:
+            self._endings -= 1
+
+    def _end(self, context: Context, reason: str, crashed: bool) -> None:
+        """The end of one actor: what it waits for, its children, itself, its names, and only then
+        whoever waits for it, watches it or is linked to it."""
         context._state = DEAD
         self._drop_wait(context)
         if context is self._current and self._inline is not None and self._inline._caller:
@@ -129,6 +155,7 @@ class Lifetimes(Mailroom):
             self._timers.cancel(timer)
         self._fail_callers(context, reason, crashed)
         self._tell_watchers(context, reason)
+        self._break_links(context, reason)
         self._release(context)
 
     def _close_coroutine(self, context: Context) -> None:
@@ -156,7 +183,7 @@ class Lifetimes(Mailroom):
             if type(item) is Caller:
                 if item.waiting:
                     self._answer(item, None, Dead(label, reason))
-            elif type(item) is not Timer and type(item) is not Monitor:
+            elif type(item) not in _SYSTEM:
                 self._dead_letters += 1
         for waiter in context._extras.start_waiters or ():
             self._resume(waiter, None, StartFailed(label, reason))

@@ -32,6 +32,7 @@ from runtime.context import (
     SUSPENDED,
     Caller,
     Context,
+    Exit,
     Monitor,
     Raise,
     SystemMail,
@@ -326,6 +327,9 @@ class Scheduler(Lifetimes):
         plain = context._plain.get(kind)
         awaiting = context._actor._awaiting_handlers.get(kind) if plain is None else None
         if plain is None and awaiting is None:
+            if kind is Exit and (message.ref is None or message.ref == context.parent):
+                self._terminate(context, message.reason)
+                return False
             self._leave_unhandled(context, kind.__name__, caller)
             return True
         self._note(context, kind)
