@@ -200,6 +200,11 @@ class Actor:
         self._require_coroutine("wait_started")
         return self.context._scheduler._wait_started(self.context, ref)
 
+    def wait_ended(self, ref: ActorRef, *, deadline_ns: int | None = None) -> Awaitable[str]:
+        """Wait until `ref` has ended; gives the reason ("dead": it had before). Raises TimedOut."""
+        self._require_coroutine("wait_ended")
+        return self.context._scheduler._wait_ended(self.context, ref, deadline_ns)
+
     # --- other actors ---
 
     def spawn(

@@ -13,6 +13,7 @@ from runtime.context import (
     DEAD,
     NO_EXTRAS,
     RUNNING,
+    SUSPEND,
     Caller,
     Context,
     Down,
@@ -229,16 +230,24 @@ class Lifetimes(Links):
         extras.watching[monitor] = None
         return monitor
 
+    async def _wait_ended(self, context: Context, ref: ActorRef, deadline_ns: int | None) -> str:
+        if context is not self._current:
+            raise RuntimeError("awaited outside its own handler")
+        watched = self.resolve(ref)
+        if watched is None or watched._state == DEAD:
+            return "dead"
+
+        def ended(reason: str) -> None:
+            self._resume(context, reason, None)
+
+        watch = Monitor(None, watched, ended)
+        self._add_monitor(watched, watch)
+        self._wait(context, watch, deadline_ns)
+        reason: str = await SUSPEND
+        return reason
+
     def _add_monitor(self, watched: Context, monitor: Monitor) -> None:
         extras = watched._own()
         if extras.monitors is None:
             extras.monitors = {}
         extras.monitors[monitor] = None
-
-    def _demonitor(self, monitor: Monitor) -> None:
-        watched, watcher = monitor._watched, monitor._watcher
-        if watched is not None and watched._extras.monitors is not None:
-            watched._extras.monitors.pop(monitor, None)
-        if watcher is not None and watcher._extras.watching is not None:
-            watcher._extras.watching.pop(monitor, None)
-        monitor._watched = monitor._watcher = monitor._ended = monitor._down = None

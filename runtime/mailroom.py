@@ -10,7 +10,7 @@ from typing import Any, Final, final
 
 from runtime.actor import MAX_TIMERS
 from runtime.clock import Clock
-from runtime.context import DEAD, IDLE, QUEUED, SUSPEND, Caller, Context, Raise, Timer
+from runtime.context import DEAD, IDLE, QUEUED, SUSPEND, Caller, Context, Monitor, Raise, Timer
 from runtime.errors import CallCycle, Dead, LimitReached, StartFailed, TimedOut
 from runtime.pubsub import PubSub
 from runtime.randomness import Randomness
@@ -228,6 +228,16 @@ class Mailroom:
                 wait.on_abandoned()
         elif type(wait) is _StartOf and wait.child._extras.start_waiters is not None:
             wait.child._extras.start_waiters.remove(context)
+        elif type(wait) is Monitor:
+            self._demonitor(wait)
+
+    def _demonitor(self, monitor: Monitor) -> None:
+        watched, watcher = monitor._watched, monitor._watcher
+        if watched is not None and watched._extras.monitors is not None:
+            watched._extras.monitors.pop(monitor, None)
+        if watcher is not None and watcher._extras.watching is not None:
+            watcher._extras.watching.pop(monitor, None)
+        monitor._watched = monitor._watcher = monitor._ended = monitor._down = None
 
     async def _sleep(self, context: Context, duration_ns: int) -> None:
         if context is not self._current:
@@ -321,6 +331,8 @@ class Mailroom:
         if type(wait) is Caller:
             self._calls_timed_out += 1
             error = TimedOut(self._label_of(wait._callee))
+        elif type(wait) is Monitor:
+            error = TimedOut(self._label_of(wait._watched))
         elif wait is not _SLEEP:
             error = TimedOut("an effect")
         self._drop_wait(context)

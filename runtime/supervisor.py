@@ -13,21 +13,58 @@
     )
 
 A child that ends is started anew from its factory, by its restart type, and nothing of its state
-survives. More than `intensity` restarts within `period_ns` mean that restarting does not help: the
-supervisor ends all its children and itself, abnormally, so that the one above may try (escalation).
+survives; the strategy says which others are restarted with it. More than `intensity` restarts
+within `period_ns` mean that restarting does not help: the supervisor ends all its children and
+itself, abnormally, so that the one above may try (escalation).
+
+A supervisor traps exits. Told to end by its own parent (or from outside), it ends its children in
+the reverse order of their start, each with the time that its specification gives it.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Hashable, Sequence
-from enum import Enum
+from collections.abc import Hashable, Iterable, Sequence
 from typing import ClassVar, Final
 
 import attrs
 
-from runtime.actor import Actor, ActorRef, Down, Raise, handles, is_abnormal
-from runtime.errors import ActorError, LimitReached, NameTaken
+from runtime.actor import Actor, ActorRef, Down, Exit, Raise, handles, is_abnormal
+from runtime.children import (
+    DEFAULT_SHUTDOWN_NS,
+    AlreadyStarted,
+    Child,
+    ChildSpec,
+    Restart,
+    Shutdown,
+    StartChild,
+    Strategy,
+    SupervisorStatistics,
+    TerminateChild,
+    WhichChildren,
+)
+from runtime.errors import LimitReached, NameTaken, StartFailed, TimedOut
+from runtime.links import KILLED
+
+__all__ = [
+    "DEFAULT_INTENSITY",
+    "DEFAULT_PERIOD_NS",
+    "DEFAULT_SHUTDOWN_NS",
+    "ESCALATED",
+    "MAX_CHILDREN",
+    "AlreadyStarted",
+    "Child",
+    "ChildSpec",
+    "DynamicSupervisor",
+    "Restart",
+    "Shutdown",
+    "StartChild",
+    "Strategy",
+    "Supervisor",
+    "SupervisorStatistics",
+    "TerminateChild",
+    "WhichChildren",
+]
 
 DEFAULT_INTENSITY: Final = 3
 DEFAULT_PERIOD_NS: Final = 5 * 10**9
@@ -35,88 +72,11 @@ MAX_CHILDREN: Final = 1_000
 ESCALATED: Final = "escalated: restart intensity reached"
 
 
-class Restart(Enum):
-    """When a child that has ended is started again."""
-
-    PERMANENT = "permanent"
-    """Always."""
-    TRANSIENT = "transient"
-    """If it ended abnormally (anything but "normal" and "shutdown")."""
-    TEMPORARY = "temporary"
-    """Never."""
-
-
-class Strategy(Enum):
-    """What happens to the other children when one is restarted."""
-
-    ONE_FOR_ONE = "one_for_one"
-    """Nothing."""
-
-
-class AlreadyStarted(ActorError):
-    """The supervisor has a living child of this id: `ref`."""
-
-    def __init__(self, id: Hashable, ref: ActorRef) -> None:
-        super().__init__(f"there is a child {id!r} already")
-        self.ref = ref
-
-
-@attrs.frozen(kw_only=True)
-class ChildSpec:
-    """How to start a child. `factory` makes a fresh actor; `name` is registered while it lives;
-    `id` is its name under this supervisor (and in the tree)."""
-
-    id: Hashable
-    factory: Callable[[], Actor]
-    restart: Restart = Restart.PERMANENT
-    name: Hashable | None = None
-    mailbox_limit: int | None = None
-
-
-@attrs.frozen
-class StartChild:
-    """Call: start a child below this supervisor; the reply is its ActorRef. It does not wait for
-    the child to come up (see `Actor.wait_started`). With `reuse`, a living child of the same id is
-    the reply. Raises AlreadyStarted, LimitReached, NameTaken."""
-
-    spec: ChildSpec
-    reuse: bool = False
-
-
-@attrs.frozen
-class TerminateChild:
-    """Call: end a child and forget it; the reply is False if there is none of this id."""
-
-    id: Hashable
-
-
-@attrs.frozen
-class WhichChildren:
-    """Call: the reply is a tuple of Child, in the order of their first start."""
-
-
-@attrs.frozen(kw_only=True)
-class Child:
-    """A child as its supervisor sees it; `ref` is None while none lives (it ended normally)."""
-
-    id: Hashable
-    ref: ActorRef | None
-    restarts: int
-
-
-@attrs.frozen(kw_only=True)
-class SupervisorStatistics:
-    """Children now, those that live, and restarts since this supervisor started."""
-
-    children: int
-    alive: int
-    restarts: int
-
-
 @attrs.define(eq=False)
 class _Entry:
     spec: ChildSpec
     ref: ActorRef | None = None
+    is_supervisor: bool = False
     restarts: int = 0
 
 
@@ -125,8 +85,10 @@ class Supervisor(Actor):
 
     If one does not come up at first, the supervisor itself does not. When it ends, its children
     end first, the youngest first. A child added later whose first start fails is forgotten.
+    While it ends children or restarts several, it takes up no message.
     """
 
+    traps_exits = True
     forgets_ended: ClassVar[bool] = False
     """Whether a child that ended and is not restarted loses its place."""
 
@@ -157,8 +119,12 @@ class Supervisor(Actor):
         self._restarts = 0
 
     async def started(self) -> None:
-        for spec in self._specs:
-            await self.wait_started(self.start_child(spec))
+        try:
+            for spec in self._specs:
+                await self.wait_started(self.start_child(spec))
+        except StartFailed:
+            await self._shut_down(self._entry_by_id.values())
+            raise
 
     # --- also for whoever holds the object -----------------------------------------------------
 
@@ -177,13 +143,12 @@ class Supervisor(Actor):
         return ref
 
     def terminate_child(self, id: Hashable) -> bool:
-        """See `TerminateChild`."""
+        """As `TerminateChild`, but at once: the child gets no time."""
         entry = self._entry_by_id.pop(id, None)
         if entry is None:
             return False
-        if entry.ref is not None:
-            del self._entry_by_ref[entry.ref]
-            self.stop_actor(entry.ref)
+        if (ref := self._let_go(entry)) is not None:
+            self.stop_actor(ref)
         return True
 
     def child(self, id: Hashable) -> ActorRef | None:
@@ -215,15 +180,25 @@ class Supervisor(Actor):
             return Raise(error)
 
     @handles(TerminateChild)
-    def _on_terminate_child(self, message: TerminateChild) -> bool:
-        return self.terminate_child(message.id)
+    async def _on_terminate_child(self, message: TerminateChild) -> bool:
+        entry = self._entry_by_id.pop(message.id, None)
+        if entry is None:
+            return False
+        await self._shut_down([entry])
+        return True
 
     @handles(WhichChildren)
     def _on_which_children(self, message: WhichChildren) -> tuple[Child, ...]:
         return self.children()
 
+    @handles(Exit)
+    async def _on_exit(self, message: Exit) -> None:
+        if message.ref is None or message.ref == self.context.parent:
+            await self._shut_down(self._entry_by_id.values())
+            self.stop(message.reason)
+
     @handles(Down)
-    def _on_down(self, message: Down) -> None:
+    async def _on_down(self, message: Down) -> None:
         entry = self._entry_by_ref.pop(message.ref, None)
         if entry is None:
             return
@@ -235,19 +210,88 @@ class Supervisor(Actor):
         if message.reason.startswith("start failed") and entry.restarts == 0:
             self._forget(entry)
             return
-        if not self._may_restart():
-            self.stop(ESCALATED)
-            return
+        broken: _Entry | None = entry
+        while broken is not None:
+            if not self._may_restart():
+                await self._shut_down(self._entry_by_id.values())
+                self.stop(ESCALATED)
+                return
+            if self.strategy is Strategy.ONE_FOR_ONE:
+                self._restart(broken)
+                return
+            broken = await self._restart_group(broken)
+
+    # --- restarts ------------------------------------------------------------------------------
+
+    def _restart(self, entry: _Entry) -> ActorRef:
         entry.restarts += 1
         self._restarts += 1
-        self._begin(entry)
+        return self._begin(entry)
+
+    async def _restart_group(self, broken: _Entry) -> _Entry | None:
+        """End what goes with `broken` and start it all again. Returns a child that did not come up,
+        with which those after it are left for the next attempt."""
+        group = list(self._entry_by_id.values())
+        if self.strategy is Strategy.REST_FOR_ONE:
+            group = group[group.index(broken) :] if broken in group else [broken]
+        await self._shut_down(group)
+        for entry in group:
+            if self._entry_by_id.get(entry.spec.id) is not entry or entry.ref is not None:
+                continue  # taken away, or started by somebody else, meanwhile
+            if entry.spec.restart is Restart.TEMPORARY and entry is not broken:
+                self._forget(entry)
+                continue
+            ref = self._restart(entry)
+            try:
+                await self.wait_started(ref)
+            except StartFailed:
+                self._let_go(entry)
+                return entry
+        return None
+
+    # --- ends ----------------------------------------------------------------------------------
+
+    async def _shut_down(self, entries: Iterable[_Entry]) -> None:
+        """End the children one after the other, the youngest first."""
+        for entry in reversed(list(entries)):
+            if (ref := self._let_go(entry)) is not None:
+                self._tell_to_end(entry, ref)
+                await self._see_end(ref, self._patience_ns(entry))
+
+    def _tell_to_end(self, entry: _Entry, ref: ActorRef) -> None:
+        if entry.spec.shutdown is Shutdown.BRUTAL_KILL:
+            self.stop_actor(ref, KILLED)
+        else:
+            self.exit(ref, "shutdown")
+
+    async def _see_end(self, ref: ActorRef, patience_ns: int | None) -> None:
+        try:
+            await self.wait_ended(ref, deadline_ns=patience_ns)
+        except TimedOut:
+            self.stop_actor(ref, KILLED)
+
+    def _patience_ns(self, entry: _Entry) -> int | None:
+        """How long the child may take to end; None: as long as it takes."""
+        shutdown = entry.spec.shutdown
+        if shutdown is Shutdown.BY_KIND:
+            shutdown = Shutdown.INFINITY if entry.is_supervisor else DEFAULT_SHUTDOWN_NS
+        return shutdown if isinstance(shutdown, int) else None
+
+    def _let_go(self, entry: _Entry) -> ActorRef | None:
+        """The end of this child, if it lives, means nothing any more."""
+        ref, entry.ref = entry.ref, None
+        if ref is not None:
+            self._entry_by_ref.pop(ref, None)
+        return ref
 
     # --- helpers -------------------------------------------------------------------------------
 
     def _begin(self, entry: _Entry) -> ActorRef:
         spec = entry.spec
+        actor = spec.factory()
+        entry.is_supervisor = isinstance(actor, Supervisor)
         ref = self.spawn(
-            spec.factory(),
+            actor,
             name=spec.name,
             label=str(spec.id),
             mailbox_limit=spec.mailbox_limit,
@@ -280,7 +324,7 @@ class Supervisor(Actor):
 
 class DynamicSupervisor(Supervisor):
     """A supervisor of children that come and go: none at first, at most `limit`, and one that ends
-    for good is forgotten."""
+    for good is forgotten. They know nothing of each other, so they are ended all at once."""
 
     forgets_ended = True
 
@@ -292,3 +336,16 @@ class DynamicSupervisor(Supervisor):
         period_ns: int = DEFAULT_PERIOD_NS,
     ) -> None:
         super().__init__(intensity=intensity, period_ns=period_ns, limit=limit)
+
+    async def _shut_down(self, entries: Iterable[_Entry]) -> None:
+        began_ns = self.context.now()
+        ending = [(entry, self._let_go(entry)) for entry in reversed(list(entries))]
+        for entry, ref in ending:
+            if ref is not None:
+                self._tell_to_end(entry, ref)
+        for entry, ref in ending:
+            if ref is not None:
+                patience_ns = self._patience_ns(entry)
+                if patience_ns is not None:
+                    patience_ns = max(0, patience_ns + began_ns - self.context.now())
+                await self._see_end(ref, patience_ns)
