@@ -79,6 +79,16 @@ TRANSITIONS: Final[dict[tuple[PairState, Happening], PairState]] = {
 USABLE: Final = (PairState.CONSENTED, PairState.SUSPECTED)
 
 
+def diagram() -> str:
+    """`TRANSITIONS` as a Mermaid state diagram, which docs/connectivity.md shows."""
+    steps = (
+        f"    {before.value} --> {after.value}: {happening.value}"
+        for (before, happening), after in TRANSITIONS.items()
+    )
+    first = attrs.fields(Pair).state.default
+    return "\n".join(("stateDiagram-v2", f"    [*] --> {first.value}", *steps))
+
+
 @attrs.define(kw_only=True, eq=False)
 class Remote:
     """A remote candidate. `gone`: the peer has withdrawn it, and it is kept while it works."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from pathlib import Path
 from uuid import UUID
 
 import pytest
@@ -28,7 +29,7 @@ from tunnel.ice.agent import (
 from tunnel.ice.candidates import Base, Kind, network_of, priority_of
 from tunnel.ice.checklist import MAX_PAIRS, MAX_REMOTES
 from tunnel.ice.checks import CheckMessages, Role
-from tunnel.ice.pair import TRANSITIONS, Happening, PairState
+from tunnel.ice.pair import TRANSITIONS, Happening, PairState, diagram
 
 CONNECTION = UUID(int=1)
 HERE, THERE = ice("here"), ice("there")
@@ -466,6 +467,11 @@ def test_every_state_of_a_pair_can_be_left_and_reached() -> None:
     assert {state for state, _ in TRANSITIONS} == set(PairState)
     assert set(TRANSITIONS.values()) == set(PairState)
     assert {happening for _, happening in TRANSITIONS} == set(Happening)
+
+
+def test_the_diagram_of_a_pair_is_drawn_from_its_table() -> None:
+    text = (Path(__file__).parents[4] / "docs" / "connectivity.md").read_text()
+    assert f"```mermaid\n{diagram()}\n```" in text
 
 
 ADDRESSES = st.sampled_from(
