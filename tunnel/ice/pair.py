@@ -85,7 +85,7 @@ def diagram() -> str:
         f"    {before.value} --> {after.value}: {happening.value}"
         for (before, happening), after in TRANSITIONS.items()
     )
-    first = attrs.fields(Pair).state.default
+    first = PairState.PROBING
     return "\n".join(("stateDiagram-v2", f"    [*] --> {first.value}", *steps))
 
 
