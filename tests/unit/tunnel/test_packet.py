@@ -200,3 +200,61 @@ def test_no_well_sized_packet_raises(body: bytes, protocol: int) -> None:
         if header is not None:
             quoted(packet, header)
             tcp_flags(packet, header)
+
+
+ADDRESSES_IPV4 = st.ip_addresses(v=4).map(lambda address: address.packed)
+ADDRESSES_IPV6 = st.ip_addresses(v=6).map(lambda address: address.packed)
+PORTS = st.integers(0, 65_535)
+
+
+@given(
+    ADDRESSES_IPV4, ADDRESSES_IPV4, PORTS, PORTS, st.sampled_from([TCP, UDP]),
+    st.integers(0, 10), st.binary(max_size=40),
+)  # fmt: skip
+def test_every_header_of_ipv4_comes_back_as_it_was_written(
+    source: bytes, destination: bytes, here: int, there: int, protocol: int, words: int, data: bytes
+) -> None:
+    transport = struct.pack(">HH", here, there) + bytes(16) + data
+    offset = 20 + 4 * words
+    length = offset + len(transport)
+    packet = (
+        struct.pack(">BBHHHBBH", 0x45 + words, 0, length, 7, 0, 64, protocol, 0)
+        + source + destination + bytes([1]) * 4 * words + transport
+    )  # fmt: skip
+    header = parse(packet + b"padding")
+    assert header is not None
+    assert (header.source, header.destination) == (source, destination)
+    assert (header.protocol, header.source_port, header.destination_port) == (protocol, here, there)
+    assert (header.offset, header.length, header.fragment) == (offset, length, None)
+
+
+@given(
+    ADDRESSES_IPV6, ADDRESSES_IPV6, PORTS, PORTS, st.sampled_from([TCP, UDP]),
+    st.lists(st.tuples(st.sampled_from([0, 43, 60]), st.integers(0, 2)), max_size=7),
+    st.none() | st.integers(0, 2**32 - 1),
+)  # fmt: skip
+def test_every_header_of_ipv6_comes_back_as_it_was_written(
+    source: bytes,
+    destination: bytes,
+    here: int,
+    there: int,
+    protocol: int,
+    extensions: list[tuple[int, int]],
+    fragment: int | None,
+) -> None:
+    payload, following = struct.pack(">HH", here, there) + bytes(16), protocol
+    if fragment is not None:
+        payload = struct.pack(">BBHI", following, 0, 1, fragment) + payload
+        following = 44
+    for kind, units in reversed(extensions if fragment is None else extensions[:6]):
+        payload = bytes([following, units]) + bytes(6 + 8 * units) + payload
+        following = kind
+    packet = struct.pack(">IHBB", 6 << 28, len(payload), following, 64)
+    packet += source + destination + payload
+    header = parse(packet)
+    assert header is not None
+    assert (header.source, header.destination) == (source, destination)
+    assert (header.protocol, header.source_port, header.destination_port) == (protocol, here, there)
+    assert (header.offset, header.length, header.fragment) == (
+        len(packet) - 20, len(packet), fragment,
+    )  # fmt: skip
