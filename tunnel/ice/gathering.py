@@ -234,18 +234,7 @@ class Gatherer:
     def send(self, base: Base, peer: Address, data: bytes, now: int) -> None:
         """Send from a base. Through a relay that has no permission for the peer yet, one is asked
         for, and the last datagram waits for it."""
-        if base.server is None:
-            self._transmits.append(Transmit(base.socket, peer, data))
-            return
-        relay = self._relay_of(base)
-        if relay is None or relay.client is None or peer.host in relay.refused_hosts:
-            return
-        if not relay.client.send(peer, data, now):
-            key = (base.address, peer)
-            if key in self._awaiting or len(self._awaiting) < MAX_AWAITING:
-                self._awaiting[key] = data
-            relay.client.permit(peer, now)
-        self._service(relay, now)
+        self.send_all(base, peer, (data,), now)
 
     def send_all(self, base: Base, peer: Address, datagrams: Sequence[bytes], now: int) -> None:
         """Send datagrams from one base to one peer, in order, as `send` does with each."""
@@ -253,8 +242,16 @@ class Gatherer:
             socket = base.socket
             self._transmits += [Transmit(socket, peer, data) for data in datagrams]
             return
+        relay = self._relay_of(base)
+        if relay is None or relay.client is None or peer.host in relay.refused_hosts:
+            return
         for data in datagrams:
-            self.send(base, peer, data, now)
+            if not relay.client.send(peer, data, now):
+                key = (base.address, peer)
+                if key in self._awaiting or len(self._awaiting) < MAX_AWAITING:
+                    self._awaiting[key] = data
+                relay.client.permit(peer, now)
+        self._service(relay, now)
 
     def bind(self, base: Base, peer: Address, now: int) -> None:
         """Use a channel for `peer`, which costs 4 bytes instead of 36."""
