@@ -37,6 +37,7 @@ TokenKind = Literal["client", "gateway", "relay", "api", "operator"]
 TOKEN_KINDS: Final[tuple[TokenKind, ...]] = get_args(TokenKind)
 TOKEN_VERSION: Final = 1
 SECRET_BYTES: Final = 32
+TURN_USER_BYTES: Final = 12
 PIN_BYTES: Final = 32
 NONCE_BYTES: Final = 32
 MAX_TOKEN_CHARACTERS: Final = 600
@@ -190,9 +191,22 @@ def verify_join(device_key: bytes, signature: bytes, statement: bytes) -> bool:
 
 def turn_username(expiry_unix_s: int, randomness: Randomness) -> str:
     """A TURN user name: the Unix time (seconds) at which it ends, a colon, 96 random bits."""
+    return turn_username_of(expiry_unix_s, _base64url(randomness.bytes(TURN_USER_BYTES)))
+
+
+def turn_username_of(expiry_unix_s: int, user: str) -> str:
+    """The TURN user name of a `turn_user` (16 characters) that ends at this Unix time (seconds)."""
     if not 0 <= expiry_unix_s < _MAX_UNIX_S:
         raise ValueError("not a time in Unix seconds")
-    return f"{expiry_unix_s}:{_base64url(randomness.bytes(12))}"
+    return f"{expiry_unix_s}:{user}"
+
+
+def turn_user(key: bytes, relay_id: UUID, agent_id: UUID, generation: int) -> str:
+    """The random part of an agent's user names at one relay: 96 bits of HMAC-SHA-256 under a key
+    that the portal alone has. So it can name them all without having kept any, and nobody else
+    can tell whose they are. The next generation has nothing in common with the one before."""
+    message = relay_id.bytes + agent_id.bytes + generation.to_bytes(8, "big")
+    return _base64url(hmac.digest(key, message, hashlib.sha256)[:TURN_USER_BYTES])
 
 
 def turn_expiry(username: str) -> int:
@@ -201,7 +215,7 @@ def turn_expiry(username: str) -> int:
     if not (colon and expiry.isascii() and expiry.isdigit() and 1 <= len(expiry) <= 13):
         raise ValueError("not a user name of this installation")
     noise = _base64url_decode(random)
-    if noise is None or len(noise) != 12 or int(expiry) >= _MAX_UNIX_S:
+    if noise is None or len(noise) != TURN_USER_BYTES or int(expiry) >= _MAX_UNIX_S:
         raise ValueError("not a user name of this installation")
     return int(expiry)
 

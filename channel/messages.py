@@ -455,6 +455,16 @@ class Drain:
     """Accept no new allocation; agents are being moved."""
 
 
+@attrs.frozen(kw_only=True)
+class RevokeUser:
+    """End the allocations of user names that end in `user` (what follows their colon), and give
+    no others to it: an agent lost its right to be connected. Its credentials end by themselves
+    within `expires_in_ns`, so for that long it has to be remembered."""
+
+    user: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{16}$")]
+    expires_in_ns: DurationNs
+
+
 FROM_CLIENT: dict[str, type] = {
     "join": Join,
     "more_held": MoreHeld,
@@ -503,6 +513,7 @@ TO_GATEWAY: dict[str, type] = {
 TO_RELAY: dict[str, type] = {
     "challenge": Challenge,
     "init": RelayInit,
+    "revoke_user": RevokeUser,
     "heartbeat": Heartbeat,
     "drain": Drain,
     "disconnect": Disconnect,

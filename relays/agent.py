@@ -10,7 +10,7 @@ channel is lost the relay goes on serving who has credentials, and joins again.
     agent.load_changed(server.allocations, server.load, now)
     agent.handle_timeout(now)                # at agent.poll_timeout()
     for message in agent.drain_messages(): dialer.send(message)
-    for event in agent.drain_events(): …     # Joined, DrainRequested
+    for event in agent.drain_events(): …     # Joined, DrainRequested, UserRevoked
 """
 
 from __future__ import annotations
@@ -22,7 +22,15 @@ from uuid import UUID
 import attrs
 
 from channel.frames import Frame
-from channel.messages import Challenge, Drain, Load, RelayInit, RelayJoin, SocketAddress
+from channel.messages import (
+    Challenge,
+    Drain,
+    Load,
+    RelayInit,
+    RelayJoin,
+    RevokeUser,
+    SocketAddress,
+)
 from runtime.secret import Secret
 
 NS: Final = 10**9
@@ -43,7 +51,15 @@ class DrainRequested:
     """No new allocation is wanted; agents are being moved."""
 
 
-AgentEvent = Joined | DrainRequested
+@attrs.frozen(kw_only=True)
+class UserRevoked:
+    """A user's allocations are to end, and for so long it gets no other."""
+
+    user: str
+    for_ns: int
+
+
+AgentEvent = Joined | DrainRequested | UserRevoked
 
 
 class RelayAgent:
@@ -104,6 +120,9 @@ class RelayAgent:
             self._events.append(Joined(relay_id=message.relay_id))
         elif isinstance(message, Drain):
             self._events.append(DrainRequested())
+        elif isinstance(message, RevokeUser):
+            revoked = UserRevoked(user=message.user, for_ns=message.expires_in_ns)
+            self._events.append(revoked)
         else:
             self._ignored += 1
 

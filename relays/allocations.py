@@ -150,8 +150,14 @@ class AllocationTable:
         """A source is an IPv4 address, or the /56 of an IPv6 address."""
         return self._count_by_source.get(_source(host), 0)
 
-    def of_username(self, username: str) -> list[Allocation]:
-        return [one for one in self.by_socket.values() if one.username == username]
+    def of_user(self, user: str) -> list[Allocation]:
+        """Those under the user name `user`, or under stamped ones that end in it."""
+        stamped = f":{user}"
+        return [
+            one
+            for one in self.by_socket.values()
+            if one.username == user or one.username.endswith(stamped)
+        ]
 
     # --- ports -------------------------------------------------------------------------------
 

@@ -32,6 +32,7 @@ from relays.turn import FEATURE_PASSWORD_ALGORITHMS, NS, nonce_cookie, nonce_fea
 
 NONCE_LIFETIME_NS: Final = 3600 * NS
 GRACE_S: Final = 3600
+MAX_REVOKED: Final = 65_536
 
 _NONCE_UNIT_NS: Final = 16 * NS
 
@@ -126,7 +127,24 @@ class StampedCredentials:
 
     def __init__(self, stamp_secret: bytes) -> None:
         self._stamp_secret = stamp_secret
+        self._revoked_until: dict[str, int] = {}
         self.relay_id: UUID | None = None
+
+    def revoke(self, user: str, *, until_unix_s: int, unix_s: int) -> None:
+        """No user name that ends in `user` is good any more. It is remembered until
+        `until_unix_s`, when all of them have expired; of more than MAX_REVOKED the oldest go."""
+        revoked = self._revoked_until
+        if len(revoked) >= MAX_REVOKED:
+            for one in [one for one, until in revoked.items() if until <= unix_s]:
+                del revoked[one]
+            if len(revoked) >= MAX_REVOKED:
+                del revoked[next(iter(revoked))]
+        revoked[user] = until_unix_s
+
+    @property
+    def revoked_users(self) -> int:
+        """How many are remembered."""
+        return len(self._revoked_until)
 
     def password(self, username: str, unix_s: int, *, beginning: bool) -> str | None:
         if self.relay_id is None:
@@ -136,6 +154,8 @@ class StampedCredentials:
         except ValueError:
             return None
         if expiry + (0 if beginning else GRACE_S) <= unix_s:
+            return None
+        if username.partition(":")[2] in self._revoked_until:
             return None
         return turn_password(self._stamp_secret, self.relay_id, username)
 

@@ -24,8 +24,8 @@ from channel.credentials import DecodedToken, decode_token
 from channel.dialer import Dialer
 from channel.messages import TO_RELAY, IpText, SocketAddress
 from channel.own_token import read_token
-from relays.agent import DrainRequested, Joined, RelayAgent
-from relays.authentication import Credentials, StampedCredentials, StaticCredentials
+from relays.agent import DrainRequested, Joined, RelayAgent, UserRevoked
+from relays.authentication import GRACE_S, Credentials, StampedCredentials, StaticCredentials
 from relays.peers import PeerPolicy
 from relays.requests import ServerLimits
 from relays.server import Server
@@ -181,6 +181,16 @@ class _Relay:
             elif isinstance(event, DrainRequested):
                 self._log.info("draining", reason="the portal asked for it")
                 self.server.drain()
+            elif isinstance(event, UserRevoked):
+                self._revoke(event)
+
+    def _revoke(self, event: UserRevoked) -> None:
+        if isinstance(self._credentials, StampedCredentials):
+            unix_s = _unix_ns(self.clock.utc_now()) // 10**9
+            until_unix_s = unix_s + GRACE_S + event.for_ns // 10**9
+            self._credentials.revoke(event.user, until_unix_s=until_unix_s, unix_s=unix_s)
+        ended = self.server.revoke_user(event.user)
+        self._log.info("user_revoked", allocations=ended)
 
     def _speak(self, agent: RelayAgent, dialer: Dialer) -> None:
         now = self.clock.monotonic_ns()

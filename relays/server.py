@@ -140,9 +140,10 @@ class Server:
         """Refuse new allocations from now on; what stands may be refreshed and used."""
         self._requests.draining = True
 
-    def revoke_user(self, username: str) -> int:
-        """End all allocations of this user name; how many there were."""
-        revoked = self._table.of_username(username)
+    def revoke_user(self, user: str) -> int:
+        """End all allocations of this user: of the user name `user`, or of stamped user names
+        that end in it. How many there were."""
+        revoked = self._table.of_user(user)
         for allocation in revoked:
             self._table.remove(allocation)
         return len(revoked)

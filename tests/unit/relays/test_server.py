@@ -6,8 +6,8 @@ from uuid import UUID
 
 import pytest
 
-from channel.credentials import turn_password, turn_username
-from relays.authentication import GRACE_S, StampedCredentials
+from channel.credentials import turn_password, turn_username, turn_username_of
+from relays.authentication import GRACE_S, MAX_REVOKED, StampedCredentials
 from relays.requests import ServerLimits
 from relays.stun import (
     Attribute,
@@ -190,6 +190,39 @@ def test_a_user_name_keeps_nothing_alive_for_ever() -> None:
         refreshed += code_of(caller.refresh()) == 0
     assert refreshed == (60 + GRACE_S) // 300
     assert bench.server.allocations == 0
+
+
+def test_a_revoked_user_loses_what_it_has_and_gets_nothing_until_its_names_have_expired() -> None:
+    relay_id, stamp = UUID(int=7), b"s" * 32
+    credentials = StampedCredentials(stamp)
+    credentials.relay_id = relay_id
+    bench = Bench.of(credentials=credentials)
+
+    def caller(user: str, expiry: int, port: int) -> Caller:
+        name = turn_username_of(expiry, user)
+        made = Caller(bench, ("198.51.100.2", port), password=turn_password(stamp, relay_id, name))
+        made.username = name
+        return made
+
+    revoked = [caller("A" * 16, UNIX_S + life, 40_000 + life) for life in (3_600, 7_200)]
+    other = caller("B" * 16, UNIX_S + 3_600, 50_000)
+    for one in (*revoked, other):
+        one.allocate()
+    credentials.revoke("A" * 16, until_unix_s=UNIX_S + 7_200, unix_s=UNIX_S)
+    assert bench.server.revoke_user("A" * 16) == 2
+    assert bench.server.allocations == 1
+    for one in revoked:
+        assert code_of(one.call(Method.ALLOCATE, [UDP])) == 401
+    assert code_of(other.refresh()) == 0
+
+
+def test_the_memory_of_revoked_users_is_bounded() -> None:
+    credentials = StampedCredentials(b"s" * 32)
+    for number in range(MAX_REVOKED + 10):
+        credentials.revoke(f"{number:016}", until_unix_s=UNIX_S + 60, unix_s=UNIX_S)
+    assert credentials.revoked_users == MAX_REVOKED
+    credentials.revoke("A" * 16, until_unix_s=UNIX_S + 120, unix_s=UNIX_S + 61)
+    assert credentials.revoked_users == 1
 
 
 # --- allocate ------------------------------------------------------------------------------------
