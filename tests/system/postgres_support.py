@@ -11,7 +11,7 @@ import shutil
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 
@@ -89,4 +89,14 @@ def fresh_database(postgres: EmbeddedPostgres) -> Iterator[Logins]:
         yield postgres.logins(name)
     finally:
         with psycopg.connect(postgres.logins().owner, autocommit=True) as connection:
-            connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+            _drop(connection, name)
+
+
+def _drop(connection: psycopg.Connection, name: str) -> None:
+    """Not with FORCE: the owner may not end the backends of other roles. They end by themselves
+    soon after their clients; the server waits 5 s for that each time."""
+    for _ in range(11):
+        with suppress(psycopg.errors.ObjectInUse):
+            connection.execute(f"DROP DATABASE {name}")
+            return
+    connection.execute(f"DROP DATABASE {name}")

@@ -22,6 +22,7 @@ from actors.model import Account, Site
 from actors.store.embedded import SUPERUSER, EmbeddedError, EmbeddedPostgres, find_programs
 from actors.store.interface import Put, Unavailable
 from actors.store.postgres import PostgresStore
+from actors.store.postgres.connection import TrioConnection
 from tests.system.postgres_support import own_directory
 
 pytestmark = pytest.mark.system
@@ -239,14 +240,28 @@ async def test_what_was_acknowledged_survives_the_killing_of_postgres_under_load
         assert {site.id for site in sites} | {ACME.id} == kept.keys()
 
 
+async def kill_a_server_process(embedded: EmbeddedPostgres) -> None:
+    """One that serves a connection; waits out the recovery from the death of another."""
+    while True:
+        try:
+            connection = await TrioConnection.open(embedded.logins().owner)
+        except psycopg.OperationalError:
+            await trio.sleep(0.02)
+            continue
+        try:
+            os.kill(connection.info.backend_pid, signal.SIGKILL)
+            return
+        finally:
+            connection.finish()
+
+
 async def test_one_killed_server_process_costs_no_acknowledged_change_either(
     directory: Path,
 ) -> None:
     async with running(directory) as embedded, PostgresStore.open(embedded.logins()) as store:
         await store.apply(ACME.id, [Put(ACME)], who="test", at=AT)
         for _ in range(3):
-            with psycopg.connect(embedded.logins().owner) as victim:
-                os.kill(victim.info.backend_pid, signal.SIGKILL)
+            await kill_a_server_process(embedded)
             number = None
             while number is None:
                 try:
