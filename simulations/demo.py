@@ -16,9 +16,11 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 import attrs
+from rich.box import SIMPLE_HEAD
 from rich.console import Console, RenderableType
 from rich.markup import escape
 from rich.padding import Padding
+from rich.table import Table
 
 from simulations.installation import (
     GATEWAYS,
@@ -290,11 +292,17 @@ def milliseconds(duration_ns: object) -> str:
 
 
 def _summary(console: Console, outcomes: list[Outcome]) -> None:
-    held = sum(outcome.held for outcome in outcomes)
-    console.print(f"\n{held} of {len(outcomes)} outcomes held.")
+    """The closing table, within 80 columns; what went by before has the same in sentences."""
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, width=min(console.width, 80))
+    table.add_column("held", no_wrap=True)
+    table.add_column("outcome", no_wrap=True)
+    table.add_column("measured", overflow="fold")
     for outcome in outcomes:
-        if not outcome.held:
-            console.print(f"[red]FAILED[/red] {escape(outcome.title)}: {escape(outcome.figure)}")
+        held = "[green]yes[/green]" if outcome.held else "[red]NO[/red]"
+        table.add_row(held, outcome.name.replace("_", " "), escape(outcome.figure))
+    console.print()
+    console.print(table)
+    console.print(f"{sum(outcome.held for outcome in outcomes)} of {len(outcomes)} outcomes held.")
 
 
 def _as_json(outcomes: list[Outcome], held: bool, failure: str) -> dict[str, Any]:
