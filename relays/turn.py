@@ -84,10 +84,12 @@ def data_indication(
 
 
 def is_send_indication(data: memoryview) -> bool:
+    """Whether this begins as a Send indication does (RFC 8656, section 11); the rest is unread."""
     return len(data) >= 20 and data[0] == 0 and data[1] == _SEND
 
 
 def is_data_indication(data: memoryview) -> bool:
+    """Whether this begins as a Data indication does (RFC 8656, section 11); the rest is unread."""
     return len(data) >= 20 and data[0] == 0 and data[1] == _DATA
 
 

@@ -148,12 +148,14 @@ class Revision(Generic[E]):
 
 
 async def provide_office(request: Request[Any, Any, Any]) -> Office:
+    """What all handlers share."""
     office = request.app.state.office
     assert isinstance(office, Office)
     return office
 
 
 async def provide_caller(request: Request[Any, Any, Any]) -> Caller:
+    """Who calls, by the token of this request."""
     return caller_of(request)
 
 

@@ -154,6 +154,7 @@ class QuicCore(QuicConnection):
 
 
 def make_configuration(limits: QuicLimits, alpn: str, *, is_client: bool) -> QuicConfiguration:
+    """aioquic's settings for one protocol; certificates are the caller's to add. No 0-RTT."""
     return QuicConfiguration(
         alpn_protocols=[alpn],
         is_client=is_client,

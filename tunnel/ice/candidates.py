@@ -98,6 +98,7 @@ def foundation_of(kind: Kind, base_host: str, server: str = "") -> str:
 
 
 def host_candidate(base: Base) -> Candidate:
+    """The address of a host socket itself (RFC 8445, section 5.1.1.1)."""
     return _candidate("host", base.address, base.priority, base.socket.host)
 
 
@@ -108,11 +109,13 @@ def reflexive_candidate(base: Base, address: Address, server: Address) -> Candid
 
 
 def relayed_candidate(base: Base) -> Candidate:
+    """The relayed address of an allocation (RFC 8445, section 5.1.1.2); `base` is relayed."""
     assert base.server is not None
     return _candidate("relay", base.address, base.priority, base.address.host, base.server.host)
 
 
 def address_of(candidate: Candidate) -> Address:
+    """Where checks for this candidate are sent."""
     return Address(str(candidate.address), candidate.port)
 
 

@@ -47,6 +47,8 @@ CONSENT_LIFETIME_NS: Final = 30 * NS_PER_S
 
 
 class PairState(Enum):
+    """Not asked to an end yet, answering, silent of late, or let go until it is wanted again."""
+
     PROBING = "probing"
     CONSENTED = "consented"
     SUSPECTED = "suspected"
@@ -54,6 +56,8 @@ class PairState(Enum):
 
 
 class Happening(Enum):
+    """What takes a pair from one state to another: its answers, its silence, or a decision."""
+
     ANSWERED = "answered"
     DOUBTED = "doubted"
     EXPIRED = "expired"
