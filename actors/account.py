@@ -25,11 +25,7 @@ import structlog
 
 from actors.attendance import Attendance, OnlineAgent
 from actors.authorizations import AGAIN_NS
-from actors.consequences import (
-    Touched,
-    as_told,
-    is_rebuilt,
-)
+from actors.consequences import Touched, as_told, is_rebuilt
 from actors.enrolment import (
     RangeExhausted,
     device_refusal,
@@ -43,14 +39,13 @@ from actors.enrolment import (
 )
 from actors.ledger import LAST_CALL_NS, Live
 from actors.messages import (
+    AgentMoved,
     AttachClient,
     AttachGateway,
-    ClientMoved,
     ClientTruth,
     End,
     EnrolDevice,
     GatewayLoad,
-    GatewayMoved,
     GatewayTruth,
     VisibleResources,
     Wake,
@@ -68,26 +63,10 @@ from actors.store.interface import (
     Put,
     Unavailable,
 )
-from channel.messages import (
-    Disconnect,
-    Held,
-    IpText,
-    LiveAuthorization,
-    ResourceUpdated,
-)
-from channel.messages import (
-    Resource as ToldResource,
-)
+from channel.messages import Disconnect, Held, IpText, LiveAuthorization, ResourceUpdated
+from channel.messages import Resource as ToldResource
 from runtime.actor import Caller, Down, handles
 from runtime.randomness import uuid7
-
-MAX_ENROL_ATTEMPTS = 5
-SUSPECT_NS = 10 * 10**9
-"""So long a gateway that left a request without an answer is asked last."""
-PULL_AGAIN_NS = 1 * 10**9
-UNAVAILABLE_AFTER_NS = 2 * 10**9
-CLOCK_SLACK = timedelta(seconds=5)
-"""How far the clocks of those that write changes and authorisations may lie apart."""
 
 MAX_ENROL_ATTEMPTS = 5
 CLOCK_SLACK = timedelta(seconds=5)
@@ -304,16 +283,20 @@ class AccountActor(QuestionsOfAccount):
 
     @handles(_AgentDue)
     async def _on_agent_due(self, message: _AgentDue) -> None:
-        attendance, rows = self._sides()[0 if message.kind == "client" else 1]
+        attendance, rows = self._side(message.kind)
         online = attendance.get(message.id)
         if online is not None and online.number == message.number:
             online.token_expires_at = None
             await self._check_presence(attendance, online, rows.get(online.id))
 
-    def _sides(
-        self,
-    ) -> tuple[tuple[Attendance, dict[UUID, Any]], tuple[Attendance, dict[UUID, Any]]]:
-        return (self._clients, self._snapshot.clients), (self._gateways, self._snapshot.gateways)
+    def _sides(self) -> tuple[_Side, _Side]:
+        return self._side("client"), self._side("gateway")
+
+    def _side(self, kind: Literal["client", "gateway"]) -> _Side:
+        """Who of this kind is connected, and the rows of all that are known."""
+        if kind == "client":
+            return self._clients, self._snapshot.clients
+        return self._gateways, self._snapshot.gateways
 
     # --- enrolment ---------------------------------------------------------------------------
 
@@ -533,26 +516,18 @@ class AccountActor(QuestionsOfAccount):
         if message.joined == self._joined and not self._unwritten:
             self.stop()
 
-    @handles(ClientMoved)
-    async def _on_client_moved(self, message: ClientMoved) -> None:
-        online = self._clients.current(message.client_id, message.number)
+    @handles(AgentMoved)
+    async def _on_agent_moved(self, message: AgentMoved) -> None:
+        attendance, rows = self._side(message.kind)
+        online = attendance.current(message.id, message.number)
         if online is None or online.remote == message.remote:
             return
         online.remote = message.remote
-        await self._check_presence(self._clients, online, self._snapshot.clients.get(online.id))
-        for live in self._ledger.of_client(online.id):
+        await self._check_presence(attendance, online, rows.get(online.id))
+        for live in self._ledger.of_client(message.id):  # where the gateway is no policy asks
             await self._rewrite(live, attrs.evolve(live.authorization, remote_ip=message.remote))
             await self._review(live)
         self._arm()
-
-    @handles(GatewayMoved)
-    async def _on_gateway_moved(self, message: GatewayMoved) -> None:
-        online = self._gateways.current(message.gateway_id, message.number)
-        if online is not None:
-            online.remote = message.remote
-            await self._check_presence(
-                self._gateways, online, self._snapshot.gateways.get(online.id)
-            )
 
     @handles(GatewayLoad)
     def _on_gateway_load(self, message: GatewayLoad) -> None:

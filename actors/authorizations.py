@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from datetime import datetime, timedelta
+from datetime import datetime
 from functools import partial
 from typing import Any, TypeVar
 from uuid import UUID
@@ -18,26 +18,14 @@ from uuid import UUID
 import attrs
 
 from actors.attendance import Attendance, OnlineAgent
-from actors.consequences import (
-    end_reason,
-    rejudge,
-    stands,
-)
-from actors.enrolment import (
-    refusal,
-)
+from actors.consequences import end_reason, rejudge, stands
+from actors.enrolment import refusal
 from actors.ledger import LAST_CALL_NS, Connection, Connections, Ledger, Live
-from actors.messages import (
-    Wake,
-)
+from actors.messages import Wake
 from actors.model import Authorization, Client, Gateway
 from actors.policy.engine import Allowed, Denied, Snapshot
 from actors.services import Services
-from actors.store.interface import (
-    InvalidReference,
-    NotFound,
-    Unavailable,
-)
+from actors.store.interface import InvalidReference, NotFound, Unavailable
 from channel.messages import (
     AuthorizationRenewed,
     AuthorizationRevoked,
@@ -48,18 +36,10 @@ from channel.messages import (
 )
 from runtime.actor import Actor, Caller, Timer, handles
 
-MAX_ENROL_ATTEMPTS = 5
-SUSPECT_NS = 10 * 10**9
-"""So long a gateway that left a request without an answer is asked last."""
-PULL_AGAIN_NS = 1 * 10**9
-UNAVAILABLE_AFTER_NS = 2 * 10**9
-CLOCK_SLACK = timedelta(seconds=5)
-"""How far the clocks of those that write changes and authorisations may lie apart."""
-
-_T = TypeVar("_T")
-
 AGAIN_NS = 1 * 10**9
 """After this time what the store could not take is tried again."""
+
+_T = TypeVar("_T")
 
 
 @attrs.frozen

@@ -12,16 +12,13 @@ from uuid import UUID
 from actors.attachment import Channel
 from actors.messages import (
     AttachGateway,
-    CandidatesFrom,
     GatewayLoad,
-    GatewayMoved,
     GatewayTruth,
-    Moved,
     Received,
 )
 from actors.model import Gateway
-from actors.owner import AgentOwner, Attach
-from actors.services import Bucket, Services
+from actors.owner import AgentOwner
+from actors.services import Services
 from channel.messages import (
     Ack,
     AuthorizationRenewed,
@@ -37,7 +34,7 @@ from channel.messages import (
     Revoke,
     Stats,
 )
-from runtime.actor import LATER, Caller, Down, handles
+from runtime.actor import LATER, Caller, handles
 
 MAX_PENDING = 10_000
 """Acknowledgements that are waited for; the oldest is forgotten above it."""
@@ -47,6 +44,8 @@ MAX_REVOKED_EARLY = 10_000
 
 class GatewayActor(AgentOwner):
     """See the module. `remote` is the validated path at the join."""
+
+    candidates_factor = 10
 
     def __init__(
         self,
@@ -58,30 +57,19 @@ class GatewayActor(AgentOwner):
         join: Join,
         remote: IpText,
     ) -> None:
-        super().__init__(services, channel, account_id=device.account_id, join=join, remote=remote)
-        self._device = device
-        self._token_id = token_id
+        super().__init__(
+            services, channel, device=device, token_id=token_id, join=join, remote=remote
+        )
         self._connection_by_authorization: dict[UUID, UUID] = {}
         self._carried: Counter[UUID] = Counter()  # authorisations per connection
         self._pending: OrderedDict[int, tuple[UUID, Caller]] = OrderedDict()
         self._revoked_early: OrderedDict[UUID, None] = OrderedDict()
         self._next_ref = 1
 
-    def started(self) -> None:
-        super().started()
-        limits = self._services.limits
-        self._candidates = Bucket(
-            limits.candidates_per_s * 10, limits.candidates_burst * 10, self.context.now()
-        )
-        self.start_attaching()
-
     # --- the account's actor -------------------------------------------------------------------
 
-    @handles(Attach)
-    async def _on_attach(self, message: Attach) -> None:
-        is_first = self._number is None
-        held = tuple(self._held) if is_first else self._held_now()
-        ask = AttachGateway(
+    def _question(self, held: tuple[Held, ...]) -> AttachGateway:
+        return AttachGateway(
             gateway_id=self._device.id,
             token_id=self._token_id,
             tunnel_key=self._tunnel_key,
@@ -90,22 +78,8 @@ class GatewayActor(AgentOwner):
             held=held,
             number=self._number,
         )
-        truth = await self.attach(ask)
-        if truth is None:
-            return
-        assert isinstance(truth, GatewayTruth)
-        self._epoch, self._number = truth.epoch, truth.number
-        if is_first:
-            await self._introduce(truth)
-        else:
-            self._correct(truth)
-        for resource in truth.resources:
-            self.say(ResourceUpdated(resource=resource))
-        if self._remote != ask.remote:
-            self._on_moved(Moved(self._remote))
 
     async def _introduce(self, truth: GatewayTruth) -> None:
-        self._held.clear()
         for each in truth.authorizations:
             self._note(each.authorization_id, each.connection_id)
         self.say(
@@ -117,30 +91,25 @@ class GatewayActor(AgentOwner):
                 authorizations=truth.authorizations,
             )
         )
+        self._say_resources(truth)
 
     def _correct(self, truth: GatewayTruth) -> None:
         """Tell the gateway in which points the truth differs from what it was told."""
         lives = {each.authorization_id for each in truth.authorizations}
         for id in [id for id in self._connection_by_authorization if id not in lives]:
             self._on_revoke(Revoke(authorization_id=id, reason="ended"))
-        for live in truth.authorizations:
-            self.say(
-                AuthorizationRenewed(
-                    authorization_id=live.authorization_id, expires_in_ns=live.expires_in_ns
-                )
-            )
+        self._say_renewed(truth.authorizations)
+        self._say_resources(truth)
+
+    def _say_resources(self, truth: GatewayTruth) -> None:
+        for resource in truth.resources:
+            self.say(ResourceUpdated(resource=resource))
 
     def _held_now(self) -> tuple[Held, ...]:
         return tuple(
             Held(authorization_id=id, connection_id=connection_id)
             for id, connection_id in self._connection_by_authorization.items()
         )
-
-    @handles(Down)
-    def _on_down(self, message: Down) -> None:
-        if message.ref == self._account:
-            self._account = None
-            self.cast(self.context.ref, Attach())
 
     # --- what the gateway says -----------------------------------------------------------------
 
@@ -151,7 +120,10 @@ class GatewayActor(AgentOwner):
             case Ack():
                 self._acknowledge(message.frame.ref, said)
             case Candidates():
-                self._pass_on(said)
+                if said.connection_id in self._carried:
+                    self.pass_on(said)
+                else:
+                    self._counts["candidates_dropped"] += 1
             case Stats():
                 if self._number is not None:
                     self.to_account(
@@ -177,33 +149,6 @@ class GatewayActor(AgentOwner):
         if ack.refusal:
             self._forget(ack.authorization_id)
         self.reply(waiting[1], ack)
-
-    def _pass_on(self, candidates: Candidates) -> None:
-        """Only for a connection that carries a live authorisation of this gateway."""
-        if (
-            self._number is None
-            or candidates.connection_id not in self._carried
-            or not self._candidates.take(self.context.now())
-        ):
-            self._counts["candidates_dropped"] += 1
-            return
-        self.to_account(
-            CandidatesFrom(
-                sender="gateway",
-                sender_id=self._device.id,
-                number=self._number,
-                candidates=candidates,
-            )
-        )
-
-    @handles(Moved)
-    def _on_moved(self, message: Moved) -> None:
-        self._remote = message.remote
-        self.to_account(
-            GatewayMoved(
-                gateway_id=self._device.id, number=self._number or 0, remote=message.remote
-            )
-        )
 
     # --- what the gateway is told --------------------------------------------------------------
 

@@ -197,15 +197,11 @@ class GiveUp:
 
 
 @attrs.frozen(kw_only=True)
-class ClientMoved:
-    client_id: UUID
-    number: int
-    remote: IpText
+class AgentMoved:
+    """The validated path of its channel is now from this address."""
 
-
-@attrs.frozen(kw_only=True)
-class GatewayMoved:
-    gateway_id: UUID
+    kind: Literal["client", "gateway"]
+    id: UUID
     number: int
     remote: IpText
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
+from typing import Any, ClassVar
 from uuid import UUID
 
 import attrs
@@ -14,27 +16,37 @@ from actors.messages import (
     DIRECTORY,
     OWNERS,
     RELAYS,
+    AgentMoved,
     AssignedRelay,
     AssignRelays,
     AttachClient,
     AttachGateway,
+    CandidatesFrom,
+    ClientTruth,
     Closed,
     End,
+    GatewayTruth,
+    Moved,
     RelaysChanged,
 )
-from actors.services import Services
+from actors.model import Client, Gateway
+from actors.services import Bucket, Services
 from channel.messages import (
     MAX_AUTHORIZATIONS,
+    AuthorizationRenewed,
+    Candidates,
     Disconnect,
+    Held,
     HeldWanted,
     IpText,
     Join,
+    LiveAuthorization,
     MoreHeld,
     RefusalCode,
     Relays,
     RelayServer,
 )
-from runtime.actor import Actor, ActorError, ActorRef, CallError, handles
+from runtime.actor import Actor, ActorError, ActorRef, CallError, Down, handles
 
 HELD_WINDOW = 4
 """So many `MoreHeld` are under way at a time."""
@@ -94,7 +106,7 @@ class ChannelOwner(Actor):
 
 
 @attrs.frozen
-class Attach:
+class _Attach:
     """Find the account's actor, and learn the truth from it."""
 
 
@@ -105,13 +117,31 @@ class _HeldDue:
 
 class AgentOwner(ChannelOwner):
     """The owner of a client's or gateway's channel: it learns what its agent holds, follows its
-    account's actor, whichever incarnation of it lives, and keeps the agent in relays."""
+    account's actor, whichever incarnation of it lives, and keeps the agent in relays.
+
+    `remote` is the validated path at the join. A subclass says what is asked of the account actor
+    (`_question`), and tells the agent the first truth (`_introduce`) or how a later one differs
+    from what it was told (`_correct`).
+    """
+
+    candidates_factor: ClassVar[int] = 1
+    """How many times the limits of candidates such an agent has."""
 
     def __init__(
-        self, services: Services, channel: Channel, *, account_id: UUID, join: Join, remote: IpText
+        self,
+        services: Services,
+        channel: Channel,
+        *,
+        device: Client | Gateway,
+        token_id: UUID,
+        join: Join,
+        remote: IpText,
     ) -> None:
         super().__init__(services, channel, join.kind)
-        self._account_id = account_id
+        self._side = join.kind
+        self._device = device
+        self._account_id = device.account_id
+        self._token_id = token_id
         self._account: ActorRef | None = None
         self._number: int | None = None
         self._tunnel_key = join.tunnel_key
@@ -120,16 +150,20 @@ class AgentOwner(ChannelOwner):
         self._held = list(join.held)
         self._held_follow = join.held_follow
 
-    # --- what the agent holds ------------------------------------------------------------------
-
-    def start_attaching(self) -> None:
-        """Once it is known what the agent holds, an `Attach` comes."""
+    def started(self) -> None:
+        super().started()
+        limits, factor = self._services.limits, self.candidates_factor
+        self._candidates = Bucket(
+            limits.candidates_per_s * factor, limits.candidates_burst * factor, self.context.now()
+        )
         if not self._held_follow:
-            self.cast(self.context.ref, Attach())
+            self.cast(self.context.ref, _Attach())
             return
         self.send_after(self._services.limits.held_deadline_ns, _HeldDue())
         for _ in range(HELD_WINDOW):
             self.say(HeldWanted())
+
+    # --- what the agent holds ------------------------------------------------------------------
 
     def take_held(self, message: MoreHeld) -> None:
         """A further frame of what the agent holds; after the last one the truth is asked for."""
@@ -141,7 +175,7 @@ class AgentOwner(ChannelOwner):
         if message.more:
             self.say(HeldWanted())
         else:
-            self.cast(self.context.ref, Attach())
+            self.cast(self.context.ref, _Attach())
 
     @handles(_HeldDue)
     def _on_held_due(self, message: _HeldDue) -> None:
@@ -150,7 +184,46 @@ class AgentOwner(ChannelOwner):
 
     # --- the account's actor -------------------------------------------------------------------
 
-    async def attach(self, ask: AttachClient | AttachGateway) -> object:
+    @handles(_Attach)
+    async def _on_attach(self, message: _Attach) -> None:
+        is_first = self._number is None
+        ask = self._question(tuple(self._held) if is_first else self._held_now())
+        truth = await self._ask_for_truth(ask)
+        if truth is None:
+            return
+        self._epoch, self._number = truth.epoch, truth.number
+        if is_first:
+            self._held.clear()
+            await self._introduce(truth)
+        else:
+            self._correct(truth)
+        if self._remote != ask.remote:
+            self._tell_moved()
+
+    def _question(self, held: tuple[Held, ...]) -> AttachClient | AttachGateway:
+        raise NotImplementedError
+
+    def _held_now(self) -> tuple[Held, ...]:
+        """What the agent holds by what it was told."""
+        raise NotImplementedError
+
+    async def _introduce(self, truth: Any) -> None:
+        raise NotImplementedError
+
+    def _correct(self, truth: Any) -> None:
+        raise NotImplementedError
+
+    def _say_renewed(self, lives: Iterable[LiveAuthorization]) -> None:
+        for live in lives:
+            self.say(
+                AuthorizationRenewed(
+                    authorization_id=live.authorization_id, expires_in_ns=live.expires_in_ns
+                )
+            )
+
+    async def _ask_for_truth(
+        self, ask: AttachClient | AttachGateway
+    ) -> ClientTruth | GatewayTruth | None:
         """The account actor's truth for this agent, or None if the channel has to be closed."""
         pause_ns = REATTACH_NS
         for _ in range(MAX_ATTACH_ATTEMPTS):
@@ -164,11 +237,47 @@ class AgentOwner(ChannelOwner):
             if isinstance(answer, Disconnect):
                 self.part(answer)
                 return None
+            assert isinstance(answer, ClientTruth | GatewayTruth)
             self._account = account
             self.monitor(account)
             return answer
         self.refuse("unavailable")
         return None
+
+    @handles(Down)
+    def _on_down(self, message: Down) -> None:
+        if message.ref == self._account:
+            self._account = None
+            self.cast(self.context.ref, _Attach())
+
+    @handles(Moved)
+    def _on_moved(self, message: Moved) -> None:
+        self._remote = message.remote
+        self._tell_moved()
+
+    def _tell_moved(self) -> None:
+        self.to_account(
+            AgentMoved(
+                kind=self._side,
+                id=self._device.id,
+                number=self._number or 0,
+                remote=self._remote,
+            )
+        )
+
+    def pass_on(self, candidates: Candidates) -> None:
+        """Candidates of the agent, for the other end of a connection."""
+        if self._number is None or not self._candidates.take(self.context.now()):
+            self._counts["candidates_dropped"] += 1
+            return
+        self.to_account(
+            CandidatesFrom(
+                sender=self._side,
+                sender_id=self._device.id,
+                number=self._number,
+                candidates=candidates,
+            )
+        )
 
     def to_account(self, message: object) -> None:
         if self._account is not None:

@@ -8,16 +8,13 @@ acknowledgement, or without it.
 from __future__ import annotations
 
 from collections.abc import Collection
-from datetime import timedelta
 from typing import Literal
 from uuid import UUID
 
 from actors.attendance import OnlineAgent
 from actors.authorizations import AskAgain, AuthorizationsOfAccount
 from actors.choice import Choosable, choose_gateway
-from actors.consequences import (
-    as_told,
-)
+from actors.consequences import as_told
 from actors.ledger import Connection, Live, new_ice
 from actors.messages import (
     Acknowledge,
@@ -29,31 +26,14 @@ from actors.messages import (
 )
 from actors.model import Authorization
 from actors.policy.engine import Allowed, Denied, Request, decide
-from actors.store.interface import (
-    Unavailable,
-)
-from channel.messages import (
-    AuthorizationCreated,
-    AuthorizationDenied,
-    Authorize,
-    Revoke,
-)
+from actors.store.interface import Unavailable
+from channel.messages import AuthorizationCreated, AuthorizationDenied, Authorize, Revoke
 from runtime.actor import LATER, Caller, handles
 from runtime.randomness import uuid7
 
-MAX_ENROL_ATTEMPTS = 5
-SUSPECT_NS = 10 * 10**9
-"""So long a gateway that left a request without an answer is asked last."""
-PULL_AGAIN_NS = 1 * 10**9
-UNAVAILABLE_AFTER_NS = 2 * 10**9
-CLOCK_SLACK = timedelta(seconds=5)
-"""How far the clocks of those that write changes and authorisations may lie apart."""
-
 UNAVAILABLE_AFTER_NS = 2 * 10**9
 SUSPECT_NS = 10 * 10**9
 """So long a gateway that left a request without an answer is asked last."""
-
-
 SETTLING_NS = 5 * 10**9
 """So long after a connection was made its client may not have known of it when it asked."""
 

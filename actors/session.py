@@ -14,17 +14,14 @@ import attrs
 from actors.attachment import Channel
 from actors.messages import (
     AttachClient,
-    CandidatesFrom,
-    ClientMoved,
     ClientTruth,
     Denial,
     KnownConnection,
-    Moved,
     Received,
     VisibleResources,
 )
 from actors.model import Client
-from actors.owner import AgentOwner, Attach
+from actors.owner import AgentOwner
 from actors.request import AccessRequest
 from actors.services import Bucket, Services
 from channel.messages import (
@@ -72,9 +69,9 @@ class SessionActor(AgentOwner):
         join: Join,
         remote: IpText,
     ) -> None:
-        super().__init__(services, channel, account_id=device.account_id, join=join, remote=remote)
-        self._device = device
-        self._token_id = token_id
+        super().__init__(
+            services, channel, device=device, token_id=token_id, join=join, remote=remote
+        )
         self._told: dict[UUID, _Told] = {}
         self._visible: dict[UUID, Resource] = {}
         self._pending: dict[ActorRef, UUID] = {}
@@ -83,16 +80,11 @@ class SessionActor(AgentOwner):
         super().started()
         limits, now_ns = self._services.limits, self.context.now()
         self._requests = Bucket(limits.requests_per_s, limits.requests_burst, now_ns)
-        self._candidates = Bucket(limits.candidates_per_s, limits.candidates_burst, now_ns)
-        self.start_attaching()
 
     # --- the account's actor -------------------------------------------------------------------
 
-    @handles(Attach)
-    async def _on_attach(self, message: Attach) -> None:
-        is_first = self._number is None
-        held = tuple(self._held) if is_first else self._held_now()
-        ask = AttachClient(
+    def _question(self, held: tuple[Held, ...]) -> AttachClient:
+        return AttachClient(
             client_id=self._device.id,
             token_id=self._token_id,
             tunnel_key=self._tunnel_key,
@@ -100,24 +92,10 @@ class SessionActor(AgentOwner):
             remote=self._remote,
             held=held,
             number=self._number,
-            connections=tuple(
-                {t.known.id: t.known for t in self._told.values() if t.known}.values()
-            ),
+            connections=self._known_connections(),
         )
-        truth = await self.attach(ask)
-        if truth is None:
-            return
-        assert isinstance(truth, ClientTruth)
-        self._epoch, self._number = truth.epoch, truth.number
-        if is_first:
-            await self._introduce(truth)
-        else:
-            self._correct(truth)
-        if self._remote != ask.remote:
-            self.to_account(self._moved_to(self._remote))
 
     async def _introduce(self, truth: ClientTruth) -> None:
-        self._held.clear()
         self._visible = dict(list(truth.resources.items())[:MAX_RESOURCES])
         for each in truth.authorizations:
             self._told[each.authorization_id] = _Told(each.resource_id, each.connection_id, None)
@@ -141,12 +119,7 @@ class SessionActor(AgentOwner):
                     authorization_id=id, resource_id=self._told[id].resource_id, reason="ended"
                 )
             )
-        for live in truth.authorizations:
-            self.say(
-                AuthorizationRenewed(
-                    authorization_id=live.authorization_id, expires_in_ns=live.expires_in_ns
-                )
-            )
+        self._say_renewed(truth.authorizations)
         self._on_visible(VisibleResources(truth.resources))
 
     def _held_now(self) -> tuple[Held, ...]:
@@ -164,9 +137,8 @@ class SessionActor(AgentOwner):
         resource_id = self._pending.pop(message.ref, None)
         if resource_id is not None:  # a request that ended without a word
             self.say(AuthorizationDenied(resource_id=resource_id, reason="unavailable"))
-        elif message.ref == self._account:
-            self._account = None
-            self.cast(self.context.ref, Attach())
+        else:
+            super()._on_down(message)
 
     # --- what the client says ------------------------------------------------------------------
 
@@ -177,17 +149,7 @@ class SessionActor(AgentOwner):
             case RequestAuthorization():
                 self._request(said)
             case Candidates():
-                if self._number is not None and self._candidates.take(self.context.now()):
-                    self.to_account(
-                        CandidatesFrom(
-                            sender="client",
-                            sender_id=self._device.id,
-                            number=self._number,
-                            candidates=said,
-                        )
-                    )
-                else:
-                    self._counts["candidates_dropped"] += 1
+                self.pass_on(said)
             case MoreHeld():
                 self.take_held(said)
             case Heartbeat():
@@ -230,14 +192,6 @@ class SessionActor(AgentOwner):
                 resource_id=resource_id, reason="limits_exceeded", retry_after_ns=retry_after_ns
             )
         )
-
-    @handles(Moved)
-    def _on_moved(self, message: Moved) -> None:
-        self._remote = message.remote
-        self.to_account(self._moved_to(message.remote))
-
-    def _moved_to(self, remote: IpText) -> ClientMoved:
-        return ClientMoved(client_id=self._device.id, number=self._number or 0, remote=remote)
 
     # --- what the client is told ---------------------------------------------------------------
 

@@ -2,45 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from datetime import datetime
-from ipaddress import IPv4Address, IPv6Address
 from uuid import UUID
 
-import msgspec
 from litestar import Router, delete, get, patch
 from litestar.params import JSONBody
 from msgspec import UNSET, UnsetType
 
 from actors.model import Client, NameField
+from portal.api.devices import DeviceView
 from portal.api.inject import PathId, TheDesk, ThePage
 from portal.api.pagination import Page
 from portal.api.requests import Body, changes_of
 
 
-class ClientView(msgspec.Struct, frozen=True, kw_only=True):
+class ClientView(DeviceView, frozen=True, kw_only=True):
     """A device. `online` is null when that cannot be told just now; `remote_ip` is where
     its channel comes from."""
 
-    id: UUID
-    account_id: UUID
     principal_id: UUID
-    token_id: UUID
-    device_key: bytes
-    name: str
-    ipv4: IPv4Address
-    ipv6: IPv6Address
     verified: bool
-    created_at: datetime
-    online: bool | None
-    remote_ip: str | None
-
-    @classmethod
-    def of(cls, client: Client, online: Mapping[UUID, str] | None) -> ClientView:
-        fields = {name: getattr(client, name) for name in cls.__struct_fields__[:-2]}
-        remote_ip = None if online is None else online.get(client.id)
-        is_online = None if online is None else client.id in online
-        return cls(**fields, online=is_online, remote_ip=remote_ip)
 
 
 class ClientUpdate(Body, frozen=True, kw_only=True):
@@ -53,24 +33,19 @@ class ClientUpdate(Body, frozen=True, kw_only=True):
 @get("/")
 async def list_clients(desk: TheDesk, page: ThePage) -> Page[ClientView]:
     """List devices."""
-    found = await desk.list(Client, page)
-    online = await desk.office.live.online(desk.account_id)
-    items = tuple(ClientView.of(client, online) for client in found.items)
-    return Page(items=items, next_cursor=found.next_cursor)
+    return await ClientView.of_page(desk, await desk.list(Client, page))
 
 
 @get("/{id:uuid}")
 async def get_client(desk: TheDesk, id: PathId) -> ClientView:
     """Show a device."""
-    client = await desk.get(Client, id)
-    return ClientView.of(client, await desk.office.live.online(desk.account_id))
+    return await ClientView.of(desk, await desk.get(Client, id))
 
 
 @patch("/{id:uuid}")
 async def update_client(desk: TheDesk, id: PathId, data: JSONBody[ClientUpdate]) -> ClientView:
     """Rename or verify a device."""
-    client = await desk.update(Client, id, changes_of(data))
-    return ClientView.of(client, await desk.office.live.online(desk.account_id))
+    return await ClientView.of(desk, await desk.update(Client, id, changes_of(data)))
 
 
 @delete("/{id:uuid}")
