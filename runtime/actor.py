@@ -20,11 +20,21 @@ How it works inside is told in docs/runtime.md.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Coroutine, Hashable
+from collections.abc import Awaitable, Callable, Coroutine, Hashable, Mapping
 from inspect import iscoroutinefunction
 from typing import Any, ClassVar, Final, TypeVar
 
-from runtime.context import LATER, Caller, Context, Down, Exit, Monitor, Raise, Timer
+from runtime.context import (
+    LATER,
+    Caller,
+    Context,
+    Down,
+    Exit,
+    IdleTimeout,
+    Monitor,
+    Raise,
+    Timer,
+)
 from runtime.errors import (
     ActorError,
     CallCycle,
@@ -38,6 +48,7 @@ from runtime.errors import (
     StartFailed,
     TimedOut,
 )
+from runtime.overload import Overload
 from runtime.refs import ActorRef
 
 __all__ = [
@@ -56,10 +67,12 @@ __all__ = [
     "Dead",
     "Down",
     "Exit",
+    "IdleTimeout",
     "LimitReached",
     "Monitor",
     "NameTaken",
     "NoHandler",
+    "Overload",
     "Overloaded",
     "Raise",
     "StartFailed",
@@ -97,15 +110,25 @@ def handles(*message_types: type) -> Callable[[F], F]:
 class Actor:
     """Base of all actors: state with one owner. An instance is spawned once.
 
-    Class variables: `mailbox_limit`, the messages that may wait (system messages apart);
-    `traps_exits`, whether exit signals come as `Exit` messages. One that traps and has no handler
+    Class variables:
+    `mailbox_limit`: messages that may wait, system messages apart;
+    `overload`: what a full mailbox does, and with Overload.COALESCE
+    `coalesces`: of which types only the newest waits, by the value of which attribute (hashable;
+    None: all are of one key);
+    `idle_timeout_ns`: whenever the actor has been idle for so long it gets `IdleTimeout` (and ends
+    "normal" if it has no handler for that);
+    `traps_exits`: whether exit signals come as `Exit` messages. One that traps and has no handler
     for `Exit` ends with the signal's reason if it is its parent's or comes from outside (as a
-    gen_server does), and drops it otherwise."""
+    gen_server does), and drops it otherwise.
+    """
 
     __slots__ = ("context",)
 
     mailbox_limit: ClassVar[int] = DEFAULT_MAILBOX_LIMIT
+    overload: ClassVar[Overload] = Overload.REFUSE
+    coalesces: ClassVar[Mapping[type, str | None]] = {}
     traps_exits: ClassVar[bool] = False
+    idle_timeout_ns: ClassVar[int | None] = None
     _has_start: ClassVar[bool] = False
     _plain_handlers: ClassVar[dict[type, Callable[[Any, Any], Any]]] = {}
     _awaiting_handlers: ClassVar[dict[type, Callable[[Any, Any], Coroutine[Any, Any, Any]]]] = {}
@@ -120,6 +143,8 @@ class Actor:
             for name, member in vars(base).items():
                 if isinstance(types := getattr(member, "__handles__", None), tuple):
                     types_by_method[name] = types
+        if (cls.overload is Overload.COALESCE) != bool(cls.coalesces):
+            raise TypeError(f"{cls.__name__}: `coalesces` goes with Overload.COALESCE")
         cls._has_start = cls.started is not Actor.started
         cls._plain_handlers = {}
         cls._awaiting_handlers = {}
@@ -175,6 +200,10 @@ class Actor:
         """Call a timer off; its message does not come, even if it lies in the mailbox already.
         False when it had been handled."""
         return self.context._scheduler._cancel(timer)
+
+    def set_idle_timeout(self, duration_ns: int | None) -> None:
+        """From the end of this turn on, another `idle_timeout_ns` for this actor (None: none)."""
+        self.context._scheduler._set_idle_timeout(self.context, duration_ns)
 
     # --- waiting (coroutine handlers only) ---
 

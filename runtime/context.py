@@ -156,6 +156,10 @@ class Monitor:
         self._down: Down | None = None
 
 
+SYSTEM_MAIL: Final = (Timer, Monitor, SystemMail)
+"""Types of what lies in a mailbox and is never refused or dropped."""
+
+
 class _Suspend:
     """The only thing that a coroutine handler may let through to the scheduler."""
 
@@ -168,18 +172,52 @@ class _Suspend:
 SUSPEND: Final = _Suspend()
 
 
+@final
+class Coalesced:
+    """A message in a mailbox, to be replaced by the next one of the same key."""
+
+    __slots__ = ("key", "message")
+
+    def __init__(self, key: Hashable, message: object) -> None:
+        self.key = key
+        self.message = message
+
+
+@attrs.frozen
+class IdleTimeout:
+    """Nothing has come for as long as the actor's idle time-out (see `Actor.idle_timeout_ns`)."""
+
+
+@final
+class IdleWatch:
+    """The idle time-out of one actor, in the timer heap."""
+
+    __slots__ = ("armed_ns", "context", "due_ns", "timeout_ns")
+
+    def __init__(self, context: Context, timeout_ns: int) -> None:
+        self.context = context
+        self.timeout_ns = timeout_ns
+        self.due_ns: int | None = None
+        self.armed_ns: int | None = None
+
+
 class Extras:
     """What most actors never have. Each is None until first used; read of NO_EXTRAS, which all
     share that have nothing, write only to `Context._own()`."""
 
     __slots__ = (
-        "children", "later", "links", "mailbox_limit", "monitors", "names", "refused", "restarts",
-        "start_waiters", "timers", "topics", "watching",
+        "children", "coalesced", "coalescing", "dropped", "idle", "later", "links",
+        "mailbox_limit", "monitors", "names", "refused", "restarts", "start_waiters", "timers",
+        "topics", "watching",
     )  # fmt: skip
 
     def __init__(self) -> None:
         self.restarts = 0
         self.refused = 0
+        self.dropped = 0
+        self.coalesced = 0
+        self.coalescing: dict[Hashable, Coalesced] | None = None  # what waits, by key
+        self.idle: IdleWatch | None = None
         self.mailbox_limit: int | None = None  # if not that of the class
         self.later: dict[Caller, None] | None = None  # calls to be answered later
         self.children: dict[Context, None] | None = None

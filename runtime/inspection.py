@@ -70,6 +70,10 @@ class SchedulerStatistics:
     call_cycles: int
     refused: int
     """Messages refused because a mailbox was full."""
+    dropped: int
+    """Messages that gave way to newer ones, in full mailboxes that drop the oldest."""
+    coalesced: int
+    """Messages whose place was taken by a newer one of the same key."""
     dead_letters: int
     """Casts to actors that were not there, or that ended before they took them up."""
     unhandled: int
@@ -90,6 +94,8 @@ class ActorStatistics:
     mailbox_limit: int
     handled: int
     refused: int
+    dropped: int
+    coalesced: int
     restarts: int
     children: int
     timers: int
@@ -107,6 +113,8 @@ def actor_statistics(context: Context) -> ActorStatistics:
         mailbox_limit=context.mailbox_limit,
         handled=context.handled,
         refused=context.refused,
+        dropped=context._extras.dropped,
+        coalesced=context._extras.coalesced,
         restarts=context.restarts,
         children=len(context._extras.children or ()),
         timers=len(context._extras.timers or ()),

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from inspect import CORO_RUNNING, getcoroutinestate
-from typing import Final
 
 from runtime import inspection
 from runtime.clock import Clock
@@ -14,20 +13,17 @@ from runtime.context import (
     NO_EXTRAS,
     RUNNING,
     SUSPEND,
+    SYSTEM_MAIL,
     Caller,
     Context,
     Down,
     Monitor,
-    SystemMail,
-    Timer,
 )
 from runtime.errors import Crashed, Dead, StartFailed
 from runtime.inspection import Report
 from runtime.links import Links
 from runtime.randomness import Randomness
 from runtime.refs import ActorRef
-
-_SYSTEM: Final = (Timer, Monitor, SystemMail)
 
 
 class Lifetimes(Links):
@@ -151,6 +147,8 @@ class Lifetimes(Links):
         self.registry._forget(context)
         self.pubsub._forget(context)
         self._timers.cancel(context)
+        if context._extras.idle is not None:
+            self._timers.cancel(context._extras.idle)
         for timer in context._extras.timers or ():
             timer._context = None
             self._timers.cancel(timer)
@@ -184,7 +182,7 @@ class Lifetimes(Links):
             if type(item) is Caller:
                 if item.waiting:
                     self._answer(item, None, Dead(label, reason))
-            elif type(item) not in _SYSTEM:
+            elif type(item) not in SYSTEM_MAIL:
                 self._dead_letters += 1
         for waiter in context._extras.start_waiters or ():
             self._resume(waiter, None, StartFailed(label, reason))

@@ -10,8 +10,24 @@ from typing import Any, Final, final
 
 from runtime.actor import MAX_TIMERS
 from runtime.clock import Clock
-from runtime.context import DEAD, IDLE, QUEUED, SUSPEND, Caller, Context, Monitor, Raise, Timer
-from runtime.errors import CallCycle, Dead, LimitReached, StartFailed, TimedOut
+from runtime.context import (
+    DEAD,
+    IDLE,
+    QUEUED,
+    SUSPEND,
+    SYSTEM_MAIL,
+    Caller,
+    Coalesced,
+    Context,
+    IdleTimeout,
+    IdleWatch,
+    Monitor,
+    Raise,
+    SystemMail,
+    Timer,
+)
+from runtime.errors import CallCycle, Dead, LimitReached, Overloaded, StartFailed, TimedOut
+from runtime.overload import Overload
 from runtime.pubsub import PubSub
 from runtime.randomness import Randomness
 from runtime.refs import ActorRef
@@ -76,6 +92,8 @@ class Mailroom:
         self._calls_timed_out = 0
         self._call_cycles = 0
         self._refused = 0
+        self._dropped = 0
+        self._coalesced = 0
         self._dead_letters = 0
         self._late_replies = 0
         self._late_effects = 0
@@ -103,7 +121,7 @@ class Mailroom:
             spare = self._spare
             mailbox = context._mailbox = spare.pop() if spare else deque()
         elif len(mailbox) >= context._room:
-            return self._overflow(context)
+            return self._overflow(context, message)
         mailbox.append(message)
         if context._state == IDLE:
             context._state = QUEUED
@@ -118,8 +136,8 @@ class Mailroom:
             return self._answer(caller, None, value.error)
         return self._answer(caller, value, None)
 
-    def _deliver(self, context: Context, item: object) -> None:
-        """Put a call or a system message into a mailbox, whatever its limit."""
+    def _deliver(self, context: Context, item: object) -> bool:
+        """Put something into a mailbox, whatever its limit. True."""
         mailbox = context._mailbox
         if mailbox is None:
             spare = self._spare
@@ -127,14 +145,54 @@ class Mailroom:
         mailbox.append(item)
         if context._state == IDLE:
             self._enqueue(context)
+        return True
 
-    def _is_full(self, context: Context) -> bool:
-        return context._mailbox is not None and len(context._mailbox) >= context._room
+    # --- overload --------------------------------------------------------------------------------
 
-    def _overflow(self, context: Context) -> bool:
-        """A message comes and there is no room. Says whether it was taken all the same."""
+    def _has_room(self, context: Context) -> bool:
+        """Whether one more message may be delivered; if not, that is counted. May drop another."""
+        mailbox = context._mailbox
+        if mailbox is None or len(mailbox) < context._room:
+            return True
+        if context._room == 0 and len(mailbox) < context.mailbox_limit:
+            return True
+        if context._actor.overload is Overload.DROP_OLDEST and self._drop_oldest(context, mailbox):
+            return True
         context._own().refused += 1
         self._refused += 1
+        return False
+
+    def _overflow(self, context: Context, message: object) -> bool:
+        """A cast comes and there may be no room. Says whether it was taken."""
+        kind = type(message)
+        if kind not in context._actor.coalesces:
+            return self._has_room(context) and self._deliver(context, message)
+        attribute = context._actor.coalesces[kind]
+        key = (kind, None if attribute is None else getattr(message, attribute))
+        extras = context._own()
+        if extras.coalescing is None:
+            extras.coalescing = {}
+        waiting = extras.coalescing.get(key)
+        if waiting is not None:
+            waiting.message = message
+            extras.coalesced += 1
+            self._coalesced += 1
+            return True
+        if not self._has_room(context):
+            return False
+        extras.coalescing[key] = item = Coalesced(key, message)
+        return self._deliver(context, item)
+
+    def _drop_oldest(self, context: Context, mailbox: deque[Any]) -> bool:
+        for index, item in enumerate(mailbox):
+            if type(item) in SYSTEM_MAIL:
+                continue
+            del mailbox[index]
+            context._own().dropped += 1
+            self._dropped += 1
+            if type(item) is Caller and item.waiting:
+                self._answer(item, None, Overloaded(context.label, context.mailbox_limit))
+            return True
         return False
 
     def _enqueue(self, context: Context) -> None:
@@ -310,6 +368,9 @@ class Mailroom:
                 self._fire(entry)
             elif type(entry) is Context:
                 self._expire(entry)
+            elif type(entry) is IdleWatch:
+                if entry.context._state == IDLE:
+                    self._deliver(entry.context, SystemMail(IdleTimeout()))
             else:
                 self._expire_outside(entry)
 
@@ -344,6 +405,20 @@ class Mailroom:
         self._close(caller)
         assert caller._answered is not None
         caller._answered(None, error)
+
+    def _set_idle_timeout(self, context: Context, duration_ns: int | None) -> None:
+        extras = context._own()
+        if extras.idle is not None:
+            self._timers.cancel(extras.idle)
+        extras.idle = None if duration_ns is None else IdleWatch(context, duration_ns)
+        if context._state == IDLE:
+            self._watch_idle(context)
+
+    def _watch_idle(self, context: Context) -> None:
+        """The actor becomes idle, now."""
+        watch = context._extras.idle
+        if watch is not None:
+            self._timers.arm(watch, self.clock.monotonic_ns() + watch.timeout_ns)
 
     def _send_after(
         self, context: Context, delay_ns: int, message: object, recipient: ActorRef | None

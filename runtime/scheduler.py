@@ -26,13 +26,16 @@ from runtime.context import (
     DEAD,
     IDLE,
     LATER,
+    NO_EXTRAS,
     RECENT_MESSAGES,
     RUNNING,
     SUSPEND,
     SUSPENDED,
     Caller,
+    Coalesced,
     Context,
     Exit,
+    IdleTimeout,
     Monitor,
     Raise,
     SystemMail,
@@ -42,6 +45,7 @@ from runtime.errors import Dead, LimitReached, NameTaken, NoHandler, Overloaded
 from runtime.inspection import ActorStatistics, Report, SchedulerStatistics, UnhandledReport
 from runtime.lifetimes import Lifetimes
 from runtime.mailroom import MAX_SPARE_MAILBOXES, Effect
+from runtime.overload import Overload
 from runtime.randomness import Randomness
 from runtime.refs import ActorRef
 
@@ -123,8 +127,9 @@ class Scheduler(Lifetimes):
         limit = actor.mailbox_limit if mailbox_limit is None else mailbox_limit
         shown = label if label is not None or name is None else str(name)
         now = self.clock.monotonic_ns()
-        context = Context(self, ref, actor, above, shown, limit, now)
-        if limit <= 0:
+        room = 0 if actor.overload is Overload.COALESCE else limit
+        context = Context(self, ref, actor, above, shown, room, now)
+        if room <= 0:
             context._mailbox = deque()  # never without, so that all that comes is looked at
         if restarts or mailbox_limit is not None:
             extras = context._own()
@@ -140,6 +145,8 @@ class Scheduler(Lifetimes):
             if extras.children is None:
                 extras.children = {}
             extras.children[context] = None
+        if actor.idle_timeout_ns is not None:
+            self._set_idle_timeout(context, actor.idle_timeout_ns)
         if context._unstarted:
             self._enqueue(context)
         return ref
@@ -160,7 +167,7 @@ class Scheduler(Lifetimes):
             answered(None, Dead(self._label(ref)))
             return Caller(None, None, None)
         caller = Caller(context, message, None, answered)
-        if self._is_full(context) and not self._overflow(context):
+        if not self._has_room(context):
             caller._callee = None
             answered(None, Overloaded(context.label, context.mailbox_limit))
             return caller
@@ -233,6 +240,8 @@ class Scheduler(Lifetimes):
             calls_timed_out=self._calls_timed_out,
             call_cycles=self._call_cycles,
             refused=self._refused,
+            dropped=self._dropped,
+            coalesced=self._coalesced,
             dead_letters=self._dead_letters,
             unhandled=self._unhandled,
             late_replies=self._late_replies,
@@ -264,6 +273,8 @@ class Scheduler(Lifetimes):
         if going_on:
             count = self._empty_mailbox(context, count)
         self._calls_in_caller += self._inline_per_turn - self._inline_left
+        if context._state == IDLE and context._extras is not NO_EXTRAS:
+            self._watch_idle(context)
         return count
 
     def _empty_mailbox(self, context: Context, count: int) -> int:
@@ -323,12 +334,19 @@ class Scheduler(Lifetimes):
             message = item._down
         elif type(item) is SystemMail:
             message = item.message
+        elif type(item) is Coalesced:
+            message = item.message
+            assert context._extras.coalescing is not None
+            del context._extras.coalescing[item.key]
         kind = type(message)
         plain = context._plain.get(kind)
         awaiting = context._actor._awaiting_handlers.get(kind) if plain is None else None
         if plain is None and awaiting is None:
             if kind is Exit and (message.ref is None or message.ref == context.parent):
                 self._terminate(context, message.reason)
+                return False
+            if kind is IdleTimeout:
+                self._terminate(context, "normal")
                 return False
             self._leave_unhandled(context, kind.__name__, caller)
             return True
@@ -414,8 +432,9 @@ class Scheduler(Lifetimes):
         """Put an actor that has just handled something to where it belongs."""
         if context._mailbox:
             self._enqueue(context)
-        else:
-            context._state = IDLE
+            return
+        context._state = IDLE
+        self._watch_idle(context)
 
     def _note(self, context: Context, kind: type) -> None:
         if context._recent is None:
@@ -492,6 +511,8 @@ class Scheduler(Lifetimes):
             self._enqueue(callee)
         else:
             callee._state = IDLE
+            if callee._extras is not NO_EXTRAS:
+                self._watch_idle(callee)
         if context._state == DEAD:
             self._late_replies += 1
             return await SUSPEND
@@ -517,7 +538,7 @@ class Scheduler(Lifetimes):
     def _post(self, context: Context, callee: Context, message: object) -> Caller:
         """Put a call into the callee's mailbox. Raises CallCycle or Overloaded."""
         self._refuse_cycle(context, callee)
-        if self._is_full(callee) and not self._overflow(callee):
+        if not self._has_room(callee):
             raise Overloaded(callee.label, callee.mailbox_limit)
         self._calls_by_mailbox += 1
         caller = Caller(callee, message, context)
