@@ -99,8 +99,8 @@ class Contents:
 
 class Store(Protocol):
     """What the control plane keeps. Every method names its account, but for what is the
-    installation's. Each may raise `Unavailable` (nothing is known of the outcome) besides what its
-    own text names; what was answered is durable.
+    installation's. Each may raise `Unavailable` besides what its own text names; what it answered
+    is durable.
     """
 
     # --- accounts, entities, changes ---

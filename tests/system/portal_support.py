@@ -6,6 +6,7 @@ import ssl
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from datetime import timedelta
+from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -14,8 +15,8 @@ import attrs
 import httpx
 import trio
 
-from actors.model import Token, TokenKind
-from actors.store.interface import Store
+from actors.model import Client, Gateway, Token, TokenKind
+from actors.store.interface import Put, Store
 from actors.store.memory import MemoryStore
 from channel.credentials import encode_token, hash_token
 from portal.api.application import create_api
@@ -135,3 +136,61 @@ async def installation(
             yield here
         finally:
             served.stop()
+
+
+async def made(client: httpx.AsyncClient, noun: str, **fields: Any) -> dict[str, Any]:
+    """What a create answered."""
+    answer = await client.post(f"/v1/{noun}", json=fields)
+    assert answer.status_code == 201, answer.text
+    return dict(answer.json())
+
+
+async def world(here: Installation, client: httpx.AsyncClient) -> dict[str, str]:
+    """One entity of every noun in the client's account: ids by noun."""
+    user = await made(client, "principals", name="Uwe", email="uwe@example.org")
+    group = await made(client, "groups", name="Staff")
+    membership = await made(client, "memberships", group_id=group["id"], principal_id=user["id"])
+    site = await made(client, "sites", name="Berlin")
+    resource = await made(
+        client, "resources", site_id=site["id"], name="Intranet", kind="cidr", address="10.1.0.0/16"
+    )
+    policy = await made(client, "policies", group_id=group["id"], resource_id=resource["id"])
+    token = await made(client, "tokens", kind="client", name="laptop", principal_id=user["id"])
+    gateway_token = await made(client, "tokens", kind="gateway", name="gw", site_id=site["id"])
+    account_id = UUID(site["account_id"])
+    now = here.office.clock.utc_now()
+    device = Client(
+        id=here.office.new_id(),
+        account_id=account_id,
+        principal_id=UUID(user["id"]),
+        token_id=UUID(token["id"]),
+        device_key=bytes(31) + b"c",
+        name="laptop",
+        ipv4=IPv4Address("100.64.0.2"),
+        ipv6=IPv6Address("fd48:4c57:5900::2"),
+        created_at=now,
+    )
+    gateway = Gateway(
+        id=here.office.new_id(),
+        account_id=account_id,
+        site_id=UUID(site["id"]),
+        token_id=UUID(gateway_token["id"]),
+        device_key=bytes(31) + b"g",
+        name="gw-1",
+        ipv4=IPv4Address("100.64.0.3"),
+        ipv6=IPv6Address("fd48:4c57:5900::3"),
+        approved=False,
+        created_at=now,
+    )
+    await here.store.apply(account_id, [Put(device), Put(gateway)], who="test", at=now)
+    return {
+        "principals": user["id"],
+        "groups": group["id"],
+        "memberships": membership["id"],
+        "sites": site["id"],
+        "resources": resource["id"],
+        "policies": policy["id"],
+        "tokens": token["id"],
+        "clients": str(device.id),
+        "gateways": str(gateway.id),
+    }
