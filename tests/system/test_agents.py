@@ -275,3 +275,34 @@ def test_a_gateway_that_is_told_to_end_leaves_the_machine_as_it_was(it: Installa
     wait_until(it.fetch_page, what="the other gateway serves", timeout_s=60)
     it.start_gateway(used)
     it.wait_until_online()
+
+
+# --- two on one machine --------------------------------------------------------------------------
+
+
+def test_a_second_agent_in_the_namespace_is_refused_and_harms_nothing(it: Installation) -> None:
+    for name, command, kind, thing in (
+        ("laptop", "up", "client", "routing table 26727"),
+        ("gateway-1", "gateway", "gateway", "forwarding"),
+    ):
+        host = it.components[name].host
+        before = rules(host) + host.run("nft", "list", "ruleset")
+        second = it.directory / f"second-{name}"
+        token_file = str(it.directory / f"{kind}-token")
+        flags = ["--token-file", token_file, "--state-dir", str(second), "--observability", ""]
+        done = subprocess.run(
+            ["ip", "netns", "exec", host.name, *HOLLOWAY, command, *flags],
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+            timeout=60,
+        )
+        assert done.returncode == 1
+        process = it.components[name].process
+        assert process is not None
+        assert done.stderr == (
+            f"holloway {command}: {thing} of this machine (network namespace) is taken by process "
+            f"{process.pid} of user 0: end that first\n"
+        )
+        assert rules(host) + host.run("nft", "list", "ruleset") == before
+    assert it.fetch_page()
