@@ -18,7 +18,7 @@ import attrs
 import pytest
 import trio
 
-from channel.credentials import encode_token, turn_password, turn_username
+from channel.credentials import encode_token, turn_password, turn_username, turn_username_of
 from channel.frames import Frame
 from channel.listener import Channel, ChannelServer, serve_channels
 from channel.messages import (
@@ -29,6 +29,7 @@ from channel.messages import (
     Load,
     RelayInit,
     RelayJoin,
+    RevokeUser,
     SocketAddress,
 )
 from relays.client import Allocated, Event, Lost, TurnClient
@@ -138,9 +139,10 @@ async def until(holds: Callable[[], bool], what: str) -> None:
     raise AssertionError(f"{what}: not within {PATIENCE_S} s")
 
 
-def client_with(stamp: bytes, port: int) -> TurnClient:
+def client_with(stamp: bytes, port: int, user: str | None = None) -> TurnClient:
     """A client with credentials as the portal makes them."""
-    username = turn_username(int(time.time()) + 3600, RANDOMNESS)
+    expiry = int(time.time()) + 3600
+    username = turn_username_of(expiry, user) if user else turn_username(expiry, RANDOMNESS)
     return TurnClient(
         server=Address("127.0.0.1", port),
         username=username,
@@ -200,6 +202,30 @@ async def test_a_relay_drains_when_the_portal_says_so(tmp_path: Path) -> None:
                 lost = await event_of(client_with(desk.joins[0].stamp_secret, port), socket)
                 assert isinstance(lost, Lost)
                 assert lost.code == 508
+
+
+async def test_a_relay_ends_what_a_revoked_agent_has_and_gives_it_no_more(tmp_path: Path) -> None:
+    desk, port = Desk(), free_port()
+    async with portal(desk) as portal_port:
+        with relay(tmp_path, portal_port, port):
+            await until(lambda: bool(desk.loads), "the relay joined")
+            assert desk.channel is not None
+            stamp, user = desk.joins[0].stamp_secret, "A" * 16
+            with UdpSocket.bind(Address("127.0.0.1", 0)) as socket:
+                client = client_with(stamp, port, user)
+                assert isinstance(await event_of(client, socket), Allocated)
+                desk.channel.send(RevokeUser(user=user, expires_in_ns=3600 * 10**9), epoch=1)
+                log = tmp_path / "relay.log"
+                await until(lambda: "user_revoked" in log.read_text(), "revoked")
+                client.probe(CLOCK.monotonic_ns())
+                assert isinstance(await event_of(client, socket), Lost)
+            with UdpSocket.bind(Address("127.0.0.1", 0)) as socket:
+                lost = await event_of(client_with(stamp, port, user), socket)
+                assert isinstance(lost, Lost)
+                assert lost.code == 401
+                other = client_with(stamp, port, "B" * 16)
+            with UdpSocket.bind(Address("127.0.0.1", 0)) as socket:
+                assert isinstance(await event_of(other, socket), Allocated)
 
 
 async def test_a_relay_outlives_its_portal_and_joins_the_next(tmp_path: Path) -> None:
