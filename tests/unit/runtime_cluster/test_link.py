@@ -1,0 +1,252 @@
+"""Frames and the core of a link, with two cores talking to each other."""
+
+from __future__ import annotations
+
+import contextlib
+
+import attrs
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from runtime.clock import NS_PER_S
+from runtime.cluster.frames import (
+    MAX_FRAME_BYTES,
+    FrameSplitter,
+    LinkProtocolError,
+    MessageCodec,
+    frame,
+)
+from runtime.cluster.link import (
+    Choice,
+    Congested,
+    Hello,
+    Link,
+    LinkLost,
+    LinkRefused,
+    LinkSettings,
+    LinkState,
+    Unreachable,
+    choose,
+)
+from runtime.presence.crdt import Entry, Replica, Slice
+from runtime.presence.tracker import Heartbeat
+
+
+@attrs.frozen
+class Note:
+    text: str
+    number: int = 0
+
+
+@attrs.frozen
+class Stranger:
+    """Not registered."""
+
+
+CODEC = MessageCodec({16: Note, 17: Heartbeat})
+SETTINGS = LinkSettings(max_queued_messages=100, max_queued_bytes=10_000, batch_bytes=1_000)
+
+
+def links(now: int = 0, *, incarnation: int = 1, codec: MessageCodec = CODEC) -> tuple[Link, Link]:
+    """Both ends of a connection of nodes a (the arbiter) and b."""
+    a = Link(Hello(node="a", incarnation=incarnation), "b", CODEC, SETTINGS, now)
+    b = Link(Hello(node="b", incarnation=incarnation), "a", codec, SETTINGS, now)
+    return a, b
+
+
+def exchange(a: Link, b: Link, now: int = 0) -> tuple[list[object], list[object]]:
+    """Carry everything both ways; what arrived at a, and at b."""
+    at_a: list[object] = []
+    at_b: list[object] = []
+    while a.has_output or b.has_output:
+        if a.has_output:
+            at_b.extend(b.receive(a.take_batch(), now))
+        if b.has_output:
+            at_a.extend(a.receive(b.take_batch(), now))
+        if a.state is LinkState.UNDECIDED:
+            a.accept(now)
+    return at_a, at_b
+
+
+def ready(now: int = 0) -> tuple[Link, Link]:
+    a, b = links(now)
+    exchange(a, b, now)
+    assert a.state is b.state is LinkState.READY
+    return a, b
+
+
+def test_messages_pass_both_ways_in_order_once_the_arbiter_has_chosen():
+    a, b = ready()
+    for number in range(50):
+        a.enqueue(number, Note("from a", number))
+    b.enqueue(7, Note("from b"))
+    at_a, at_b = exchange(a, b)
+    assert at_a == [(7, Note("from b"))]
+    assert at_b == [(number, Note("from a", number)) for number in range(50)]
+    assert a.protocol == b.protocol == 1
+    assert a.statistics().sent_messages == b.statistics().received_messages == 50
+    assert a.statistics().batches > 2, "a batch is limited"
+
+
+def test_a_heartbeat_of_presence_crosses_unchanged():
+    a, b = ready()
+    replica = Replica("a", 1)
+    beat = Heartbeat(replica, 3, (Slice(replica, 1, 3, (Entry(2, "t", "k", 1, b"\xff"),), (1,)),))
+    a.enqueue(1, beat)
+    assert exchange(a, b)[1] == [(1, beat)]
+
+
+def test_before_it_is_ready_nothing_is_sent():
+    a, _ = links()
+    with pytest.raises(Unreachable, match="hello"):
+        a.enqueue(1, Note("x"))
+
+
+def test_what_is_not_registered_here_is_not_sent_and_from_there_is_skipped():
+    a, b = ready()
+    with pytest.raises(TypeError, match="Stranger"):
+        a.enqueue(1, Stranger())
+    a, b = links(codec=MessageCodec({17: Heartbeat}))
+    exchange(a, b)
+    a.enqueue(1, Note("new"))
+    assert exchange(a, b)[1] == []
+    assert b.statistics().skipped == 1
+
+
+def test_a_full_queue_refuses_and_takes_again_when_a_batch_has_gone():
+    a, b = ready()
+    for _ in range(100):
+        a.enqueue(1, Note("x"))
+    with pytest.raises(Congested, match="b is unreachable"):
+        a.enqueue(1, Note("x"))
+    assert a.statistics().queued_messages == 100
+    a.take_batch()
+    a.enqueue(1, Note("x"))
+    for _ in range(3):
+        b.enqueue(1, Note("x" * 4_000))
+    with pytest.raises(Congested):
+        b.enqueue(1, Note("x"))
+    assert b.statistics().congested == 1
+
+
+def test_a_silent_peer_is_lost_and_one_that_answers_is_not():
+    a, b = ready()
+    now = 0
+    while now < 10 * NS_PER_S:
+        now = min(each for each in (a.poll_timeout(), b.poll_timeout()) if each is not None)
+        for link in (a, b):
+            link.handle_timeout(now)
+        exchange(a, b, now)
+    assert a.statistics().rtt_ns == 0
+    with pytest.raises(LinkLost, match="nothing heard"):
+        a.handle_timeout(now + SETTINGS.silence_ns)
+
+
+def test_a_receiver_at_work_does_not_take_its_own_deafness_for_silence():
+    a, _ = ready()
+    a.set_busy(True, 0)
+    a.handle_timeout(SETTINGS.silence_ns)
+    assert a.poll_timeout() == SETTINGS.silence_ns + SETTINGS.ping_ns
+    a.set_busy(False, SETTINGS.silence_ns)
+    a.handle_timeout(SETTINGS.silence_ns + 1)
+
+
+def test_who_says_no_hello_is_lost_at_the_deadline():
+    a, _ = links()
+    assert a.poll_timeout() == SETTINGS.handshake_ns
+    with pytest.raises(LinkLost, match="hello"):
+        a.handle_timeout(SETTINGS.handshake_ns)
+
+
+def test_a_refusal_tells_why_and_its_text_is_made_harmless():
+    a, b = links()
+    b.receive(a.take_batch(), 0)
+    a.refuse("there is\x1b[31m one already")
+    with pytest.raises(LinkRefused, match=r"there is\?\[31m one"):
+        b.receive(a.take_batch(), 0)
+    assert a.poll_timeout() is None
+
+
+def test_another_name_or_version_or_incarnation_than_can_be_is_refused():
+    for hello in (
+        Hello(node="c", incarnation=1),
+        Hello(node="b", incarnation=-1),
+        Hello(node="b", incarnation=1, protocol_low=2, protocol_high=9),
+    ):
+        a, _ = links()
+        liar = Link(hello, "a", CODEC, SETTINGS, 0)
+        with pytest.raises(LinkProtocolError):
+            a.receive(liar.take_batch(), 0)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        frame(16, 1, b"\x92\xa1x\x01"),  # a message first
+        frame(2, 0, b""),  # READY from whoever is not the arbiter
+        frame(3, 0, b""),
+        frame(1, 0, b"\xc1"),
+        frame(1, 0, b"\x91" * 3_000),
+        frame(9, 0, b""),
+        b"\0\0\0\0",
+        b"\0\0\x20\0",  # longer than a hello may be
+        b"\xff" * 10,
+    ],
+)
+def test_what_may_not_come_first_ends_the_link(data: bytes):
+    a, _ = links()
+    with pytest.raises(LinkProtocolError):
+        a.receive(data, 0)
+
+
+@pytest.mark.parametrize("body", [b"", b"\xc1", b"\x93\x01\x02\x03", b"\x91" * 100_000, b"\x82"])
+def test_a_malformed_message_ends_the_link_without_its_content(body: bytes):
+    a, _ = ready()
+    with pytest.raises(LinkProtocolError, match=r"^a message of kind 16 is malformed"):
+        a.receive(frame(16, 1, body), 0)
+
+
+@given(st.binary(max_size=200), st.booleans())
+def test_any_bytes_make_messages_or_a_protocol_error(data: bytes, begun: bool):
+    link = ready()[0] if begun else links()[0]
+    with contextlib.suppress(LinkProtocolError, LinkRefused):
+        link.receive(data, 0)
+
+
+@given(st.lists(st.binary(max_size=40), max_size=12), st.lists(st.integers(1, 30)))
+def test_frames_survive_any_cutting_of_the_stream(bodies: list[bytes], cuts: list[int]):
+    stream = b"".join(frame(16 + place, place, body) for place, body in enumerate(bodies))
+    splitter = FrameSplitter()
+    found = []
+    position = 0
+    for size in [*cuts, len(stream)]:
+        chunk = stream[position : position + size]
+        position += size
+        found.extend((kind, target, bytes(body)) for kind, target, body in splitter.feed(chunk))
+    assert found == [(16 + place, place, body) for place, body in enumerate(bodies)]
+
+
+def test_limits_of_frames_and_codecs():
+    with pytest.raises(ValueError, match="at most"):
+        frame(16, 0, bytes(MAX_FRAME_BYTES))
+    with pytest.raises(ValueError, match="target"):
+        frame(16, -1, b"")
+    with pytest.raises(ValueError, match="kinds"):
+        MessageCodec({15: Note})
+    with pytest.raises(ValueError, match="two kinds"):
+        MessageCodec({16: Note, 17: Note})
+    with pytest.raises(ValueError, match="ping"):
+        LinkSettings(ping_ns=5, silence_ns=5)
+
+
+def test_the_arbiters_rule():
+    young, old = SETTINGS.handshake_ns - 1, SETTINGS.handshake_ns
+    for standing, candidate, age_ns, expected in (
+        (1, 2, young, Choice.REPLACE),
+        (2, 1, old, Choice.REFUSE),
+        (1, 1, young, Choice.REFUSE),
+        (1, 1, old, Choice.REPLACE),
+    ):
+        choice = choose(standing=standing, candidate=candidate, age_ns=age_ns, settings=SETTINGS)
+        assert choice is expected
