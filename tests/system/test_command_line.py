@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
@@ -110,3 +111,29 @@ def test_a_url_of_no_database_is_refused_without_being_shown(tmp_path: Path) -> 
     )  # fmt: skip
     assert code == 1
     assert "opensesame" not in said
+
+
+def test_a_database_that_cannot_be_reached_is_waited_for_in_whole_lines_of_json(
+    tmp_path: Path,
+) -> None:
+    portal = subprocess.Popen(
+        [sys.executable, "-m", "holloway", "portal", "--log-format", "json"],
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env=os.environ
+        | {
+            "DATABASE_URL": "postgresql://ada:opensesame@127.0.0.1:1/holloway",
+            "HOLLOWAY_PORTAL_STATE_DIR": str(tmp_path),
+            "HOLLOWAY_PORTAL_OBSERVABILITY": "",
+        },
+    )
+    assert portal.stderr is not None
+    first = json.loads(portal.stderr.readline())
+    portal.terminate()
+    _, said = portal.communicate(timeout=60)
+    assert portal.returncode == 0
+    assert first["event"] == "database_unavailable"
+    assert "Connection refused Is the server running" in first["error"]
+    assert "opensesame" not in str(first) + said
+    assert all(json.loads(line) for line in said.splitlines())

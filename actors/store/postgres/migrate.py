@@ -73,7 +73,9 @@ async def migrate(logins: Logins, *, timeout_s: float = 60.0) -> tuple[str, ...]
             finally:
                 connection.finish()
     except (*LOST, trio.TooSlowError) as error:
-        raise Unavailable(f"the database cannot be reached: {error}") from error
+        # libpq writes several lines, indented by tabs.
+        said = " ".join(str(error).split())
+        raise Unavailable(f"the database cannot be reached: {said}") from error
 
 
 async def _migrate(connection: TrioConnection) -> tuple[str, ...]:
