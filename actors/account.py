@@ -39,6 +39,7 @@ from actors.enrolment import (
 )
 from actors.ledger import LAST_CALL_NS, Live
 from actors.messages import (
+    DIRECTORY,
     AgentMoved,
     AttachClient,
     AttachGateway,
@@ -47,6 +48,7 @@ from actors.messages import (
     EnrolDevice,
     GatewayLoad,
     GatewayTruth,
+    RevokeRelayUse,
     VisibleResources,
     Wake,
 )
@@ -216,6 +218,9 @@ class AccountActor(QuestionsOfAccount):
         self._tell_updated(touched.updated)
         if touched.presences:
             await self._check_presences()
+        for change in self._news:
+            if change.kind in ("client", "gateway") and change.after is None:
+                self._revoke_relay_use(change.entity_id, is_gone=True)  # connected or not
         for online in self._clients:
             if touched.concerns_view(online.id, online.visible, self._snapshot):
                 self._tell_visible(online)
@@ -271,6 +276,13 @@ class AccountActor(QuestionsOfAccount):
             await self._end(live, refused.reason)
         attendance.remove(online)
         self.cast(online.ref, End(refused))
+        if row is not None:  # else its removal says so
+            self._revoke_relay_use(online.id, is_gone=False)
+
+    def _revoke_relay_use(self, agent_id: UUID, *, is_gone: bool) -> None:
+        directory = self.context.registry.whereis(DIRECTORY)
+        if directory is not None:
+            self.cast(directory, RevokeRelayUse(agent_id, is_gone))
 
     def _watch_token(self, online: OnlineAgent) -> None:
         expires_at = self._snapshot.tokens[online.token_id].expires_at

@@ -344,7 +344,17 @@ class RelayLoad:
 class AssignRelays:
     """Relays for an agent that now uses these. Answered by a tuple of `AssignedRelay`."""
 
+    agent_id: UUID
     current: tuple[UUID, ...] = ()
+
+
+@attrs.frozen
+class RevokeRelayUse:
+    """To the directory: an agent lost its right to be connected, so no relay serves it either.
+    `is_gone`: for good, its id will not come back."""
+
+    agent_id: UUID
+    is_gone: bool
 
 
 @attrs.frozen

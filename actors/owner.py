@@ -292,7 +292,7 @@ class AgentOwner(ChannelOwner):
             return ()
         try:
             assigned: tuple[AssignedRelay, ...] = await self.call(
-                directory, AssignRelays(tuple(self._relay_by_id))
+                directory, AssignRelays(self._device.id, tuple(self._relay_by_id))
             )
         except CallError:
             return ()

@@ -30,13 +30,22 @@ from actors.messages import (
     RelayLoad,
     RelayOnline,
     RelaysChanged,
+    RevokeRelayUse,
 )
 from actors.model import Relay, Token
 from actors.owner import REATTACH_NS, ChannelOwner
 from actors.services import Services
 from actors.store.interface import InvalidReference, StoreError
-from channel.credentials import turn_password, turn_username
-from channel.messages import Heartbeat, Load, RelayInit, RelayJoin, RelayServer, SocketAddress
+from channel.credentials import turn_password, turn_user, turn_username_of
+from channel.messages import (
+    Heartbeat,
+    Load,
+    RelayInit,
+    RelayJoin,
+    RelayServer,
+    RevokeUser,
+    SocketAddress,
+)
 from runtime.actor import Actor, ActorRef, CallError, Down, Timer, handles
 from runtime.randomness import uuid7
 from runtime.secret import Secret
@@ -66,6 +75,8 @@ class RelayDirectory(Actor):
     def __init__(self, services: Services) -> None:
         self._services = services
         self._by_id: dict[UUID, _Entry] = {}
+        self._user_key = services.randomness.bytes(32)
+        self._generation_by_agent: dict[UUID, int] = {}  # of revoked ones that are known still
 
     @handles(RelayOnline)
     def _on_online(self, message: RelayOnline) -> None:
@@ -105,7 +116,19 @@ class RelayDirectory(Actor):
             entry = equals[randomness.integer(len(equals))]
             others.remove(entry)
             chosen.append(entry)
-        return tuple(AssignedRelay(self._server(entry), entry.ref) for entry in chosen)
+        agent_id = message.agent_id
+        return tuple(AssignedRelay(self._server(entry, agent_id), entry.ref) for entry in chosen)
+
+    @handles(RevokeRelayUse)
+    def _on_revoke(self, message: RevokeRelayUse) -> None:
+        """Every relay ends what the agent has there. If it may come back, it comes as another."""
+        life_ns = self._services.limits.relay_credentials_ns
+        for entry in self._by_id.values():
+            user = self._user(entry, message.agent_id)
+            self.cast(entry.ref, RevokeUser(user=user, expires_in_ns=life_ns))
+        generation = self._generation_by_agent.pop(message.agent_id, 0)
+        if not message.is_gone:
+            self._generation_by_agent[message.agent_id] = generation + 1
 
     @handles(ListRelays)
     def _on_list(self, message: ListRelays) -> tuple[OnlineRelay, ...]:
@@ -114,10 +137,14 @@ class RelayDirectory(Actor):
             for id in sorted(self._by_id)
         )
 
-    def _server(self, entry: _Entry) -> RelayServer:
+    def _user(self, entry: _Entry, agent_id: UUID) -> str:
+        generation = self._generation_by_agent.get(agent_id, 0)
+        return turn_user(self._user_key, entry.relay.id, agent_id, generation)
+
+    def _server(self, entry: _Entry, agent_id: UUID) -> RelayServer:
         life_ns = self._services.limits.relay_credentials_ns
         now_s = (self.context.utc_now() - _EPOCH) // timedelta(seconds=1)
-        username = turn_username(now_s + life_ns // 10**9, self._services.randomness)
+        username = turn_username_of(now_s + life_ns // 10**9, self._user(entry, agent_id))
         return RelayServer(
             id=entry.relay.id,
             addresses=entry.relay.addresses,
@@ -285,6 +312,10 @@ class RelayActor(ChannelOwner):
                 pass  # answered by the channel itself
             case _:
                 self.refuse("protocol_error", "not in place after the join")
+
+    @handles(RevokeUser)
+    def _on_revoke_user(self, message: RevokeUser) -> None:
+        self.say(message)
 
     @handles(Moved)
     def _on_moved(self, message: Moved) -> None:

@@ -7,7 +7,16 @@ import attrs
 import pytest
 
 from channel.credentials import decode_token, turn_expiry, turn_password
-from channel.messages import Challenge, IpText, Load, RelayInit, Relays, SocketAddress
+from channel.messages import (
+    Challenge,
+    IpText,
+    Load,
+    RelayInit,
+    Relays,
+    RelayServer,
+    RevokeUser,
+    SocketAddress,
+)
 
 from .world import START, RelayAgent, World, run
 
@@ -228,3 +237,46 @@ def test_relays_stay_while_the_store_is_away() -> None:
     world.store.is_away = False
     world.run_for(61)
     assert relay.refused == "invalid_token"
+
+
+def user_of(server: RelayServer) -> str:
+    return server.username.partition(":")[2]
+
+
+def test_an_agent_has_one_user_at_each_relay_that_tells_nothing_of_it() -> None:
+    world = World()
+    world.relay("one")
+    world.relay("two")
+    client, other = world.client(), world.client()
+    users = [user_of(server) for server in (*client.init.relays, *other.init.relays)]
+    assert len(set(users)) == 4
+    client.lose_channel()
+    client.join()
+    assert {user_of(server) for server in client.init.relays} == set(users[:2])
+
+
+@pytest.mark.parametrize("connected", [True, False])
+def test_a_removed_agent_loses_its_allocations_too(connected: bool) -> None:
+    world = World()
+    relay = world.relay()
+    client, other = world.client(), world.client()
+    (server,) = client.init.relays
+    if not connected:
+        client.lose_channel()
+    world.remove("client", client.init.client_id)
+    (told,) = relay.heard(RevokeUser)
+    assert told.user == user_of(server)
+    assert told.expires_in_ns >= server.expires_in_ns
+    assert told.user != user_of(other.init.relays[0])
+
+
+def test_an_agent_that_may_come_back_comes_to_relays_as_another() -> None:
+    world = World()
+    relay = world.relay()
+    client = world.client()
+    before = user_of(client.init.relays[0])
+    world.put(attrs.evolve(world.account, disabled=True))
+    assert [told.user for told in relay.heard(RevokeUser)] == [before]
+    world.put(attrs.evolve(world.account, disabled=False))
+    client.join()
+    assert user_of(client.init.relays[0]) != before
