@@ -122,14 +122,13 @@ class Actor:
     gen_server does), and drops it otherwise.
     """
 
-    __slots__ = ("context",)
-
     mailbox_limit: ClassVar[int] = DEFAULT_MAILBOX_LIMIT
     overload: ClassVar[Overload] = Overload.REFUSE
     coalesces: ClassVar[Mapping[type, str | None]] = {}
     traps_exits: ClassVar[bool] = False
     idle_timeout_ns: ClassVar[int | None] = None
     _has_start: ClassVar[bool] = False
+    _was_spawned: bool = False
     _plain_handlers: ClassVar[dict[type, Callable[[Any, Any], Any]]] = {}
     _awaiting_handlers: ClassVar[dict[type, Callable[[Any, Any], Coroutine[Any, Any, Any]]]] = {}
 

@@ -202,7 +202,9 @@ class Lifetimes(Links):
                 monitor._ended(reason)
 
     def _release(self, context: Context) -> None:
-        """Let go of everything, since references may keep the context for long."""
+        """Let go of everything, also of what refers back, so that nothing is left for the garbage
+        collector to find; references may be kept for long, and know it as dead by its number."""
+        context.ref._context = None
         context._label = context.label
         context._actor = None
         context._parent = context._caller = None

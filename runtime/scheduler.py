@@ -113,7 +113,7 @@ class Scheduler(Lifetimes):
         `name` is registered; `label` is for people (default: the name, or class and number).
         Raises LimitReached, NameTaken, Dead (the parent has ended), ValueError (an instance twice).
         """
-        if hasattr(actor, "context"):
+        if actor._was_spawned:
             raise ValueError(f"{actor.context.label} was spawned before")
         above = self.resolve(parent) if parent is not None else None
         if parent is not None and (above is None or above._state == DEAD):
@@ -137,6 +137,7 @@ class Scheduler(Lifetimes):
             extras.mailbox_limit = mailbox_limit
         ref._context = context
         actor.context = context
+        actor._was_spawned = True
         self._context_by_number[ref.number] = context
         if name is not None:
             self.registry.register(name, ref)

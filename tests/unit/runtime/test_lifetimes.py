@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import pickle
 from typing import Any
 
@@ -574,3 +575,25 @@ def test_a_scheduler_does_not_run_within_itself(host: HeapHost):
     ref = host.scheduler.spawn(Subject())
     with pytest.raises(Crashed, match="RuntimeError"):
         host.call(ref, Do(lambda subject: host.scheduler.run()))
+
+
+def test_an_actor_that_has_ended_leaves_nothing_for_the_garbage_collector(host: HeapHost):
+    async def live(subject: Actor) -> None:
+        child = subject.spawn(Subject())
+        subject.monitor(child)
+        subject.link(child)
+        subject.send_after(NS_PER_S, Note("never"))
+        subject.subscribe("news")
+        await subject.sleep(1)
+        subject.stop()
+
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(100):
+            host.cast(host.scheduler.spawn(Subject(), name="subject"), Await(live))
+            host.run_for(NS_PER_S)
+        assert host.scheduler.statistics().actors == 0
+        assert gc.collect() < 10  # a hundred lives: whatever there is, is not of theirs
+    finally:
+        gc.enable()
