@@ -24,6 +24,7 @@ MAX_FRAME_BYTES: Final = 4 * 1024 * 1024
 
 HEADER: Final = Struct("!IHQ")
 _LENGTH: Final = Struct("!I")
+_EMPTY_HEADER: Final = bytes(HEADER.size)
 _LEAST: Final = HEADER.size - _LENGTH.size
 
 
@@ -43,18 +44,31 @@ class MessageCodec:
         self._kind_by_class = {each: kind for kind, each in class_by_kind.items()}
         if len(self._kind_by_class) < len(class_by_kind):
             raise ValueError("a class has two kinds")
-        self._encode = msgspec.msgpack.Encoder().encode
+        self._encode_into = msgspec.msgpack.Encoder().encode_into
         self._decode_by_kind: dict[int, Callable[[memoryview], Any]] = {
             kind: msgspec.msgpack.Decoder(each).decode for kind, each in class_by_kind.items()
         }
 
-    def encode(self, target: int, message: object) -> bytes:
-        """The frame. Raises TypeError for a class that is not registered, ValueError when it is
-        longer than MAX_FRAME_BYTES or the target is out of range."""
+    def encode_into(self, buffer: bytearray, target: int, message: object) -> None:
+        """Append the frame to `buffer`, or leave it as it was. Raises TypeError for a class that is
+        not registered, ValueError when the frame would be longer than MAX_FRAME_BYTES or the target
+        is out of range."""
         kind = self._kind_by_class.get(type(message))
         if kind is None:
             raise TypeError(f"{type(message).__name__} may not cross a link: it is not registered")
-        return frame(kind, target, self._encode(message))
+        if not 0 <= target <= MAX_TARGET:
+            raise ValueError("the target is out of range")
+        start = len(buffer)
+        buffer += _EMPTY_HEADER
+        try:
+            self._encode_into(message, buffer, -1)
+            length = len(buffer) - start - _LENGTH.size
+            if length > MAX_FRAME_BYTES:
+                raise ValueError(f"a frame has at most {MAX_FRAME_BYTES} bytes")
+        except BaseException:
+            del buffer[start:]
+            raise
+        HEADER.pack_into(buffer, start, length, kind, target)
 
     def decode(self, kind: int, body: memoryview) -> Any | None:
         """The message; None if the kind is not registered. Raises LinkProtocolError."""
@@ -99,11 +113,11 @@ class FrameSplitter:
             return
         buffer = data if len(self._chunks) == 1 else b"".join(self._chunks)
         view = memoryview(buffer)
-        position, end = 0, len(buffer)
+        position, end, limit = 0, len(buffer), self.limit
         self._needed = _LENGTH.size
         while end - position >= _LENGTH.size:
             (length,) = _LENGTH.unpack_from(buffer, position)
-            if not _LEAST <= length <= self.limit:
+            if not _LEAST <= length <= limit:
                 raise LinkProtocolError(f"a frame of {length} bytes")
             after = position + _LENGTH.size + length
             if after > end:
@@ -111,6 +125,7 @@ class FrameSplitter:
                 break
             _, kind, target = HEADER.unpack_from(buffer, position)
             yield kind, target, view[position + HEADER.size : after]
+            limit = self.limit  # it rises with the hello
             position = after
         self._chunks = [buffer[position:]] if position < end else []
         self._held = end - position

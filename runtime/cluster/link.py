@@ -154,6 +154,16 @@ class LinkStatistics:
     rtt_ns: int | None
 
 
+class _Batch:
+    """Messages as bytes, ready to be sent together."""
+
+    __slots__ = ("data", "messages")
+
+    def __init__(self) -> None:
+        self.data = bytearray()
+        self.messages = 0
+
+
 _encode_control = msgspec.msgpack.Encoder().encode
 _decode_hello = msgspec.msgpack.Decoder(Hello).decode
 _decode_reason = msgspec.msgpack.Decoder(str).decode
@@ -186,7 +196,8 @@ class Link:
         self._rtt_ns: int | None = None
         self._splitter = FrameSplitter(MAX_HELLO_BYTES)
         self._control: list[bytes] = [frame(_HELLO, 0, _encode_control(local))]
-        self._queue: deque[bytes] = deque()
+        self._batches_queued: deque[_Batch] = deque()
+        self._queued_messages = 0
         self._queued_bytes = 0
         self._sent_messages = 0
         self._sent_bytes = 0
@@ -214,7 +225,8 @@ class Link:
         """Have the other side told why, with the next batch; then close the connection."""
         body = _encode_control(reason[:MAX_REASON_CHARACTERS])
         self._control.append(frame(_REFUSED, 0, body))
-        self._queue.clear()
+        self._batches_queued.clear()
+        self._queued_messages = 0
         self._queued_bytes = 0
         self.state = LinkState.CLOSED
 
@@ -228,23 +240,29 @@ class Link:
         if not self.has_room:
             self._congested += 1
             raise Congested(self.peer, f"{self._queued_bytes} bytes wait already")
-        data = self._codec.encode(target, message)
-        self._queue.append(data)
-        self._queued_bytes += len(data)
+        batch = self._batches_queued[-1] if self._batches_queued else None
+        if batch is None or len(batch.data) >= self._settings.batch_bytes:
+            batch = _Batch()
+            self._batches_queued.append(batch)
+        before = len(batch.data)
+        self._codec.encode_into(batch.data, target, message)
+        batch.messages += 1
+        self._queued_messages += 1
+        self._queued_bytes += len(batch.data) - before
 
     @property
     def has_room(self) -> bool:
         """Whether one more message would be queued."""
         settings = self._settings
         return (
-            len(self._queue) < settings.max_queued_messages
+            self._queued_messages < settings.max_queued_messages
             and self._queued_bytes < settings.max_queued_bytes
         )
 
     @property
     def has_output(self) -> bool:
         """Whether `take_batch` would give anything."""
-        return bool(self._control or self._queue or self._pong_due is not None)
+        return bool(self._control or self._queued_messages or self._pong_due is not None)
 
     def take_batch(self) -> bytes:
         """What is to be sent next: the link's own words, then messages of about `batch_bytes`."""
@@ -252,14 +270,12 @@ class Link:
         if self._pong_due is not None:
             pieces.append(frame(_PONG, self._pong_due, b""))
             self._pong_due = None
-        room = self._settings.batch_bytes
-        queue = self._queue
-        while queue and room > 0:
-            piece = queue.popleft()
-            room -= len(piece)
-            self._queued_bytes -= len(piece)
-            self._sent_messages += 1
-            pieces.append(piece)
+        if self._batches_queued:
+            queued = self._batches_queued.popleft()
+            pieces.append(bytes(queued.data))
+            self._queued_bytes -= len(queued.data)
+            self._queued_messages -= queued.messages
+            self._sent_messages += queued.messages
         batch = b"".join(pieces)
         self._sent_bytes += len(batch)
         self._batches += 1
@@ -327,7 +343,7 @@ class Link:
             node=self.peer,
             incarnation=None if self.hello is None else self.hello.incarnation,
             state=self.state.value,
-            queued_messages=len(self._queue),
+            queued_messages=self._queued_messages,
             queued_bytes=self._queued_bytes,
             sent_messages=self._sent_messages,
             sent_bytes=self._sent_bytes,
