@@ -48,6 +48,7 @@ from actors.messages import (
     EnrolDevice,
     GatewayLoad,
     GatewayTruth,
+    Occupied,
     RevokeRelayUse,
     VisibleResources,
     Wake,
@@ -407,11 +408,14 @@ class AccountActor(QuestionsOfAccount):
         )
 
     @handles(AttachGateway)
-    async def _on_attach_gateway(self, ask: AttachGateway) -> GatewayTruth | Disconnect:
+    async def _on_attach_gateway(self, ask: AttachGateway) -> GatewayTruth | Occupied | Disconnect:
         caller = self.context.caller
         assert caller is not None
         try:
             await self._pull()
+            before = self._gateways.get(ask.gateway_id)
+            if ask.number is None and before and before.ref not in (caller.ref, ask.replaces):
+                return Occupied(before.ref)
             online = self._arrive(
                 self._gateways, self._snapshot.gateways.get(ask.gateway_id), ask, caller
             )
@@ -444,7 +448,8 @@ class AccountActor(QuestionsOfAccount):
         ask: AttachClient | AttachGateway,
         caller: Caller,
     ) -> OnlineAgent | Disconnect:
-        """Note who is connected; of two connections of one device the newer stands."""
+        """Note who is connected; of two connections of one device the newer stands. (That of a
+        gateway comes here only when the older one failed a probe.)"""
         refused = device_refusal(
             self._snapshot, row, ask.token_id, ask.remote, self.context.utc_now()
         )

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Literal, Protocol
 
 from actors.enrolment import refusal
-from actors.messages import Closed, Moved, Received
+from actors.messages import Closed, Heard, Moved, Received
 from channel.frames import Frame
 from channel.messages import Disconnect, IpText
 from runtime.actor import ActorRef
@@ -32,6 +32,9 @@ class Channel(Protocol):
     def send(self, message: object, *, ref: int | None = None, epoch: int | None = None) -> None:
         """Queue a message; the queue is bounded, and the channel closes when it is full."""
 
+    def probe(self) -> None:
+        """Have the attachment told (`heard`) as soon as the agent gives a sign of life."""
+
     def close(self, disconnect: Disconnect | None) -> None:
         """Send this last, and close. Again is harmless."""
 
@@ -40,6 +43,8 @@ class Attachment(Protocol):
     """What the listener tells of a connection. All are synchronous; after `closed` comes none."""
 
     def received(self, frame: Frame) -> None: ...
+
+    def heard(self) -> None: ...
 
     def migrated(self, remote: IpText) -> None: ...
 
@@ -69,6 +74,10 @@ class OwnedChannel:
             return
         alive = self._scheduler.is_alive(self._owner)
         self._channel.close(refusal("limits_exceeded" if alive else "unavailable"))
+
+    def heard(self) -> None:
+        if self._owner is not None:
+            self._scheduler.cast(self._owner, Heard())
 
     def migrated(self, remote: IpText) -> None:
         self._moved = remote

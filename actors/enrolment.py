@@ -40,6 +40,8 @@ _RETRY: dict[RefusalCode, int | None] = {
 }
 """After how long to dial again; None: not at all, since another try would end the same."""
 
+OCCUPIED_RETRY_NS = 10 * _S
+
 _D = TypeVar("_D", Client, Gateway)
 
 
@@ -57,6 +59,17 @@ def refusal(
     if randomness is not None:
         after_ns += randomness.integer(after_ns + 1)
     return Disconnect(reason=reason, detail=detail, retry=True, retry_after_ns=after_ns)
+
+
+def occupied(randomness: Randomness) -> Disconnect:
+    """Refuses a gateway whose older connection is alive: a copy of its key, or one that is about
+    to notice a loss. It is to come again, later with each time."""
+    return Disconnect(
+        reason="superseded",
+        detail="another connection with this device key is alive",
+        retry=True,
+        retry_after_ns=OCCUPIED_RETRY_NS + randomness.integer(OCCUPIED_RETRY_NS),
+    )
 
 
 def version_refusal(versions: tuple[int, int]) -> Disconnect | None:

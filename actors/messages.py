@@ -52,6 +52,11 @@ class Moved:
 
 
 @attrs.frozen
+class Heard:
+    """The agent gave a sign of life after a probe."""
+
+
+@attrs.frozen
 class Closed:
     """The channel is gone; nothing can be sent any more."""
 
@@ -105,7 +110,10 @@ class AttachClient:
 
 @attrs.frozen(kw_only=True)
 class AttachGateway:
-    """The same for a gateway. Answered by `GatewayTruth` or `Disconnect`."""
+    """The same for a gateway. Answered by `GatewayTruth`, `Disconnect` or `Occupied`.
+
+    `replaces` is the owner of an older connection of this gateway, which failed a probe.
+    """
 
     gateway_id: UUID
     token_id: UUID
@@ -114,6 +122,20 @@ class AttachGateway:
     remote: IpText
     held: tuple[Held, ...]
     number: int | None = None
+    replaces: ActorRef | None = None
+
+
+@attrs.frozen
+class Occupied:
+    """An older connection of this gateway stands, by this owner. Only if it fails a probe may the
+    newer one take its place."""
+
+    owner: ActorRef
+
+
+@attrs.frozen
+class Probe:
+    """To the owner of a gateway's channel: answered by None as soon as the gateway is heard."""
 
 
 @attrs.frozen(kw_only=True)

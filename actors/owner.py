@@ -11,7 +11,7 @@ import attrs
 import structlog
 
 from actors.attachment import Channel
-from actors.enrolment import refusal
+from actors.enrolment import occupied, refusal
 from actors.messages import (
     DIRECTORY,
     OWNERS,
@@ -26,7 +26,10 @@ from actors.messages import (
     Closed,
     End,
     GatewayTruth,
+    Heard,
     Moved,
+    Occupied,
+    Probe,
     RelaysChanged,
 )
 from actors.model import Client, Gateway
@@ -46,12 +49,14 @@ from channel.messages import (
     Relays,
     RelayServer,
 )
-from runtime.actor import Actor, ActorError, ActorRef, CallError, Down, handles
+from runtime.actor import LATER, Actor, ActorError, ActorRef, Caller, CallError, Down, handles
 
 HELD_WINDOW = 4
 """So many `MoreHeld` are under way at a time."""
 ATTACH_DEADLINE_NS = 10 * 10**9
 MAX_ATTACH_ATTEMPTS = 6
+MAX_PROBES = 16
+"""So many newcomers at a time may wait for a sign of life of one agent."""
 REATTACH_NS = 50 * 10**6
 """The first pause before an account actor that ended is looked for again; it doubles."""
 
@@ -144,6 +149,7 @@ class AgentOwner(ChannelOwner):
         self._token_id = token_id
         self._account: ActorRef | None = None
         self._number: int | None = None
+        self._probing: list[Caller] = []
         self._tunnel_key = join.tunnel_key
         self._incarnation = join.incarnation
         self._remote = remote
@@ -234,6 +240,13 @@ class AgentOwner(ChannelOwner):
                 await self.sleep(pause_ns + self._services.randomness.integer(pause_ns))
                 pause_ns *= 2
                 continue
+            if isinstance(answer, Occupied):
+                if await self._is_alive(answer.owner):
+                    self.part(occupied(self._services.randomness))
+                    return None
+                assert isinstance(ask, AttachGateway)
+                ask = attrs.evolve(ask, replaces=answer.owner)
+                continue
             if isinstance(answer, Disconnect):
                 self.part(answer)
                 return None
@@ -243,6 +256,29 @@ class AgentOwner(ChannelOwner):
             return answer
         self.refuse("unavailable")
         return None
+
+    async def _is_alive(self, owner: ActorRef) -> bool:
+        """Whether the agent at the other end of this owner's channel is heard in time."""
+        try:
+            await self.call(owner, Probe(), self._services.limits.probe_ns)
+        except CallError:
+            return False
+        return True
+
+    @handles(Probe)
+    def _on_probe(self, message: Probe) -> object:
+        if self.context.caller is None:
+            return None
+        self._probing = [each for each in self._probing if each.waiting][-MAX_PROBES:]
+        self._probing.append(self.context.caller)
+        self._channel.probe()
+        return LATER
+
+    @handles(Heard)
+    def _on_heard(self, message: Heard) -> None:
+        probing, self._probing = self._probing, []
+        for caller in probing:
+            self.reply(caller, None)
 
     @handles(Down)
     def _on_down(self, message: Down) -> None:

@@ -25,6 +25,8 @@ class Limits:
     join_deadline_ns: int = 10 * _S
     held_deadline_ns: int = 30 * _S
     """For the rest of what an agent holds, if its join could not say it all."""
+    probe_ns: int = 2 * _S + _S // 2
+    """How long the older connection of a gateway has to answer before a newer one is taken."""
     clients_online: int = 50_000
     """Per account."""
     gateways_online: int = 5_000

@@ -78,6 +78,10 @@ class Channel(Protocol):
     def joined(self, kind: AgentKind) -> None:
         """The join is accepted: from now on the agent is heard as a `kind`."""
 
+    def probe(self) -> None:
+        """Have the attachment told (`heard`) as soon as the agent gives a sign of life; the
+        transport asks it for one."""
+
     def close(self, disconnect: Disconnect | None) -> None:
         """End the channel, telling the agent why. Closing twice is harmless."""
 
@@ -87,6 +91,9 @@ class Attachment(Protocol):
 
     def received(self, frame: Frame) -> None:
         """A frame came: first the join, then whatever the kind of agent sends."""
+
+    def heard(self) -> None:
+        """The agent is there: once after each `Channel.probe`, unless it is not."""
 
     def migrated(self, remote: IpText) -> None:
         """The agent's address is another one now; the new path is validated."""
@@ -103,6 +110,9 @@ class Transport(Protocol):
 
     def send(self, data: bytes) -> bool:
         """Queue bytes without waiting; False when that is too much."""
+
+    def ping(self) -> None:
+        """Have the agent's end of the transport answer."""
 
     def close(self, code: int, reason: str, linger_ns: int) -> None:
         """End, after at most `linger_ns` in which what was sent still arrives."""
@@ -161,6 +171,7 @@ class PortalChannel:
         self._now = now
         self._seq = 0
         self._reading = False
+        self._probing = False
         self._end_reason: str | None = None
         self.broke_protocol = False
 
@@ -199,6 +210,11 @@ class PortalChannel:
         self._decoder.events = _EVENTS_BY_KIND[kind]
         self._read()
 
+    def probe(self) -> None:
+        if self._state is not _State.ENDED:
+            self._probing = True
+            self._transport.ping()
+
     def close(self, disconnect: Disconnect | None) -> None:
         if self._state is _State.ENDED:
             return
@@ -215,12 +231,19 @@ class PortalChannel:
         self._now = now
         if self._state is _State.ENDED:
             return
+        self.heard()
         self._decoder.push(data)
         waiting = self._state is _State.WAITING_FOR_DECISION
         if waiting and self._decoder.buffered_bytes > 2 * AGENT_FRAME_LIMIT:
             self._refuse(RemoteProtocolError("unexpected_message", "too much before the answer"))
             return
         self._read()
+
+    def heard(self) -> None:
+        """The agent gave a sign of life: data, or its transport's answer to a ping."""
+        if self._probing and self._attachment is not None and self._state is not _State.ENDED:
+            self._probing = False
+            self._attachment.heard()
 
     def moved(self, remote: IpText) -> None:
         """The transport validated another path. Another port of the same address is no news."""
@@ -396,6 +419,7 @@ class ChannelServer:
             channel.close(self._come_again("unavailable", self._limits.shed_spread_ns))
             return
         connection.on_migrated = lambda remote: channel.moved(IpText(remote.host))
+        connection.on_pong = channel.heard
         self._channels.add(channel)
         reason = "shutting_down"
         try:
@@ -450,6 +474,9 @@ class _QuicTransport:
 
     def send(self, data: bytes) -> bool:
         return self._connection.send(data) or self._connection.closed is not None
+
+    def ping(self) -> None:
+        self._connection.ping()
 
     def close(self, code: int, reason: str, linger_ns: int) -> None:
         self._connection.close(code, reason, linger_ns=linger_ns)

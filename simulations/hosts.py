@@ -158,6 +158,13 @@ class Link:
         for data in parts:
             self._world.after(LATENCY_NS, lambda data=data: self._at_agent(data))  # type: ignore[misc]
 
+    def probe(self) -> None:
+        self._world.after(2 * LATENCY_NS, self._answer_probe)
+
+    def _answer_probe(self) -> None:
+        if self._open and self._machine.alive and self._attachment is not None:
+            self._attachment.heard()
+
     def close(self, disconnect: Disconnect | None) -> None:
         if disconnect is not None:
             self.send(disconnect)

@@ -76,6 +76,9 @@ class Desk:
         elif isinstance(frame.message, Load):
             self.loads.append(frame.message)
 
+    def heard(self) -> None:
+        pass
+
     def migrated(self, remote: IpText) -> None:
         pass
 

@@ -142,6 +142,12 @@ class Line:
                 if self.agent is not None and self.agent.line is self:
                     self.agent.hear(frame)
 
+    def probe(self) -> None:
+        """Answered by an agent that is there, and has not dialled anew."""
+        is_there = self.agent is not None and self.agent.line is self
+        if is_there and self.is_open and self.attachment is not None:
+            self.attachment.heard()
+
     def close(self, disconnect: Disconnect | None) -> None:
         if self.is_open:
             self.is_open = False

@@ -82,6 +82,7 @@ class Desk:
         self.frames: list[Frame] = []
         self.remotes: list[IpText] = [channel.remote]
         self.ends: list[str] = []
+        self.signs_of_life = 0
         self._answer = answer or Desk.accept
 
     def accept(self) -> None:
@@ -95,6 +96,9 @@ class Desk:
         self.frames.append(frame)
         if frame.event == "join":
             self._answer(self)
+
+    def heard(self) -> None:
+        self.signs_of_life += 1
 
     def migrated(self, remote: IpText) -> None:
         self.remotes.append(remote)

@@ -47,12 +47,16 @@ class Pipe:
         self.bytes = bytearray()
         self.room = 1 << 30
         self.end: tuple[int, str] | None = None
+        self.pings = 0
 
     def send(self, data: bytes) -> bool:
         if len(self.bytes) + len(data) > self.room:
             return False
         self.bytes += data
         return True
+
+    def ping(self) -> None:
+        self.pings += 1
 
     def close(self, code: int, reason: str, linger_ns: int) -> None:
         self.end = (code, reason)
@@ -274,6 +278,26 @@ def test_heartbeats_keep_a_silent_channel_alive_for_ever() -> None:
     assert pair.session.round_trip_ns == 0
     assert pair.agent.messages == [INIT], "heartbeats are not the agent's affair"
     assert len(pair.desk.frames) == 1
+
+
+def test_a_probe_is_answered_by_the_first_sign_of_life() -> None:
+    pair = joined()
+    pair.portal.heard()
+    assert not pair.desk.signs_of_life, "nobody asked"
+    pair.portal.probe()
+    assert pair.down.pings == 1
+    pair.portal.heard()  # the transport was answered
+    pair.portal.heard()
+    assert pair.desk.signs_of_life == 1
+    pair.portal.probe()
+    pair.session.send(CANDIDATES)
+    pair.exchange()
+    assert pair.desk.signs_of_life == 2
+    pair.portal.probe()
+    pair.portal.close(None)
+    pair.portal.heard()
+    pair.portal.probe()
+    assert (pair.desk.signs_of_life, pair.down.pings) == (2, 3), "nothing after the end"
 
 
 def test_three_heartbeats_without_an_answer_end_the_session_and_silence_the_channel() -> None:

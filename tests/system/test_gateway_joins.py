@@ -1,8 +1,9 @@
-"""A gateway with thousands of live authorisations joins over real QUIC, and keeps them all."""
+"""Gateways join the real actors over real QUIC: with thousands of live authorisations, and where
+another one with the same device key is connected."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from ipaddress import IPv4Address, IPv6Address
@@ -53,6 +54,7 @@ from runtime.host import TrioHost
 from runtime.net.address import Address
 from runtime.randomness import SystemRandomness, uuid7
 from runtime.scheduler import Scheduler
+from tests.system.rebinding import Rebinding
 from tests.unit.channel.certificates import Authority
 
 pytestmark = pytest.mark.system
@@ -62,7 +64,7 @@ CHAIN, KEY = AUTHORITY.issue_pem("localhost", "127.0.0.1")
 CLOCK, RANDOMNESS = SystemClock(), SystemRandomness()
 PATIENCE_S = 60.0
 MANY = 5_000
-SEED, TUNNEL_KEY = RANDOMNESS.bytes(32), RANDOMNESS.bytes(32)
+SEED = RANDOMNESS.bytes(32)
 
 
 class HoldingGateway:
@@ -71,17 +73,18 @@ class HoldingGateway:
     def __init__(self, token: str, held: tuple[Held, ...]) -> None:
         self._token = token
         self._held = held
+        self._tunnel_key = RANDOMNESS.bytes(32)
         self.told: list[object] = []
 
     def join(self, challenge: Challenge, now: int) -> Join:
         token_id = decode_token(self._token).id
-        statement = join_statement(challenge.nonce, challenge.portal, token_id, TUNNEL_KEY)
+        statement = join_statement(challenge.nonce, challenge.portal, token_id, self._tunnel_key)
         return Join(
             kind="gateway",
             token=self._token,
             device_key=device_key_of(SEED),
             signature=sign_join(SEED, statement),
-            tunnel_key=TUNNEL_KEY,
+            tunnel_key=self._tunnel_key,
             name="gateway",
             incarnation=now,
             held=self._held,
@@ -94,8 +97,8 @@ class HoldingGateway:
         pass
 
 
-async def filled_store() -> tuple[MemoryStore, Token, bytes, list[Authorization]]:
-    """An account in which one gateway carries MANY live authorisations of one client."""
+async def filled_store(count: int) -> tuple[MemoryStore, Token, bytes, list[Authorization]]:
+    """An account in which one gateway carries `count` live authorisations of one client."""
     store, at = MemoryStore(), CLOCK.utc_now()
     account = Account(id=uuid7(CLOCK, RANDOMNESS), name="acme", slug="acme", created_at=at)
 
@@ -143,7 +146,7 @@ async def filled_store() -> tuple[MemoryStore, Token, bytes, list[Authorization]
             created_at=at,
             expires_at=at + timedelta(hours=1),
         )
-        for _ in range(MANY)
+        for _ in range(count)
     ]
     for row in rows:
         await store.write_authorization(row, epoch=epoch)
@@ -181,20 +184,80 @@ async def portal(store: MemoryStore) -> AsyncIterator[int]:
 
 
 async def test_a_gateway_keeps_what_its_join_had_no_room_for() -> None:
-    store, token, secret, rows = await filled_store()
+    store, token, secret, rows = await filled_store(MANY)
     held = tuple(Held(authorization_id=row.id, connection_id=row.connection_id) for row in rows)
     async with portal(store) as port, trio.open_nursery() as nursery:
-        at = f"127.0.0.1:{port}"
-        text = encode_token("gateway", token.id, secret, at, AUTHORITY.pin).reveal_text()
-        agent = HoldingGateway(text, held)
-        dialer = Dialer(
-            at, AUTHORITY.pin, TO_GATEWAY, agent, CLOCK, RANDOMNESS, on_frame=lambda: None
-        )
-        nursery.start_soon(dialer.run)
-        with trio.fail_after(PATIENCE_S):
-            while not agent.told:
-                await trio.sleep(0.02)
+        agent = HoldingGateway(token_for(port, token, secret), held)
+        nursery.start_soon(dialer_of(agent, port).run)
+        await until(lambda: bool(agent.told))
         nursery.cancel_scope.cancel()
     init = agent.told[0]
     assert isinstance(init, GatewayInit)
     assert {each.authorization_id for each in init.authorizations} == {row.id for row in rows}
+
+
+async def test_a_copy_of_a_device_key_waits_until_the_one_that_serves_has_gone() -> None:
+    store, token, secret, _ = await filled_store(0)
+    async with portal(store) as port, trio.open_nursery() as nursery:
+        text = token_for(port, token, secret)
+        first, second = HoldingGateway(text, ()), HoldingGateway(text, ())
+        serving, waiting = dialer_of(first, port), dialer_of(second, port)
+        scope = trio.CancelScope()
+
+        async def serve() -> None:
+            with scope:
+                await serving.run()
+
+        nursery.start_soon(serve)
+        await until(lambda: bool(first.told))
+        nursery.start_soon(waiting.run)
+        await until(lambda: waiting.statistics().last_error.startswith("superseded"))
+        assert serving.connected
+        assert not second.told
+        scope.cancel()
+        await until(lambda: bool(second.told))
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_gateway_whose_older_connection_is_mute_is_taken_in() -> None:
+    store, token, secret, _ = await filled_store(0)
+    async with portal(store) as port, trio.open_nursery() as nursery:
+        text = token_for(port, token, secret)
+        first, second = HoldingGateway(text, ()), HoldingGateway(text, ())
+        path = Rebinding(Address("127.0.0.1", port))
+        scope = trio.CancelScope()
+
+        async def carry() -> None:
+            with scope:
+                await path.run()
+
+        nursery.start_soon(carry)
+        nursery.start_soon(dialer_of(first, path.inside.local_address.port).run)
+        await until(lambda: bool(first.told))
+        scope.cancel()
+        nursery.start_soon(dialer_of(second, port).run)
+        await until(lambda: bool(second.told))
+        nursery.cancel_scope.cancel()
+
+
+def token_for(port: int, token: Token, secret: bytes) -> str:
+    at = f"127.0.0.1:{port}"
+    return encode_token("gateway", token.id, secret, at, AUTHORITY.pin).reveal_text()
+
+
+def dialer_of(agent: HoldingGateway, port: int) -> Dialer:
+    return Dialer(
+        f"127.0.0.1:{port}",
+        AUTHORITY.pin,
+        TO_GATEWAY,
+        agent,
+        CLOCK,
+        RANDOMNESS,
+        on_frame=lambda: None,
+    )
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    with trio.fail_after(PATIENCE_S):
+        while not holds():
+            await trio.sleep(0.02)
