@@ -8,7 +8,7 @@ once from both, whenever an expiry is given.
 
 from __future__ import annotations
 
-from base64 import urlsafe_b64encode
+from base64 import b64encode
 from collections.abc import Iterable, Iterator
 from datetime import datetime, timedelta
 from heapq import heapify, heappop, heappush
@@ -286,8 +286,8 @@ def new_ice(randomness: Randomness) -> IceParameters:
 
 def _ice_credentials(randomness: Randomness) -> IceCredentials:
     return IceCredentials(
-        fragment=urlsafe_b64encode(randomness.bytes(6)).decode(),
-        password=urlsafe_b64encode(randomness.bytes(24)).decode(),
+        fragment=b64encode(randomness.bytes(6)).decode(),
+        password=b64encode(randomness.bytes(24)).decode(),
     )
 
 

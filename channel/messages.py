@@ -59,10 +59,10 @@ MAX_ADDRESSES = 16
 
 @attrs.frozen(kw_only=True)
 class IceCredentials:
-    """ICE user fragment (48 bits) and password (192 bits), base64url without padding."""
+    """ICE user fragment (48 bits) and password (192 bits) in ice-chars (RFC 8839, section 5.4)."""
 
-    fragment: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{8}$")]
-    password: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{32}$")] = attrs.field(repr=False)
+    fragment: Annotated[str, Meta(pattern=r"^[A-Za-z0-9+/]{8}$(?!\n)")]
+    password: Annotated[str, Meta(pattern=r"^[A-Za-z0-9+/]{32}$(?!\n)")] = attrs.field(repr=False)
 
 
 @attrs.frozen(kw_only=True)
@@ -81,7 +81,7 @@ class Candidate:
     address: IpText
     port: Port
     priority: Annotated[int, Meta(ge=1, le=2**31 - 1)]
-    foundation: Annotated[str, Meta(pattern=r"^[A-Za-z0-9+/]{1,32}$")]
+    foundation: Annotated[str, Meta(pattern=r"^[A-Za-z0-9+/]{1,32}$(?!\n)")]
 
 
 @attrs.frozen(kw_only=True)
@@ -461,7 +461,7 @@ class RevokeUser:
     no others to it: an agent lost its right to be connected. Its credentials end by themselves
     within `expires_in_ns`, so for that long it has to be remembered."""
 
-    user: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{16}$")]
+    user: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{16}$(?!\n)")]
     expires_in_ns: DurationNs
 
 
