@@ -182,9 +182,12 @@ def test_a_malformed_frame_is_answered_with_a_code_logged_and_harms_nobody(
     said = tell_the_portal(it, data)
     assert '"reason":"protocol_error"' in said
     assert code in said
-    logged = [line for line in log.read_text()[begin:].splitlines() if "protocol_error" in line]
-    assert logged
-    assert RELAY in logged[0]  # where the stranger sits
+
+    def logged() -> bool:
+        lines = log.read_text()[begin:].splitlines()
+        return any("protocol_error" in line and RELAY in line for line in lines)
+
+    wait_until(logged, what="a line says so, and where the stranger sits")
     assert all(client["online"] for client in it.admin.call("GET", "/v1/clients")["items"])
 
 
@@ -203,9 +206,13 @@ def test_a_token_that_nobody_was_given_is_refused_by_name_and_logged(it: Install
     begin = len(log.read_text())
     said = tell_the_portal(it, encode_frame(join, limit=65_536))
     assert '"reason":"invalid_token"' in said
-    logged = log.read_text()[begin:]
-    assert [line for line in logged.splitlines() if "invalid_token" in line and RELAY in line]
-    assert token.reveal_text()[-60:] not in logged + said
+
+    def logged() -> bool:
+        lines = log.read_text()[begin:].splitlines()
+        return any("invalid_token" in line and RELAY in line for line in lines)
+
+    wait_until(logged, what="a line says so, and where the stranger sits")
+    assert token.reveal_text()[-60:] not in log.read_text() + said
 
 
 def test_calls_that_the_api_refuses_leave_a_line_each(it: Installation) -> None:
@@ -213,13 +220,12 @@ def test_calls_that_the_api_refuses_leave_a_line_each(it: Installation) -> None:
     begin = len(log.read_text())
     assert it.admin.try_call("POST", "/v1/groups", {"name": "x" * (10 << 20)})[0] == 413
     assert it.admin.try_call("POST", "/v1/groups", {"name": ["no", "text"]})[0] == 422
-    calls = [line for line in log.read_text()[begin:].splitlines() if "method=POST" in line]
-    assert [
-        status for line in calls for status in ("413", "422") if f"status={status}" in line
-    ] == [
-        "413",
-        "422",
-    ]
+
+    def logged() -> list[str]:
+        calls = [line for line in log.read_text()[begin:].splitlines() if "method=POST" in line]
+        return [code for line in calls for code in ("413", "422") if f"status={code}" in line]
+
+    wait_until(lambda: logged() == ["413", "422"], what="a line for each call")
 
 
 def test_garbage_at_the_relay_is_counted(it: Installation) -> None:
