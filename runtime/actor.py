@@ -47,9 +47,10 @@ from runtime.errors import (
     Overloaded,
     StartFailed,
     TimedOut,
+    Unreachable,
 )
 from runtime.overload import Overload
-from runtime.refs import ActorRef
+from runtime.refs import ActorRef, AnyRef, NamedRef
 
 __all__ = [
     "DEFAULT_DEADLINE_NS",
@@ -71,6 +72,7 @@ __all__ = [
     "LimitReached",
     "Monitor",
     "NameTaken",
+    "NamedRef",
     "NoHandler",
     "Overload",
     "Overloaded",
@@ -78,6 +80,7 @@ __all__ = [
     "StartFailed",
     "TimedOut",
     "Timer",
+    "Unreachable",
     "handles",
     "is_abnormal",
 ]
@@ -168,18 +171,18 @@ class Actor:
 
     # --- messages ---
 
-    def cast(self, ref: ActorRef, message: object) -> bool:
+    def cast(self, ref: AnyRef, message: object) -> bool:
         """Send and go on. False when it was refused: no such actor, or its mailbox is full."""
         return self.context._scheduler.cast(ref, message)
 
     def call(
-        self, ref: ActorRef, message: object, deadline_ns: int = DEFAULT_DEADLINE_NS
+        self, ref: AnyRef, message: object, deadline_ns: int = DEFAULT_DEADLINE_NS
     ) -> Awaitable[Any]:
         """Send and await the reply, at most `deadline_ns` from now. Only in a coroutine handler
         (RuntimeError elsewhere).
 
-        Raises Dead, Crashed, Overloaded, TimedOut, NoHandler, CallCycle, or what the callee
-        returned as `Raise`."""
+        Raises Dead, Unreachable, Crashed, Overloaded, TimedOut, NoHandler, CallCycle, or what the
+        callee returned as `Raise`."""
         context = self.context
         if context._coroutine is None:
             self._require_coroutine("call")

@@ -25,6 +25,14 @@ class Dead(CallError):
         self.reason = reason
 
 
+class Unreachable(CallError):
+    """The actor is of another node, and no way leads there now: nothing was sent."""
+
+    def __init__(self, callee: str, node: str) -> None:
+        super().__init__(callee, f"no way leads to node {node}")
+        self.node = node
+
+
 class Crashed(CallError):
     """The callee failed while it handled the message; what it did of it is unknown."""
 

@@ -15,6 +15,7 @@ from runtime.actor import DEFAULT_DEADLINE_NS, ActorRef, Caller
 from runtime.clock import NS_PER_S
 from runtime.errors import Dead
 from runtime.mailroom import Effect
+from runtime.refs import AnyRef
 from runtime.scheduler import Scheduler
 
 MESSAGES_PER_CHECKPOINT: Final = 1_024
@@ -71,12 +72,12 @@ class TrioHost:
                 scheduler.unpark()
                 scheduler.shutdown()
 
-    def cast(self, ref: ActorRef, message: object) -> bool:
+    def cast(self, ref: AnyRef, message: object) -> bool:
         """Send and go on; see `Scheduler.cast`."""
         return self.scheduler.cast(ref, message)
 
     async def call(
-        self, ref: ActorRef, message: object, deadline_ns: int = DEFAULT_DEADLINE_NS
+        self, ref: AnyRef, message: object, deadline_ns: int = DEFAULT_DEADLINE_NS
     ) -> Any:
         """Call an actor from a trio task. Raises as `Actor.call` does. When cancelled, the reply
         is dropped; the actor handles the message all the same. Always a checkpoint."""

@@ -23,7 +23,8 @@ MAX_TREE_LINES: Final = 10_000
 @attrs.frozen(kw_only=True)
 class CrashReport:
     """An actor failed. `frames` are file:line:function, the innermost last (MAX_FRAMES of them);
-    `last_messages` are type names, the one in hand last (RECENT_MESSAGES of them); `restarts` is
+    `last_messages` are types with the names of their fields, without those that attrs is told to
+    keep out of reprs, the one in hand last (RECENT_MESSAGES of them); `restarts` is
     how often its supervisor had restarted it before. `detail` is the text of the exception, only
     if the scheduler was made with `crash_details=True` (tests and simulations)."""
 
@@ -63,6 +64,8 @@ class SchedulerStatistics:
     spawned: int
     ended: int
     crashed: int
+    restarted: int
+    """Actors that a supervisor started anew."""
     messages_handled: int
     calls_in_caller: int
     calls_by_mailbox: int
@@ -149,7 +152,15 @@ def _last_messages(context: Context) -> tuple[str, ...]:
         return ()
     newest = context.handled % RECENT_MESSAGES
     ordered = recent[newest + 1 :] + recent[: newest + 1]
-    return tuple(kind.__name__ for kind in ordered if kind is not None)
+    return tuple(_outline(kind) for kind in ordered if kind is not None)
+
+
+def _outline(kind: type) -> str:
+    """A message's type and the names of its fields; never a value."""
+    if not attrs.has(kind):
+        return kind.__name__
+    shown = ", ".join(field.name for field in attrs.fields(kind) if field.repr is not False)
+    return f"{kind.__name__}({shown})"
 
 
 def tree(scheduler: Scheduler) -> str:

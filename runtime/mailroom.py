@@ -26,11 +26,20 @@ from runtime.context import (
     SystemMail,
     Timer,
 )
-from runtime.errors import CallCycle, Dead, LimitReached, Overloaded, StartFailed, TimedOut
+from runtime.errors import (
+    CallCycle,
+    CallError,
+    Dead,
+    LimitReached,
+    Overloaded,
+    StartFailed,
+    TimedOut,
+    Unreachable,
+)
 from runtime.overload import Overload
 from runtime.pubsub import PubSub
 from runtime.randomness import Randomness
-from runtime.refs import ActorRef
+from runtime.refs import ActorRef, AnyRef, NamedRef
 from runtime.registry import Registry
 from runtime.timers import TimerHeap
 
@@ -100,14 +109,24 @@ class Mailroom:
 
     # --- mail ------------------------------------------------------------------------------------
 
-    def resolve(self, ref: ActorRef) -> Context | None:
+    def resolve(self, ref: AnyRef) -> Context | None:
         """The context of a reference, wherever the reference came from."""
         context = ref._context
         if context is not None and context._scheduler is self:
             return context
+        if type(ref) is NamedRef:
+            found = self.registry.whereis(ref.name) if ref.node in (None, self.node) else None
+            return None if found is None else found._context
+        assert isinstance(ref, ActorRef)
         return self._context_by_number.get(ref.number) if ref.node == self.node else None
 
-    def cast(self, ref: ActorRef, message: object) -> bool:
+    def _why_not(self, ref: AnyRef) -> CallError:
+        """What a call to an address raises behind which there is no living actor."""
+        if ref.node not in (None, self.node):
+            return Unreachable(repr(ref), str(ref.node))
+        return Dead(self._label(ref))
+
+    def cast(self, ref: AnyRef, message: object) -> bool:
         """Send and go on. False, and counted, when there is no such actor or its mailbox is
         full."""
         context = ref._context
@@ -446,7 +465,7 @@ class Mailroom:
             self._timers.cancel(timer)
         return True
 
-    def _label(self, ref: ActorRef) -> str:
+    def _label(self, ref: AnyRef) -> str:
         context = self.resolve(ref)
         return repr(ref) if context is None else context.label
 

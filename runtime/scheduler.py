@@ -47,7 +47,7 @@ from runtime.lifetimes import Lifetimes
 from runtime.mailroom import MAX_SPARE_MAILBOXES, Effect
 from runtime.overload import Overload
 from runtime.randomness import Randomness
-from runtime.refs import ActorRef
+from runtime.refs import ActorRef, AnyRef
 
 __all__ = ["DEFAULT_BUDGET", "MESSAGES_PER_TURN", "Effect", "Scheduler"]
 
@@ -91,6 +91,7 @@ class Scheduler(Lifetimes):
         self._inline_per_turn = calls_in_caller_per_turn
         self._inline_left = 0  # calls that the present actor may still run in this turn
         self._next_number = 1
+        self._restarted = 0
         self._calls_in_caller = 0
         self._calls_by_mailbox = 0
         self._unhandled = 0
@@ -131,6 +132,8 @@ class Scheduler(Lifetimes):
         context = Context(self, ref, actor, above, shown, room, now)
         if room <= 0:
             context._mailbox = deque()  # never without, so that all that comes is looked at
+        if restarts:
+            self._restarted += 1
         if restarts or mailbox_limit is not None:
             extras = context._own()
             extras.restarts = restarts
@@ -154,7 +157,7 @@ class Scheduler(Lifetimes):
 
     def call_soon(
         self,
-        ref: ActorRef,
+        ref: AnyRef,
         message: object,
         answered: Callable[[Any, Exception | None], None],
         *,
@@ -165,7 +168,7 @@ class Scheduler(Lifetimes):
         raise. Give the result to `forget` to lose interest."""
         context = self.resolve(ref)
         if context is None or context._state == DEAD:
-            answered(None, Dead(self._label(ref)))
+            answered(None, self._why_not(ref))
             return Caller(None, None, None)
         caller = Caller(context, message, None, answered)
         if not self._has_room(context):
@@ -235,6 +238,7 @@ class Scheduler(Lifetimes):
             spawned=self._next_number - 1,
             ended=self._ended,
             crashed=self._crashed,
+            restarted=self._restarted,
             messages_handled=self._messages_handled + sum(each.handled for each in contexts),
             calls_in_caller=self._calls_in_caller,
             calls_by_mailbox=self._calls_by_mailbox,
@@ -249,7 +253,7 @@ class Scheduler(Lifetimes):
             late_effects=self._late_effects,
         )
 
-    def statistics_of(self, ref: ActorRef) -> ActorStatistics | None:
+    def statistics_of(self, ref: AnyRef) -> ActorStatistics | None:
         """One actor, or None if it has ended."""
         context = self.resolve(ref)
         if context is None or context._state == DEAD:
@@ -455,16 +459,14 @@ class Scheduler(Lifetimes):
 
     # --- calls -----------------------------------------------------------------------------------
 
-    async def _call(
-        self, context: Context, ref: ActorRef, message: object, deadline_ns: int
-    ) -> Any:
+    async def _call(self, context: Context, ref: AnyRef, message: object, deadline_ns: int) -> Any:
         if context is not self._current:
             raise RuntimeError("awaited outside its own handler")
         callee = ref._context
         if callee is None or callee._scheduler is not self:
             callee = self.resolve(ref)
         if callee is None or callee._state == DEAD:
-            raise Dead(self._label(ref))
+            raise self._why_not(ref)
         handler = None
         if callee._state == IDLE and self._inline_left > 0:
             kind = type(message)

@@ -16,10 +16,11 @@ from __future__ import annotations
 from collections.abc import Coroutine, Generator
 from typing import Any, Final
 
-from runtime.actor import DEFAULT_DEADLINE_NS, ActorRef
+from runtime.actor import DEFAULT_DEADLINE_NS
 from runtime.clock import VirtualClock
 from runtime.mailroom import Effect
 from runtime.randomness import Randomness
+from runtime.refs import AnyRef
 from runtime.scheduler import Scheduler
 from runtime.timers import TimerHeap
 
@@ -115,7 +116,7 @@ class HeapHost:
             self.run_until_idle()
         self.clock.advance_to(max(instant_ns, self.clock.monotonic_ns()))
 
-    def call(self, ref: ActorRef, message: object, deadline_ns: int = DEFAULT_DEADLINE_NS) -> Any:
+    def call(self, ref: AnyRef, message: object, deadline_ns: int = DEFAULT_DEADLINE_NS) -> Any:
         """Call an actor and let time pass until it has answered. Raises as `Actor.call` does."""
         answers: list[tuple[Any, Exception | None]] = []
         self.scheduler.call_soon(
@@ -135,7 +136,7 @@ class HeapHost:
             raise error
         return value
 
-    def cast(self, ref: ActorRef, message: object) -> bool:
+    def cast(self, ref: AnyRef, message: object) -> bool:
         """Send, without running anything yet; see `Scheduler.cast`."""
         return self.scheduler.cast(ref, message)
 

@@ -20,6 +20,7 @@ from runtime.actor import (
     Overloaded,
     Raise,
     TimedOut,
+    Unreachable,
     handles,
 )
 from runtime.clock import NS_PER_S, VirtualClock
@@ -196,7 +197,7 @@ def test_a_call_to_the_dead_says_so(host: HeapHost):
     assert not host.cast(worker, Add(1))
     with pytest.raises(Dead):
         host.call(worker, Total())
-    with pytest.raises(Dead):
+    with pytest.raises(Unreachable):
         host.call(ActorRef("elsewhere", 1), Total())
     with pytest.raises(Crashed, match="crashed: Dead"):
         host.call(asker, Relay(worker, Total()))
@@ -215,7 +216,7 @@ def test_a_crash_ends_the_callee_and_the_caller_learns_of_it_but_not_what(
     assert worker.reason == "crashed: ValueError"
     [report] = reports
     assert isinstance(report, CrashReport)
-    assert report.last_messages == ("Add", "Fail")
+    assert report.last_messages == ("Add(amount)", "Fail(secret)")
     assert "fail" in report.frames[-1]
     assert "hunter2" not in repr(report)
     assert not host.scheduler.is_alive(ref)
