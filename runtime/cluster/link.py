@@ -321,6 +321,8 @@ class Link:
             if now >= self._deadline_ns:
                 raise LinkLost(f"no link within the deadline: {self.state.value}")
             return
+        if now - min(self._ping_due_ns, now) >= self._settings.silence_ns // 2:
+            self._heard_ns = now  # it was us who were stopped: what came meanwhile is still unread
         if not self.busy and now - self._heard_ns >= self._settings.silence_ns:
             raise LinkLost(f"nothing heard for {(now - self._heard_ns) / NS_PER_S:.1f} s")
         if now >= self._ping_due_ns:

@@ -34,11 +34,13 @@ LOOPBACK = Address("127.0.0.1", 0)
 SETTINGS = LinkSettings(
     handshake_ns=2 * NS_PER_S,
     ping_ns=100 * NS_PER_MS,
-    silence_ns=600 * NS_PER_MS,
-    stall_ns=900 * NS_PER_MS,
+    silence_ns=20 * NS_PER_S,
+    stall_ns=60 * NS_PER_S,
     backoff_least_ns=20 * NS_PER_MS,
     backoff_most_ns=200 * NS_PER_MS,
 )
+
+IMPATIENT = attrs.evolve(SETTINGS, silence_ns=600 * NS_PER_MS, stall_ns=900 * NS_PER_MS)
 
 
 @attrs.frozen
@@ -170,6 +172,28 @@ async def test_three_nodes_find_one_link_each_whoever_dialled():
         nursery.cancel_scope.cancel()
 
 
+async def test_when_all_dial_all_at_once_one_link_is_left_and_no_message_is_lost():
+    secret = make_secret(RANDOMNESS)
+    eager = attrs.evolve(SETTINGS, backoff_least_ns=NS_PER_MS)
+    async with trio.open_nursery() as nursery:
+        nodes = [await start(nursery, Node(name, secret, settings=eager)) for name in "abcde"]
+        acquaint(*nodes)
+        await linked(*nodes)
+        for number in range(200):
+            for node in nodes:
+                for other in nodes:
+                    if other is not node:
+                        node.links.send(other.name, 1, Note(number))
+            await trio.sleep(0.001)
+        await until(lambda: all(len(node.got) == 4 * 200 for node in nodes))
+        for node in nodes:
+            for other in nodes:
+                numbers = [note.number for name, _, note in node.got if name == other.name]
+                assert numbers == ([] if other is node else list(range(200)))
+        assert sum(node.links.statistics().lost for node in nodes) == 0
+        nursery.cancel_scope.cancel()
+
+
 async def test_messages_between_two_nodes_keep_their_order_both_ways():
     count = 20_000
     async with pair() as (a, b):
@@ -268,7 +292,7 @@ async def test_a_member_that_sends_what_no_node_may_is_cut_off(data: bytes):
 async def test_a_peer_that_only_holds_the_connection_is_lost_by_its_silence():
     secret = make_secret(RANDOMNESS)
     async with trio.open_nursery() as nursery:
-        a = await start(nursery, Node("a", secret))
+        a = await start(nursery, Node("a", secret, settings=IMPATIENT))
         peer = await raw_peer(a, secret)
         await peer.become_ready()
         await until(lambda: "z" in a.links.linked())
@@ -293,7 +317,7 @@ async def test_a_connection_that_never_proves_itself_is_closed_at_the_deadline()
 
 
 async def test_a_slow_reader_makes_its_sender_wait_and_loses_nothing():
-    settings = attrs.evolve(SETTINGS, max_queued_messages=64, stall_ns=60 * NS_PER_S)
+    settings = attrs.evolve(SETTINGS, max_queued_messages=64, silence_ns=NS_PER_S)
     text = "x" * 20_000
     async with pair(settings) as (a, b):
         b.open = trio.Event()
@@ -319,7 +343,7 @@ async def test_a_slow_reader_makes_its_sender_wait_and_loses_nothing():
 async def test_a_peer_that_reads_nothing_at_all_is_lost():
     secret = make_secret(RANDOMNESS)
     async with trio.open_nursery() as nursery:
-        a = await start(nursery, Node("a", secret))
+        a = await start(nursery, Node("a", secret, settings=IMPATIENT))
         peer = await raw_peer(a, secret)
         await peer.become_ready()
         await until(lambda: "z" in a.links.linked())
@@ -398,7 +422,7 @@ async def test_a_killed_process_is_unreachable_at_once_and_linked_again_when_it_
 async def test_a_stopped_process_is_lost_by_its_silence_and_linked_again_when_it_goes_on():
     secret = make_secret(RANDOMNESS)
     async with trio.open_nursery() as nursery:
-        a = await start(nursery, Node("a", secret))
+        a = await start(nursery, Node("a", secret, settings=IMPATIENT))
         with Process(secret, 1) as b:
             a.links.set_peers({"b": await b.address()})
             await linked_to(a, "b", 1)
@@ -418,9 +442,8 @@ async def linked_to(node: Node, other: str, incarnation: int) -> None:
 
 async def test_a_later_life_replaces_an_earlier_at_once_and_never_the_other_way():
     secret = make_secret(RANDOMNESS)
-    patient = attrs.evolve(SETTINGS, silence_ns=60 * NS_PER_S, stall_ns=60 * NS_PER_S)
     async with trio.open_nursery() as nursery:
-        a = await start(nursery, Node("a", secret, settings=patient))
+        a = await start(nursery, Node("a", secret))
         first = await raw_peer(a, secret, incarnation=1)
         await first.become_ready()
         second = await raw_peer(a, secret, incarnation=2)
@@ -439,9 +462,7 @@ async def test_a_later_life_replaces_an_earlier_at_once_and_never_the_other_way(
 
 async def test_a_second_connection_of_one_life_waits_while_the_link_is_young_then_replaces_it():
     secret = make_secret(RANDOMNESS)
-    settings = attrs.evolve(
-        SETTINGS, handshake_ns=1 * NS_PER_S, silence_ns=60 * NS_PER_S, stall_ns=60 * NS_PER_S
-    )
+    settings = attrs.evolve(SETTINGS, handshake_ns=NS_PER_S)
     async with trio.open_nursery() as nursery:
         a = await start(nursery, Node("a", secret, settings=settings))
         first = await raw_peer(a, secret)

@@ -139,8 +139,21 @@ def test_a_silent_peer_is_lost_and_one_that_answers_is_not():
             link.handle_timeout(now)
         exchange(a, b, now)
     assert a.statistics().rtt_ns == 0
+    for _ in range(2):
+        now += SETTINGS.ping_ns
+        a.handle_timeout(now)
     with pytest.raises(LinkLost, match="nothing heard"):
-        a.handle_timeout(now + SETTINGS.silence_ns)
+        a.handle_timeout(now + SETTINGS.ping_ns)
+
+
+def test_a_node_that_was_stopped_itself_does_not_blame_the_other():
+    a, _ = ready()
+    a.handle_timeout(60 * NS_PER_S)
+    assert a.has_output, "it asks"
+    a.handle_timeout(61 * NS_PER_S)
+    a.handle_timeout(62 * NS_PER_S)
+    with pytest.raises(LinkLost):
+        a.handle_timeout(63 * NS_PER_S)
 
 
 def test_a_receiver_at_work_does_not_take_its_own_deafness_for_silence():

@@ -518,7 +518,7 @@ class AnyHistory(RuleBasedStateMachine):
 
 
 TestAnyHistory = AnyHistory.TestCase
-TestAnyHistory.settings = settings(max_examples=150, stateful_step_count=60)
+TestAnyHistory.settings = settings(stateful_step_count=60)
 
 
 @given(st.permutations(range(5)), st.permutations(range(5)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import attrs
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from runtime.actor import Actor, ActorRef, LimitReached, handles
@@ -359,7 +359,6 @@ step = st.one_of(
 )
 
 
-@settings(max_examples=60)
 @given(st.integers(0, 2**32), st.lists(step, max_size=25))
 def test_whatever_was_lost_all_nodes_show_the_living_in_the_end(
     seed: int, steps: list[tuple[str, str, int]]
