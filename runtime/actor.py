@@ -26,6 +26,7 @@ from typing import Any, ClassVar, Final, TypeVar
 
 from runtime.context import (
     LATER,
+    QUEUED,
     Caller,
     Context,
     Down,
@@ -173,7 +174,14 @@ class Actor:
 
     def cast(self, ref: AnyRef, message: object) -> bool:
         """Send and go on. False when it was refused: no such actor, or its mailbox is full."""
-        return self.context._scheduler.cast(ref, message)
+        scheduler = self.context._scheduler
+        to = ref._context
+        if to is not None and to._state == QUEUED and to._scheduler is scheduler:
+            mailbox = to._mailbox  # the common case of Scheduler.cast, without the call
+            if mailbox is not None and len(mailbox) < to._room:
+                mailbox.append(message)
+                return True
+        return scheduler.cast(ref, message)
 
     def call(
         self, ref: AnyRef, message: object, deadline_ns: int = DEFAULT_DEADLINE_NS

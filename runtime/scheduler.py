@@ -302,8 +302,8 @@ class Scheduler(Lifetimes):
                 if not self._take(context, item):
                     return count
                 continue
-            context.handled += 1
-            recent[context.handled & _RECENT_MASK] = kind
+            handled = context.handled = context.handled + 1
+            recent[handled & _RECENT_MASK] = kind
             try:
                 handler(actor, item)
             except Exception as error:
