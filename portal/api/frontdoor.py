@@ -134,12 +134,23 @@ class FrontDoor:
             )
         return bytes(body)
 
+    def _template_of(self, path: str) -> str:
+        """The template of a path that was refused before it was routed."""
+        given = path.split("/")
+        for template in self.description["paths"]:
+            wanted = template.split("/")
+            if len(wanted) == len(given) and all(
+                part == own or part.startswith("{") for part, own in zip(wanted, given, strict=True)
+            ):
+                return str(template)
+        return "(unknown)"
+
     def _record(
         self, scope: HTTPScope, status: int | None, started_ns: int, request_id: UUID
     ) -> None:
         caller = scope["state"].get("caller")
         method = scope["method"] if scope["method"] in METHODS else "?"
-        path = scope.get("path_template") or "(unknown)"
+        path = scope.get("path_template") or self._template_of(scope["path"])
         duration_ns = self._clock.monotonic_ns() - started_ns
         if self._metrics is not None:
             self._metrics.record(method, path, status or 0, duration_ns)

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from simulations.installation import HOME_NAT, OFFICE_NAT, wait_until
+from simulations.installation import HOME_NAT, OFFICE_NAT, PAGE, wait_until
 
 pytestmark = pytest.mark.system
 ROOT = Path(__file__).resolve().parents[2]
@@ -85,9 +85,9 @@ def test_every_outcome_of_two_demos_side_by_side_holds_and_nothing_is_left() -> 
 class RunningDemo:
     """A demo, and what it has printed so far."""
 
-    def __init__(self) -> None:
+    def __init__(self, *options: str) -> None:
         self.process = subprocess.Popen(
-            DEMO, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT
+            [*DEMO, *options], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT
         )
         self.printed = ""
         self._reader = threading.Thread(target=self._read, daemon=True)
@@ -148,6 +148,21 @@ def test_a_demo_that_is_interrupted_or_killed_leaves_nothing(demos: list[Running
             assert not left_of(demo.run), words
         # The janitor of one that was killed takes a moment.
         wait_until(lambda d=demo: not left_of(d.run), what="all is removed", timeout_s=60)
+
+
+@pytest.mark.timeout(300)
+def test_a_demo_that_is_kept_runs_on_until_it_is_interrupted(demos: list[RunningDemo]) -> None:
+    demo = RunningDemo("--keep")
+    demos.append(demo)
+    wait_until(lambda: demo.has_come_to("Ctrl-C removes it all"), what="it is kept", timeout_s=200)
+    inside = re.search(r"ip netns exec hlw-\S+ curl \S+", demo.printed)
+    assert inside is not None
+    page = subprocess.run(inside[0].split(), capture_output=True, text=True, timeout=30)
+    assert page.stdout == PAGE
+    demo.process.send_signal(signal.SIGINT)
+    assert demo.end() == 0
+    assert demo.run is not None
+    assert not left_of(demo.run)
 
 
 # --- a machine on which it cannot run ------------------------------------------------------------

@@ -254,6 +254,8 @@ def test_a_body_of_10_mb_and_wrong_types_are_refused_by_the_api(it: Installation
     status, answer = it.admin.try_call("POST", "/v1/groups", ["no", "object"])
     assert 400 <= status < 500
     assert answer["code"]
+    lines = it.components["portal"].log.read_text().splitlines()
+    assert [line for line in lines if "path=/v1/groups" in line and "status=413" in line]
 
 
 def test_half_a_request_and_a_stranger_at_the_door_of_the_api(it: Installation) -> None:

@@ -31,7 +31,6 @@ AT = datetime(2026, 1, 1, tzinfo=UTC)
 ACME = Account(id=UUID(int=0xA), name="Acme", slug="acme", created_at=AT)
 PATIENCE_S = 120
 ROOT = Path(__file__).parents[2]
-needs_root = pytest.mark.skipif("os.geteuid() != 0")
 
 
 @pytest.fixture
@@ -112,7 +111,6 @@ async def test_not_even_we_can_be_the_superuser_or_use_a_database_of_the_system(
                 psycopg.connect(login, dbname="postgres")
 
 
-@needs_root
 async def test_another_user_is_refused_even_if_the_directories_were_open(directory: Path) -> None:
     async with running(directory) as embedded:
         script = f"import os, psycopg, sys; {becoming_foreign()}; psycopg.connect(sys.argv[1])"
@@ -126,7 +124,6 @@ async def test_another_user_is_refused_even_if_the_directories_were_open(directo
         assert b"Peer authentication failed" in refused.stderr
 
 
-@needs_root
 async def test_root_runs_it_as_an_unprivileged_account_that_owns_its_data(directory: Path) -> None:
     async with running(directory) as embedded:
         status = Path(f"/proc/{embedded.process_id}/status").read_text()
@@ -136,7 +133,6 @@ async def test_root_runs_it_as_an_unprivileged_account_that_owns_its_data(direct
         assert owner != 0
 
 
-@needs_root
 async def test_an_ordinary_user_runs_it_as_itself(directory: Path) -> None:
     account = foreign_account()
     os.chown(directory.parent, account.pw_uid, account.pw_gid)
@@ -169,7 +165,6 @@ async def test_a_path_too_long_for_a_socket_is_refused(directory: Path) -> None:
         await EmbeddedPostgres(directory / ("x" * 80)).run()
 
 
-@needs_root
 async def test_a_directory_that_the_account_cannot_enter_is_named(directory: Path) -> None:
     directory.parent.chmod(0o700)
     with pytest.raises(EmbeddedError, match=f"cannot enter {directory.parent} "):
@@ -413,7 +408,6 @@ async def test_a_process_number_that_now_belongs_to_somebody_else_is_no_obstacle
         stranger.wait()
 
 
-@needs_root
 async def test_programs_that_the_account_cannot_reach_are_copied_once(directory: Path) -> None:
     """A virtual environment below a closed directory, as a checkout in /root is."""
     closed = directory.parent / "closed"
