@@ -41,8 +41,8 @@ from portal.presence import LivePresence
 from portal.probe import prove_address
 from portal.settings import Places, PortalSettings, check
 from runtime.clock import Clock, SystemClock
+from runtime.crashes import CrashJournal
 from runtime.host import TrioHost
-from runtime.inspection import CrashReport, Report
 from runtime.net.address import Address
 from runtime.randomness import Randomness, SystemRandomness
 from runtime.scheduler import Scheduler
@@ -216,7 +216,8 @@ class _Node:
     async def _start_actors(
         self, nursery: trio.Nursery, store: Store
     ) -> tuple[TrioHost, ControlPlane]:
-        scheduler = Scheduler(clock=self._clock, randomness=self._randomness, report=_report)
+        journal = CrashJournal(get_logger("portal.actors"), self._registry, prefix="holloway_")
+        scheduler = Scheduler(clock=self._clock, randomness=self._randomness, report=journal)
         host = TrioHost(scheduler)
         control = ControlPlane(
             scheduler,
@@ -357,13 +358,6 @@ class _Node:
                 await anext(signals)
                 log.warning("ended_at_once", reason="a second signal")
             everything.cancel()
-
-
-def _report(report: Report) -> None:
-    if isinstance(report, CrashReport):
-        log.error("actor_crashed", report=str(report))
-    else:
-        log.warning("message_dropped", report=str(report))
 
 
 def _only_cause(group: BaseExceptionGroup[BaseException]) -> BaseException:

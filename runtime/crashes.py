@@ -25,15 +25,16 @@ class Log(Protocol):
 
 class CrashJournal:
     """Takes the reports of a scheduler (it is its `report`). Metrics: `actor_crashes_total` by
-    class of actor, `actor_unhandled_messages_total` by class of actor."""
+    class of actor, `actor_unhandled_messages_total` by class of actor; `prefix` goes before both
+    names."""
 
-    def __init__(self, log: Log, registry: CollectorRegistry) -> None:
+    def __init__(self, log: Log, registry: CollectorRegistry, *, prefix: str = "") -> None:
         self._log = log
         self._crashes = Counter(
-            "actor_crashes", "Actors that failed, by class", ("actor",), registry=registry
+            f"{prefix}actor_crashes", "Actors that failed, by class", ("actor",), registry=registry
         )
         self._unhandled = Counter(
-            "actor_unhandled_messages",
+            f"{prefix}actor_unhandled_messages",
             "Messages dropped for want of a handler, by class of actor",
             ("actor",),
             registry=registry,
