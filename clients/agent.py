@@ -7,6 +7,7 @@ How a resource is reached, from its first packet on:
     AuthorizationDenied  -> the packets are answered as prohibited; remembered for two seconds
     PathLost or Failed   -> what is in use is asked for again at once, without that gateway
     revoked or expired   -> nothing more passes; TCP flows are reset, so that nobody waits
+    a connection of 23 h -> asked for anew with a fresh KEM key, as soon as it is idle (`renewal`)
 
 Inbound packets pass only as answers to flows of this device, and only from the gateway that holds
 the lease for that resource. While the portal is away leases live on to their end. A core: see
@@ -34,6 +35,8 @@ from channel.messages import (
     ResourceRemoved,
     ResourceUpserted,
 )
+from clients.leases import Connection, Lease
+from clients.renewal import A_DAY, Renewal, RenewalTimes
 from clients.requests import Denial, Requests
 from clients.resources import ResourceTable
 from runtime.randomness import Randomness
@@ -63,29 +66,6 @@ class RoutesChanged:
 
 
 @attrs.define(kw_only=True)
-class _Lease:
-    authorization_id: UUID
-    resource_id: UUID
-    connection: _Connection
-    asked_ns: int
-    delivered_ns: int | None = None
-    used_ns: int
-
-
-@attrs.define(kw_only=True, eq=False)
-class _Connection:
-    id: UUID
-    gateway_id: UUID
-    gateway_name: str
-    opened_ns: int
-    connected_ns: int | None = None
-    lost: bool = False
-    lease_ids: set[UUID] = attrs.field(factory=set)
-    bytes_in: int = 0
-    bytes_out: int = 0
-
-
-@attrs.define(kw_only=True)
 class ClientStatistics:
     """Packets since the start. `refused_inbound` answered nothing, or came by the wrong gateway."""
 
@@ -103,20 +83,27 @@ class ClientAgent(TunnelAgent):
     """See the head of this file."""
 
     def __init__(
-        self, identity: AgentIdentity, engine: Engine, *, randomness: Randomness, now: int
+        self,
+        identity: AgentIdentity,
+        engine: Engine,
+        *,
+        randomness: Randomness,
+        now: int,
+        renewal_times: RenewalTimes = A_DAY,
     ) -> None:
         super().__init__(identity, engine, randomness=randomness, now=now)
         self._addresses: frozenset[bytes] = frozenset()
         self._resources = ResourceTable()
         self._routes: frozenset[Network] = frozenset()
-        self._connections: dict[UUID, _Connection] = {}
-        self._lease_by_id: dict[UUID, _Lease] = {}
-        self._lease_by_resource: dict[UUID, _Lease] = {}
+        self._connections: dict[UUID, Connection] = {}
+        self._lease_by_id: dict[UUID, Lease] = {}
+        self._lease_by_resource: dict[UUID, Lease] = {}
         self._expiries: Deadlines[UUID] = Deadlines()
         self._flows = FlowTable(MAX_FLOWS, keep_packets=True)
         self._requests = Requests(now)
         self._failed_until: dict[UUID, int] = {}
         self._early: dict[UUID, tuple[int, list[Candidates]]] = {}
+        self._renewal_times = renewal_times
         self.counts = ClientStatistics()
 
     # --- packets of this device ------------------------------------------------------------------
@@ -174,7 +161,7 @@ class ClientAgent(TunnelAgent):
             return
         self._requests.want(resource_id, packet, now)
 
-    def _transmit(self, lease: _Lease, packets: Sequence[bytes], now: int) -> None:
+    def _transmit(self, lease: Lease, packets: Sequence[bytes], now: int) -> None:
         self.counts.sent += len(packets)
         lease.used_ns = now
         lease.connection.bytes_out += sum(map(len, packets))
@@ -235,7 +222,7 @@ class ClientAgent(TunnelAgent):
         return tuple(
             connection.gateway_id
             for connection in self._connections.values()
-            if not connection.lost
+            if not connection.lost and not connection.renewal.begun
         )
 
     def _failed_gateways(self, now: int) -> tuple[UUID, ...]:
@@ -247,7 +234,8 @@ class ClientAgent(TunnelAgent):
 
     def poll_timeout(self) -> int | None:
         """When `handle_timeout` is due."""
-        instants = (self._expiries.next(), self._requests.poll_timeout(self.joined))
+        instants = [self._expiries.next(), self._requests.poll_timeout(self.joined)]
+        instants += [each.renewal.check_at_ns for each in self._connections.values()]
         return min((at for at in instants if at is not None), default=None)
 
     def handle_timeout(self, now: int) -> None:
@@ -256,7 +244,26 @@ class ClientAgent(TunnelAgent):
             self._end(authorization_id, now)
         for packet in self._requests.take_stale(now):
             self._prohibit(packet)
+        for connection in self._connections.values():
+            if now >= connection.renewal.check_at_ns:
+                self._renew(connection, now)
         self._ask(now)
+
+    def _renew(self, connection: Connection, now: int) -> None:
+        """Ask for a connection in place of one that is old: by what is in use, or was last."""
+        leases = [self._lease_by_id[lease_id] for lease_id in connection.lease_ids]
+        in_use = [lease for lease in leases if now - lease.used_ns <= IN_USE_NS]
+
+        def is_idle() -> bool:
+            tags = {lease.resource_id for lease in leases}
+            return not in_use and not any(
+                flow.is_tcp and flow.tag in tags and flow.expires_ns > now for flow in self._flows
+            )
+
+        if connection.renewal.is_due(now, can_ask=self.joined, is_idle=is_idle):
+            last = sorted(leases, key=lambda lease: lease.used_ns)[-1:]
+            for lease in in_use or last:
+                self._requests.want(lease.resource_id, None, now)
 
     # --- the portal ------------------------------------------------------------------------------
 
@@ -338,7 +345,7 @@ class ClientAgent(TunnelAgent):
                 return
         connection.gateway_name = message.gateway.name
         moved_from = self._lease_by_resource.get(message.resource_id)
-        lease = _Lease(
+        lease = Lease(
             authorization_id=message.authorization_id,
             resource_id=message.resource_id,
             connection=connection,
@@ -357,7 +364,7 @@ class ClientAgent(TunnelAgent):
         for packet in () if request is None else request.packets:
             self._transmit(lease, (packet,), now)
 
-    def _connect(self, message: AuthorizationCreated, key: KemKey, now: int) -> _Connection | None:
+    def _connect(self, message: AuthorizationCreated, key: KemKey, now: int) -> Connection | None:
         if message.kem_ciphertext is None or self.account_id is None or self.own_id is None:
             return None
         gateway = message.gateway
@@ -388,11 +395,12 @@ class ClientAgent(TunnelAgent):
             self.engine.open(parameters, now)
         except ValueError:
             return None
-        connection = _Connection(
+        connection = Connection(
             id=message.connection_id,
             gateway_id=gateway.id,
             gateway_name=gateway.name,
             opened_ns=now,
+            renewal=Renewal.of_connection(now, self._renewal_times, self._randomness),
         )
         self._connections[connection.id] = connection
         _, early = self._early.pop(connection.id, (0, []))
@@ -467,7 +475,7 @@ class ClientAgent(TunnelAgent):
             del self._lease_by_resource[lease.resource_id]
             self._reset_tcp(lease.resource_id, self._requests.waiting_packets(lease.resource_id))
 
-    def _detach(self, lease: _Lease, now: int, *, keep: _Connection | None = None) -> None:
+    def _detach(self, lease: Lease, now: int, *, keep: Connection | None = None) -> None:
         self._lease_by_id.pop(lease.authorization_id, None)
         self._expiries.cancel(lease.authorization_id)
         connection = lease.connection
@@ -475,7 +483,7 @@ class ClientAgent(TunnelAgent):
         if not connection.lease_ids and connection is not keep:
             self._disconnect(connection, now)
 
-    def _disconnect(self, connection: _Connection, now: int) -> None:
+    def _disconnect(self, connection: Connection, now: int) -> None:
         self._connections.pop(connection.id, None)
         self._close(connection.id, now)
         for authorization_id in list(connection.lease_ids):
@@ -517,13 +525,13 @@ class ClientAgent(TunnelAgent):
             self._resume(connection, now)
         self._ask(now)
 
-    def _want_again(self, connection: _Connection, now: int) -> None:
+    def _want_again(self, connection: Connection, now: int) -> None:
         for authorization_id in connection.lease_ids:
             lease = self._lease_by_id[authorization_id]
             if now - lease.used_ns <= IN_USE_NS:
                 self._requests.want(lease.resource_id, None, now)
 
-    def _resume(self, connection: _Connection, now: int) -> None:
+    def _resume(self, connection: Connection, now: int) -> None:
         """The path is back before another gateway was found."""
         for authorization_id in connection.lease_ids:
             lease = self._lease_by_id[authorization_id]
@@ -575,7 +583,7 @@ class ClientAgent(TunnelAgent):
             "flows": len(self._flows),
         }
 
-    def _peer_status(self, connection: _Connection, now: int) -> dict[str, object]:
+    def _peer_status(self, connection: Connection, now: int) -> dict[str, object]:
         leases = [self._lease_by_id[lease_id] for lease_id in connection.lease_ids]
         return {
             "name": connection.gateway_name,

@@ -357,3 +357,24 @@ def test_renewals_are_not_told_of_what_an_agent_does_not_hold() -> None:
     world.run_for(13 * 3_600)
     assert len(client.heard(AuthorizationRenewed)) == 1
     assert len(gateway.heard(AuthorizationRenewed)) == 1
+
+
+def test_a_client_that_does_not_count_a_gateway_in_makes_its_connection_anew() -> None:
+    """So it does once a day, for a fresh KEM key."""
+    world = World()
+    world.policy(world.web)
+    world.policy(world.db)
+    gateway, client = world.gateway(), world.client()
+    first, second = client.ask(world.web), client.ask(world.db)
+    assert isinstance(first, AuthorizationCreated)
+    assert isinstance(second, AuthorizationCreated)
+    world.run_for(60)
+    renewed = client.ask(world.web)
+    assert isinstance(renewed, AuthorizationCreated)
+    assert renewed.connection_id != first.connection_id
+    assert renewed.kem_ciphertext is not None
+    assert renewed.ice != first.ice
+    assert world.live() == {renewed.authorization_id} == set(gateway.live) == set(client.live)
+    joined = client.ask(world.db)  # asked for at the same time, before its answer was there
+    assert isinstance(joined, AuthorizationCreated)
+    assert joined.connection_id == renewed.connection_id

@@ -36,6 +36,7 @@ from channel.messages import (
 )
 from channel.prefixes import Network
 from clients.agent import ClientAgent
+from clients.renewal import A_DAY, RenewalTimes
 from gateways.agent import GatewayAgent
 from runtime.net.address import Address
 from runtime.randomness import SeededRandomness
@@ -75,7 +76,12 @@ class Stage:
     """Everything, and `now`. `allowed` are resource ids; `offline` are gateways that are dead."""
 
     def __init__(
-        self, *, gateways: int = 1, ceiling: tuple[Network, ...] = (), lease_ns: int = HOUR
+        self,
+        *,
+        gateways: int = 1,
+        ceiling: tuple[Network, ...] = (),
+        lease_ns: int = HOUR,
+        renewal_times: RenewalTimes = A_DAY,
     ) -> None:
         self.now = SECOND
         self.randomness = SeededRandomness(1, "stage")
@@ -98,6 +104,7 @@ class Stage:
             self._engine("client"),
             randomness=self.randomness.child("client"),
             now=self.now,
+            renewal_times=renewal_times,
         )
         self.gateways = [
             GatewayAgent(
