@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any, ClassVar
@@ -120,7 +121,7 @@ class _HeldDue:
     """The rest of what the agent holds should be told by now."""
 
 
-class AgentOwner(ChannelOwner):
+class AgentOwner(ChannelOwner, ABC):
     """The owner of a client's or gateway's channel: it learns what its agent holds, follows its
     account's actor, whichever incarnation of it lives, and keeps the agent in relays.
 
@@ -206,18 +207,18 @@ class AgentOwner(ChannelOwner):
         if self._remote != ask.remote:
             self._tell_moved()
 
-    def _question(self, held: tuple[Held, ...]) -> AttachClient | AttachGateway:
-        raise NotImplementedError
+    @abstractmethod
+    def _question(self, held: tuple[Held, ...]) -> AttachClient | AttachGateway: ...
 
+    @abstractmethod
     def _held_now(self) -> tuple[Held, ...]:
         """What the agent holds by what it was told."""
-        raise NotImplementedError
 
-    async def _introduce(self, truth: Any) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    async def _introduce(self, truth: Any) -> None: ...
 
-    def _correct(self, truth: Any) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _correct(self, truth: Any) -> None: ...
 
     def _say_renewed(self, lives: Iterable[LiveAuthorization]) -> None:
         for live in lives:

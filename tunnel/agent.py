@@ -9,6 +9,7 @@ and timers are the shell's to move.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Sequence
 from ipaddress import IPv4Address, IPv6Address
@@ -88,7 +89,7 @@ class InterfaceChanged:
     interface: Interface
 
 
-class TunnelAgent:
+class TunnelAgent(ABC):
     """The common half of `ClientAgent` and `GatewayAgent`."""
 
     def __init__(
@@ -174,21 +175,21 @@ class TunnelAgent:
 
     # --- what the two kinds of agent fill in -----------------------------------------------------
 
+    @abstractmethod
     def held(self) -> tuple[Held, ...]:
         """The authorisations that this agent holds."""
-        raise NotImplementedError
 
-    def _received(self, message: object, ref: int | None, now: int) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _received(self, message: object, ref: int | None, now: int) -> None: ...
 
-    def _path_event(self, event: Connected | PathChanged | PathLost | Failed, now: int) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _path_event(self, event: Connected | PathChanged | PathLost | Failed, now: int) -> None: ...
 
+    @abstractmethod
     def _tunnelled(
         self, connection_id: UUID, header: Header | None, run: Sequence[bytes], now: int
     ) -> None:
         """A run of packets (`tunnel.packet.runs`) that came out of a tunnel."""
-        raise NotImplementedError
 
     # --- helpers of both -------------------------------------------------------------------------
 

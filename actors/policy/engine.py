@@ -21,7 +21,7 @@ from collections.abc import Iterable, Iterator
 from datetime import datetime, timedelta
 from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
-from typing import Literal, TypeVar
+from typing import Literal, TypeVar, cast
 from uuid import UUID
 
 import attrs
@@ -133,6 +133,20 @@ class Snapshot:
         self.policies_by_resource: dict[UUID, dict[UUID, CompiledPolicy]] = {}
         self.policies_by_group: dict[UUID, dict[UUID, CompiledPolicy]] = {}
         self.gateways_by_site: dict[UUID, set[UUID]] = {}
+        self._tables = cast(  # each holds its own kind only
+            "dict[EntityKind, dict[UUID, Entity]]",
+            {
+                "principal": self.principals,
+                "group": self.groups,
+                "membership": self.memberships,
+                "site": self.sites,
+                "resource": self.resources,
+                "policy": self.policies,
+                "token": self.tokens,
+                "client": self.clients,
+                "gateway": self.gateways,
+            },
+        )
 
     @classmethod
     def of(cls, contents: Contents) -> Snapshot:
@@ -177,29 +191,15 @@ class Snapshot:
 
     def entities(self) -> tuple[Entity, ...]:
         """Everything but the account itself, in no particular order."""
-        return tuple(entity for table in self._tables().values() for entity in table.values())
+        return tuple(entity for table in self._tables.values() for entity in table.values())
 
     # --- helpers ---
-
-    def _tables(self) -> dict[EntityKind, dict[UUID, Entity]]:
-        tables: dict[EntityKind, dict[UUID, Entity]] = {
-            "principal": self.principals,  # type: ignore[dict-item]  # each holds its own kind
-            "group": self.groups,  # type: ignore[dict-item]
-            "membership": self.memberships,  # type: ignore[dict-item]
-            "site": self.sites,  # type: ignore[dict-item]
-            "resource": self.resources,  # type: ignore[dict-item]
-            "policy": self.policies,  # type: ignore[dict-item]
-            "token": self.tokens,  # type: ignore[dict-item]
-            "client": self.clients,  # type: ignore[dict-item]
-            "gateway": self.gateways,  # type: ignore[dict-item]
-        }
-        return tables
 
     def _insert(self, entity: Entity) -> None:
         if isinstance(entity, Account):
             self.account = entity
             return
-        self._tables()[KIND_OF[type(entity)]][entity.id] = entity
+        self._tables[KIND_OF[type(entity)]][entity.id] = entity
         match entity:
             case Group(kind="everyone"):
                 self.everyone_groups.add(entity.id)
@@ -217,7 +217,7 @@ class Snapshot:
     def _remove(self, kind: EntityKind, id: UUID) -> None:
         if kind == "account":
             return
-        entity = self._tables()[kind].pop(id, None)
+        entity = self._tables[kind].pop(id, None)
         match entity:
             case Group():
                 self.everyone_groups.discard(id)
