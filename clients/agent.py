@@ -35,7 +35,7 @@ from channel.messages import (
     ResourceRemoved,
     ResourceUpserted,
 )
-from clients.leases import Connection, Lease
+from clients.leases import ClientStatistics, Connection, HeldLease, Lease, peer_status
 from clients.renewal import A_DAY, Renewal, RenewalTimes
 from clients.requests import Denial, Requests
 from clients.resources import ResourceTable
@@ -63,20 +63,6 @@ class RoutesChanged:
     """These networks, and no others, are to be routed into the TUN device."""
 
     networks: frozenset[Network]
-
-
-@attrs.define(kw_only=True)
-class ClientStatistics:
-    """Packets since the start. `refused_inbound` answered nothing, or came by the wrong gateway."""
-
-    malformed: int = 0
-    foreign_source: int = 0
-    unrouted: int = 0
-    sent: int = 0
-    delivered: int = 0
-    prohibited: int = 0
-    reset_flows: int = 0
-    refused_inbound: int = 0
 
 
 class ClientAgent(TunnelAgent):
@@ -584,40 +570,15 @@ class ClientAgent(TunnelAgent):
         }
 
     def _peer_status(self, connection: Connection, now: int) -> dict[str, object]:
-        leases = [self._lease_by_id[lease_id] for lease_id in connection.lease_ids]
-        return {
-            "name": connection.gateway_name,
-            "id": str(connection.gateway_id),
-            "connection_id": str(connection.id),
-            "path": self._path_status(connection.id),
-            "lost": connection.lost,
-            "bytes_in": connection.bytes_in,
-            "bytes_out": connection.bytes_out,
-            "connected_after_ns": (
-                None
-                if connection.connected_ns is None
-                else connection.connected_ns - connection.opened_ns
-            ),
-            "first_delivery_ns": min(
-                (
-                    lease.delivered_ns - lease.asked_ns
-                    for lease in leases
-                    if lease.delivered_ns is not None
-                ),
-                default=None,
-            ),
-            "resources": [
-                {
-                    "id": str(lease.resource_id),
-                    "name": self._resources.name_of(lease.resource_id),
-                    "authorization_id": str(lease.authorization_id),
-                    "expires_in_ns": max(
-                        0, (self._expiries.get(lease.authorization_id) or now) - now
-                    ),
-                }
-                for lease in leases
-            ],
-        }
+        held = [
+            HeldLease(
+                lease=lease,
+                resource_name=self._resources.name_of(lease.resource_id),
+                expires_in_ns=max(0, (self._expiries.get(lease.authorization_id) or now) - now),
+            )
+            for lease in (self._lease_by_id[lease_id] for lease_id in connection.lease_ids)
+        ]
+        return peer_status(connection, self._path_status(connection.id), held)
 
 
 def _complete(headers: bytes) -> bytes:
