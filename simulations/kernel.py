@@ -44,7 +44,12 @@ _HARD = "masquerade random,fully-random"
 _CLONE_NEWNET = 0x4000_0000
 _PR_SET_PDEATHSIG = 1
 PREFIX = "hlw-"
-REQUIRED_PROGRAMS = {"ip": "iproute2", "nft": "nftables", "conntrack": "conntrack"}
+REQUIRED_PROGRAMS = {
+    "ip": "iproute2",
+    "nft": "nftables",
+    "conntrack": "conntrack",
+    "sysctl": "procps",
+}
 
 
 class LabError(Exception):

@@ -244,8 +244,6 @@ def test_the_units_are_valid_and_start_what_the_guide_says(tmp_path: Path) -> No
         for credential in re.findall(r"^LoadCredential=([\w-]+):", text, re.MULTILINE):
             assert credential in GUIDE
     assert sorted(commands) == ["gateway", "portal", "relay", "up"]
-    if shutil.which("systemd-analyze") is None:
-        return
     done = subprocess.run(
         ["systemd-analyze", "verify", *sorted(map(str, tmp_path.glob("*.service")))],
         capture_output=True,
