@@ -118,6 +118,8 @@ class TrioConnection(psycopg.AsyncConnection[TupleRow]):
             raise
         except BaseException:
             self.finish()
+            with suppress(psycopg.Error):  # psycopg's way out, which finds no connection any more
+                gen.close()
             raise
 
     async def notifications(self) -> list[str]:
