@@ -16,6 +16,7 @@ that they take no stack.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import deque
 from typing import Final
 
@@ -28,7 +29,7 @@ KILL: Final = "kill"
 KILLED: Final = "killed"
 
 
-class Links(Mailroom):
+class Links(Mailroom, ABC):
     """The part of a scheduler that passes exit signals on."""
 
     _signals: deque[tuple[Context, Exit]]  # of links, still to be passed on
@@ -85,5 +86,6 @@ class Links(Mailroom):
             if peer._state != DEAD:
                 self._signal(peer, signal)
 
+    @abstractmethod
     def _stop(self, context: Context, reason: str) -> None:
-        raise NotImplementedError  # see Lifetimes
+        """End an actor; see `Lifetimes`."""

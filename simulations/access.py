@@ -34,7 +34,7 @@ from relays.agent import RelayAgent
 from relays.authentication import StampedCredentials
 from runtime.secret import Secret
 from simulations.hosts import RELAY_PORT, AgentHost, ControlHost, RelayHost, at_once, id_at
-from simulations.nat import PORT_RESTRICTED, NatBehaviour
+from simulations.nat import PORT_RESTRICTED, Nat, NatBehaviour
 from simulations.world import World
 from tunnel.agent import AgentIdentity
 from tunnel.engine import Engine
@@ -184,8 +184,8 @@ class Access:
         )
         RelayHost(self.world, self.control, machine, agent, StampedCredentials(stamp_secret))
 
-    def _start_gateway(self, nat: object) -> AgentHost:
-        machine = self.world.machine("gateway", "10.20.0.11", nat=nat)  # type: ignore[arg-type]
+    def _start_gateway(self, nat: Nat) -> AgentHost:
+        machine = self.world.machine("gateway", "10.20.0.11", nat=nat)
         randomness = self.world.randomness("gateway")
         now = self.world.now
         agent = GatewayAgent(
@@ -203,8 +203,8 @@ class Access:
         host = AgentHost(self.world, self.control, machine, "gateway", agent, resource_network)
         return host
 
-    def _start_client(self, nat: object) -> AgentHost:
-        machine = self.world.machine("laptop", "192.168.1.10", nat=nat)  # type: ignore[arg-type]
+    def _start_client(self, nat: Nat) -> AgentHost:
+        machine = self.world.machine("laptop", "192.168.1.10", nat=nat)
         randomness = self.world.randomness("client")
         now = self.world.now
         agent = ClientAgent(

@@ -72,14 +72,7 @@ class Demo:
     def set_up(self) -> None:
         it = self.installation
         with self.timed() as seconds:
-            it.start_web(large_file_bytes=LARGE_FILE_BYTES)
-            it.start_portal()
-            it.make_account()
-            it.start_relay()
-            for name in GATEWAYS:
-                it.start_gateway(name)
-            it.start_client()
-            it.wait_until_online(SETTLE_S)
+            it.start_everything(large_file_bytes=LARGE_FILE_BYTES, timeout_s=SETTLE_S)
         self.note(
             "installed",
             "portal, relay, two gateways and the client are online",

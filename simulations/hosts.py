@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any, Literal, TypeVar
 from uuid import UUID
 
@@ -156,7 +157,7 @@ class Link:
         parts = encode_parts(message, ref=ref, epoch=epoch, seq=seq, limit=PORTAL_FRAME_LIMIT)
         self._world.note("to", self._machine.name, type(message).__name__, len(parts))
         for data in parts:
-            self._world.after(LATENCY_NS, lambda data=data: self._at_agent(data))  # type: ignore[misc]
+            self._world.after(LATENCY_NS, partial(self._at_agent, data))
 
     def probe(self) -> None:
         self._world.after(2 * LATENCY_NS, self._answer_probe)

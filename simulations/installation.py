@@ -161,6 +161,17 @@ class Installation:
 
     # --- parts ---
 
+    def start_everything(self, *, large_file_bytes: int, timeout_s: float = 30.0) -> None:
+        """Every part, one after the other, until all are online; no policy yet."""
+        self.start_web(large_file_bytes=large_file_bytes)
+        self.start_portal()
+        self.make_account()
+        self.start_relay()
+        for name in GATEWAYS:
+            self.start_gateway(name)
+        self.start_client()
+        self.wait_until_online(timeout_s)
+
     def start_web(self, *, large_file_bytes: int) -> None:
         """nginx with one page, and one large file of bytes that do not compress to nothing."""
         root = self.directory / "web"

@@ -3,6 +3,8 @@
 The model knows no index and no order of checks: it tries a mutation, then looks at the whole
 state for whatever breaks a rule. So it says which refusals are right, and a store must give one of
 them. In all else several stores must agree with each other exactly.
+
+Longer than other files: model, operations and machine are one reading of the store's rules.
 """
 
 from __future__ import annotations

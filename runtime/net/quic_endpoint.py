@@ -10,6 +10,7 @@ import heapq
 import hmac
 import math
 import os
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Sequence
 from ipaddress import IPv6Address, ip_address
@@ -74,7 +75,7 @@ class QuicListenerStatistics:
     failures: int
 
 
-class Endpoint:
+class Endpoint(ABC):
     """One UDP socket and the connections on it: reads, steps, sends, keeps their timers.
 
     `mark` asks for a connection to be stepped; many sends between two turns of the event loop
@@ -113,14 +114,14 @@ class Endpoint:
             self.flush()
             self.socket.close()
 
-    def datagram(self, data: bytes, sender: Address) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def datagram(self, data: bytes, sender: Address) -> None: ...
 
-    def established(self, connection: QuicConnection) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def established(self, connection: QuicConnection) -> None: ...
 
-    def forget(self, connection: QuicConnection) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def forget(self, connection: QuicConnection) -> None: ...
 
     def issued(self, connection: QuicConnection, cid: bytes) -> None:
         """The peer may use `cid` for this connection from now on."""
@@ -128,8 +129,8 @@ class Endpoint:
     def retired(self, connection: QuicConnection, cid: bytes) -> None:
         """The peer will not use `cid` any more."""
 
-    def shut_down(self) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def shut_down(self) -> None: ...
 
     def receive(self, connection: QuicConnection, data: bytes, sender: Address) -> None:
         """Pass one datagram to its connection. Whatever it does to it, it does to it alone."""

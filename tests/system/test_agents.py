@@ -30,17 +30,10 @@ HOLLOWAY = [sys.executable, "-m", "holloway"]
 def whole() -> Iterator[Installation]:
     with Lab() as lab:
         installation = Installation(lab)
-        installation.start_web(large_file_bytes=16 << 20)
         for name, host in installation.gateway_hosts.items():
             host.ip(f"addr add fd00:20::{GATEWAYS.index(name) + 11:x}/64 dev eth0 nodad")
         installation.web.ip("addr add fd00:20::80/64 dev eth0 nodad")
-        installation.start_portal()
-        installation.make_account()
-        installation.start_relay()
-        for name in GATEWAYS:
-            installation.start_gateway(name)
-        installation.start_client()
-        installation.wait_until_online()
+        installation.start_everything(large_file_bytes=16 << 20)
         installation.allow()
         try:
             yield installation

@@ -22,7 +22,6 @@ from channel.frames import encode_frame
 from channel.messages import Join
 from simulations.installation import (
     CHANNEL_PORT,
-    GATEWAYS,
     PORTAL,
     RELAY,
     Installation,
@@ -45,14 +44,7 @@ OBSERVABILITY = {
 def whole() -> Iterator[Installation]:
     with Lab() as lab:
         installation = Installation(lab)
-        installation.start_web(large_file_bytes=1 << 20)
-        installation.start_portal()
-        installation.make_account()
-        installation.start_relay()
-        for name in GATEWAYS:
-            installation.start_gateway(name)
-        installation.start_client()
-        installation.wait_until_online()
+        installation.start_everything(large_file_bytes=1 << 20)
         installation.allow()
         try:
             yield installation

@@ -21,7 +21,6 @@ import pytest
 from simulations.installation import (
     API_PORT,
     CHANNEL_PORT,
-    GATEWAYS,
     LARGE_FILE,
     PORTAL,
     RELAY,
@@ -37,14 +36,7 @@ pytestmark = [pytest.mark.system, pytest.mark.timeout(240)]
 def whole() -> Iterator[Installation]:
     with Lab() as lab:
         installation = Installation(lab)
-        installation.start_web(large_file_bytes=64 << 20)
-        installation.start_portal()
-        installation.make_account()
-        installation.start_relay()
-        for name in GATEWAYS:
-            installation.start_gateway(name)
-        installation.start_client()
-        installation.wait_until_online()
+        installation.start_everything(large_file_bytes=64 << 20)
         installation.allow()
         try:
             wait_until(installation.fetch_page, what="the page arrives")

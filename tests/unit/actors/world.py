@@ -2,6 +2,8 @@
 
 Every message to an agent goes through the real codec. Clients and gateways sign their joins with
 real keys; a gateway acknowledges what it is asked unless it is told to be silent.
+
+Longer than other files: every agent here is driven by, and asked about, the same few seams.
 """
 
 from __future__ import annotations

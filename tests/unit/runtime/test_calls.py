@@ -1,4 +1,7 @@
-"""Mailboxes, casts, calls and their ends, in virtual time."""
+"""Mailboxes, casts, calls and their ends, in virtual time.
+
+Longer than other files: one short test for each sentence of what a call promises.
+"""
 
 from __future__ import annotations
 
