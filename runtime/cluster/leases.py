@@ -1,0 +1,95 @@
+"""Who owns what in a cluster: the leases of nodes and of keyed actors, as a database keeps them.
+
+Two kinds of lease, and one clock, the database's:
+
+- A *node* has a lease of a few seconds that it renews all the time. Its row also says where it
+  listens, so whoever renews learns at once which nodes live and where: this is how nodes find one
+  another, and the one truth about who is alive. Each start of a node, and each return after it was
+  given up, is another *incarnation*, a number that only grows.
+- A *keyed actor* (one for each account, say) is owned by one incarnation of one node, for as long
+  as that lives. Each take-over raises the *epoch* of the key, the fencing token: whatever an owner
+  writes is refused when the epoch is no longer its own. So a node that was stopped and resumed can
+  do no harm, whatever it still believes.
+
+A node counts its own lease from before the renewal was sent, so it ends for the node itself
+earlier than for the others.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+from uuid import UUID
+
+import attrs
+
+
+class LeaseFenced(Exception):
+    """This incarnation of the node, or this epoch of the key, is over. `superseded`: another
+    process has joined under the node's name; otherwise the node was given up for dead."""
+
+    superseded: bool = False
+
+
+class LeaseHeld(Exception):
+    """The key is owned by another node that lives; `owner` is its name."""
+
+    owner: str
+
+
+class LeaseUnavailable(Exception):
+    """The database cannot be reached now."""
+
+
+@attrs.frozen(kw_only=True)
+class NodeRow:
+    """A node that has joined and not left. `remaining_ns` is what is left of its lease, 0 when it
+    has expired or was given up."""
+
+    name: str
+    incarnation: int
+    link_address: str
+    """`host:port` at which the other nodes reach it."""
+    door_address: str
+    """`host:port` at which those whom the cluster serves reach it."""
+    version: str
+    draining: bool
+    remaining_ns: int
+
+
+class LeaseStore(Protocol):
+    """What a cluster needs of a database. Each method may raise LeaseUnavailable besides what its
+    own text names. Durations in nanoseconds; instants are the database's own."""
+
+    async def join_node(
+        self, name: str, *, link_address: str, door_address: str, version: str, ttl_ns: int
+    ) -> int:
+        """Begin a life of the node `name`: raises its incarnation by one and returns it. A process
+        that has the name already is superseded."""
+
+    async def renew_node(
+        self, name: str, incarnation: int, *, draining: bool, ttl_ns: int
+    ) -> tuple[NodeRow, ...]:
+        """Prolong the node's lease to `ttl_ns` from now, also when it has expired meanwhile, and
+        return all nodes, this one among them, by name. Raises LeaseFenced."""
+
+    async def nodes(self) -> tuple[NodeRow, ...]:
+        """All nodes, by name. (For operators; a node learns them by `renew_node`.)"""
+
+    async def expel_node(self, name: str, incarnation: int) -> None:
+        """Give this incarnation up for dead: its lease ends now, and it cannot renew it. Harmless
+        if it is over."""
+
+    async def leave_node(self, name: str, incarnation: int) -> None:
+        """End the life of a node in good order: its row goes (its incarnations are never used
+        again), and what it still owned is free. Harmless if it is over."""
+
+    async def acquire(self, key: UUID, *, owner: str, incarnation: int) -> int:
+        """Become the owner of the key: raises its epoch by one and returns it.
+
+        Raises LeaseHeld while another node owns it whose lease has not expired; LeaseFenced unless
+        the lease of (owner, incarnation) stands; what the store raises for a key that it does not
+        know."""
+
+    async def release(self, key: UUID, *, owner: str, incarnation: int) -> None:
+        """Give up the ownership of the key, so that another node need not wait for the end of our
+        lease. Harmless unless the key is owned by this incarnation."""
