@@ -34,19 +34,29 @@ class LinkProtocolError(Exception):
 
 class MessageCodec:
     """Which classes may cross a link, by number. Numbers belong to the protocol: never give one to
-    another class. A class must be one that msgspec can check (attrs, Struct, dataclass).
+    another class. A class must be one that msgspec can check (attrs, Struct, dataclass); the hooks
+    are msgspec's, for types of fields that it does not know.
 
     Raises ValueError (a number out of range, or a class twice) and TypeError."""
 
-    def __init__(self, class_by_kind: Mapping[int, type]) -> None:
+    def __init__(
+        self,
+        class_by_kind: Mapping[int, type],
+        *,
+        enc_hook: Callable[[Any], Any] | None = None,
+        dec_hook: Callable[[type, Any], Any] | None = None,
+    ) -> None:
         if not all(FIRST_MESSAGE_KIND <= kind <= MAX_KIND for kind in class_by_kind):
             raise ValueError(f"kinds of messages are {FIRST_MESSAGE_KIND} to {MAX_KIND}")
         self._kind_by_class = {each: kind for kind, each in class_by_kind.items()}
         if len(self._kind_by_class) < len(class_by_kind):
             raise ValueError("a class has two kinds")
-        self._encode_into = msgspec.msgpack.Encoder().encode_into
-        self._decode_by_kind: dict[int, Callable[[memoryview], Any]] = {
-            kind: msgspec.msgpack.Decoder(each).decode for kind, each in class_by_kind.items()
+        encoder = msgspec.msgpack.Encoder(enc_hook=enc_hook)
+        self._encode = encoder.encode
+        self._encode_into = encoder.encode_into
+        self._decode_by_kind: dict[int, Callable[[Any], Any]] = {
+            kind: msgspec.msgpack.Decoder(each, dec_hook=dec_hook).decode
+            for kind, each in class_by_kind.items()
         }
 
     def encode_into(self, buffer: bytearray, target: int, message: object) -> None:
@@ -70,7 +80,18 @@ class MessageCodec:
             raise
         HEADER.pack_into(buffer, start, length, kind, target)
 
-    def decode(self, kind: int, body: memoryview) -> Any | None:
+    def travels(self, message_type: type) -> bool:
+        """Whether messages of this class may cross a link."""
+        return message_type in self._kind_by_class
+
+    def pack(self, message: object) -> tuple[int, bytes]:
+        """Kind and body of a message that travels within another. Raises TypeError, ValueError."""
+        kind = self._kind_by_class.get(type(message))
+        if kind is None:
+            raise TypeError(f"{type(message).__name__} may not cross a link: it is not registered")
+        return kind, self._encode(message)
+
+    def decode(self, kind: int, body: memoryview | bytes | msgspec.Raw) -> Any | None:
         """The message; None if the kind is not registered. Raises LinkProtocolError."""
         decode = self._decode_by_kind.get(kind)
         if decode is None:
