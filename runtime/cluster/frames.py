@@ -34,8 +34,11 @@ class LinkProtocolError(Exception):
 
 class MessageCodec:
     """Which classes may cross a link, by number. Numbers belong to the protocol: never give one to
-    another class. A class must be one that msgspec can check (attrs, Struct, dataclass); the hooks
-    are msgspec's, for types of fields that it does not know.
+    another class. A class must be one that msgspec can check (attrs, Struct, dataclass).
+
+    `enc_hook` and `dec_hook` are msgspec's, for fields of types that it does not know (an address
+    of an actor, say): `enc_hook(value)` gives something that it does, `dec_hook(type, value)` the
+    value back. Whatever `dec_hook` raises means that the message is malformed.
 
     Raises ValueError (a number out of range, or a class twice) and TypeError."""
 
@@ -61,8 +64,8 @@ class MessageCodec:
 
     def encode_into(self, buffer: bytearray, target: int, message: object) -> None:
         """Append the frame to `buffer`, or leave it as it was. Raises TypeError for a class that is
-        not registered, ValueError when the frame would be longer than MAX_FRAME_BYTES or the target
-        is out of range."""
+        not registered or a field that no hook can write, ValueError when the frame would be longer
+        than MAX_FRAME_BYTES or the target is out of range, and what `enc_hook` raises."""
         kind = self._kind_by_class.get(type(message))
         if kind is None:
             raise TypeError(f"{type(message).__name__} may not cross a link: it is not registered")
@@ -98,7 +101,7 @@ class MessageCodec:
             return None
         try:
             return decode(body)
-        except (msgspec.MsgspecError, ValueError, TypeError, RecursionError) as error:
+        except Exception as error:  # of a hook, too: what came from outside decides what it raises
             text = f"a message of kind {kind} is malformed ({type(error).__name__})"
         raise LinkProtocolError(text)
 
