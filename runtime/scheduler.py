@@ -59,7 +59,7 @@ spot in one turn, before they take the way through the mailbox."""
 DEFAULT_BUDGET: Final = 4_096
 DEFAULT_ACTOR_LIMIT: Final = 1_000_000
 NUMBER_BITS: Final = 40
-MAX_INCARNATION: Final = 2 ** (63 - NUMBER_BITS) - 1
+MAX_INCARNATION: Final = 2 ** (62 - NUMBER_BITS) - 1
 """A node's actors are numbered from its incarnation on: no number comes again in a later life, so
 that a reference from before never means another actor."""
 
