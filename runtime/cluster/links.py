@@ -161,7 +161,7 @@ class NodeLinks:
 
     async def run(
         self,
-        listen: Address | Sequence[trio.SocketListener],
+        listen: Address | list[trio.SocketListener],
         *,
         task_status: trio.TaskStatus[Address] = trio.TASK_STATUS_IGNORED,
     ) -> None:

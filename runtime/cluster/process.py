@@ -30,7 +30,7 @@ from runtime.cluster.node import ClusterNode, ClusterSettings
 from runtime.cluster.remote import RemoteActors, RemoteStatistics
 from runtime.cluster.tenure import ROSTER, RosterChanged, Tenure
 from runtime.host import TrioHost
-from runtime.net.address import Address, join_host_port
+from runtime.net.address import Address, join_host_port, split_host_port
 from runtime.randomness import Randomness
 from runtime.scheduler import Scheduler
 from runtime.secret import Secret
@@ -86,7 +86,7 @@ class NodeProcess:
         tenure: Tenure,
         store: LeaseStore,
         identity: Identity,
-        listeners: Sequence[trio.SocketListener],
+        listeners: list[trio.SocketListener],
         membership: Membership | None,
         *,
         clock: Clock,
@@ -249,7 +249,7 @@ class NodeProcess:
             return
         self._links.set_peers(
             {
-                row.name: Address.parse(row.link_address)
+                row.name: Address(*split_host_port(row.link_address))
                 for row in self.tenure.rows
                 if row.name != self.name and row.link_address != NOWHERE
             }
@@ -258,7 +258,7 @@ class NodeProcess:
 
 async def refuses_connections(address: str) -> bool:
     """Whether `host:port` refuses connections at all of its addresses."""
-    where = Address.parse(address)
+    where = Address(*split_host_port(address))
     with trio.move_on_after(CONNECT_PATIENCE_NS / NS_PER_S):
         try:
             found = await trio.socket.getaddrinfo(where.host, where.port, type=socket.SOCK_STREAM)
