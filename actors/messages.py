@@ -65,9 +65,10 @@ class Closed:
 
 @attrs.frozen
 class End:
-    """Say this to the agent as the last thing, and end."""
+    """Say this to the agent as the last thing, and end, `after_ns` from now."""
 
     disconnect: Disconnect
+    after_ns: int = 0
 
 
 # --- the account actor is asked by admission -----------------------------------------------------
@@ -394,6 +395,11 @@ class RelaysChanged:
 
 
 @attrs.frozen
+class DoorsChanged:
+    """Published on `DOORS`: `Services.doors` may be others now."""
+
+
+@attrs.frozen
 class CheckToken:
     """To every relay's actor: its token may have been deleted."""
 
@@ -417,6 +423,8 @@ RELAY_OWNERS = "relay channels"
 """Topic to which the actors of relays listen, for `CheckToken`."""
 OWNERS = "channels"
 """Topic to which every actor that owns a channel listens, for `End`."""
+DOORS = "doors"
+"""Topic of `DoorsChanged`, of this node alone."""
 DIRECTORY = "relay directory"
 """Registered name of the relay directory."""
 

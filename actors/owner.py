@@ -15,6 +15,7 @@ from actors.attachment import Channel
 from actors.enrolment import occupied, refusal
 from actors.messages import (
     DIRECTORY,
+    DOORS,
     OWNERS,
     RELAYS,
     AgentMoved,
@@ -25,6 +26,7 @@ from actors.messages import (
     CandidatesFrom,
     ClientTruth,
     Closed,
+    DoorsChanged,
     End,
     GatewayTruth,
     Heard,
@@ -37,15 +39,18 @@ from actors.model import Client, Gateway
 from actors.services import Bucket, Services
 from channel.messages import (
     MAX_AUTHORIZATIONS,
+    MAX_DOORS,
     AuthorizationRenewed,
     Candidates,
     Disconnect,
+    DoorAddress,
     Held,
     HeldWanted,
     IpText,
     Join,
     LiveAuthorization,
     MoreHeld,
+    Portals,
     RefusalCode,
     Relays,
     RelayServer,
@@ -78,11 +83,13 @@ class ChannelOwner(Actor):
         self._kind = kind
         self._epoch: int | None = None
         self._relay_by_id: dict[UUID, ActorRef] = {}
+        self._told_doors: tuple[DoorAddress, ...] | None = None  # None: before the init
         self._goodbye: Disconnect | None = refusal("unavailable", "the portal lost its place")
         self._counts: Counter[str] = Counter()
 
     def started(self) -> None:
         self.subscribe(OWNERS)
+        self.subscribe(DOORS)
 
     def terminated(self, reason: str) -> None:
         goodbye = refusal("shutting_down") if reason == "shutdown" else self._goodbye
@@ -96,7 +103,10 @@ class ChannelOwner(Actor):
 
     @handles(End)
     def _on_end(self, message: End) -> None:
-        self.part(message.disconnect)
+        if message.after_ns:
+            self.send_after(message.after_ns, End(message.disconnect))
+        else:
+            self.part(message.disconnect)
 
     def part(self, disconnect: Disconnect) -> None:
         """Say this as the last thing."""
@@ -109,6 +119,27 @@ class ChannelOwner(Actor):
     def say(self, message: object, *, ref: int | None = None) -> None:
         """Send to the agent, under the epoch of the account's owner."""
         self._channel.send(message, ref=ref, epoch=self._epoch)
+
+    # --- the portal's doors ----------------------------------------------------------------------
+
+    def begin_doors(self) -> None:
+        """The init was said: from now on the agent is told the portal's doors."""
+        if self._told_doors is None:
+            self._told_doors = ()
+            self._tell_doors()
+
+    @handles(DoorsChanged)
+    def _on_doors_changed(self, message: DoorsChanged) -> None:
+        if self._told_doors is not None:
+            self._tell_doors()
+
+    def _tell_doors(self) -> None:
+        """They are of the node, not of the account: no epoch. A node that knows of none, or lost
+        sight of the others, leaves the agent what it has."""
+        doors = self._services.doors()[:MAX_DOORS]
+        if doors and doors != self._told_doors:
+            self._told_doors = doors
+            self._channel.send(Portals(addresses=doors))
 
 
 @attrs.frozen
@@ -202,6 +233,7 @@ class AgentOwner(ChannelOwner, ABC):
         if is_first:
             self._held.clear()
             await self._introduce(truth)
+            self.begin_doors()
         else:
             self._correct(truth)
         if self._remote != ask.remote:

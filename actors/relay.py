@@ -215,6 +215,7 @@ class RelayActor(ChannelOwner):
             return
         self._superseded(self._relay.id, self.context.ref)
         self.say(RelayInit(relay_id=self._relay.id))
+        self.begin_doors()
         self.cast(self.context.ref, _Register())
         self.cast(self.context.ref, CheckToken())
 

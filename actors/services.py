@@ -8,7 +8,7 @@ from uuid import UUID
 import attrs
 
 from actors.store.interface import Store
-from channel.messages import SocketAddress
+from channel.messages import DoorAddress, SocketAddress
 from runtime.actor import ActorRef
 from runtime.clock import Clock
 from runtime.randomness import Randomness
@@ -57,7 +57,12 @@ class Limits:
 
 @attrs.frozen(kw_only=True)
 class Services:
-    """`prove_address` says whether a relay answers at an address that it announced."""
+    """`prove_address` says whether a relay answers at an address that it announced.
+
+    `doors` are the channel listeners of all nodes that take agents now, as far as this node knows;
+    agents are told no more than MAX_DOORS of them, and of none at all nothing. Whenever it changes,
+    `DoorsChanged` has to be published on `DOORS` (see `ControlPlane.doors_changed`).
+    """
 
     store: Store
     clock: Clock
@@ -67,6 +72,7 @@ class Services:
     account: Callable[[UUID], ActorRef]
     prove_address: Callable[[SocketAddress], Awaitable[bool]]
     limits: Limits = Limits()
+    doors: Callable[[], tuple[DoorAddress, ...]] = tuple
 
 
 class Bucket:

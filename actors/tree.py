@@ -29,9 +29,11 @@ from actors.enrolment import refusal
 from actors.gateway import GatewayActor
 from actors.messages import (
     DIRECTORY,
+    DOORS,
     OWNERS,
     RELAY_OWNERS,
     CheckToken,
+    DoorsChanged,
     End,
     Wake,
     account_name,
@@ -41,7 +43,7 @@ from actors.relay import RelayActor, RelayDirectory
 from actors.services import Limits, Services
 from actors.session import SessionActor
 from actors.store.interface import Store
-from channel.messages import Challenge, IpText, Join, RelayJoin, SocketAddress
+from channel.messages import Challenge, DoorAddress, IpText, Join, RelayJoin, SocketAddress
 from runtime.actor import Actor, ActorError, ActorRef, Dead
 from runtime.clock import Clock
 from runtime.randomness import Randomness
@@ -70,7 +72,8 @@ class ControlPlane:
     """All actors of the control plane on one scheduler.
 
     `prove_address` is asked, as an effect, whether a relay answers at an address; `node` names this
-    portal as the owner of accounts. Methods are to be called where the scheduler runs.
+    portal as the owner of accounts; `doors` are the addresses of all nodes that take agents now
+    (call `doors_changed` when they are others). Methods are to be called where the scheduler runs.
     """
 
     def __init__(
@@ -84,6 +87,7 @@ class ControlPlane:
         prove_address: Callable[[SocketAddress], Awaitable[bool]],
         node: str = "portal",
         limits: Limits | None = None,
+        doors: Callable[[], tuple[DoorAddress, ...]] = tuple,
     ) -> None:
         self._scheduler = scheduler
         self._services = Services(
@@ -95,6 +99,7 @@ class ControlPlane:
             account=self.account,
             prove_address=prove_address,
             limits=limits or Limits(),
+            doors=doors,
         )
         self._houses: dict[str, DynamicSupervisor] = {}
         self._relay_refs: dict[UUID, ActorRef] = {}
@@ -154,6 +159,10 @@ class ControlPlane:
         for ref in self._scheduler.pubsub.subscribers(RELAY_OWNERS):
             self._scheduler.cast(ref, CheckToken())
 
+    def doors_changed(self) -> None:
+        """`doors` may be others now: agents are told."""
+        self._scheduler.pubsub.publish(DOORS, DoorsChanged())
+
     def account(self, account_id: UUID) -> ActorRef:
         """The account's actor, started if it does not live. Raises LimitReached, Dead.
 
@@ -170,12 +179,22 @@ class ControlPlane:
         """Who knows the relays (`ListRelays`)."""
         return self._scheduler.registry.whereis(DIRECTORY)
 
-    def drain(self) -> None:
-        """Refuse newcomers, and send everybody away with the advice to dial again."""
+    def drain(self, spread_ns: int = 0) -> None:
+        """Refuse newcomers, and send everybody away, spread over `spread_ns`.
+
+        Each leaves at a random time of it, so that the other nodes do not get all of them in one
+        instant. Where there is no other, all leave at once, and come back at a random time of it.
+        To be called when `doors` no longer has this node.
+        """
         self._is_draining = True
+        randomness, goes_elsewhere = self._services.randomness, bool(self._services.doors())
         for ref in self._scheduler.pubsub.subscribers(OWNERS):
-            randomness = self._services.randomness
-            self._scheduler.cast(ref, End(refusal("draining", randomness=randomness)))
+            goodbye, delay_ns = refusal("draining", randomness=randomness), 0
+            if spread_ns:
+                delay_ns = randomness.integer(spread_ns)
+            if delay_ns and not goes_elsewhere:
+                goodbye, delay_ns = attrs.evolve(goodbye, retry_after_ns=delay_ns), 0
+            self._scheduler.cast(ref, End(goodbye, delay_ns))
 
     def tree(self) -> str:
         """Every actor on a line."""

@@ -60,6 +60,8 @@ RENEWAL_CHECK_S: Final = 3_600.0
 FIRST_RETRY_S: Final = 0.1
 LAST_RETRY_S: Final = 5.0
 DRAIN_POLL_S: Final = 0.05
+DRAIN_SPREAD: Final = 0.8
+"""Of `drain_timeout_s`, in which agents are sent to the other nodes; the rest is for the last."""
 
 log = get_logger("portal")
 
@@ -321,11 +323,12 @@ class _Node:
         self._health.set("started", False, "draining")
         spread_ns = round(self._settings.drain_timeout_s * 10**9)
         log.info("draining", channels=channels.statistics().channels)
-        control.drain()
-        channels.drain(spread_ns)
+        channels.refuse_newcomers()
+        control.drain(round(spread_ns * DRAIN_SPREAD))
         with trio.move_on_after(self._settings.drain_timeout_s):
             while channels.statistics().channels:
                 await trio.sleep(DRAIN_POLL_S)
+        channels.drain(spread_ns)
 
     async def _renew_certificates(self, door: Door, channels: ChannelServer) -> None:
         while True:

@@ -259,10 +259,12 @@ async def test_draining_sends_agents_away_and_takes_no_new_one() -> None:
 
 
 @contextmanager
-def portal_process(port: int, directory: Path) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+def portal_process(
+    port: int, directory: Path, *doors: str
+) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
     (directory / "chain").write_bytes(CHAIN)
     (directory / "key").write_bytes(KEY)
-    arguments = [str(port), str(directory / "chain"), str(directory / "key")]
+    arguments = [str(port), str(directory / "chain"), str(directory / "key"), *doors]
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.system.channel_portal", *arguments],
         stdout=subprocess.PIPE,

@@ -58,6 +58,7 @@ from channel.messages import (
     Challenge,
     ClientInit,
     Disconnect,
+    DoorAddress,
     GatewayInit,
     Held,
     HeldWanted,
@@ -414,6 +415,7 @@ class World:
         self.randomness = SeededRandomness(seed, "world")
         self.store = Store()
         self.lab = Lab()
+        self.doors: tuple[DoorAddress, ...] = ()
         self.log: list[tuple[str, object]] = []
         self.crashes: list[CrashReport] = []
         self.limits = limits
@@ -454,6 +456,7 @@ class World:
             portal_name=PORTAL,
             prove_address=self._prove,
             limits=self.limits,
+            doors=lambda: self.doors,
         )
         self.plane.start()
         self._unsubscribe = self.store.subscribe(self.plane.wake)
