@@ -28,12 +28,15 @@ from actors.messages import (
     Closed,
     DoorsChanged,
     End,
+    FromOwner,
     GatewayTruth,
     Heard,
     Moved,
     Occupied,
     Probe,
     RelaysChanged,
+    Stale,
+    attendance_topic,
 )
 from actors.model import Client, Gateway
 from actors.services import Bucket, Services
@@ -55,7 +58,19 @@ from channel.messages import (
     Relays,
     RelayServer,
 )
-from runtime.actor import LATER, Actor, ActorError, ActorRef, Caller, CallError, Down, handles
+from runtime.actor import (
+    LATER,
+    Actor,
+    ActorError,
+    ActorRef,
+    Caller,
+    CallError,
+    Down,
+    Raise,
+    handles,
+)
+from runtime.cluster.node import TRACKER
+from runtime.presence.tracker import Track
 
 HELD_WINDOW = 4
 """So many `MoreHeld` are under way at a time."""
@@ -63,6 +78,8 @@ ATTACH_DEADLINE_NS = 10 * 10**9
 MAX_ATTACH_ATTEMPTS = 6
 MAX_PROBES = 16
 """So many newcomers at a time may wait for a sign of life of one agent."""
+MAX_UNSENT = 100
+"""So much for the account's actor is kept while it moves to another node."""
 REATTACH_NS = 50 * 10**6
 """The first pause before an account actor that ended is looked for again; it doubles."""
 
@@ -116,6 +133,17 @@ class ChannelOwner(Actor):
     def refuse(self, reason: RefusalCode, detail: str = "") -> None:
         self.part(refusal(reason, detail, randomness=self._services.randomness))
 
+    @handles(FromOwner)
+    def _on_from_owner(self, message: FromOwner) -> object:
+        """What the account's owner says is handled as if it had come by itself, unless a later
+        owner was heard before."""
+        if self._epoch is not None and message.epoch < self._epoch:
+            self._counts["stale"] += 1
+            return Raise(Stale())
+        said = message.enclosed.message
+        handler = self._plain_handlers.get(type(said))
+        return None if handler is None else handler(self, said)
+
     def say(self, message: object, *, ref: int | None = None) -> None:
         """Send to the agent, under the epoch of the account's owner."""
         self._channel.send(message, ref=ref, epoch=self._epoch)
@@ -145,6 +173,11 @@ class ChannelOwner(Actor):
 @attrs.frozen
 class _Attach:
     """Find the account's actor, and learn the truth from it."""
+
+
+@attrs.frozen
+class _Present:
+    """The node's tracker was started anew: be present in it."""
 
 
 @attrs.frozen
@@ -187,6 +220,8 @@ class AgentOwner(ChannelOwner, ABC):
         self._remote = remote
         self._held = list(join.held)
         self._held_follow = join.held_follow
+        self._tracker: ActorRef | None = None
+        self._unsent: list[object] = []
 
     def started(self) -> None:
         super().started()
@@ -230,6 +265,10 @@ class AgentOwner(ChannelOwner, ABC):
         if truth is None:
             return
         self._epoch, self._number = truth.epoch, truth.number
+        self._become_present()
+        for message in self._unsent:
+            self.to_account(message)
+        self._unsent.clear()
         if is_first:
             self._held.clear()
             await self._introduce(truth)
@@ -267,7 +306,9 @@ class AgentOwner(ChannelOwner, ABC):
         pause_ns = REATTACH_NS
         for _ in range(MAX_ATTACH_ATTEMPTS):
             try:
-                account = self._services.account(self._account_id)
+                account = await self._services.accounts.locate(
+                    self, self._account_id, deadline_ns=ATTACH_DEADLINE_NS
+                )
                 answer = await self.call(account, ask, ATTACH_DEADLINE_NS)
             except ActorError:
                 await self.sleep(pause_ns + self._services.randomness.integer(pause_ns))
@@ -318,6 +359,25 @@ class AgentOwner(ChannelOwner, ABC):
         if message.ref == self._account:
             self._account = None
             self.cast(self.context.ref, _Attach())
+        elif message.ref == self._tracker:
+            self._tracker = None
+            self.send_after(REATTACH_NS, _Present())
+
+    # --- presence --------------------------------------------------------------------------------
+
+    @handles(_Present)
+    def _on_present(self, message: _Present) -> None:
+        self._become_present()
+
+    def _become_present(self) -> None:
+        """Have all nodes know that this agent is connected: see `messages.attendance_topic`."""
+        tracker = self.context.registry.whereis(TRACKER)
+        if self._tracker is not None or tracker is None:
+            return
+        self._tracker = tracker
+        self.monitor(tracker)
+        topic, key = attendance_topic(self._account_id), f"{self._side}:{self._device.id}"
+        self.cast(tracker, Track(topic, key, self.context.ref))
 
     @handles(Moved)
     def _on_moved(self, message: Moved) -> None:
@@ -349,8 +409,11 @@ class AgentOwner(ChannelOwner, ABC):
         )
 
     def to_account(self, message: object) -> None:
+        """Cast to the account's actor; while it moves, keep a little of it for the next one."""
         if self._account is not None:
             self.cast(self._account, message)
+        elif len(self._unsent) < MAX_UNSENT:
+            self._unsent.append(message)
 
     # --- relays ------------------------------------------------------------------------------
 
