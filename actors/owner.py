@@ -266,9 +266,9 @@ class AgentOwner(ChannelOwner, ABC):
             return
         self._epoch, self._number = truth.epoch, truth.number
         self._become_present()
-        for message in self._unsent:
-            self.to_account(message)
-        self._unsent.clear()
+        unsent, self._unsent = self._unsent, []
+        for each in unsent:
+            self.to_account(each)
         if is_first:
             self._held.clear()
             await self._introduce(truth)

@@ -9,12 +9,14 @@ is present where, and the node's membership. No socket here: `runtime.cluster.pr
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 import attrs
 
 from runtime.actor import ActorRef
-from runtime.cluster.leases import LeaseStore
+from runtime.cluster.frames import MessageCodec
+from runtime.cluster.leases import MAX_NODE_LEASE_NS, LeaseStore
+from runtime.cluster.link import Unreachable
 from runtime.cluster.member import MEMBER, Identity, LeaseSettings, LinkLost, Member, Refuses
 from runtime.cluster.remote import RemoteActors
 from runtime.cluster.tenure import Tenure
@@ -116,3 +118,48 @@ class ClusterNode:
 
     def _member(self) -> Member:
         return Member(self.tenure, self.store, self._identity, self._refuses, self._settings.lease)
+
+
+# --- a node that is alone ------------------------------------------------------------------------
+
+NOWHERE: Final = "127.0.0.1:0"
+"""The address of what cannot be reached."""
+
+UNHURRIED: Final = ClusterSettings(
+    lease=LeaseSettings(ttl_ns=MAX_NODE_LEASE_NS, renewal_ns=MAX_NODE_LEASE_NS // 4),
+    presence=TrackerSettings(
+        heartbeat_ns=MAX_NODE_LEASE_NS // 8,
+        down_ns=MAX_NODE_LEASE_NS // 4,
+        forget_ns=MAX_NODE_LEASE_NS // 2,
+    ),
+)
+"""For worlds of one node in virtual time: nothing happens again and again."""
+
+
+def no_links(node: str, target: int, message: object) -> NoReturn:
+    """The `Send` of a node that has no links."""
+    raise Unreachable(node, "this node has no links")
+
+
+async def never_refuses(address: str) -> bool:
+    """The `Refuses` of a node that has no others to examine."""
+    return False
+
+
+def start_alone(
+    scheduler: Scheduler, store: LeaseStore, codec: MessageCodec, *, incarnation: int
+) -> Tenure:
+    """Make a scheduler the only node of a cluster, in virtual time: it has joined the store as
+    `scheduler.node`, with this incarnation and a lease of MAX_NODE_LEASE_NS."""
+    tenure = Tenure(scheduler.node, incarnation)
+    ClusterNode(
+        scheduler,
+        RemoteActors(scheduler, codec, no_links),
+        tenure,
+        store,
+        Identity(link_address=NOWHERE, door_address=NOWHERE, version="alone"),
+        never_refuses,
+        incarnation=incarnation,
+        settings=UNHURRIED,
+    ).start()
+    return tenure

@@ -22,11 +22,10 @@ from runtime.clock import NS_PER_S, Clock
 from runtime.cluster.frames import MessageCodec
 from runtime.cluster.leases import LeaseStore, LeaseUnavailable
 from runtime.cluster.link import LinkSettings
-from runtime.cluster.link import Unreachable as NoLink
 from runtime.cluster.links import NodeLinks, NodeLinksStatistics, open_link_listeners
 from runtime.cluster.member import BeginDraining, Identity, Leave
 from runtime.cluster.membership import Membership, check_node_name
-from runtime.cluster.node import ClusterNode, ClusterSettings
+from runtime.cluster.node import NOWHERE, ClusterNode, ClusterSettings, no_links
 from runtime.cluster.remote import RemoteActors, RemoteStatistics
 from runtime.cluster.tenure import ROSTER, RosterChanged, Tenure
 from runtime.host import TrioHost
@@ -40,8 +39,6 @@ MESSAGES_AT_ONCE: Final = 256
 usual size is not full before its actor could do anything."""
 CONNECT_PATIENCE_NS: Final = NS_PER_S
 LEAVE_PATIENCE_NS: Final = 3 * NS_PER_S
-NOWHERE: Final = "127.0.0.1:0"
-"""The link address of a node that has no links."""
 
 
 class NodeSuperseded(Exception):
@@ -231,7 +228,7 @@ class NodeProcess:
 
     def _send(self, node: str, target: int, message: object) -> None:
         if self._links is None:
-            raise NoLink(node, "this node has no links")
+            no_links(node, target, message)
         self._links.send(node, target, message)
 
     async def _deliver(self, node: str, messages: Sequence[tuple[int, Any]]) -> None:

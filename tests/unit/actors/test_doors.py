@@ -86,7 +86,7 @@ def test_nothing_is_told_before_the_init() -> None:
 def test_the_agents_of_a_crashed_account_are_not_told_again() -> None:
     world = world_of(A)
     client = world.client()
-    world.crash(world.plane.account(world.account.id))
+    world.crash(world.account_actor())
     world.run_for(5)
     assert client.is_connected
     assert told(client) == [(A,)]

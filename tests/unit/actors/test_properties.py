@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
 
 from actors.consequences import rejudge
-from actors.messages import ListLive
+from actors.messages import ACCOUNT, ListLive
 from actors.model import (
     Conditions,
     CurrentTimeCondition,
@@ -26,7 +26,11 @@ from actors.policy.engine import Allowed, Snapshot
 from actors.store.interface import Put
 from actors.store.memory import MemoryStore
 from actors.tree import ControlPlane
+from actors.wire import node_codec
 from channel.messages import Filter
+from runtime.actor import NamedRef
+from runtime.cluster.keyed import Locate, keeper_name
+from runtime.cluster.node import start_alone
 from runtime.randomness import SeededRandomness
 from runtime.scheduler import Scheduler
 from runtime.testing import HeapHost
@@ -247,7 +251,12 @@ class Story:
         for row in world.rows().values():
             run(store.write_authorization(row, epoch=epoch))
         randomness = SeededRandomness(2, "reload")
-        scheduler = Scheduler(clock=world.clock, randomness=randomness)
+        scheduler = Scheduler(
+            clock=world.clock,
+            randomness=randomness,
+            node=owner["owner"],
+            incarnation=owner["incarnation"],
+        )
         host = HeapHost(scheduler, world.clock)
 
         async def prove(address: object) -> bool:
@@ -260,12 +269,12 @@ class Story:
             randomness,
             portal_name=PORTAL,
             prove_address=prove,
-            node=owner["owner"],
-            incarnation=owner["incarnation"],
+            tenure=start_alone(scheduler, store, node_codec(), incarnation=owner["incarnation"]),
         )
         plane.start()
         host.run_until_idle()
-        answer: frozenset[UUID] = host.call(plane.account(world.account.id), ListLive())
+        located = host.call(NamedRef(keeper_name(ACCOUNT)), Locate(world.account.id))
+        answer: frozenset[UUID] = host.call(located.ref, ListLive())
         return answer
 
 

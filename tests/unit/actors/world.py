@@ -15,7 +15,7 @@ from uuid import UUID
 import attrs
 
 from actors.attachment import Attachment, OwnedChannel
-from actors.messages import ListLive, ListPresence, ListRelays, OnlineRelay, Presence
+from actors.messages import ACCOUNT, ListLive, ListPresence, ListRelays, OnlineRelay, Presence
 from actors.model import (
     Account,
     Authorization,
@@ -36,6 +36,7 @@ from actors.services import Limits
 from actors.store.interface import MAX_PAGE, Put, Remove, Unavailable
 from actors.store.memory import MemoryStore
 from actors.tree import ControlPlane
+from actors.wire import node_codec
 from channel.credentials import (
     decode_token,
     device_key_of,
@@ -70,8 +71,10 @@ from channel.messages import (
     Revoke,
     SocketAddress,
 )
-from runtime.actor import ActorRef
+from runtime.actor import ActorRef, NamedRef
 from runtime.clock import VirtualClock
+from runtime.cluster.keyed import Locate, keeper_name
+from runtime.cluster.node import start_alone
 from runtime.inspection import CrashReport
 from runtime.randomness import SeededRandomness, uuid7
 from runtime.scheduler import Scheduler
@@ -437,9 +440,12 @@ class World:
 
     def start_portal(self) -> None:
         """Also after a crash of the whole portal: everything but the store is new."""
+        owner = run(joined(self.store))
         self.scheduler = Scheduler(
             clock=self.clock,
             randomness=self.randomness.child("scheduler"),
+            node=owner["owner"],
+            incarnation=owner["incarnation"],
             report=self._report,
             crash_details=True,
         )
@@ -449,7 +455,9 @@ class World:
             randomness=self.randomness.child("effects"),
             effect_delay_ns=self.effect_delay_ns,
         )
-        owner = run(joined(self.store))
+        tenure = start_alone(
+            self.scheduler, self.store, node_codec(), incarnation=owner["incarnation"]
+        )
         self.plane = ControlPlane(
             self.scheduler,
             self.store,
@@ -457,8 +465,7 @@ class World:
             self.randomness.child("plane"),
             portal_name=PORTAL,
             prove_address=self._prove,
-            node=owner["owner"],
-            incarnation=owner["incarnation"],
+            tenure=tenure,
             limits=self.limits,
             doors=lambda: self.doors,
         )
@@ -489,8 +496,14 @@ class World:
         return answer
 
     def call(self, message: object) -> Any:
-        ref = self.plane.account(self.account.id)
-        return self.host.call(ref, message)
+        return self.host.call(self.account_actor(), message)
+
+    def account_actor(self) -> ActorRef:
+        """The account's actor, started if it does not live."""
+        located = self.host.call(NamedRef(keeper_name(ACCOUNT)), Locate(self.account.id))
+        assert located.ref is not None
+        ref: ActorRef = located.ref
+        return ref
 
     def relays(self) -> tuple[OnlineRelay, ...]:
         directory = self.plane.relay_directory
