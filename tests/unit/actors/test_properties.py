@@ -117,7 +117,7 @@ class Story:
 
     def change_unwatched(self, which: int, choice: int) -> None:
         """While no account actor lives."""
-        ref = self.world.plane.account(self.world.account.id)
+        ref = self.world.account_actor()
         self.world.scheduler.stop(ref, "crashed: on purpose")
         (self.change_resource, self.put_policy, self.remove_policy)[choice % 3](which, choice)
 
@@ -171,7 +171,7 @@ class Story:
         gateway.is_silent = choice % 4 == 0
 
     def crash_account(self, which: int, choice: int) -> None:
-        self.world.crash(self.world.plane.account(self.world.account.id))
+        self.world.crash(self.world.account_actor())
 
     def crash_owner(self, which: int, choice: int) -> None:
         agent = self.agents[which % 4]
