@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from pathlib import Path
 
 import attrs
@@ -33,12 +33,6 @@ PATIENT = DialerOptions(
     heartbeat_interval_ns=200 * MS, backoff_base_ns=3_600 * S, backoff_cap_ns=3_600 * S
 )
 """Whoever backs off with these is not back before the test is over."""
-
-
-@pytest.fixture(autouse=True)
-async def deadline() -> AsyncIterator[None]:
-    with trio.fail_after(60):
-        yield
 
 
 def telling(*addresses: str) -> Callable[[Desk], None]:
