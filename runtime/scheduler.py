@@ -69,6 +69,8 @@ class Scheduler(Lifetimes):
     `calls_in_caller_per_turn=0` sends every call through the mailbox; nothing else changes.
     """
 
+    _messages_per_turn = MESSAGES_PER_TURN  # another one only in `runtime.seeded_scheduler`
+
     def __init__(
         self,
         *,
@@ -290,8 +292,9 @@ class Scheduler(Lifetimes):
         recent = context._recent
         if recent is None:
             recent = context._recent = [None] * RECENT_MESSAGES
+        most = self._messages_per_turn
         while mailbox:
-            if count >= MESSAGES_PER_TURN:
+            if count >= most:
                 self._enqueue(context)
                 return count
             count += 1
