@@ -146,8 +146,12 @@ class FaultInjector:
         self._healed = False
 
     def heal(self) -> None:
-        """From now on nothing goes wrong any more. Turns are still shuffled."""
+        """From now on nothing goes wrong, until `resume`. Turns are shuffled all the same."""
         self._healed = True
+
+    def resume(self) -> None:
+        """From now on things go wrong again."""
+        self._healed = False
 
     def strikes(self, kind: str) -> bool:
         """Whether the fault of `<kind>_per_million` happens now; if so, it is counted."""
