@@ -49,6 +49,8 @@ MOST = Faults(
     effect_delay_ns=(1, 200 * NS_PER_MS),
     stall_per_million=20_000,
     stall_ns=(1, 2_000 * NS_PER_MS),
+    wall_jump_per_million=50_000,
+    wall_jump_ns=(1, 5_000 * NS_PER_MS),
 )
 EVENTS_PER_RUN = 25
 
