@@ -3,6 +3,8 @@ happen as often as they are asked for, and the same seed is the same run."""
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -493,3 +495,16 @@ def test_a_run_can_be_repeated_from_its_printed_options():
     assert 60 < rates.count(0) < 140
     assert len(set(rates)) > 20
     assert most.swarm(3) == most.swarm(3)
+
+
+# --- the documentation -------------------------------------------------------------------------
+
+
+def test_the_example_of_the_documentation_runs():
+    page = (Path(__file__).parents[3] / "docs" / "runtime.md").read_text()
+    (example,) = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(compile(example, "docs/runtime.md", "exec"), names)
+    tests = [each for name, each in names.items() if name.startswith("test_")]
+    assert len(tests) == 1
+    tests[0]()
