@@ -25,7 +25,7 @@ import structlog
 
 from actors.attendance import Attendance, OnlineAgent
 from actors.authorizations import AGAIN_NS
-from actors.consequences import Touched, as_told, is_rebuilt
+from actors.consequences import Touched, as_told, end_reason, is_rebuilt, rejudge
 from actors.enrolment import (
     RangeExhausted,
     device_refusal,
@@ -54,7 +54,7 @@ from actors.messages import (
     Wake,
 )
 from actors.model import Authorization, Change, Client, Gateway
-from actors.policy.engine import Snapshot, visible_resources
+from actors.policy.engine import Denied, Snapshot, visible_resources
 from actors.questions import QuestionsOfAccount
 from actors.services import Services
 from actors.store.interface import (
@@ -84,6 +84,13 @@ class _Idle:
     """Nobody was connected when this was sent, and `joined` connections had come before."""
 
     joined: int
+
+
+@attrs.frozen
+class _Follow:
+    """The store could not take all that follows from this move."""
+
+    moved: AgentMoved
 
 
 @attrs.frozen
@@ -188,7 +195,7 @@ class AccountActor(QuestionsOfAccount):
         try:
             await self._pull()
         except Unavailable:
-            self.send_after(AGAIN_NS, message)
+            self._wake_again()
 
     async def _pull(self) -> None:
         """Catch up with the feed, and see to it that what changed has its consequences."""
@@ -229,7 +236,7 @@ class AccountActor(QuestionsOfAccount):
                 self._tell_visible(online)
         self._arm()
         if failure is not None:
-            self.send_after(AGAIN_NS, Wake())
+            self._wake_again()
             raise failure
         self._news.clear()
         if self._snapshot.account is None:
@@ -546,9 +553,30 @@ class AccountActor(QuestionsOfAccount):
             return
         online.remote = message.remote
         await self._check_presence(attendance, online, rows.get(online.id))
-        for live in self._ledger.of_client(message.id):  # where the gateway is no policy asks
-            await self._rewrite(live, attrs.evolve(live.authorization, remote_ip=message.remote))
-            await self._review(live)
+        await self._follow_move(message)
+
+    @handles(_Follow)
+    async def _on_follow(self, message: _Follow) -> None:
+        moved = message.moved
+        attendance, _ = self._side(moved.kind)
+        online = attendance.current(moved.id, moved.number)
+        if online is not None and online.remote == moved.remote:
+            await self._follow_move(moved)
+
+    async def _follow_move(self, moved: AgentMoved) -> None:
+        """Decide over a moved client anew. What it may have no more ends even while the store is
+        away; what it may keep is written as soon as there is one."""
+        try:
+            for live in self._ledger.of_client(moved.id):  # where the gateway is no policy asks
+                row = attrs.evolve(live.authorization, remote_ip=moved.remote)
+                decision = rejudge(self._snapshot, row, self.context.utc_now())
+                if isinstance(decision, Denied):
+                    await self._end(live, end_reason(decision))
+                    continue
+                await self._rewrite(live, row)
+                await self._review(live)
+        except Unavailable:
+            self.send_after(AGAIN_NS, _Follow(moved))
         self._arm()
 
     @handles(GatewayLoad)

@@ -40,6 +40,8 @@ from runtime.cluster.keyed import KeyedActor
 
 AGAIN_NS = 1 * 10**9
 """After this time what the store could not take is tried again."""
+MAX_UNWRITTEN = 1_000
+"""While the ends of so many authorisations wait for the store, nothing new is granted."""
 
 _T = TypeVar("_T")
 
@@ -72,6 +74,7 @@ class AuthorizationsOfAccount(KeyedActor):
         self._gateways = Attendance()
         self._counts: Counter[str] = Counter()
         self._unwritten: dict[UUID, Authorization] = {}
+        self._again: Timer | None = None
         self._timer: Timer | None = None
         self._timer_ns: int | None = None
 
@@ -173,11 +176,16 @@ class AuthorizationsOfAccount(KeyedActor):
                 try:
                     await self._write(row)
                 except Unavailable:
-                    self.send_after(AGAIN_NS, Wake())
+                    self._wake_again()
                     return
                 except (InvalidReference, NotFound):
                     pass  # the row went with what it referred to
             del self._unwritten[row.id]
+
+    def _wake_again(self) -> None:
+        """Do soon what the store could not do now. One timer is enough for all of it."""
+        if self._again is None or not self._again.pending:
+            self._again = self.send_after(AGAIN_NS, Wake())
 
     @handles(_Due)
     async def _on_due(self, message: _Due) -> None:

@@ -15,7 +15,7 @@ from uuid import UUID
 import attrs
 
 from actors.attendance import OnlineAgent
-from actors.authorizations import AskAgain, AuthorizationsOfAccount
+from actors.authorizations import MAX_UNWRITTEN, AskAgain, AuthorizationsOfAccount
 from actors.choice import Choosable, choose_gateway
 from actors.consequences import as_told
 from actors.ledger import Connection, Live, new_ice
@@ -265,7 +265,15 @@ class RequestsOfAccount(AuthorizationsOfAccount):
             created_at=instant,
             expires_at=max(instant, decision.expires_at),
         )
-        await self._write(row)
+        if len(self._unwritten) >= MAX_UNWRITTEN:
+            raise Unavailable("too much waits for the store")
+        try:
+            await self._write(row)
+        except Unavailable:  # the store may have the row all the same, and nobody will ever hold it
+            ended_at = self.context.utc_now()
+            self._unwritten[row.id] = attrs.evolve(row, ended_at=ended_at, end_reason="abandoned")
+            self._wake_again()
+            raise
         self._counts["granted"] += 1
         live = self._ledger.add(
             row, now_ns=self.context.now(), instant=self.context.utc_now(), acknowledged=False

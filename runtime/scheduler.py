@@ -76,6 +76,8 @@ class Scheduler(Lifetimes):
     `incarnation` (0 to MAX_INCARNATION) must be another at each start of a node of this name.
     """
 
+    _messages_per_turn = MESSAGES_PER_TURN  # another one only in `runtime.seeded_scheduler`
+
     def __init__(
         self,
         *,
@@ -331,8 +333,9 @@ class Scheduler(Lifetimes):
         recent = context._recent
         if recent is None:
             recent = context._recent = [None] * RECENT_MESSAGES
+        most = self._messages_per_turn
         while mailbox:
-            if count >= MESSAGES_PER_TURN:
+            if count >= most:
                 self._enqueue(context)
                 return count
             count += 1

@@ -78,7 +78,7 @@ from runtime.cluster.node import start_alone
 from runtime.inspection import CrashReport
 from runtime.randomness import SeededRandomness, uuid7
 from runtime.scheduler import Scheduler
-from runtime.testing import HeapHost, heap_sleep
+from runtime.testing import FaultInjector, HeapHost, SeededScheduler, heap_sleep
 from tests.nodes import joined
 
 T = TypeVar("T")
@@ -414,7 +414,9 @@ class World:
         *,
         limits: Limits | None = None,
         effect_delay_ns: tuple[int, int] = (0, 0),
+        injector: FaultInjector | None = None,
     ) -> None:
+        self.injector = injector
         self.clock = VirtualClock(start_ns=1_000 * S, utc_start=START)
         self.randomness = SeededRandomness(seed, "world")
         self.store = Store(self.clock)
@@ -441,14 +443,18 @@ class World:
     def start_portal(self) -> None:
         """Also after a crash of the whole portal: everything but the store is new."""
         owner = run(joined(self.store))
-        self.scheduler = Scheduler(
-            clock=self.clock,
-            randomness=self.randomness.child("scheduler"),
-            node=owner["owner"],
-            incarnation=owner["incarnation"],
-            report=self._report,
-            crash_details=True,
-        )
+        options: dict[str, Any] = {
+            "node": owner["owner"],
+            "incarnation": owner["incarnation"],
+            "clock": self.clock,
+            "randomness": self.randomness.child("scheduler"),
+            "report": self._report,
+            "crash_details": True,
+        }
+        if self.injector is None:
+            self.scheduler = Scheduler(**options)
+        else:
+            self.scheduler = SeededScheduler(injector=self.injector, **options)
         self.host = HeapHost(
             self.scheduler,
             self.clock,
