@@ -111,7 +111,10 @@ class AccountActor(QuestionsOfAccount):
         """Become the owner, load the truth, and end what holds no more. Raises StoreError."""
         store = self._services.store
         self._epoch: int = await self._do(
-            store.acquire, self._account_id, owner=self._services.node
+            store.acquire,
+            self._account_id,
+            owner=self._services.node,
+            incarnation=self._services.incarnation,
         )
         self._snapshot = Snapshot.of(await self._do(store.contents, self._account_id))
         now_ns, instant = self.context.now(), self.context.utc_now()

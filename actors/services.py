@@ -57,13 +57,15 @@ class Limits:
 
 @attrs.frozen(kw_only=True)
 class Services:
-    """`prove_address` says whether a relay answers at an address that it announced."""
+    """`node` and its `incarnation` own accounts; `prove_address` says whether a relay answers at an
+    address that it announced."""
 
     store: Store
     clock: Clock
     randomness: Randomness
     portal_name: str
     node: str
+    incarnation: int
     account: Callable[[UUID], ActorRef]
     prove_address: Callable[[SocketAddress], Awaitable[bool]]
     limits: Limits = Limits()

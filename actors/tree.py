@@ -69,8 +69,9 @@ class ControlPlaneStatistics:
 class ControlPlane:
     """All actors of the control plane on one scheduler.
 
-    `prove_address` is asked, as an effect, whether a relay answers at an address; `node` names this
-    portal as the owner of accounts. Methods are to be called where the scheduler runs.
+    `prove_address` is asked, as an effect, whether a relay answers at an address; `node` and
+    `incarnation` are the life of the node that owns the accounts: it has joined the store's nodes.
+    Methods are to be called where the scheduler runs.
     """
 
     def __init__(
@@ -82,7 +83,8 @@ class ControlPlane:
         *,
         portal_name: str,
         prove_address: Callable[[SocketAddress], Awaitable[bool]],
-        node: str = "portal",
+        node: str,
+        incarnation: int,
         limits: Limits | None = None,
     ) -> None:
         self._scheduler = scheduler
@@ -92,6 +94,7 @@ class ControlPlane:
             randomness=randomness,
             portal_name=portal_name,
             node=node,
+            incarnation=incarnation,
             account=self.account,
             prove_address=prove_address,
             limits=limits or Limits(),

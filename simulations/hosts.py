@@ -45,6 +45,7 @@ from gateways.agent import GatewayAgent
 from relays.agent import Joined, RelayAgent
 from relays.authentication import StampedCredentials
 from relays.server import Server
+from runtime.cluster.leases import MAX_NODE_LEASE_NS
 from runtime.net.address import Address
 from runtime.randomness import uuid7
 from runtime.scheduler import Scheduler
@@ -80,7 +81,16 @@ class ControlHost:
     def __init__(self, world: World, *, portal: str) -> None:
         self._world = world
         self.portal = portal
-        self.store = MemoryStore()
+        self.store = MemoryStore(world.clock)
+        incarnation = at_once(
+            self.store.join_node(
+                "portal",
+                link_address="127.0.0.1:0",
+                door_address=portal,
+                version="simulation",
+                ttl_ns=MAX_NODE_LEASE_NS,
+            )
+        )
         randomness = world.randomness("portal")
         scheduler = Scheduler(clock=world.clock, randomness=randomness)
         self._heap_host = HeapHost(scheduler, world.clock)
@@ -92,6 +102,8 @@ class ControlHost:
             randomness,
             portal_name=portal,
             prove_address=self._prove,
+            node="portal",
+            incarnation=incarnation,
         )
         self.plane.start()
         self._heap_host.run_until_idle()

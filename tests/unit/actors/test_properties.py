@@ -30,6 +30,7 @@ from channel.messages import Filter
 from runtime.randomness import SeededRandomness
 from runtime.scheduler import Scheduler
 from runtime.testing import HeapHost
+from tests.nodes import joined
 
 from . import reading
 from .world import PORTAL, ClientAgent, GatewayAgent, World, run
@@ -231,7 +232,7 @@ class Story:
     def reloaded(self) -> frozenset[UUID]:
         """What an account actor holds for live that starts now from what the store says."""
         world = self.world
-        store = MemoryStore()
+        store = MemoryStore(world.clock)
         contents = run(world.store.contents(world.account.id))
         run(
             store.apply(
@@ -241,7 +242,8 @@ class Story:
                 at=world.clock.utc_now(),
             )
         )
-        epoch = run(store.acquire(world.account.id, owner="copy"))
+        owner = run(joined(store, "copy"))
+        epoch = run(store.acquire(world.account.id, **owner))
         for row in world.rows().values():
             run(store.write_authorization(row, epoch=epoch))
         randomness = SeededRandomness(2, "reload")
@@ -252,7 +254,14 @@ class Story:
             return True
 
         plane = ControlPlane(
-            scheduler, store, world.clock, randomness, portal_name=PORTAL, prove_address=prove
+            scheduler,
+            store,
+            world.clock,
+            randomness,
+            portal_name=PORTAL,
+            prove_address=prove,
+            node=owner["owner"],
+            incarnation=owner["incarnation"],
         )
         plane.start()
         host.run_until_idle()

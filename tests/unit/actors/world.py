@@ -75,6 +75,7 @@ from runtime.inspection import CrashReport
 from runtime.randomness import SeededRandomness, uuid7
 from runtime.scheduler import Scheduler
 from runtime.testing import HeapHost, heap_sleep
+from tests.nodes import joined
 
 T = TypeVar("T")
 S = 10**9
@@ -92,8 +93,8 @@ FRAMES: dict[str, dict[str, type]] = {
 class Store(MemoryStore):
     """The memory store, which can be out of reach for the control plane (not for `World.put`)."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, clock: VirtualClock) -> None:
+        super().__init__(clock)
         self.is_away = False
 
     async def changes(
@@ -412,7 +413,7 @@ class World:
     ) -> None:
         self.clock = VirtualClock(start_ns=1_000 * S, utc_start=START)
         self.randomness = SeededRandomness(seed, "world")
-        self.store = Store()
+        self.store = Store(self.clock)
         self.lab = Lab()
         self.log: list[tuple[str, object]] = []
         self.crashes: list[CrashReport] = []
@@ -446,6 +447,7 @@ class World:
             randomness=self.randomness.child("effects"),
             effect_delay_ns=self.effect_delay_ns,
         )
+        owner = run(joined(self.store))
         self.plane = ControlPlane(
             self.scheduler,
             self.store,
@@ -453,6 +455,8 @@ class World:
             self.randomness.child("plane"),
             portal_name=PORTAL,
             prove_address=self._prove,
+            node=owner["owner"],
+            incarnation=owner["incarnation"],
             limits=self.limits,
         )
         self.plane.start()
