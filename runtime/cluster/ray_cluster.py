@@ -9,6 +9,7 @@ A process has one connection to Ray (`ray.init`), so one RayCluster at a time.
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import time
@@ -43,7 +44,7 @@ from runtime.cluster.hosting import (
 )
 from runtime.cluster.membership import check_node_name
 from runtime.cluster.ray_node import MAX_CONCURRENCY, Answer, RayNode, Report
-from runtime.cluster.ray_settings import RayAccess, environment
+from runtime.cluster.ray_settings import RayAccess, environment, ray_directory
 
 NAMESPACE: Final = "holloway"
 MAX_THREADS: Final = 32
@@ -51,6 +52,7 @@ MAX_THREADS: Final = 32
 OPEN_NS: Final = 30 * NS_PER_S
 CALL_NS: Final = 12 * NS_PER_S
 """For what the head has to answer."""
+CONNECT_S: Final = 3.0
 REPORT_S: Final = 2.0
 """How long a node may take to say how it is."""
 _STEP_S: Final = 2.0
@@ -81,14 +83,15 @@ async def open_ray_cluster(
     are left go on when the cluster is closed.
 
     Raises RayRefused; ClusterUnavailable if there is no Ray, or this process has one already."""
-    cluster = RayCluster(body, settings, cpus_per_node=cpus_per_node, pause=pause)
     host, _, port = address.rpartition(":")
-    variables = environment(host, access)
+    head = (host.strip("[]"), int(port))
+    cluster = RayCluster(head, body, settings, cpus_per_node=cpus_per_node, pause=pause)
+    variables = environment(head[0], access)
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)  # Ray reads nothing else
     try:
-        connect = partial(_connect, host, int(port), namespace, through)
-        await cluster._in_thread(connect, OPEN_NS)
+        connect = partial(_connect, address, namespace, through)
+        await cluster._by_head(connect, OPEN_NS)
         try:
             yield cluster
         finally:
@@ -107,12 +110,14 @@ class RayCluster:
 
     def __init__(
         self,
+        head: tuple[str, int],
         body: str,
         settings: Mapping[str, Any] | None,
         *,
         cpus_per_node: float,
         pause: RestartPause | None,
     ) -> None:
+        self._head = head
         self._body = body
         self._settings = settings
         self._cpus_per_node = cpus_per_node
@@ -127,7 +132,7 @@ class RayCluster:
         """See `Cluster`. Raises NodeUnavailable too when no raylet has room for it."""
         check_node_name(name)
         encoded = encode_settings(self._settings, settings)
-        node = await self._in_thread(partial(self._create, name, encoded), CALL_NS)
+        node = await self._by_head(partial(self._create, name, encoded))
         up = False
         try:
             with trio.move_on_after(deadline_ns / NS_PER_S):
@@ -139,14 +144,14 @@ class RayCluster:
                 with trio.CancelScope(shield=True):
                     await self._kill(name, node)
         self._handles[name] = node
-        status = await self._in_thread(partial(_status, name, node), CALL_NS)
+        status = await self._by_head(partial(_status, name, node))
         if status is None:
             raise NodeUnavailable(name, "was up, and is gone")
         return status
 
     async def nodes(self) -> tuple[NodeStatus, ...]:
         """See `Cluster`."""
-        return await self._in_thread(self._all, CALL_NS)
+        return await self._by_head(self._all)
 
     async def ask(self, name: str, question: str, *, deadline_ns: int = ASK_NS) -> Any:
         """See `Cluster`. Needs Ray's head only for a node that was not asked before."""
@@ -210,7 +215,7 @@ class RayCluster:
     async def _find(self, name: str) -> Any:
         node = self._handles.get(name)
         if node is None:
-            node = await self._in_thread(partial(_look_up, name), CALL_NS)
+            node = await self._by_head(partial(_look_up, name))
             self._handles[name] = node
         return node
 
@@ -234,7 +239,21 @@ class RayCluster:
     async def _kill(self, name: str, node: Any) -> None:
         """End the node for good, and return when its name is free."""
         self._handles.pop(name, None)
-        await self._in_thread(partial(_end, name, node), CALL_NS)
+        await self._by_head(partial(_end, name, node))
+
+    async def _by_head(self, function: Callable[[], T], deadline_ns: int = CALL_NS) -> T:
+        """What Ray's head has to answer. Ray itself takes long to say that it is away."""
+
+        def ask() -> T:
+            try:
+                socket.create_connection(self._head, CONNECT_S).close()
+            except OSError as error:
+                where = f"{self._head[0]}:{self._head[1]}"
+                text = f"no Ray at {where}: {error.strerror or error}"
+                raise ClusterUnavailable(text) from None
+            return function()
+
+        return await self._in_thread(ask, deadline_ns)
 
     async def _in_thread(self, function: Callable[[], T], deadline_ns: int) -> T:
         with trio.move_on_after(deadline_ns / NS_PER_S):
@@ -284,28 +303,24 @@ class RayCluster:
         return tuple(status for status in statuses if status is not None)
 
 
-def _connect(host: str, port: int, namespace: str, through: Path | None) -> None:
-    # Ray itself takes long to say that there is nobody.
-    try:
-        socket.create_connection((host, port), 3).close()
-    except OSError as error:
-        raise ClusterUnavailable(f"no Ray at {host}:{port}: {error.strerror or error}") from None
+def _connect(address: str, namespace: str, through: Path | None) -> None:
     import ray
 
+    logging.getLogger("ray").setLevel(logging.ERROR)
     if ray.is_initialized():
         raise ClusterUnavailable("this process is connected to a Ray already")
     try:
         ray.init(
-            address=f"{host}:{port}",
+            address=address,
             namespace=namespace,
             log_to_driver=False,
             configure_logging=False,
-            _temp_dir=None if through is None else str(through),
+            _temp_dir=None if through is None else str(ray_directory(through)),
         )
     except Exception as error:  # it has no base of its own for these
         with suppress(Exception):
             ray.shutdown()
-        raise ClusterUnavailable(f"Ray at {host}:{port}: {reason_of(error)}") from None
+        raise ClusterUnavailable(f"Ray at {address}: {reason_of(error)}") from None
 
 
 def _look_up(name: str) -> Any:

@@ -29,6 +29,7 @@ import msgspec
 
 from runtime.cluster.hosting import ClusterUnavailable
 from runtime.cluster.ray_settings import (
+    LOOPBACK,
     MIN_OBJECT_STORE_BYTES,
     RayAccess,
     RayRefused,
@@ -36,6 +37,7 @@ from runtime.cluster.ray_settings import (
     is_loopback,
     make_token,
     prepare_directory,
+    ray_directory,
 )
 
 READY_S: Final = 60.0
@@ -48,9 +50,11 @@ class MachineSettings:
     """What this machine gives to Ray. Raises ValueError, RayRefused."""
 
     directory: Path
-    """Of this RayMachine alone: sockets, logs, and a head's state. At most 40 bytes long."""
-    host: str = "127.0.0.1"
-    """The machine's address, at which Ray's processes listen and are reached."""
+    """Of this RayMachine alone: sockets, logs, and a head's state. It becomes 0700; its path has at
+    most MAX_DIRECTORY_BYTES."""
+    host: str = LOOPBACK
+    """The machine's address, at which Ray's processes are reached. They listen at all addresses,
+    unless it is 127.0.0.1."""
     access: RayAccess | None = None
     """On loopback a head makes a token of its own when there is none: `directory/token`."""
     slots: int = 64
@@ -85,7 +89,8 @@ class RayMachine:
             "head": head_address,
             "port": port,
             "host": settings.host,
-            "directory": str(settings.directory),
+            "name": settings.directory.name,
+            "directory": str(ray_directory(settings.directory)),
             "slots": settings.slots if head_address is not None else 0,
             "object_store_bytes": settings.object_store_bytes,
         }
@@ -168,11 +173,11 @@ class RayMachine:
         self.end()
 
 
-def session_processes(session: int) -> list[int]:
-    """The living processes of a session of the kernel, except its leader."""
+def session_processes(session: int, *, leader: bool = False) -> list[int]:
+    """The living processes of a session of the kernel, without its leader unless told."""
     found = []
     for entry in os.listdir("/proc"):
-        if entry.isdigit() and int(entry) != session:
+        if entry.isdigit() and (leader or int(entry) != session):
             with contextlib.suppress(OSError):
                 text = Path("/proc", entry, "stat").read_text()
                 # pid (name) state ppid pgrp session ...; the name may have spaces and brackets

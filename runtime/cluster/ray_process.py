@@ -19,7 +19,6 @@ import os
 import select
 import signal
 import sys
-from pathlib import Path
 from typing import Any, Final
 
 from ray._private.node import Node
@@ -41,16 +40,15 @@ def main(arguments: dict[str, Any]) -> int:
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     head = arguments["head"] is None
-    directory = Path(arguments["directory"])
     parameters = RayParams(
         node_ip_address=arguments["host"],
-        node_name=directory.name,
+        node_name=arguments["name"],
         gcs_address=arguments["head"],
         num_cpus=arguments["slots"],
         num_gpus=0,
         resources={},
         object_store_memory=arguments["object_store_bytes"],
-        temp_dir=str(directory),
+        temp_dir=arguments["directory"],
         include_dashboard=False,
         include_log_monitor=False,
         no_monitor=True,

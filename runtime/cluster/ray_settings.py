@@ -1,6 +1,6 @@
 """How Ray is set up by us: who may reach it, how fast it sees a death, and what it may use.
 
-Ray executes code for whoever reaches it, so an address that is not loopback is refused unless there
+Ray executes code for whoever reaches it, so another address than 127.0.0.1 is refused unless there
 are a token and TLS certificates. A token there is always, on loopback too, since other users of the
 machine reach that. There is no dashboard, and no usage report; no secret is in an argument.
 
@@ -11,7 +11,6 @@ module imports no Ray.
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import secrets
 from pathlib import Path
@@ -25,8 +24,10 @@ MIN_TOKEN_CHARACTERS: Final = 32
 MIN_OBJECT_STORE_BYTES: Final = 80 * 1024 * 1024
 """Ray's own least is 75 MiB. Nodes do not use it; it is shared memory that is taken when used."""
 
-MAX_DIRECTORY_BYTES: Final = 40
+MAX_DIRECTORY_BYTES: Final = 38
 """Ray's sockets are below it, and the address of a Unix socket has at most 107 bytes."""
+
+LOOPBACK: Final = "127.0.0.1"
 
 _HEAD_AWAY_S: Final = 7 * 86_400
 
@@ -85,13 +86,9 @@ def make_token(path: Path) -> None:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether `host` is an address, or the name, of this machine that no other machine reaches."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+    """Whether Ray, told to be at `host`, listens there alone. That is so of 127.0.0.1; of others it
+    listens at all interfaces, of other loopback addresses too."""
+    return host == LOOPBACK
 
 
 def environment(
@@ -106,7 +103,7 @@ def environment(
         raise RayRefused(
             f"Ray executes code for whoever reaches it: at {host} it needs "
             + ("a token file" if loopback else "a token file and TLS (certificate, key, authority)")
-            + (", or use 127.0.0.1" if not loopback else "")
+            + (f", or use {LOOPBACK}" if not loopback else "")
         )
     try:
         token = read_secret(file=access.token_file)
@@ -133,15 +130,22 @@ def environment(
     return found
 
 
+def ray_directory(directory: Path) -> Path:
+    """Where Ray itself puts its sockets and logs. It opens that to everybody (0777), so it is
+    within a directory that is closed: its sockets ask nobody for a token."""
+    return directory / "t"
+
+
 def prepare_directory(directory: Path) -> None:
-    """Make a directory for Ray's sockets, logs and state. Raises OSError, and ValueError for one
-    whose path is too long."""
+    """Make the closed directory of a RayMachine, for everything that Ray leaves on this machine.
+    Raises OSError, and ValueError for one whose path is too long."""
     if len(os.fsencode(directory)) > MAX_DIRECTORY_BYTES or not directory.is_absolute():
         raise ValueError(
             f"Ray's directory is an absolute path of at most {MAX_DIRECTORY_BYTES} bytes "
             f"(its sockets are below it): {directory}"
         )
     make_private_directory(directory)
+    directory.chmod(0o700)
 
 
 def _readable(path: Path) -> Path:

@@ -5,8 +5,13 @@ Ray is real: one private head and three raylets, started once for this file by o
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
+import subprocess
+import sys
 import tempfile
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from pathlib import Path
@@ -18,6 +23,7 @@ import trio
 from runtime.clock import NS_PER_MS, NS_PER_S
 from runtime.cluster.hosting import (
     Cluster,
+    ClusterUnavailable,
     DrainTimedOut,
     NodeExists,
     NodeFailed,
@@ -29,7 +35,8 @@ from runtime.cluster.hosting import (
 )
 from runtime.cluster.local_cluster import open_local_cluster
 from runtime.cluster.ray_cluster import RayCluster, open_ray_cluster
-from runtime.cluster.ray_machine import MachineSettings, RayMachine
+from runtime.cluster.ray_machine import MachineSettings, RayMachine, session_processes
+from runtime.cluster.ray_settings import RayAccess, make_token
 
 pytestmark = pytest.mark.system
 
@@ -49,6 +56,7 @@ class PrivateRay:
         self.head = self.keep(RayMachine.head(MachineSettings(directory=directory / "h")))
         self.address = self.head.ready()
         self.raylets = [self.join() for _ in range(3)]
+        self.stranger = self.join_with_another_token()
         for raylet in self.raylets:
             raylet.ready()
 
@@ -59,6 +67,13 @@ class PrivateRay:
     def join(self) -> RayMachine:
         directory = self.directory / f"r{len(self.started)}"
         settings = MachineSettings(directory=directory, access=self.head.access, slots=8)
+        return self.keep(RayMachine.join(settings, self.address))
+
+    def join_with_another_token(self) -> RayMachine:
+        """Begun along with the others, since Ray takes 20 s to give up."""
+        wrong = RayAccess(token_file=self.directory / "wrong")
+        make_token(wrong.token_file)
+        settings = MachineSettings(directory=self.directory / "w", access=wrong)
         return self.keep(RayMachine.join(settings, self.address))
 
     def head_returns(self) -> None:
@@ -232,3 +247,176 @@ async def test_a_node_that_waits_to_be_restarted_says_why_and_can_be_drained(ope
             await cluster.ask("n1", "count")
         await cluster.drain("n1")
         assert await cluster.nodes() == ()
+
+
+# --- what only Ray does --------------------------------------------------------------------------
+
+
+async def greeting(port: int) -> str:
+    """What a node says by its own TCP door, without Ray."""
+    with trio.fail_after(10):
+        stream = await trio.open_tcp_stream("127.0.0.1", port)
+        async with stream:
+            return bytes(await stream.receive_some(100)).decode()
+
+
+async def restarted_elsewhere(cluster: Cluster, name: str, old: int) -> int:
+    async def other() -> int | None:
+        pid = await pid_of(cluster, name)
+        return pid if pid != old else None
+
+    pid: int = await until(other)
+    return pid
+
+
+def raylet_of(ray: PrivateRay, pid: int) -> RayMachine:
+    return next(raylet for raylet in ray.raylets if pid in raylet.processes())
+
+
+async def test_a_node_whose_process_is_killed_comes_back_under_its_name(private_ray: PrivateRay):
+    async with private_ray.cluster(PLAIN) as cluster, emptied(cluster):
+        await cluster.start("n1")
+        old = await pid_of(cluster, "n1")
+        assert old != os.getpid()
+        os.kill(old, signal.SIGKILL)
+        begun = time.monotonic()
+        new = await restarted_elsewhere(cluster, "n1", old)
+        print(f"node killed: answers again after {time.monotonic() - begun:.1f} s")
+        status = await status_of(cluster, "n1")
+        assert (status.restarts, status.pid, status.state) == (1, new, "running")
+        os.kill(new, signal.SIGKILL)
+        await restarted_elsewhere(cluster, "n1", new)
+        assert (await status_of(cluster, "n1")).restarts == 2
+
+
+async def test_nodes_go_on_when_the_cluster_is_closed(private_ray: PrivateRay):
+    async with private_ray.cluster(PLAIN) as cluster:
+        await cluster.start("n1")
+        door = await cluster.ask("n1", "status")
+    assert await greeting(door["port"]) == f"n1 {door['pid']}"
+    async with private_ray.cluster(PLAIN) as cluster, emptied(cluster):
+        assert await cluster.ask("n1", "status") == door
+        with pytest.raises(NodeExists):
+            await cluster.start("n1")
+        with pytest.raises(ClusterUnavailable, match="a Ray already"):
+            async with private_ray.cluster(PLAIN, namespace="another"):
+                pass
+        assert await cluster.ask("n1", "status") == door, "and has it still"
+
+
+async def test_nodes_of_a_raylet_that_is_killed_come_back_on_the_others(private_ray: PrivateRay):
+    async with private_ray.cluster(PLAIN) as cluster, emptied(cluster):
+        names = [f"n{number}" for number in range(4)]
+        async with trio.open_nursery() as nursery:
+            for name in names:
+                nursery.start_soon(cluster.start, name)
+        pids = {name: await pid_of(cluster, name) for name in names}
+        homes = {name: raylet_of(private_ray, pid) for name, pid in pids.items()}
+        victim = next(raylet for raylet in homes.values() if raylet is not private_ray.raylets[0])
+        lost = [name for name in names if homes[name] is victim]
+        os.killpg(victim.pid, signal.SIGKILL)  # the raylet, its agents, and who watches them
+        begun = time.monotonic()
+        for name in lost:
+            new = await restarted_elsewhere(cluster, name, pids[name])
+            assert raylet_of(private_ray, new) is not victim
+            print(f"raylet killed: {name} answers again after {time.monotonic() - begun:.1f} s")
+        for name in names:
+            assert (await status_of(cluster, name)).restarts == (1 if name in lost else 0)
+
+        def replaced() -> None:
+            victim.end()
+            private_ray.raylets.remove(victim)
+            private_ray.raylets.append(private_ray.join())
+            private_ray.raylets[-1].ready()
+
+        await trio.to_thread.run_sync(replaced)
+
+
+async def test_nodes_go_on_without_ray_s_head_and_are_found_again_by_it(private_ray: PrivateRay):
+    async with private_ray.cluster(PLAIN) as cluster, emptied(cluster):
+        await cluster.start("n1")
+        await cluster.start("n2")
+        doors = {name: await cluster.ask(name, "status") for name in ("n1", "n2")}
+
+        os.killpg(private_ray.head.pid, signal.SIGKILL)
+        await trio.to_thread.run_sync(private_ray.head.end)
+        for name, door in doors.items():
+            assert await greeting(door["port"]) == f"{name} {door['pid']}"
+            assert await cluster.ask(name, "status") == door, "without the head too"
+        with pytest.raises(ClusterUnavailable):
+            await cluster.nodes()
+        with pytest.raises(ClusterUnavailable):
+            await cluster.start("n3")
+        assert [raylet.running() for raylet in private_ray.raylets] == [True] * 3
+
+        begun = time.monotonic()
+        await trio.to_thread.run_sync(private_ray.head_returns)
+        print(f"head returned after {time.monotonic() - begun:.1f} s")
+        for name, door in doors.items():
+            assert await greeting(door["port"]) == f"{name} {door['pid']}", "the same process"
+        statuses = [(status.name, status.pid, status.restarts) for status in await cluster.nodes()]
+        assert statuses == [(name, door["pid"], 0) for name, door in doors.items()]
+        os.kill(doors["n1"]["pid"], signal.SIGKILL)
+        await restarted_elsewhere(cluster, "n1", doors["n1"]["pid"])
+        await cluster.start("n4")
+        assert len(await cluster.nodes()) == 3
+
+
+# --- who may reach it ----------------------------------------------------------------------------
+
+
+def test_ray_listens_on_loopback_alone_and_its_token_is_in_no_argument(private_ray: PrivateRay):
+    token = private_ray.head.access.token_file.read_text()
+    assert private_ray.head.access.token_file.stat().st_mode & 0o777 == 0o600
+    pids = {pid for machine in private_ray.started for pid in (machine.pid, *machine.processes())}
+    sockets = set()
+    for pid in pids:
+        with suppress(OSError):
+            assert token not in Path(f"/proc/{pid}/cmdline").read_text()
+            links = [os.readlink(entry.path) for entry in os.scandir(f"/proc/{pid}/fd")]
+            sockets |= {link[8:-1] for link in links if link.startswith("socket:[")}
+    listening = []
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A" and fields[9] in sockets:
+                listening.append(fields[1].partition(":")[0])
+    assert len(listening) > 6
+    loopback = {"0100007F", "0000000000000000FFFF00000100007F"}
+    assert set(listening) <= loopback
+    for machine in private_ray.started:
+        assert machine.settings.directory.stat().st_mode & 0o777 == 0o700
+
+
+def test_another_token_is_refused(private_ray: PrivateRay):
+    stranger = private_ray.stranger
+    with pytest.raises(ClusterUnavailable, match="did not start"):
+        stranger.ready()
+    assert "InvalidAuthToken" in (stranger.settings.directory / "machine.log").read_text()
+    assert not stranger.running()
+    assert stranger.processes() == []
+
+
+def test_all_of_ray_ends_when_who_started_it_is_killed(private_ray: PrivateRay):
+    directory = private_ray.directory / "k"
+    program = (
+        "import sys; from pathlib import Path\n"
+        "from runtime.cluster.ray_machine import MachineSettings, RayMachine\n"
+        "machine = RayMachine.head(MachineSettings(directory=Path(sys.argv[1])))\n"
+        "machine.ready(); print(machine.pid, *machine.processes(), flush=True); input()"
+    )
+    starter = subprocess.Popen(
+        [sys.executable, "-c", program, str(directory)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with starter:
+        assert starter.stdout is not None
+        pids = [int(pid) for pid in starter.stdout.readline().split()]
+        starter.kill()
+    assert len(pids) >= 3
+    deadline = time.monotonic() + 30
+    while (alive := session_processes(pids[0], leader=True)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert alive == []
