@@ -21,7 +21,7 @@ from actors.attendance import Attendance, OnlineAgent
 from actors.consequences import end_reason, rejudge, stands
 from actors.enrolment import refusal
 from actors.ledger import LAST_CALL_NS, Connection, Connections, Ledger, Live
-from actors.messages import Wake
+from actors.messages import ACCOUNT, FromOwner, Wake
 from actors.model import Authorization, Client, Gateway
 from actors.policy.engine import Allowed, Denied, Snapshot
 from actors.services import Services
@@ -34,7 +34,9 @@ from channel.messages import (
     RefusalCode,
     Revoke,
 )
-from runtime.actor import Actor, Caller, Timer, handles
+from runtime.actor import ActorRef, Caller, Timer, handles
+from runtime.cluster.envelopes import Enclosed
+from runtime.cluster.keyed import KeyedActor
 
 AGAIN_NS = 1 * 10**9
 MAX_UNWRITTEN = 1_000
@@ -57,13 +59,15 @@ class AskAgain:
     ask: object
 
 
-class AuthorizationsOfAccount(Actor):
+class AuthorizationsOfAccount(KeyedActor):
     """The lower part of the account actor: its state, and the life of its authorisations."""
 
+    kind = ACCOUNT
+
     def __init__(self, services: Services, account_id: UUID) -> None:
+        super().__init__(account_id, services.tenure, services.store)
         self._services = services
         self._account_id = account_id
-        self._epoch = 0
         self._ledger = Ledger()
         self._connections = Connections()
         self._clients = Attendance()
@@ -221,10 +225,14 @@ class AuthorizationsOfAccount(Actor):
     def _tell(self, attendance: Attendance, id: UUID, message: object) -> None:
         online = attendance.get(id)
         if online is not None:
-            self.cast(online.ref, message)
+            self._command(online.ref, message)
+
+    def _command(self, owner: ActorRef, message: object) -> None:
+        """Say something to the owner of a channel, under our epoch."""
+        self.cast(owner, FromOwner(self.epoch, Enclosed(message)))
 
     async def _write(self, row: Authorization) -> None:
-        await self._do(self._services.store.write_authorization, row, epoch=self._epoch)
+        await self._do(self._services.store.write_authorization, row, epoch=self.epoch)
 
     async def _do(
         self, method: Callable[..., Awaitable[_T]], *arguments: Any, **keywords: Any

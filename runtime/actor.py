@@ -44,8 +44,10 @@ from runtime.errors import (
     Dead,
     LimitReached,
     NameTaken,
+    NodeLost,
     NoHandler,
     Overloaded,
+    Refused,
     StartFailed,
     TimedOut,
     Unreachable,
@@ -75,9 +77,11 @@ __all__ = [
     "NameTaken",
     "NamedRef",
     "NoHandler",
+    "NodeLost",
     "Overload",
     "Overloaded",
     "Raise",
+    "Refused",
     "StartFailed",
     "TimedOut",
     "Timer",
@@ -314,8 +318,13 @@ class Actor:
         self.context.pubsub.unsubscribe(topic, self.context.ref)
 
     def publish(self, topic: Hashable, message: object) -> int:
-        """Cast `message` to every subscriber of `topic`; says how many took it."""
+        """Cast `message` to every subscriber of `topic` on this node; says how many took it."""
         return self.context.pubsub.publish(topic, message)
+
+    def broadcast(self, topic: Hashable, message: object) -> int:
+        """`publish` here and on all nodes to which there is a link; says how many took it here.
+        Topic and message must be such as travel (see `runtime.refs`, `runtime.cluster.frames`)."""
+        return self.context._scheduler.broadcast(topic, message)
 
     def _require_coroutine(self, primitive: str) -> None:
         if self.context._coroutine is None:

@@ -86,20 +86,23 @@ class Caller:
     """A call that waits for its answer; `reply` takes it. Valid for one answer."""
 
     __slots__ = (
-        "_answered", "_callee", "_context", "_early", "_message", "_replied", "armed_ns", "due_ns",
+        "_answered", "_callee", "_context", "_early", "_message", "_replied", "_sender",
+        "armed_ns", "due_ns",
     )  # fmt: skip
 
     def __init__(
         self,
-        callee: Context | None,
+        callee: Context | Abroad | None,
         message: object,
         context: Context | None,
         answered: Callable[[Any, Exception | None], None] | None = None,
+        sender: ActorRef | None = None,
     ) -> None:
         self._callee = callee
         self._message = message
         self._context = context
         self._answered = answered
+        self._sender = sender  # of another node, if it is not `context`
         self._early: tuple[Any, Exception | None] | None = None  # answered before it waited
         self._replied = False
         self.due_ns: int | None = None
@@ -108,7 +111,7 @@ class Caller:
     @property
     def ref(self) -> ActorRef | None:
         """Who called, or None when it was not an actor."""
-        return None if self._context is None else self._context.ref
+        return self._sender if self._context is None else self._context.ref
 
     @property
     def waiting(self) -> bool:
@@ -142,7 +145,7 @@ class Timer:
 class Monitor:
     """One watch of one actor over another (see `Actor.monitor`)."""
 
-    __slots__ = ("_down", "_ended", "_watched", "_watcher")
+    __slots__ = ("_away", "_down", "_ended", "_watched", "_watcher")
 
     def __init__(
         self,
@@ -154,6 +157,7 @@ class Monitor:
         self._watched = watched
         self._ended = ended
         self._down: Down | None = None
+        self._away: Callable[[], None] | None = None  # takes it off on another node
 
 
 SYSTEM_MAIL: Final = (Timer, Monitor, SystemMail)
@@ -223,7 +227,7 @@ class Extras:
         self.children: dict[Context, None] | None = None
         self.monitors: dict[Monitor, None] | None = None  # on us
         self.watching: dict[Monitor, None] | None = None  # ours on others
-        self.links: dict[Context, None] | None = None
+        self.links: dict[Context | ActorRef, None] | None = None  # a ref: of another node
         self.timers: dict[Timer, None] | None = None
         self.names: dict[Hashable, None] | None = None
         self.topics: dict[Hashable, None] | None = None
@@ -231,6 +235,19 @@ class Extras:
 
 
 NO_EXTRAS: Final = Extras()
+
+
+@final
+class Abroad:
+    """An actor of another node, as a callee: what a `Caller` here needs of it."""
+
+    __slots__ = ("label",)
+
+    _extras = NO_EXTRAS
+    _wait = None
+
+    def __init__(self, label: str) -> None:
+        self.label = label
 
 
 @final

@@ -33,6 +33,23 @@ class Unreachable(CallError):
         self.node = node
 
 
+class NodeLost(CallError):
+    """The callee's node was lost during the call: whether it was handled is unknown."""
+
+    def __init__(self, callee: str, node: str) -> None:
+        super().__init__(callee, f"node {node} was lost before the answer")
+        self.node = node
+
+
+class Refused(CallError):
+    """An actor of another node refused with `Raise`, with an error that does not travel: its text
+    is what is left of it."""
+
+    def __init__(self, callee: str, text: str) -> None:
+        super().__init__(callee, text)
+        self.text = text
+
+
 class Crashed(CallError):
     """The callee failed while it handled the message; what it did of it is unknown."""
 

@@ -69,6 +69,7 @@ class SchedulerStatistics:
     messages_handled: int
     calls_in_caller: int
     calls_by_mailbox: int
+    calls_elsewhere: int
     calls_timed_out: int
     call_cycles: int
     refused: int

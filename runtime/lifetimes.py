@@ -80,8 +80,10 @@ class Lifetimes(Links):
         """Have `ended(reason)` called when the actor ends, at once if it has. `unwatch` undoes."""
         context = self.resolve(ref)
         if context is None or context._state == DEAD:
-            ended("dead")
-            return Monitor(None, None)
+            monitor = Monitor(None, None, ended)
+            if not self._watch_elsewhere(ref, monitor):
+                ended("dead")
+            return monitor
         monitor = Monitor(None, context, ended)
         self._add_monitor(context, monitor)
         return monitor
@@ -219,30 +221,62 @@ class Lifetimes(Links):
         watched = self.resolve(ref)
         if watched is None or watched._state == DEAD:
             monitor = Monitor(context, None)
-            monitor._down = Down(ref, "dead")
-            self._deliver(context, monitor)
-            return monitor
-        monitor = Monitor(context, watched)
-        self._add_monitor(watched, monitor)
+            if self._elsewhere(ref) is None:
+                monitor._down = Down(ref, "dead")
+                self._deliver(context, monitor)
+                return monitor
+        else:
+            monitor = Monitor(context, watched)
+            self._add_monitor(watched, monitor)
         extras = context._own()
         if extras.watching is None:
             extras.watching = {}
         extras.watching[monitor] = None
+        if monitor._watched is None:
+            self._watch_elsewhere(ref, monitor)
         return monitor
+
+    def _watch_elsewhere(self, ref: ActorRef, monitor: Monitor) -> bool:
+        """Watch an actor of another node; False if it is none."""
+        elsewhere = self._elsewhere(ref)
+        if elsewhere is None:
+            return False
+
+        def ended(reason: str) -> None:
+            monitor._away = None
+            watcher, callback = monitor._watcher, monitor._ended
+            if watcher is not None:
+                if watcher._extras.watching is not None:
+                    watcher._extras.watching.pop(monitor, None)
+                monitor._down = Down(ref, reason)
+                self._deliver(watcher, monitor)
+            elif callback is not None:
+                monitor._ended = None
+                callback(reason)
+
+        off = elsewhere.watch(ref, ended)
+        if monitor._down is None and (monitor._watcher or monitor._ended) is not None:
+            monitor._away = off
+        return True
 
     async def _wait_ended(self, context: Context, ref: ActorRef, deadline_ns: int | None) -> str:
         if context is not self._current:
             raise RuntimeError("awaited outside its own handler")
         watched = self.resolve(ref)
-        if watched is None or watched._state == DEAD:
+        is_here = watched is not None and watched._state != DEAD
+        if not is_here and self._elsewhere(ref) is None:
             return "dead"
 
         def ended(reason: str) -> None:
-            self._resume(context, reason, None)
+            if context._wait is watch:
+                self._resume(context, reason, None)
 
-        watch = Monitor(None, watched, ended)
-        self._add_monitor(watched, watch)
+        watch = Monitor(None, watched if is_here else None, ended)
         self._wait(context, watch, deadline_ns)
+        if watched is not None and is_here:
+            self._add_monitor(watched, watch)
+        else:
+            self._watch_elsewhere(ref, watch)
         reason: str = await SUSPEND
         return reason
 

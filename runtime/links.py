@@ -27,18 +27,22 @@ from runtime.refs import ActorRef
 
 KILL: Final = "kill"
 KILLED: Final = "killed"
+NO_CONNECTION: Final = "noconnection"
+"""The end of an actor of another node, as it looks when that node is lost."""
 
 
 class Links(Mailroom, ABC):
     """The part of a scheduler that passes exit signals on."""
 
     _signals: deque[tuple[Context, Exit]]  # of links, still to be passed on
+    _endings: int  # ends under way, one within the other
 
     def exit(self, ref: ActorRef, reason: str, *, sender: ActorRef | None = None) -> bool:
         """Send an exit signal, as from `sender` (None: from outside). False if nobody is there."""
         context = self.resolve(ref)
         if context is None or context._state == DEAD:
-            return False
+            elsewhere = self._elsewhere(ref)
+            return elsewhere is not None and elsewhere.exit(ref, reason, sender)
         if reason == KILL:
             self._stop(context, KILLED)
         else:
@@ -59,16 +63,56 @@ class Links(Mailroom, ABC):
         if other is context:
             return
         if other is None or other._state == DEAD:
-            self._signal(context, Exit(ref, "dead"))
+            elsewhere = self._elsewhere(ref)
+            if elsewhere is None:
+                self._signal(context, Exit(ref, "dead"))
+            elif elsewhere.link(context.ref, ref):
+                self._note_link(context, ref)
+            else:
+                self._signal(context, Exit(ref, NO_CONNECTION))
             return
-        for one, its_peer in ((context, other), (other, context)):
-            extras = one._own()
-            if extras.links is None:
-                extras.links = {}
-            extras.links[its_peer] = None
+        self._note_link(context, other)
+        self._note_link(other, context)
+
+    def _note_link(self, context: Context, peer: Context | ActorRef) -> None:
+        extras = context._own()
+        if extras.links is None:
+            extras.links = {}
+        extras.links[peer] = None
+
+    # --- with actors of other nodes, for `Elsewhere` ---------------------------------------------
+
+    def linked_from(self, ref: ActorRef, peer: ActorRef) -> bool:
+        """`peer`, of another node, links to our actor `ref`. False if that has ended."""
+        context = self.resolve(ref)
+        if context is None or context._state == DEAD:
+            return False
+        self._note_link(context, peer)
+        return True
+
+    def unlinked_from(self, ref: ActorRef, peer: ActorRef) -> None:
+        """The link with `peer`, of another node, is off."""
+        context = self.resolve(ref)
+        if context is not None and context._extras.links is not None:
+            context._extras.links.pop(peer, None)
+
+    def signal_from(self, ref: ActorRef, peer: ActorRef, reason: str) -> None:
+        """`peer`, of another node and linked to our actor `ref`, has ended, or is out of reach."""
+        context = self.resolve(ref)
+        if context is None or context._state == DEAD or context._extras.links is None:
+            return
+        if context._extras.links.pop(peer, self) is None:
+            self._signals.append((context, Exit(peer, reason)))
+            if not self._endings:
+                self._pass_signals_on()
 
     def _unlink(self, context: Context, ref: ActorRef) -> None:
         other = self.resolve(ref)
+        elsewhere = self._elsewhere(ref) if other is None else None
+        if elsewhere is not None and context._extras.links is not None:
+            if context._extras.links.pop(ref, self) is None:
+                elsewhere.unlink(context.ref, ref)
+            return
         for one, its_peer in ((context, other), (other, context)):
             if one is not None and one._extras.links is not None and its_peer is not None:
                 one._extras.links.pop(its_peer, None)
@@ -76,6 +120,10 @@ class Links(Mailroom, ABC):
     def _break_links(self, context: Context, reason: str) -> None:
         """An actor has ended: queue the signals for those it was linked to, in order of linking."""
         for peer in context._extras.links or ():
+            if isinstance(peer, ActorRef):
+                if self.elsewhere is not None:
+                    self.elsewhere.broken(context.ref, peer, reason)
+                continue
             if peer._extras.links is not None:
                 peer._extras.links.pop(context, None)
             self._signals.append((peer, Exit(context.ref, reason)))

@@ -5,8 +5,8 @@ waits for. Nothing here runs an actor; `runtime.lifetimes` ends them, `runtime.s
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Awaitable, Callable
-from typing import Any, Final, final
+from collections.abc import Awaitable, Callable, Hashable
+from typing import Any, Final, Protocol, final
 
 from runtime.actor import MAX_TIMERS
 from runtime.clock import Clock
@@ -16,6 +16,7 @@ from runtime.context import (
     QUEUED,
     SUSPEND,
     SYSTEM_MAIL,
+    Abroad,
     Caller,
     Coalesced,
     Context,
@@ -80,8 +81,42 @@ class _StartOf:
         self.child = child
 
 
+class Elsewhere(Protocol):
+    """The way to the actors of other nodes; see `runtime.cluster.remote`. None of these may block;
+    what they raise is said, and then nothing was sent."""
+
+    def cast(self, ref: AnyRef, message: object) -> bool: ...
+
+    def call(
+        self,
+        ref: AnyRef,
+        message: object,
+        caller: Caller,
+        sender: ActorRef | None,
+        deadline_ns: int,
+    ) -> None:
+        """Answer `caller` later. Raises Unreachable, Overloaded."""
+
+    def watch(self, ref: AnyRef, ended: Callable[[str], None]) -> Callable[[], None]:
+        """Call `ended` once, perhaps at once; the result takes the watch off."""
+
+    def exit(self, ref: AnyRef, reason: str, sender: ActorRef | None) -> bool: ...
+
+    def link(self, ref: ActorRef, peer: ActorRef) -> bool: ...
+
+    def unlink(self, ref: ActorRef, peer: ActorRef) -> None: ...
+
+    def broken(self, ref: ActorRef, peer: ActorRef, reason: str) -> None:
+        """Our actor `ref` has ended: an exit signal for `peer`, which was linked to it."""
+
+    def broadcast(self, topic: Hashable, message: object) -> None: ...
+
+
 class Mailroom:
     """The part of a scheduler that keeps mail and time."""
+
+    elsewhere: Elsewhere | None = None
+    """Set by whoever joins this scheduler to others; without it there is only this node."""
 
     def __init__(self, *, clock: Clock, randomness: Randomness, node: str) -> None:
         self.clock = clock
@@ -120,6 +155,15 @@ class Mailroom:
         assert isinstance(ref, ActorRef)
         return self._context_by_number.get(ref.number) if ref.node == self.node else None
 
+    def local(self, number: int) -> ActorRef | None:
+        """The living actor of this node that has this number."""
+        context = self._context_by_number.get(number)
+        return None if context is None or context._state == DEAD else context.ref
+
+    def _elsewhere(self, ref: AnyRef) -> Elsewhere | None:
+        """The way to the node of `ref`, if that is another one."""
+        return None if ref.node is None or ref.node == self.node else self.elsewhere
+
     def _why_not(self, ref: AnyRef) -> CallError:
         """What a call to an address raises behind which there is no living actor."""
         if ref.node not in (None, self.node):
@@ -133,6 +177,9 @@ class Mailroom:
         if context is None or context._scheduler is not self:
             context = self.resolve(ref)
         if context is None or context._state == DEAD:
+            elsewhere = self._elsewhere(ref)
+            if elsewhere is not None and elsewhere.cast(ref, message):
+                return True
             self._dead_letters += 1
             return False
         mailbox = context._mailbox
@@ -148,6 +195,20 @@ class Mailroom:
             if self._waker is not None:
                 self._wake()
         return True
+
+    def broadcast(self, topic: Hashable, message: object) -> int:
+        """Publish on every node; see `Actor.broadcast`."""
+        if self.elsewhere is not None:
+            self.elsewhere.broadcast(topic, message)
+        return self.pubsub.publish(topic, message)
+
+    def deliver(self, number: int, message: object) -> bool:
+        """A cast to the actor of this node with this number; see `cast`."""
+        context = self._context_by_number.get(number)
+        if context is None:
+            self._dead_letters += 1
+            return False
+        return self.cast(context.ref, message)
 
     def reply(self, caller: Caller, value: Any) -> bool:
         """Answer a kept call; see `Actor.reply`."""
@@ -262,8 +323,8 @@ class Mailroom:
 
     def _refuse_cycle(self, context: Context, callee: Context) -> None:
         """Raise CallCycle if `callee` waits, over however many actors, for `context`."""
-        chain = [context]
-        other: Context | None = callee
+        chain: list[Context | Abroad] = [context]
+        other: Context | Abroad | None = callee
         while other is not None:
             chain.append(other)
             if other is context:
@@ -314,7 +375,10 @@ class Mailroom:
             watched._extras.monitors.pop(monitor, None)
         if watcher is not None and watcher._extras.watching is not None:
             watcher._extras.watching.pop(monitor, None)
+        away, monitor._away = monitor._away, None
         monitor._watched = monitor._watcher = monitor._ended = monitor._down = None
+        if away is not None:
+            away()
 
     async def _sleep(self, context: Context, duration_ns: int) -> None:
         if context is not self._current:
@@ -469,5 +533,5 @@ class Mailroom:
         context = self.resolve(ref)
         return repr(ref) if context is None else context.label
 
-    def _label_of(self, context: Context | None) -> str:
+    def _label_of(self, context: Context | Abroad | None) -> str:
         return "somebody" if context is None else context.label

@@ -31,6 +31,7 @@ from runtime.context import (
     RUNNING,
     SUSPEND,
     SUSPENDED,
+    Abroad,
     Caller,
     Coalesced,
     Context,
@@ -41,7 +42,7 @@ from runtime.context import (
     SystemMail,
     Timer,
 )
-from runtime.errors import Dead, LimitReached, NameTaken, NoHandler, Overloaded
+from runtime.errors import CallError, Dead, LimitReached, NameTaken, NoHandler, Overloaded
 from runtime.inspection import ActorStatistics, Report, SchedulerStatistics, UnhandledReport
 from runtime.lifetimes import Lifetimes
 from runtime.mailroom import MAX_SPARE_MAILBOXES, Effect
@@ -57,6 +58,11 @@ spot in one turn, before they take the way through the mailbox."""
 
 DEFAULT_BUDGET: Final = 4_096
 DEFAULT_ACTOR_LIMIT: Final = 1_000_000
+NUMBER_BITS: Final = 40
+MAX_INCARNATION: Final = 2 ** (62 - NUMBER_BITS) - 1
+"""A node's actors are numbered from its incarnation on: no number comes again in a later life, so
+that a reference from before never means another actor."""
+
 _RECENT_MASK: Final = RECENT_MESSAGES - 1
 
 
@@ -67,6 +73,7 @@ class Scheduler(Lifetimes):
     message of an unknown type; it must not raise and must not call back. `crash_details` puts the
     exception's text into reports, which may be message content: for tests and simulations.
     `calls_in_caller_per_turn=0` sends every call through the mailbox; nothing else changes.
+    `incarnation` (0 to MAX_INCARNATION) must be another at each start of a node of this name.
     """
 
     _messages_per_turn = MESSAGES_PER_TURN  # another one only in `runtime.seeded_scheduler`
@@ -81,6 +88,7 @@ class Scheduler(Lifetimes):
         crash_details: bool = False,
         actor_limit: int = DEFAULT_ACTOR_LIMIT,
         calls_in_caller_per_turn: int = MESSAGES_PER_TURN,
+        incarnation: int = 0,
     ) -> None:
         super().__init__(
             clock=clock,
@@ -92,10 +100,14 @@ class Scheduler(Lifetimes):
         self._actor_limit = actor_limit
         self._inline_per_turn = calls_in_caller_per_turn
         self._inline_left = 0  # calls that the present actor may still run in this turn
-        self._next_number = 1
+        if not 0 <= incarnation <= MAX_INCARNATION:
+            raise ValueError(f"an incarnation is 0 to {MAX_INCARNATION}")
+        self._first_number = (incarnation << NUMBER_BITS) + 1
+        self._next_number = self._first_number
         self._restarted = 0
         self._calls_in_caller = 0
         self._calls_by_mailbox = 0
+        self._calls_elsewhere = 0
         self._unhandled = 0
 
     # --- for everybody (also: cast, stop, watch, resolve, registry, pubsub) ----------------------
@@ -164,15 +176,16 @@ class Scheduler(Lifetimes):
         answered: Callable[[Any, Exception | None], None],
         *,
         deadline_ns: int = DEFAULT_DEADLINE_NS,
+        sender: ActorRef | None = None,
     ) -> Caller:
         """A call from outside: `answered(value, None)` or `answered(None, error)` is called once,
         from within `run`, or at once when the call is refused (Dead, Overloaded). It must not
-        raise. Give the result to `forget` to lose interest."""
+        raise. Give the result to `forget` to lose interest. `sender` is an actor of another node
+        that calls."""
         context = self.resolve(ref)
         if context is None or context._state == DEAD:
-            answered(None, self._why_not(ref))
-            return Caller(None, None, None)
-        caller = Caller(context, message, None, answered)
+            return self._call_soon_elsewhere(ref, message, answered, deadline_ns)
+        caller = Caller(context, message, None, answered, sender)
         if not self._has_room(context):
             caller._callee = None
             answered(None, Overloaded(context.label, context.mailbox_limit))
@@ -183,6 +196,33 @@ class Scheduler(Lifetimes):
         if self._waker is not None:  # the deadline may be earlier than what the shell waits for
             self._wake()
         return caller
+
+    def _call_soon_elsewhere(
+        self,
+        ref: AnyRef,
+        message: object,
+        answered: Callable[[Any, Exception | None], None],
+        deadline_ns: int,
+    ) -> Caller:
+        elsewhere = self._elsewhere(ref)
+        if elsewhere is None:
+            answered(None, self._why_not(ref))
+            return Caller(None, None, None)
+        caller = Caller(Abroad(repr(ref)), None, None, answered)
+        self._timers.arm(caller, self.clock.monotonic_ns() + deadline_ns)
+        try:
+            elsewhere.call(ref, message, caller, None, deadline_ns)
+        except CallError as error:
+            self.forget(caller)
+            answered(None, error)
+            return caller
+        self._calls_elsewhere += 1
+        self._wake()
+        return caller
+
+    def answer_from(self, caller: Caller, value: Any, error: Exception | None) -> bool:
+        """The answer of another node to a call of ours. False, and counted, if it is late."""
+        return self._answer(caller, value, error)
 
     def forget(self, caller: Caller) -> None:
         """Nobody waits for this call from outside any more: `answered` will not be called."""
@@ -237,13 +277,14 @@ class Scheduler(Lifetimes):
             queued=len(self._queue),
             timers=len(self._timers),
             effects_in_flight=self._effects_in_flight,
-            spawned=self._next_number - 1,
+            spawned=self._next_number - self._first_number,
             ended=self._ended,
             crashed=self._crashed,
             restarted=self._restarted,
             messages_handled=self._messages_handled + sum(each.handled for each in contexts),
             calls_in_caller=self._calls_in_caller,
             calls_by_mailbox=self._calls_by_mailbox,
+            calls_elsewhere=self._calls_elsewhere,
             calls_timed_out=self._calls_timed_out,
             call_cycles=self._call_cycles,
             refused=self._refused,
@@ -469,7 +510,9 @@ class Scheduler(Lifetimes):
         if callee is None or callee._scheduler is not self:
             callee = self.resolve(ref)
         if callee is None or callee._state == DEAD:
-            raise self._why_not(ref)
+            caller = self._call_elsewhere(context, ref, message, deadline_ns)
+            self._wait(context, caller, deadline_ns)
+            return await SUSPEND
         handler = None
         if callee._state == IDLE and self._inline_left > 0:
             kind = type(message)
@@ -539,6 +582,18 @@ class Scheduler(Lifetimes):
             self._crash(callee, failure)
         elif self._finish(callee, result):
             self._settle(callee)
+        return caller
+
+    def _call_elsewhere(
+        self, context: Context, ref: AnyRef, message: object, deadline_ns: int
+    ) -> Caller:
+        """Send a call to another node. Raises Unreachable, Overloaded, or Dead: it is of ours."""
+        elsewhere = self._elsewhere(ref)
+        if elsewhere is None:
+            raise self._why_not(ref)
+        caller = Caller(Abroad(repr(ref)), None, context)
+        elsewhere.call(ref, message, caller, context.ref, deadline_ns)
+        self._calls_elsewhere += 1
         return caller
 
     def _post(self, context: Context, callee: Context, message: object) -> Caller:

@@ -36,23 +36,36 @@ class MessageCodec:
     """Which classes may cross a link, by number. Numbers belong to the protocol: never give one to
     another class. A class must be one that msgspec can check (attrs, Struct, dataclass).
 
+    `enc_hook` and `dec_hook` are msgspec's, for fields of types that it does not know (an address
+    of an actor, say): `enc_hook(value)` gives something that it does, `dec_hook(type, value)` the
+    value back. Whatever `dec_hook` raises means that the message is malformed.
+
     Raises ValueError (a number out of range, or a class twice) and TypeError."""
 
-    def __init__(self, class_by_kind: Mapping[int, type]) -> None:
+    def __init__(
+        self,
+        class_by_kind: Mapping[int, type],
+        *,
+        enc_hook: Callable[[Any], Any] | None = None,
+        dec_hook: Callable[[type, Any], Any] | None = None,
+    ) -> None:
         if not all(FIRST_MESSAGE_KIND <= kind <= MAX_KIND for kind in class_by_kind):
             raise ValueError(f"kinds of messages are {FIRST_MESSAGE_KIND} to {MAX_KIND}")
         self._kind_by_class = {each: kind for kind, each in class_by_kind.items()}
         if len(self._kind_by_class) < len(class_by_kind):
             raise ValueError("a class has two kinds")
-        self._encode_into = msgspec.msgpack.Encoder().encode_into
-        self._decode_by_kind: dict[int, Callable[[memoryview], Any]] = {
-            kind: msgspec.msgpack.Decoder(each).decode for kind, each in class_by_kind.items()
+        encoder = msgspec.msgpack.Encoder(enc_hook=enc_hook)
+        self._encode = encoder.encode
+        self._encode_into = encoder.encode_into
+        self._decode_by_kind: dict[int, Callable[[Any], Any]] = {
+            kind: msgspec.msgpack.Decoder(each, dec_hook=dec_hook).decode
+            for kind, each in class_by_kind.items()
         }
 
     def encode_into(self, buffer: bytearray, target: int, message: object) -> None:
         """Append the frame to `buffer`, or leave it as it was. Raises TypeError for a class that is
-        not registered, ValueError when the frame would be longer than MAX_FRAME_BYTES or the target
-        is out of range."""
+        not registered or a field that no hook can write, ValueError when the frame would be longer
+        than MAX_FRAME_BYTES or the target is out of range, and what `enc_hook` raises."""
         kind = self._kind_by_class.get(type(message))
         if kind is None:
             raise TypeError(f"{type(message).__name__} may not cross a link: it is not registered")
@@ -70,14 +83,25 @@ class MessageCodec:
             raise
         HEADER.pack_into(buffer, start, length, kind, target)
 
-    def decode(self, kind: int, body: memoryview) -> Any | None:
+    def travels(self, message_type: type) -> bool:
+        """Whether messages of this class may cross a link."""
+        return message_type in self._kind_by_class
+
+    def pack(self, message: object) -> tuple[int, bytes]:
+        """Kind and body of a message that travels within another. Raises TypeError, ValueError."""
+        kind = self._kind_by_class.get(type(message))
+        if kind is None:
+            raise TypeError(f"{type(message).__name__} may not cross a link: it is not registered")
+        return kind, self._encode(message)
+
+    def decode(self, kind: int, body: memoryview | bytes | msgspec.Raw) -> Any | None:
         """The message; None if the kind is not registered. Raises LinkProtocolError."""
         decode = self._decode_by_kind.get(kind)
         if decode is None:
             return None
         try:
             return decode(body)
-        except (msgspec.MsgspecError, ValueError, TypeError, RecursionError) as error:
+        except Exception as error:  # of a hook, too: what came from outside decides what it raises
             text = f"a message of kind {kind} is malformed ({type(error).__name__})"
         raise LinkProtocolError(text)
 

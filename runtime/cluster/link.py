@@ -60,7 +60,12 @@ class Unreachable(Exception):
 
 
 class Congested(Unreachable):
-    """The link stands, but its queue is full: the other node reads too slowly."""
+    """The link stands, but its queue is full (`limit` messages, or as much in bytes): the other
+    node reads too slowly."""
+
+    def __init__(self, node: str, reason: str, limit: int) -> None:
+        super().__init__(node, reason)
+        self.limit = limit
 
 
 class LinkRefused(Exception):
@@ -239,7 +244,11 @@ class Link:
             raise Unreachable(self.peer, f"the link {self.state.value}")
         if not self.has_room:
             self._congested += 1
-            raise Congested(self.peer, f"{self._queued_bytes} bytes wait already")
+            raise Congested(
+                self.peer,
+                f"{self._queued_bytes} bytes wait already",
+                self._settings.max_queued_messages,
+            )
         batch = self._batches_queued[-1] if self._batches_queued else None
         if batch is None or len(batch.data) >= self._settings.batch_bytes:
             batch = _Batch()

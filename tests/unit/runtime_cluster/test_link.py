@@ -31,6 +31,7 @@ from runtime.cluster.link import (
 )
 from runtime.presence.crdt import Entry, Replica, Slice
 from runtime.presence.tracker import Heartbeat
+from runtime.refs import ActorRef, decode_ref, encode_ref
 
 
 @attrs.frozen
@@ -42,6 +43,13 @@ class Note:
 @attrs.frozen
 class Stranger:
     """Not registered."""
+
+
+@attrs.frozen
+class Letter:
+    """Has a field of a type that msgspec does not know."""
+
+    to: ActorRef
 
 
 CODEC = MessageCodec({16: Note, 17: Heartbeat})
@@ -95,6 +103,22 @@ def test_a_heartbeat_of_presence_crosses_unchanged():
     beat = Heartbeat(replica, 3, (Slice(replica, 1, 3, (Entry(2, "t", "k", 1, b"\xff"),), (1,)),))
     a.enqueue(1, beat)
     assert exchange(a, b)[1] == [(1, beat)]
+
+
+def test_hooks_carry_a_type_that_msgpack_does_not_know_and_refuse_what_is_none():
+    codec = MessageCodec(
+        {16: Letter}, enc_hook=encode_ref, dec_hook=lambda _type, value: decode_ref(value)
+    )
+    letter = Letter(ActorRef("a", 3))
+    buffer = bytearray()
+    codec.encode_into(buffer, 1, letter)
+    ((kind, _, body),) = FrameSplitter().feed(bytes(buffer))
+    assert codec.decode(kind, body) == letter
+    for malformed in (b"\x81\xa2to\x07", b"\x81\xa2to\xc4\x01\x07"):
+        with pytest.raises(LinkProtocolError, match="malformed"):
+            codec.decode(16, memoryview(malformed))
+    with pytest.raises(TypeError):
+        MessageCodec({16: Letter}).encode_into(buffer, 1, letter)
 
 
 def test_before_it_is_ready_nothing_is_sent():
