@@ -39,9 +39,9 @@ from runtime.cluster.envelopes import Enclosed
 from runtime.cluster.keyed import KeyedActor
 
 AGAIN_NS = 1 * 10**9
+"""After this time what the store could not take is tried again."""
 MAX_UNWRITTEN = 1_000
 """While the ends of so many authorisations wait for the store, nothing new is granted."""
-"""After this time what the store could not take is tried again."""
 
 _T = TypeVar("_T")
 

@@ -23,7 +23,10 @@ LONG_NS = 3_600 * 10**9
 
 Refusal = tuple[type[StoreError], str, str]
 Outcome = tuple[str, Any]
-choices = st.integers(0, 5)
+choices = st.sampled_from([0, 0, 1, 1, 2, 3])
+lease_steps = st.sampled_from(
+    [*["acquire"] * 5, *["write"] * 3, "renew", "renew", "release", "join", "expel", "leave"]
+)
 ttls = st.sampled_from([LONG_NS, LONG_NS, 0])
 
 

@@ -62,7 +62,7 @@ from actors.store.interface import (
     Store,
 )
 from channel.messages import Filter, IpText, SocketAddress
-from tests.lease_machine import LONG_NS, LeaseMachine, Refusal, choices
+from tests.lease_machine import LONG_NS, LeaseMachine, Refusal, choices, lease_steps, ttls
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 ACCOUNT_IDS = [UUID(int=0xA00 + n) for n in range(2)]
@@ -361,9 +361,9 @@ class StoreMachine(LeaseMachine):
 
     @initialize(populated=st.sampled_from([ACCOUNT_IDS, ACCOUNT_IDS, ACCOUNT_IDS[:1], []]))
     def populate(self, populated: list[UUID]) -> None:
-        for account_id in populated:
+        for account_id, name in zip(populated, ["north", "south"], strict=False):
             self.carry_out(account_id, population(account_id), START)
-            self.join("north", ttl_ns=LONG_NS)
+            self.join(name, ttl_ns=LONG_NS)
             self.acquire(account_id, life=0)
 
     @rule(account_id=accounts, at=instants)
@@ -621,6 +621,30 @@ class StoreMachine(LeaseMachine):
         ) == ("done", None)
         if self.leases.owners.get(account_id) is node:
             del self.leases.owners[account_id]
+
+    @rule(data=st.data(), account_id=accounts, steps=st.lists(lease_steps, min_size=4, max_size=12))
+    def contend(self, data: st.DataObject, account_id: UUID, steps: list[str]) -> None:
+        """What nodes do to one account, close together, as other rules seldom meet."""
+        if self.model.find(account_id, "account", account_id) is None:
+            self.repopulate(account_id, START)
+        for name in ("north", "south"):
+            self.join(name, LONG_NS)
+        for step in steps:
+            match step:
+                case "join":
+                    self.join(data.draw(st.sampled_from(["north", "south"])), data.draw(ttls))
+                case "renew":
+                    self.renew(data.draw(choices), data.draw(st.booleans()), data.draw(ttls))
+                case "expel":
+                    self.expel(data.draw(choices))
+                case "leave":
+                    self.leave(data.draw(choices))
+                case "acquire":
+                    self.acquire(account_id, data.draw(choices))
+                case "release":
+                    self.release(account_id, data.draw(choices))
+                case "write":
+                    self.write_authorization(data, account_id, data.draw(st.integers(0, 1)))
 
     @rule(data=st.data(), account_id=accounts, late=st.sampled_from([0, 0, 0, 0, 1, -1]))
     def write_authorization(self, data: st.DataObject, account_id: UUID, late: int) -> None:

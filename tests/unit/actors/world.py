@@ -444,6 +444,8 @@ class World:
         """Also after a crash of the whole portal: everything but the store is new."""
         owner = run(joined(self.store))
         options: dict[str, Any] = {
+            "node": owner["owner"],
+            "incarnation": owner["incarnation"],
             "clock": self.clock,
             "randomness": self.randomness.child("scheduler"),
             "node": owner["owner"],
