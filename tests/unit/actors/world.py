@@ -448,8 +448,6 @@ class World:
             "incarnation": owner["incarnation"],
             "clock": self.clock,
             "randomness": self.randomness.child("scheduler"),
-            "node": owner["owner"],
-            "incarnation": owner["incarnation"],
             "report": self._report,
             "crash_details": True,
         }
