@@ -542,7 +542,11 @@ class AccountActor(QuestionsOfAccount):
     @handles(_Idle)
     async def _on_idle(self, message: _Idle) -> None:
         """What is live then ends by its leases, at the gateways that carry it."""
-        if message.joined == self._joined and not self._unwritten:
+        if message.joined != self._joined:
+            return
+        if self._unwritten:
+            self.send_after(self._services.limits.idle_account_ns, message)
+        else:
             await self.give_up("normal")
 
     @handles(AgentMoved)

@@ -33,6 +33,7 @@ from actors.tree import ControlPlane
 from actors.wire import node_codec
 from channel.listener import ChannelServer, serve_channels
 from channel.messages import DoorAddress
+from portal.answers import NodeAnswers
 from portal.api.application import create_api
 from portal.api.office import Office
 from portal.api.openapi import product_version
@@ -181,28 +182,12 @@ class _Node:
     async def _database(self, nursery: trio.Nursery) -> tuple[EmbeddedPostgres | None, Logins]:
         if self._logins is not None:
             return None, self._logins
-        url = self._database_url()
+        url = database_url(self._settings)
         if url is not None:
             return None, Logins.of(url)
         embedded = EmbeddedPostgres(self._settings.state_dir / "database")
         await nursery.start(embedded.run)
         return embedded, embedded.logins()
-
-    def _database_url(self) -> str | None:
-        file = self._settings.database_url_file
-        try:
-            return read_secret(
-                file=file,
-                value=os.environ.get("DATABASE_URL"),
-                credential="holloway-database-url",
-            ).reveal_text()
-        except SecretUnavailable:
-            credentials = os.environ.get("CREDENTIALS_DIRECTORY")
-            if file is not None or (
-                credentials and os.path.exists(f"{credentials}/holloway-database-url")
-            ):
-                raise
-            return None
 
     @asynccontextmanager
     async def _open_store(self, logins: Logins) -> AsyncIterator[PostgresStore]:
@@ -358,6 +343,8 @@ class _Node:
                 )
             )
             doors.start_soon(self._follow_changes, store, control)
+            answers = NodeAnswers(self._settings, process, host, control, self._health)
+            await doors.start(answers.serve)
             doors.start_soon(self._watch_database, store)
             doors.start_soon(self._renew_certificates, door, channels)
             parts = {
@@ -450,6 +437,24 @@ class _Node:
                 await anext(signals)
                 log.warning("ended_at_once", reason="a second signal")
             everything.cancel()
+
+
+def database_url(settings: PortalSettings) -> str | None:
+    """The database that is named, or None: the embedded one. Raises SecretUnavailable."""
+    file = settings.database_url_file
+    try:
+        return read_secret(
+            file=file,
+            value=os.environ.get("DATABASE_URL"),
+            credential="holloway-database-url",
+        ).reveal_text()
+    except SecretUnavailable:
+        credentials = os.environ.get("CREDENTIALS_DIRECTORY")
+        if file is not None or (
+            credentials and os.path.exists(f"{credentials}/holloway-database-url")
+        ):
+            raise
+        return None
 
 
 def _doors(tenure: Tenure) -> tuple[DoorAddress, ...]:

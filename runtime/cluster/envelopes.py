@@ -16,6 +16,7 @@ from msgspec import Meta, Raw, Struct
 
 from runtime.cluster.frames import LinkProtocolError, MessageCodec
 from runtime.cluster.keyed import Locate, Located, Relinquish
+from runtime.cluster.reporter import AskNode, NodeAnswer
 from runtime.presence.tracker import Farewell, Heartbeat, Transfer, TransferRequest
 from runtime.refs import (
     MAX_REF_BYTES,
@@ -152,6 +153,8 @@ RUNTIME_KINDS: Final[Mapping[int, type]] = {
     52: Locate,
     53: Located,
     54: Relinquish,
+    55: AskNode,
+    56: NodeAnswer,
 }
 """Part of the protocol between nodes, as are the kinds of an application, from 64 on."""
 
