@@ -27,6 +27,8 @@ from runtime.service import Health
 
 CONTROL_DIRECTORY: Final = "control"
 SUFFIX: Final = ".sock"
+CLUSTER: Final = "cluster"
+"""The name of the control socket of a command that runs several nodes, beside theirs."""
 ASK_NS: Final = 2 * 10**9
 
 

@@ -11,9 +11,11 @@ brings the two together.
 
 from __future__ import annotations
 
+import os
 import signal
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,14 +23,24 @@ import attrs
 import trio
 
 from actors.store.embedded import EmbeddedPostgres
+from portal.answers import CLUSTER, control_socket
 from portal.authority import Authority
 from portal.first_start import load_cluster_secret, load_reset_key, prepare_state
-from portal.node import PortalNode, database_url, run_portal
-from portal.settings import PortalSettings, SettingsError, check, of_node
-from runtime.clock import SystemClock
-from runtime.cluster.hosting import Cluster, ClusterError, NodeHandle
+from portal.node import PortalNode, database_url, only_cause, run_portal
+from portal.own_ray import open_own_ray
+from portal.settings import MAX_LOCAL_NODES, PortalSettings, SettingsError, check, of_node
+from runtime.clock import NS_PER_S, SystemClock
+from runtime.cluster.hosting import (
+    Cluster,
+    ClusterError,
+    DrainTimedOut,
+    NodeExists,
+    NodeFailed,
+    NodeHandle,
+)
 from runtime.cluster.ray_cluster import open_ray_cluster
-from runtime.cluster.ray_machine import MachineSettings, RayMachine
+from runtime.cluster.ray_settings import RayAccess, RayTls
+from runtime.control import serve_control
 from runtime.randomness import SystemRandomness
 from runtime.service import configure_logging, get_logger
 
@@ -51,40 +63,10 @@ async def run_node(handle: NodeHandle) -> None:
     configure_logging(settings.log_format, settings.log_level)
     database = EmbeddedPostgres(settings.state_dir / "database").logins() if embedded else None
     async with trio.open_nursery() as nursery:
-
-        async def run(task_status: trio.TaskStatus[PortalNode]) -> None:
-            await run_portal(
-                settings,
-                stop=handle.drain_requested,
-                database=database,
-                task_status=task_status,
-            )
-
-        node: PortalNode = await nursery.start(run)
-        handle.started({"status": lambda: status_of(node), "tree": node.control.tree})
-
-
-def status_of(node: PortalNode) -> dict[str, Any]:
-    """What a node says of itself, for `holloway cluster status`."""
-    control, process = node.control.statistics(), node.process.statistics()
-    links = () if process.links is None else process.links.links
-    return {
-        "api": str(node.api),
-        "channel": str(node.channel),
-        "incarnation": node.process.tenure.incarnation,
-        "ready": node.health.ready,
-        "accounts": control.accounts,
-        "clients": control.sessions,
-        "gateways": control.gateways,
-        "relays": control.relays,
-        "links": {
-            link.node: {
-                "rtt_ms": None if link.rtt_ns is None else link.rtt_ns / 1e6,
-                "queued": link.queued_messages,
-            }
-            for link in links
-        },
-    }
+        node: PortalNode = await nursery.start(
+            partial(run_portal, settings, stop=handle.drain_requested, database=database)
+        )
+        handle.started({"status": node.answers.status, "tree": node.control.tree})
 
 
 def to_plain(settings: PortalSettings) -> dict[str, Any]:
@@ -107,55 +89,140 @@ def from_plain(plain: dict[str, Any]) -> PortalSettings:
 # --- the command ---------------------------------------------------------------------------------
 
 
-async def run_nodes(
-    settings: PortalSettings, *, task_status: trio.TaskStatus[Cluster] = trio.TASK_STATUS_IGNORED
-) -> None:
+async def run_nodes(settings: PortalSettings) -> None:
     """Run `settings.nodes` nodes until a signal comes; then drain those of a Ray of our own, one
-    after the other. Raises what `run_portal` raises, and ClusterError, RayRefused."""
+    after the other. Meanwhile `holloway cluster drain`, `start` and `restart` are heard.
+
+    Raises what `run_portal` raises, and ClusterError, RayRefused."""
+    try:
+        await _run_nodes(settings)
+    except BaseExceptionGroup as group:
+        raise only_cause(group) from None
+
+
+async def _run_nodes(settings: PortalSettings) -> None:
     check(settings)
     prepare_state(settings.state_dir)
+    _share(settings)
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async with _database(settings) as embedded, _cluster(settings) as cluster:
+            for each in (signal.SIGTERM, signal.SIGINT):  # Ray has put its own in their place
+                signal.signal(each, signal.getsignal(each))
+            nodes = _Nodes(settings, cluster, embedded=embedded)
+            async with trio.open_nursery() as nursery:
+                await nursery.start(
+                    partial(
+                        serve_control,
+                        control_socket(settings.state_dir, CLUSTER),
+                        nodes.answer,
+                        allowed_uids={0, os.geteuid()},
+                    )
+                )
+                await nodes.start_all()
+                await anext(signals)
+                if not settings.ray_address:
+                    await nodes.drain_all()
+                nursery.cancel_scope.cancel()
+
+
+def _share(settings: PortalSettings) -> None:
+    """Make what nodes share before there are several. Raises AuthorityError, OSError."""
     randomness = SystemRandomness()
-    # What nodes share is made by one, before there are several.
     authority = Authority(
         settings.state_dir / "authority", clock=SystemClock(), randomness=randomness
     )
     authority.server_certificate(check(of_node(settings, 1)).names)
     load_cluster_secret(settings, randomness)
     load_reset_key(settings.state_dir, randomness)
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        async with _database(settings) as embedded, _cluster(settings) as cluster:
-            names = []
-            async with trio.open_nursery() as nursery:
-                for number in range(1, settings.nodes + 1):
-                    node = of_node(settings, number)
-                    names.append(node.node)
-                    plain = to_plain(node) | {"embedded": embedded}
-                    if number == 1:  # brings the schema and the first token about
-                        await _start(cluster, node.node, plain)
-                    else:
-                        nursery.start_soon(_start, cluster, node.node, plain)
-            log.info("nodes_running", nodes=names)
-            task_status.started(cluster)
-            await anext(signals)
-            if settings.ray_address:
-                return
-            for name in names:
-                await _drain(cluster, name, settings)
 
 
-async def _start(cluster: Cluster, name: str, plain: dict[str, Any]) -> None:
-    status = await cluster.start(name, plain)
-    log.info("node_up", node=name, pid=status.pid, host=status.host)
+class _Nodes:
+    """The nodes of one command."""
 
+    def __init__(self, settings: PortalSettings, cluster: Cluster, *, embedded: bool) -> None:
+        self._settings = settings
+        self._cluster = cluster
+        self._embedded = embedded
+        self._changing = trio.Lock()  # one at a time, so that never all are away
+        self._number_by_name = {
+            of_node(settings, number).node: number for number in range(1, settings.nodes + 1)
+        }
 
-async def _drain(cluster: Cluster, name: str, settings: PortalSettings) -> None:
-    seconds = settings.drain_timeout_s + DRAIN_MARGIN_S
-    try:
-        await cluster.drain(name, deadline_ns=round(seconds * 10**9))
-    except ClusterError as error:
-        log.warning("node_not_drained", node=name, error=str(error))
-    else:
-        log.info("node_drained", node=name)
+    async def start_all(self) -> None:
+        first, *others = self._number_by_name
+        await self._start(first)  # brings the schema and the first token about
+        async with trio.open_nursery() as nursery:
+            for name in others:
+                nursery.start_soon(self._start, name)
+        log.info("nodes_running", nodes=list(self._number_by_name))
+
+    async def drain_all(self) -> None:
+        for name in list(self._number_by_name):
+            try:
+                await self._drain(name)
+            except ClusterError as error:
+                log.warning("node_not_drained", node=name, error=str(error))
+
+    async def answer(self, request: dict[str, Any]) -> Mapping[str, Any]:
+        """A request at the control socket."""
+        command, name = request.get("command"), request.get("node")
+        try:
+            if command == "nodes":
+                found = await self._cluster.nodes()
+                return {"nodes": [attrs.asdict(each) for each in found]}
+            if command not in ("drain", "start", "restart"):
+                return {"error": "the commands are nodes, drain, start and restart"}
+            async with self._changing:
+                return await self._change(command, name)
+        except (ClusterError, SettingsError) as error:
+            return {"error": str(error)}
+
+    async def _change(self, command: str, name: object) -> Mapping[str, Any]:
+        if command == "restart" and name is None:
+            for each in list(self._number_by_name):
+                await self._drain(each)
+                await self._start(each)
+            return {"restarted": list(self._number_by_name)}
+        if command == "start" and name is None:
+            taken = set(self._number_by_name.values())
+            number = min(set(range(1, MAX_LOCAL_NODES + 1)) - taken, default=0)
+            if not number:
+                return {"error": f"there are {MAX_LOCAL_NODES} nodes"}
+            name = of_node(self._settings, number).node
+            self._number_by_name[name] = number
+            try:
+                await self._start(name)
+            except ClusterError:
+                del self._number_by_name[name]
+                raise
+            return {"started": [name]}
+        if not isinstance(name, str) or name not in self._number_by_name:
+            return {"error": f"name one of {', '.join(self._number_by_name)}"}
+        await self._drain(name)
+        if command == "drain":
+            del self._number_by_name[name]
+            return {"drained": [name]}
+        await self._start(name)
+        return {"restarted": [name]}
+
+    async def _start(self, name: str) -> None:
+        """Start a node, or leave one as it is that a command before us has started."""
+        plain = to_plain(of_node(self._settings, self._number_by_name[name]))
+        try:
+            status = await self._cluster.start(name, plain | {"embedded": self._embedded})
+        except NodeExists:
+            log.info("node_found", node=name)
+        else:
+            log.info("node_up", node=name, pid=status.pid, host=status.host)
+
+    async def _drain(self, name: str) -> None:
+        seconds = self._settings.drain_timeout_s + DRAIN_MARGIN_S
+        try:
+            await self._cluster.drain(name, deadline_ns=round(seconds * NS_PER_S))
+        except (DrainTimedOut, NodeFailed) as error:  # it is gone all the same
+            log.warning("node_ended", node=name, error=str(error))
+        else:
+            log.info("node_drained", node=name)
 
 
 @asynccontextmanager
@@ -166,8 +233,8 @@ async def _database(settings: PortalSettings) -> AsyncIterator[bool]:
         return
     if settings.ray_address:
         raise SettingsError(
-            "database_url_file: nodes on a Ray that is not of this command need a database that"
-            " all of them can reach"
+            "database_url_file: nodes on a Ray that this command does not start need a database"
+            " that all of them can reach, and the variable DATABASE_URL does not reach them"
         )
     embedded = EmbeddedPostgres(settings.state_dir / "database")
     async with trio.open_nursery() as nursery:
@@ -176,31 +243,16 @@ async def _database(settings: PortalSettings) -> AsyncIterator[bool]:
         nursery.cancel_scope.cancel()
 
 
-@asynccontextmanager
-async def _cluster(settings: PortalSettings) -> AsyncIterator[Cluster]:
+def _cluster(settings: PortalSettings) -> AbstractAsyncContextManager[Cluster]:
     """The Ray that is named, or one of our own, on this machine alone."""
-    if settings.ray_address:
-        async with open_ray_cluster(settings.ray_address, ray_access(settings), BODY) as cluster:
-            yield cluster
-        return
-    head = await trio.to_thread.run_sync(
-        RayMachine.head, MachineSettings(directory=_ray_directory(settings, "head"))
-    )
-    try:
-        address = await trio.to_thread.run_sync(head.ready)
-        worker = await trio.to_thread.run_sync(
-            RayMachine.join,
-            MachineSettings(directory=_ray_directory(settings, "nodes"), access=head.access),
-            address,
-        )
-        try:
-            await trio.to_thread.run_sync(worker.ready)
-            through = worker.settings.directory
-            async with open_ray_cluster(address, head.access, BODY, through=through) as cluster:
-                yield cluster
-        finally:
-            with trio.CancelScope(shield=True):
-                await trio.to_thread.run_sync(worker.end)
-    finally:
-        with trio.CancelScope(shield=True):
-            await trio.to_thread.run_sync(head.end)
+    if not settings.ray_address:
+        return open_own_ray(BODY)
+    if settings.ray_token_file is None:
+        raise SettingsError("ray_token_file: the token of the Ray at ray_address is needed")
+    tls: RayTls | None = None
+    place = settings.ray_tls_directory
+    if place is not None:
+        certificate, key, authority = (place / each for each in ("tls.crt", "tls.key", "ca.crt"))
+        tls = RayTls(certificate=certificate, key=key, authority=authority)
+    access = RayAccess(token_file=settings.ray_token_file, tls=tls)
+    return open_ray_cluster(settings.ray_address, access, BODY)

@@ -88,6 +88,7 @@ class PortalNode:
     authority: Authority
     control: ControlPlane
     process: NodeProcess
+    answers: NodeAnswers
     host: TrioHost
     store: Store
     health: Health
@@ -123,7 +124,7 @@ async def run_portal(
     try:
         await node.run(task_status)
     except BaseExceptionGroup as group:
-        raise _only_cause(group) from None
+        raise only_cause(group) from None
 
 
 class _Node:
@@ -150,7 +151,7 @@ class _Node:
         self._certificate = self._authority.server_certificate(self._places.names)
         self._health = Health()
         self._registry = CollectorRegistry()
-        self._stop = stop or trio.Event()
+        self._stop = trio.Event() if stop is None else stop
         self._is_up = False
 
     async def run(self, task_status: trio.TaskStatus[PortalNode]) -> None:
@@ -373,6 +374,7 @@ class _Node:
                     authority=self._authority,
                     control=control,
                     process=process,
+                    answers=answers,
                     host=host,
                     store=store,
                     health=self._health,
@@ -466,7 +468,7 @@ def _doors(tenure: Tenure) -> tuple[DoorAddress, ...]:
     return tuple(doors)
 
 
-def _only_cause(group: BaseExceptionGroup[BaseException]) -> BaseException:
+def only_cause(group: BaseExceptionGroup[BaseException]) -> BaseException:
     """The one exception in a group of one, however deep; else the group."""
     cause: BaseException = group
     while isinstance(cause, BaseExceptionGroup) and len(cause.exceptions) == 1:
