@@ -26,10 +26,7 @@ Output = Annotated[Literal["table", "json"], Parameter(name=("--output", "-o"))]
 
 
 @app.command
-def status(*, state_dir: FILE_WIDTH = 200
-"""Of a table that goes into a file or a pipe."""
-
-StateDir = PortalSettings.state_dir, output: Output = "table") -> None:
+def status(*, state_dir: StateDir = PortalSettings.state_dir, output: Output = "table") -> None:
     """Show all nodes that live, as a node on this machine knows them.
 
     Parameters
@@ -54,10 +51,7 @@ StateDir = PortalSettings.state_dir, output: Output = "table") -> None:
 
 
 @app.command
-def drain(node: str, *, state_dir: FILE_WIDTH = 200
-"""Of a table that goes into a file or a pipe."""
-
-StateDir = PortalSettings.state_dir) -> None:
+def drain(node: str, *, state_dir: StateDir = PortalSettings.state_dir) -> None:
     """End a node in good order: its accounts and agents go to the others. It stays away.
 
     Parameters
@@ -69,19 +63,13 @@ StateDir = PortalSettings.state_dir) -> None:
 
 
 @app.command
-def start(*, state_dir: FILE_WIDTH = 200
-"""Of a table that goes into a file or a pipe."""
-
-StateDir = PortalSettings.state_dir) -> None:
+def start(*, state_dir: StateDir = PortalSettings.state_dir) -> None:
     """Start one more node; accounts move to it as soon as it is up."""
     _change("start", None, state_dir)
 
 
 @app.command
-def restart(node: str | None = None, *, state_dir: FILE_WIDTH = 200
-"""Of a table that goes into a file or a pipe."""
-
-StateDir = PortalSettings.state_dir) -> None:
+def restart(node: str | None = None, *, state_dir: StateDir = PortalSettings.state_dir) -> None:
     """Drain and start a node anew, or all of them, one after the other.
 
     Parameters
