@@ -188,7 +188,7 @@ class RayCluster:
                 except (NodeUnavailable, TimeoutError):  # it is being restarted, say
                     await trio.sleep(_PAUSE_S)
         with trio.CancelScope(shield=True):
-            await self._kill(name, node)
+            await self._kill(name, self._handles.get(name, node))
         if report is None or report[0] == "draining":
             raise DrainTimedOut(name)
         if report[1] is not None:
@@ -213,6 +213,8 @@ class RayCluster:
             except (NodeUnavailable, TimeoutError):  # not placed yet, or its raylet has died
                 await trio.sleep(_PAUSE_S)
                 continue
+            except NoSuchNode as error:  # our own code is not there where it was placed, say
+                raise NodeFailed(name, reason_of(error.__cause__ or error)) from None
             if reason is not None:
                 raise NodeFailed(name, reason)
             if state != "starting":
@@ -303,10 +305,12 @@ class RayCluster:
 
 def _connect(address: str, namespace: str, through: Path | None) -> None:
     import ray
+    from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
 
     logging.getLogger("ray").setLevel(logging.ERROR)
     if ray.is_initialized():
         raise ClusterUnavailable("this process is connected to a Ray already")
+    AuthenticationTokenLoader.instance().reset_cache()  # it may be of another Ray, before this one
     try:
         ray.init(
             address=address,
@@ -342,8 +346,8 @@ def _get(name: str, ref: Any, seconds: float) -> Any:
         raise TimeoutError from None
     except ray.exceptions.ActorUnavailableError:
         raise NodeUnavailable(name, "is being restarted") from None
-    except ray.exceptions.ActorDiedError:
-        raise NoSuchNode(name) from None
+    except ray.exceptions.ActorDiedError as error:
+        raise NoSuchNode(name) from error
     except ray.exceptions.RayError as error:
         raise NodeUnavailable(name, reason_of(error)) from None
 
