@@ -15,12 +15,23 @@ from runtime.clock import NS_PER_MS, NS_PER_S
 from runtime.cluster.keyed import keeper_name
 from runtime.cluster.member import MEMBER
 from runtime.randomness import SeededRandomness
-from tests.keyed_world import KIND, End, Fail, KeyedWorld, WholeNode
+from runtime.supervisor import Supervisor
+from runtime.testing import Faults
+from tests.keyed_world import KIND, Asker, End, Fail, KeyedWorld, WholeNode
 
 NAMES = ("a", "b", "c", "d", "e")
 STEPS = 60
 RECOVERY_NS = 8 * NS_PER_S
 """After all is healed: two leases of 3 s, and what a call may wait meanwhile."""
+FAULTS = Faults(
+    shuffles_turns=True,
+    crash_before_per_million=5_000,
+    crash_after_per_million=5_000,
+    crash_waiting_per_million=5_000,
+    crash_start_per_million=20_000,
+    crash_spares=(Supervisor, Asker),
+)
+"""Of the members too, though not more than a supervisor takes for chance: each message counts."""
 IS_LONG = hypothesis.settings.default.max_examples >= 1_000
 SEEDS = range(300 if IS_LONG else 6)
 
@@ -37,6 +48,7 @@ class Chaos:
             latency_ns=(NS_PER_MS // 10, (1, 20, 100)[slow] * NS_PER_MS),
             store_delay_ns=(NS_PER_MS // 5, (2, 20, 200)[self.chance.integer(3)] * NS_PER_MS),
             effect_delay_ns=(0, self.chance.integer(3) * NS_PER_MS),
+            faults=FAULTS.swarm(seed) if self.chance.integer(2) else None,
         )
         self.draining: set[str] = set()
         for name in NAMES[: 3 + self.chance.integer(3)]:
@@ -76,6 +88,7 @@ class Chaos:
     def end_of_all_evil(self) -> None:
         world = self.world
         world.fail_to_move.clear()
+        world.cluster.heal_faults()
         for name in sorted(self.draining & set(world.nodes)):
             world.kill(name)
         while self.stopped():
@@ -86,6 +99,7 @@ class Chaos:
             node.way.is_cut = False
         while len(world.nodes) < 3:
             self.restart()
+        world.cluster.heal_faults()
         world.run_for(RECOVERY_NS)
         world.check()
         assert len({node.tenure.placement for node in world.nodes.values()}) == 1
