@@ -324,35 +324,45 @@ class Scheduler(Lifetimes):
         return count
 
     def _empty_mailbox(self, context: Context, count: int) -> int:
-        """Handle messages until there are none or the turn's `count` is full; returns the count."""
+        """Handle messages until there are none or the turn's `count` is full; returns the count.
+
+        Messages of one type in a row share the look-up of the handler, and are noted together."""
         actor = context._actor
         mailbox = context._mailbox
-        plain = context._plain
-        recent = context._recent
-        if recent is None:
-            recent = context._recent = [None] * RECENT_MESSAGES
+        kind: type | None = None  # of the messages in a row, for which there is a plain `handler`
+        handler: Any = None
+        before = count  # where they begin
         while mailbox:
             if count >= MESSAGES_PER_TURN:
+                if kind is not None:
+                    self._note(context, kind, count - before)
                 self._enqueue(context)
                 return count
             count += 1
             item = mailbox.popleft()
-            kind = type(item)
-            handler = plain.get(kind)
-            if handler is None:
-                if not self._take(context, item):
-                    return count
-                continue
-            handled = context.handled = context.handled + 1
-            recent[handled & _RECENT_MASK] = kind
+            if type(item) is not kind:
+                if kind is not None:
+                    self._note(context, kind, count - 1 - before)
+                kind = type(item)
+                before = count - 1
+                handler = context._plain.get(kind)
+                if handler is None:
+                    kind = None
+                    if not self._take(context, item):
+                        return count
+                    continue
             try:
                 handler(actor, item)
             except Exception as error:
+                self._note(context, kind, count - before)
                 self._crash(context, error)
                 return count
             if context._ending is not None:
+                self._note(context, kind, count - before)
                 self._terminate(context, context._ending)
                 return count
+        if kind is not None:
+            self._note(context, kind, count - before)
         context._state = IDLE
         if mailbox is not None and context._room > 0:
             context._mailbox = None
@@ -482,11 +492,16 @@ class Scheduler(Lifetimes):
         context._state = IDLE
         self._watch_idle(context)
 
-    def _note(self, context: Context, kind: type) -> None:
-        if context._recent is None:
-            context._recent = [None] * RECENT_MESSAGES
-        context.handled += 1
-        context._recent[context.handled & _RECENT_MASK] = kind
+    def _note(self, context: Context, kind: type, times: int = 1) -> None:
+        """The actor has handled (or begins to handle) so many messages of a type in a row."""
+        recent = context._recent
+        if recent is None:
+            recent = context._recent = [None] * RECENT_MESSAGES
+        handled = context.handled = context.handled + times
+        recent[handled & _RECENT_MASK] = kind
+        if times > 1:
+            for earlier in range(1, min(times, RECENT_MESSAGES)):
+                recent[(handled - earlier) & _RECENT_MASK] = kind
 
     def _leave_unhandled(self, context: Context, kind: str, caller: Caller | None) -> None:
         self._unhandled += 1
