@@ -14,8 +14,9 @@ mailbox (`_take`); tests hold them equal.
 
 from __future__ import annotations
 
+import types
 from collections import deque
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Generator, Hashable
 from inspect import iscoroutine
 from typing import Any, Final
 
@@ -467,7 +468,10 @@ class Scheduler(Lifetimes):
             if result is LATER:
                 self._keep(context, caller)
             elif not caller._replied:
-                self.reply(caller, result)
+                if type(result) is Raise:
+                    self._answer(caller, None, result.error)
+                else:
+                    self._answer(caller, result, None)
         if context._ending is None:
             return True
         self._terminate(context, context._ending)
@@ -515,7 +519,10 @@ class Scheduler(Lifetimes):
 
     # --- calls -----------------------------------------------------------------------------------
 
-    async def _call(self, context: Context, ref: AnyRef, message: object, deadline_ns: int) -> Any:
+    @types.coroutine  # a generator: half of what a coroutine that awaits SUSPEND costs
+    def _call(
+        self, context: Context, ref: AnyRef, message: object, deadline_ns: int
+    ) -> Generator[Any, Any, Any]:
         if context is not self._current:
             raise RuntimeError("awaited outside its own handler")
         callee = ref._context
@@ -524,7 +531,7 @@ class Scheduler(Lifetimes):
         if callee is None or callee._state == DEAD:
             caller = self._call_elsewhere(context, ref, message, deadline_ns)
             self._wait(context, caller, deadline_ns)
-            return await SUSPEND
+            return (yield SUSPEND)
         handler = None
         if callee._state == IDLE and self._inline_left > 0:
             kind = type(message)
@@ -532,7 +539,7 @@ class Scheduler(Lifetimes):
         if handler is None:
             caller = self._post(context, callee, message)
             self._wait(context, caller, deadline_ns)
-            return await SUSPEND
+            return (yield SUSPEND)
         # On the spot: the callee is idle and its handler is plain. This is _take and _finish,
         # written out for the common end; `_finish_in_caller` is for all others.
         self._inline_left -= 1
@@ -559,10 +566,10 @@ class Scheduler(Lifetimes):
             kept = self._finish_in_caller(callee, result, failure)
             self._inline = None
             if context._state == DEAD:  # ended by what it called: it does not see the answer
-                return await SUSPEND
+                return (yield SUSPEND)
             if kept._early is None:
                 self._wait(context, kept, deadline_ns)
-                return await SUSPEND
+                return (yield SUSPEND)
             result, refusal = kept._early
             if refusal is not None:
                 raise refusal
@@ -576,7 +583,7 @@ class Scheduler(Lifetimes):
                 self._watch_idle(callee)
         if context._state == DEAD:
             self._late_replies += 1
-            return await SUSPEND
+            return (yield SUSPEND)
         return result
 
     def _caller_on_the_spot(self, callee: Context) -> Caller:
@@ -610,7 +617,8 @@ class Scheduler(Lifetimes):
 
     def _post(self, context: Context, callee: Context, message: object) -> Caller:
         """Put a call into the callee's mailbox. Raises CallCycle or Overloaded."""
-        self._refuse_cycle(context, callee)
+        if callee._wait is not None or callee is context:
+            self._refuse_cycle(context, callee)
         if not self._has_room(callee):
             raise Overloaded(callee.label, callee.mailbox_limit)
         self._calls_by_mailbox += 1
