@@ -25,7 +25,7 @@ import structlog
 
 from actors.attendance import Attendance, OnlineAgent
 from actors.authorizations import AGAIN_NS
-from actors.consequences import Touched, as_told, is_rebuilt
+from actors.consequences import Touched, as_told, end_reason, is_rebuilt, rejudge
 from actors.enrolment import (
     RangeExhausted,
     device_refusal,
@@ -39,7 +39,7 @@ from actors.enrolment import (
 )
 from actors.ledger import LAST_CALL_NS, Live
 from actors.messages import (
-    DIRECTORY,
+    REVOCATIONS,
     AgentMoved,
     AttachClient,
     AttachGateway,
@@ -54,7 +54,7 @@ from actors.messages import (
     Wake,
 )
 from actors.model import Authorization, Change, Client, Gateway
-from actors.policy.engine import Snapshot, visible_resources
+from actors.policy.engine import Denied, Snapshot, visible_resources
 from actors.questions import QuestionsOfAccount
 from actors.services import Services
 from actors.store.interface import (
@@ -87,6 +87,13 @@ class _Idle:
 
 
 @attrs.frozen
+class _Follow:
+    """The store could not take all that follows from this move."""
+
+    moved: AgentMoved
+
+
+@attrs.frozen
 class _AgentDue:
     """An agent's token may have expired."""
 
@@ -107,13 +114,11 @@ class AccountActor(QuestionsOfAccount):
 
     # --- life --------------------------------------------------------------------------------
 
-    async def started(self) -> None:
-        """Become the owner, load the truth, and end what holds no more. Raises StoreError."""
+    async def took_over(self) -> None:
+        """We are the owner: load the truth, and end what holds no more. Raises StoreError."""
         store = self._services.store
-        self._epoch: int = await self._do(
-            store.acquire, self._account_id, owner=self._services.node
-        )
         self._snapshot = Snapshot.of(await self._do(store.contents, self._account_id))
+        await self._expect_agents()
         now_ns, instant = self.context.now(), self.context.utc_now()
         rows = await self._live_rows(instant)
         for row in rows:
@@ -127,9 +132,13 @@ class AccountActor(QuestionsOfAccount):
         _log.info(
             "account_owned",
             account=str(self._account_id),
-            epoch=self._epoch,
+            epoch=self.epoch,
             live=len(self._ledger),
         )
+
+    async def about_to_move(self) -> None:
+        """What has ended here must not live on where the account goes."""
+        await self._write_ends()
 
     async def _live_rows(self, instant: datetime) -> list[Authorization]:
         rows: list[Authorization] = []
@@ -186,7 +195,7 @@ class AccountActor(QuestionsOfAccount):
         try:
             await self._pull()
         except Unavailable:
-            self.send_after(AGAIN_NS, message)
+            self._wake_again()
 
     async def _pull(self) -> None:
         """Catch up with the feed, and see to it that what changed has its consequences."""
@@ -227,7 +236,7 @@ class AccountActor(QuestionsOfAccount):
                 self._tell_visible(online)
         self._arm()
         if failure is not None:
-            self.send_after(AGAIN_NS, Wake())
+            self._wake_again()
             raise failure
         self._news.clear()
         if self._snapshot.account is None:
@@ -249,7 +258,7 @@ class AccountActor(QuestionsOfAccount):
         visible = self._visible(online.id)
         if visible != online.visible:
             online.visible = visible
-            self.cast(online.ref, VisibleResources(visible))
+            self._command(online.ref, VisibleResources(visible))
 
     def _visible(self, client_id: UUID) -> dict[UUID, ToldResource]:
         resources = visible_resources(self._snapshot, client_id)
@@ -276,14 +285,12 @@ class AccountActor(QuestionsOfAccount):
         for live in of_agent(online.id):
             await self._end(live, refused.reason)
         attendance.remove(online)
-        self.cast(online.ref, End(refused))
+        self._command(online.ref, End(refused))
         if row is not None:  # else its removal says so
             self._revoke_relay_use(online.id, is_gone=False)
 
     def _revoke_relay_use(self, agent_id: UUID, *, is_gone: bool) -> None:
-        directory = self.context.registry.whereis(DIRECTORY)
-        if directory is not None:
-            self.cast(directory, RevokeRelayUse(agent_id, is_gone))
+        self.broadcast(REVOCATIONS, RevokeRelayUse(agent_id, is_gone))
 
     def _watch_token(self, online: OnlineAgent) -> None:
         expires_at = self._snapshot.tokens[online.token_id].expires_at
@@ -378,6 +385,8 @@ class AccountActor(QuestionsOfAccount):
         assert caller is not None
         try:
             await self._pull()
+            if not await self.confirm():
+                return self._refusal("unavailable")
             online = self._arrive(
                 self._clients, self._snapshot.clients.get(ask.client_id), ask, caller
             )
@@ -400,7 +409,7 @@ class AccountActor(QuestionsOfAccount):
         assert row is not None
         online.visible = self._visible(online.id)
         return ClientTruth(
-            epoch=self._epoch,
+            epoch=self.epoch,
             number=online.number,
             interface=interface_of(account, row),
             resources=online.visible,
@@ -413,6 +422,8 @@ class AccountActor(QuestionsOfAccount):
         assert caller is not None
         try:
             await self._pull()
+            if not await self.confirm():
+                return self._refusal("unavailable")
             before = self._gateways.get(ask.gateway_id)
             if ask.number is None and before and before.ref not in (caller.ref, ask.replaces):
                 return Occupied(before.ref)
@@ -434,7 +445,7 @@ class AccountActor(QuestionsOfAccount):
         assert row is not None
         carried = {live.authorization.resource_id for live in told}
         return GatewayTruth(
-            epoch=self._epoch,
+            epoch=self.epoch,
             number=online.number,
             interface=interface_of(account, row),
             authorizations=self._truth(told),
@@ -464,11 +475,11 @@ class AccountActor(QuestionsOfAccount):
         if before is None and len(attendance) >= limit:
             return self._refusal("limits_exceeded", f"too many {kind}s online")
         self._joined += 1
-        number = ask.number if ask.number is not None else self._epoch << 32 | self._joined
+        number = ask.number if ask.number is not None else self.epoch << 32 | self._joined
         if before is not None and before.ref != caller.ref:
             if before.number > number:
                 return refusal("superseded")
-            self.cast(before.ref, End(refusal("superseded")))
+            self._command(before.ref, End(refusal("superseded")))
         online = OnlineAgent(
             kind=kind,
             id=row.id,
@@ -483,6 +494,7 @@ class AccountActor(QuestionsOfAccount):
         attendance.put(online)
         self.monitor(online.ref)
         self._watch_token(online)
+        self._has_arrived(online)
         return online
 
     async def _reconcile(
@@ -528,10 +540,10 @@ class AccountActor(QuestionsOfAccount):
             self.send_after(self._services.limits.idle_account_ns, _Idle(self._joined))
 
     @handles(_Idle)
-    def _on_idle(self, message: _Idle) -> None:
+    async def _on_idle(self, message: _Idle) -> None:
         """What is live then ends by its leases, at the gateways that carry it."""
         if message.joined == self._joined and not self._unwritten:
-            self.stop()
+            await self.give_up("normal")
 
     @handles(AgentMoved)
     async def _on_agent_moved(self, message: AgentMoved) -> None:
@@ -541,9 +553,30 @@ class AccountActor(QuestionsOfAccount):
             return
         online.remote = message.remote
         await self._check_presence(attendance, online, rows.get(online.id))
-        for live in self._ledger.of_client(message.id):  # where the gateway is no policy asks
-            await self._rewrite(live, attrs.evolve(live.authorization, remote_ip=message.remote))
-            await self._review(live)
+        await self._follow_move(message)
+
+    @handles(_Follow)
+    async def _on_follow(self, message: _Follow) -> None:
+        moved = message.moved
+        attendance, _ = self._side(moved.kind)
+        online = attendance.current(moved.id, moved.number)
+        if online is not None and online.remote == moved.remote:
+            await self._follow_move(moved)
+
+    async def _follow_move(self, moved: AgentMoved) -> None:
+        """Decide over a moved client anew. What it may have no more ends even while the store is
+        away; what it may keep is written as soon as there is one."""
+        try:
+            for live in self._ledger.of_client(moved.id):  # where the gateway is no policy asks
+                row = attrs.evolve(live.authorization, remote_ip=moved.remote)
+                decision = rejudge(self._snapshot, row, self.context.utc_now())
+                if isinstance(decision, Denied):
+                    await self._end(live, end_reason(decision))
+                    continue
+                await self._rewrite(live, row)
+                await self._review(live)
+        except Unavailable:
+            self.send_after(AGAIN_NS, _Follow(moved))
         self._arm()
 
     @handles(GatewayLoad)

@@ -159,8 +159,9 @@ class Admission(Actor):
             token=token, device_key=join.device_key, name=join.name, remote=self._remote
         )
         try:
-            account = self._services.account(token.account_id)
-            answer = await self.call(account, ask, ENROL_DEADLINE_NS)
+            answer = await self._services.accounts.call(
+                self, token.account_id, ask, ENROL_DEADLINE_NS
+            )
         except CallError:
             raise self._refused("unavailable") from None
         if isinstance(answer, Disconnect):

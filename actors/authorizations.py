@@ -21,7 +21,7 @@ from actors.attendance import Attendance, OnlineAgent
 from actors.consequences import end_reason, rejudge, stands
 from actors.enrolment import refusal
 from actors.ledger import LAST_CALL_NS, Connection, Connections, Ledger, Live
-from actors.messages import Wake
+from actors.messages import ACCOUNT, FromOwner, Wake
 from actors.model import Authorization, Client, Gateway
 from actors.policy.engine import Allowed, Denied, Snapshot
 from actors.services import Services
@@ -34,10 +34,14 @@ from channel.messages import (
     RefusalCode,
     Revoke,
 )
-from runtime.actor import Actor, Caller, Timer, handles
+from runtime.actor import ActorRef, Caller, Timer, handles
+from runtime.cluster.envelopes import Enclosed
+from runtime.cluster.keyed import KeyedActor
 
 AGAIN_NS = 1 * 10**9
 """After this time what the store could not take is tried again."""
+MAX_UNWRITTEN = 1_000
+"""While the ends of so many authorisations wait for the store, nothing new is granted."""
 
 _T = TypeVar("_T")
 
@@ -55,19 +59,22 @@ class AskAgain:
     ask: object
 
 
-class AuthorizationsOfAccount(Actor):
+class AuthorizationsOfAccount(KeyedActor):
     """The lower part of the account actor: its state, and the life of its authorisations."""
 
+    kind = ACCOUNT
+
     def __init__(self, services: Services, account_id: UUID) -> None:
+        super().__init__(account_id, services.tenure, services.store)
         self._services = services
         self._account_id = account_id
-        self._epoch = 0
         self._ledger = Ledger()
         self._connections = Connections()
         self._clients = Attendance()
         self._gateways = Attendance()
         self._counts: Counter[str] = Counter()
         self._unwritten: dict[UUID, Authorization] = {}
+        self._again: Timer | None = None
         self._timer: Timer | None = None
         self._timer_ns: int | None = None
 
@@ -169,11 +176,16 @@ class AuthorizationsOfAccount(Actor):
                 try:
                     await self._write(row)
                 except Unavailable:
-                    self.send_after(AGAIN_NS, Wake())
+                    self._wake_again()
                     return
                 except (InvalidReference, NotFound):
                     pass  # the row went with what it referred to
             del self._unwritten[row.id]
+
+    def _wake_again(self) -> None:
+        """Do soon what the store could not do now. One timer is enough for all of it."""
+        if self._again is None or not self._again.pending:
+            self._again = self.send_after(AGAIN_NS, Wake())
 
     @handles(_Due)
     async def _on_due(self, message: _Due) -> None:
@@ -213,10 +225,14 @@ class AuthorizationsOfAccount(Actor):
     def _tell(self, attendance: Attendance, id: UUID, message: object) -> None:
         online = attendance.get(id)
         if online is not None:
-            self.cast(online.ref, message)
+            self._command(online.ref, message)
+
+    def _command(self, owner: ActorRef, message: object) -> None:
+        """Say something to the owner of a channel, under our epoch."""
+        self.cast(owner, FromOwner(self.epoch, Enclosed(message)))
 
     async def _write(self, row: Authorization) -> None:
-        await self._do(self._services.store.write_authorization, row, epoch=self._epoch)
+        await self._do(self._services.store.write_authorization, row, epoch=self.epoch)
 
     async def _do(
         self, method: Callable[..., Awaitable[_T]], *arguments: Any, **keywords: Any

@@ -32,6 +32,7 @@ from channel.messages import (
     Resource,
 )
 from runtime.actor import ActorRef
+from runtime.cluster.envelopes import Enclosed
 from runtime.secret import Secret
 
 # --- from a channel to the actor that owns it ---------------------------------------------------
@@ -65,9 +66,10 @@ class Closed:
 
 @attrs.frozen
 class End:
-    """Say this to the agent as the last thing, and end."""
+    """Say this to the agent as the last thing, and end, `after_ns` from now."""
 
     disconnect: Disconnect
+    after_ns: int = 0
 
 
 # --- the account actor is asked by admission -----------------------------------------------------
@@ -86,7 +88,20 @@ class EnrolDevice:
     remote: IpText
 
 
-# --- the account actor is asked by the owners of channels ----------------------------------------
+# --- the account actor is asked by the owners of channels, and commands them ---------------------
+
+
+@attrs.frozen
+class FromOwner:
+    """What the owner of an account says to the owner of a channel, under its epoch. An epoch lower
+    than one that was heard before is of a former owner, and what it says does not count."""
+
+    epoch: int
+    enclosed: Enclosed
+
+
+class Stale(Exception):
+    """A former owner of the account has spoken."""
 
 
 @attrs.frozen(kw_only=True)
@@ -187,6 +202,7 @@ class DecideAccess:
 class Grant:
     """The access is decided and written; this gateway has to be asked to take it."""
 
+    epoch: int
     authorization_id: UUID
     gateway_id: UUID
     gateway: ActorRef
@@ -349,11 +365,18 @@ class AccountStatistics:
 
 @attrs.frozen(kw_only=True)
 class RelayOnline:
-    """A relay joined; its actor is the caller. Answered by None."""
+    """A relay joined; its actor is the caller. Answered by RelayRegistered."""
 
     relay: Relay
     stamp: Secret
     load: float
+
+
+@attrs.frozen
+class RelayRegistered:
+    """The relay is known to this directory, for as long as that lives."""
+
+    directory: ActorRef
 
 
 @attrs.frozen(kw_only=True)
@@ -372,8 +395,8 @@ class AssignRelays:
 
 @attrs.frozen
 class RevokeRelayUse:
-    """To the directory: an agent lost its right to be connected, so no relay serves it either.
-    `is_gone`: for good, its id will not come back."""
+    """To the directories of all nodes, on REVOCATIONS: an agent lost its right to be connected, so
+    no relay serves it either. `is_gone`: for good, its id will not come back."""
 
     agent_id: UUID
     is_gone: bool
@@ -391,6 +414,11 @@ class AssignedRelay:
 @attrs.frozen
 class RelaysChanged:
     """Published on `RELAYS`: relays came or went; ask for an assignment."""
+
+
+@attrs.frozen
+class DoorsChanged:
+    """Published on `DOORS`: `Services.doors` may be others now."""
 
 
 @attrs.frozen
@@ -417,13 +445,27 @@ RELAY_OWNERS = "relay channels"
 """Topic to which the actors of relays listen, for `CheckToken`."""
 OWNERS = "channels"
 """Topic to which every actor that owns a channel listens, for `End`."""
+REVOCATIONS = "relay revocations"
+"""Topic of all nodes, of `RevokeRelayUse`."""
+DOORS = "doors"
+"""Topic of `DoorsChanged`, of this node alone."""
 DIRECTORY = "relay directory"
 """Registered name of the relay directory."""
 
 
+ACCOUNT = "account"
+"""The kind of the keyed actors of accounts."""
+
+
 def account_name(account_id: UUID) -> tuple[str, UUID]:
-    """The registered name of an account's actor."""
-    return ("account", account_id)
+    """The registered name of an account's actor, on the node where it lives."""
+    return (ACCOUNT, account_id)
+
+
+def attendance_topic(account_id: UUID) -> str:
+    """The presence topic of the agents of an account: each is there, on whatever node, by the key
+    `kind:id`."""
+    return f"account {account_id}"
 
 
 @attrs.frozen

@@ -15,6 +15,7 @@ from actors.attachment import Channel
 from actors.enrolment import occupied, refusal
 from actors.messages import (
     DIRECTORY,
+    DOORS,
     OWNERS,
     RELAYS,
     AgentMoved,
@@ -25,32 +26,51 @@ from actors.messages import (
     CandidatesFrom,
     ClientTruth,
     Closed,
+    DoorsChanged,
     End,
+    FromOwner,
     GatewayTruth,
     Heard,
     Moved,
     Occupied,
     Probe,
     RelaysChanged,
+    Stale,
+    attendance_topic,
 )
 from actors.model import Client, Gateway
 from actors.services import Bucket, Services
 from channel.messages import (
     MAX_AUTHORIZATIONS,
+    MAX_DOORS,
     AuthorizationRenewed,
     Candidates,
     Disconnect,
+    DoorAddress,
     Held,
     HeldWanted,
     IpText,
     Join,
     LiveAuthorization,
     MoreHeld,
+    Portals,
     RefusalCode,
     Relays,
     RelayServer,
 )
-from runtime.actor import LATER, Actor, ActorError, ActorRef, Caller, CallError, Down, handles
+from runtime.actor import (
+    LATER,
+    Actor,
+    ActorError,
+    ActorRef,
+    Caller,
+    CallError,
+    Down,
+    Raise,
+    handles,
+)
+from runtime.cluster.node import TRACKER
+from runtime.presence.tracker import Track
 
 HELD_WINDOW = 4
 """So many `MoreHeld` are under way at a time."""
@@ -58,6 +78,8 @@ ATTACH_DEADLINE_NS = 10 * 10**9
 MAX_ATTACH_ATTEMPTS = 6
 MAX_PROBES = 16
 """So many newcomers at a time may wait for a sign of life of one agent."""
+MAX_UNSENT = 100
+"""So much for the account's actor is kept while it moves to another node."""
 REATTACH_NS = 50 * 10**6
 """The first pause before an account actor that ended is looked for again; it doubles."""
 
@@ -78,11 +100,13 @@ class ChannelOwner(Actor):
         self._kind = kind
         self._epoch: int | None = None
         self._relay_by_id: dict[UUID, ActorRef] = {}
+        self._told_doors: tuple[DoorAddress, ...] | None = None  # None: before the init
         self._goodbye: Disconnect | None = refusal("unavailable", "the portal lost its place")
         self._counts: Counter[str] = Counter()
 
     def started(self) -> None:
         self.subscribe(OWNERS)
+        self.subscribe(DOORS)
 
     def terminated(self, reason: str) -> None:
         goodbye = refusal("shutting_down") if reason == "shutdown" else self._goodbye
@@ -96,7 +120,10 @@ class ChannelOwner(Actor):
 
     @handles(End)
     def _on_end(self, message: End) -> None:
-        self.part(message.disconnect)
+        if message.after_ns:
+            self.send_after(message.after_ns, End(message.disconnect))
+        else:
+            self.part(message.disconnect)
 
     def part(self, disconnect: Disconnect) -> None:
         """Say this as the last thing."""
@@ -106,14 +133,51 @@ class ChannelOwner(Actor):
     def refuse(self, reason: RefusalCode, detail: str = "") -> None:
         self.part(refusal(reason, detail, randomness=self._services.randomness))
 
+    @handles(FromOwner)
+    def _on_from_owner(self, message: FromOwner) -> object:
+        """What the account's owner says is handled as if it had come by itself, unless a later
+        owner was heard before."""
+        if self._epoch is not None and message.epoch < self._epoch:
+            self._counts["stale"] += 1
+            return Raise(Stale())
+        said = message.enclosed.message
+        handler = self._plain_handlers.get(type(said))
+        return None if handler is None else handler(self, said)
+
     def say(self, message: object, *, ref: int | None = None) -> None:
         """Send to the agent, under the epoch of the account's owner."""
         self._channel.send(message, ref=ref, epoch=self._epoch)
+
+    # --- the portal's doors ----------------------------------------------------------------------
+
+    def begin_doors(self) -> None:
+        """The init was said: from now on the agent is told the portal's doors."""
+        if self._told_doors is None:
+            self._told_doors = ()
+            self._tell_doors()
+
+    @handles(DoorsChanged)
+    def _on_doors_changed(self, message: DoorsChanged) -> None:
+        if self._told_doors is not None:
+            self._tell_doors()
+
+    def _tell_doors(self) -> None:
+        """They are of the node, not of the account: no epoch. A node that knows of none, or lost
+        sight of the others, leaves the agent what it has."""
+        doors = self._services.doors()[:MAX_DOORS]
+        if doors and doors != self._told_doors:
+            self._told_doors = doors
+            self._channel.send(Portals(addresses=doors))
 
 
 @attrs.frozen
 class _Attach:
     """Find the account's actor, and learn the truth from it."""
+
+
+@attrs.frozen
+class _Present:
+    """The node's tracker was started anew: be present in it."""
 
 
 @attrs.frozen
@@ -156,6 +220,8 @@ class AgentOwner(ChannelOwner, ABC):
         self._remote = remote
         self._held = list(join.held)
         self._held_follow = join.held_follow
+        self._tracker: ActorRef | None = None
+        self._unsent: list[object] = []
 
     def started(self) -> None:
         super().started()
@@ -199,9 +265,14 @@ class AgentOwner(ChannelOwner, ABC):
         if truth is None:
             return
         self._epoch, self._number = truth.epoch, truth.number
+        self._become_present()
+        unsent, self._unsent = self._unsent, []
+        for each in unsent:
+            self.to_account(each)
         if is_first:
             self._held.clear()
             await self._introduce(truth)
+            self.begin_doors()
         else:
             self._correct(truth)
         if self._remote != ask.remote:
@@ -235,7 +306,9 @@ class AgentOwner(ChannelOwner, ABC):
         pause_ns = REATTACH_NS
         for _ in range(MAX_ATTACH_ATTEMPTS):
             try:
-                account = self._services.account(self._account_id)
+                account = await self._services.accounts.locate(
+                    self, self._account_id, deadline_ns=ATTACH_DEADLINE_NS
+                )
                 answer = await self.call(account, ask, ATTACH_DEADLINE_NS)
             except ActorError:
                 await self.sleep(pause_ns + self._services.randomness.integer(pause_ns))
@@ -286,6 +359,25 @@ class AgentOwner(ChannelOwner, ABC):
         if message.ref == self._account:
             self._account = None
             self.cast(self.context.ref, _Attach())
+        elif message.ref == self._tracker:
+            self._tracker = None
+            self.send_after(REATTACH_NS, _Present())
+
+    # --- presence --------------------------------------------------------------------------------
+
+    @handles(_Present)
+    def _on_present(self, message: _Present) -> None:
+        self._become_present()
+
+    def _become_present(self) -> None:
+        """Have all nodes know that this agent is connected: see `messages.attendance_topic`."""
+        tracker = self.context.registry.whereis(TRACKER)
+        if self._tracker is not None or tracker is None:
+            return
+        self._tracker = tracker
+        self.monitor(tracker)
+        topic, key = attendance_topic(self._account_id), f"{self._side}:{self._device.id}"
+        self.cast(tracker, Track(topic, key, self.context.ref))
 
     @handles(Moved)
     def _on_moved(self, message: Moved) -> None:
@@ -317,8 +409,11 @@ class AgentOwner(ChannelOwner, ABC):
         )
 
     def to_account(self, message: object) -> None:
+        """Cast to the account's actor; while it moves, keep a little of it for the next one."""
         if self._account is not None:
             self.cast(self._account, message)
+        elif len(self._unsent) < MAX_UNSENT:
+            self._unsent.append(message)
 
     # --- relays ------------------------------------------------------------------------------
 

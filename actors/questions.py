@@ -81,7 +81,7 @@ class QuestionsOfAccount(RequestsOfAccount):
     @handles(AccountStatisticsRequest)
     def _on_statistics(self, message: AccountStatisticsRequest) -> AccountStatistics:
         return AccountStatistics(
-            epoch=self._epoch,
+            epoch=self.epoch,
             change_number=self._snapshot.number,
             clients=len(self._clients),
             gateways=len(self._gateways),

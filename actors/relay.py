@@ -7,7 +7,6 @@ it was proven that a relay answers there.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
@@ -20,15 +19,18 @@ from actors.messages import (
     DIRECTORY,
     RELAY_OWNERS,
     RELAYS,
+    REVOCATIONS,
     AssignedRelay,
     AssignRelays,
     CheckToken,
+    End,
     ListRelays,
     Moved,
     OnlineRelay,
     Received,
     RelayLoad,
     RelayOnline,
+    RelayRegistered,
     RelaysChanged,
     RevokeRelayUse,
 )
@@ -46,11 +48,14 @@ from channel.messages import (
     RevokeUser,
     SocketAddress,
 )
-from runtime.actor import Actor, ActorRef, CallError, Down, Timer, handles
+from runtime.actor import Actor, ActorRef, CallError, Down, NamedRef, Timer, handles
+from runtime.cluster.tenure import ROSTER, RosterChanged
 from runtime.randomness import uuid7
 from runtime.secret import Secret
 
 PROVE_DEADLINE_NS = 10 * 10**9
+REGISTER_DEADLINE_NS = 10**9
+REGISTER_AGAIN_NS = REATTACH_NS
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 _log = structlog.get_logger("holloway.relays")
@@ -68,7 +73,8 @@ class _Entry:
 
 
 class RelayDirectory(Actor):
-    """Knows every relay that is online. Nothing of it is kept: relays come to a new one anew."""
+    """Knows every relay that is online, at whatever node: each has one. Nothing of it is kept:
+    relays come to a new one anew."""
 
     mailbox_limit = 20_000
 
@@ -78,16 +84,24 @@ class RelayDirectory(Actor):
         self._user_key = services.randomness.bytes(32)
         self._generation_by_agent: dict[UUID, int] = {}  # of revoked ones that are known still
 
+    def started(self) -> None:
+        self.subscribe(REVOCATIONS)
+
     @handles(RelayOnline)
-    def _on_online(self, message: RelayOnline) -> None:
+    def _on_online(self, message: RelayOnline) -> RelayRegistered | None:
         caller = self.context.caller
         if caller is None or caller.ref is None:
-            return
+            return None
+        before = self._by_id.get(message.relay.id)
+        if before is not None and before.ref != caller.ref:  # of two connections the newer stands
+            self.cast(before.ref, End(refusal("superseded")))
         self._by_id[message.relay.id] = _Entry(
             ref=caller.ref, relay=message.relay, stamp=message.stamp, load=message.load
         )
-        self.monitor(caller.ref)
+        if before is None or before.ref != caller.ref:
+            self.monitor(caller.ref)
         self.publish(RELAYS, RelaysChanged())
+        return RelayRegistered(self.context.ref)
 
     @handles(RelayLoad)
     def _on_load(self, message: RelayLoad) -> None:
@@ -164,7 +178,7 @@ class _Begin:
 
 @attrs.frozen
 class _Register:
-    """Tell the directory (again)."""
+    """Tell the directories that do not know of us."""
 
 
 class RelayActor(ChannelOwner):
@@ -177,7 +191,6 @@ class RelayActor(ChannelOwner):
         *,
         token_id: UUID,
         join: RelayJoin,
-        superseded: Callable[[UUID, ActorRef], None],
     ) -> None:
         super().__init__(services, channel, "relay")
         self._token_id = token_id
@@ -186,16 +199,16 @@ class RelayActor(ChannelOwner):
         self._announced = join.addresses
         self._stamp = Secret(join.stamp_secret)
         self._load = join.load
-        self._superseded = superseded
         self._remote = channel.remote
         self._relay: Relay | None = None
-        self._directory: ActorRef | None = None
-        self._pause_ns = REATTACH_NS
+        self._directory_by_node: dict[str, ActorRef] = {}
+        self._register_timer: Timer | None = None
         self._token_timer: Timer | None = None
 
     def started(self) -> None:
         super().started()
         self.subscribe(RELAY_OWNERS)
+        self.subscribe(ROSTER)
         self.cast(self.context.ref, _Begin())
 
     @handles(_Begin)
@@ -213,8 +226,8 @@ class RelayActor(ChannelOwner):
         except StoreError:
             self.refuse("unavailable")
             return
-        self._superseded(self._relay.id, self.context.ref)
         self.say(RelayInit(relay_id=self._relay.id))
+        self.begin_doors()
         self.cast(self.context.ref, _Register())
         self.cast(self.context.ref, CheckToken())
 
@@ -278,27 +291,46 @@ class RelayActor(ChannelOwner):
         await self.perform(store.put_relay, relay)
         return relay
 
+    @handles(RosterChanged)
+    def _on_roster_changed(self, message: RosterChanged) -> None:
+        self._register_soon(0)
+
     @handles(_Register)
     async def _on_register(self, message: _Register) -> None:
-        directory = self.context.registry.whereis(DIRECTORY)
+        """Each node has a directory; those that do not answer now are asked once more."""
+        tenure = self._services.tenure
+        missing = [node for node in self._nodes() if node not in self._directory_by_node]
         assert self._relay is not None
-        try:
-            if directory is None:
-                raise LookupError
-            await self.call(
-                directory, RelayOnline(relay=self._relay, stamp=self._stamp, load=self._load)
-            )
-        except (CallError, LookupError):
-            self.send_after(self._pause_ns, message)
+        online = RelayOnline(relay=self._relay, stamp=self._stamp, load=self._load)
+        for node in missing:
+            name = NamedRef(DIRECTORY, None if node == tenure.node else node)
+            try:
+                known: RelayRegistered = await self.call(name, online, REGISTER_DEADLINE_NS)
+            except CallError:
+                self._register_soon(REGISTER_AGAIN_NS)
+                continue
+            self._directory_by_node[node] = known.directory
+            self.monitor(known.directory)
+
+    def _nodes(self) -> tuple[str, ...]:
+        """This one first."""
+        own = self._services.tenure.node
+        others = (row.name for row in self._services.tenure.rows if row.name != own)
+        return (own, *others)
+
+    def _register_soon(self, delay_ns: int) -> None:
+        if self._relay is None:
             return
-        self._directory = directory
-        self.monitor(directory)
+        if self._register_timer is not None:
+            self.cancel(self._register_timer)
+        self._register_timer = self.send_after(delay_ns, _Register())
 
     @handles(Down)
     def _on_down(self, message: Down) -> None:
-        if message.ref == self._directory:
-            self._directory = None
-            self.send_after(self._pause_ns, _Register())
+        for node, directory in list(self._directory_by_node.items()):
+            if directory == message.ref:
+                del self._directory_by_node[node]
+                self._register_soon(REGISTER_AGAIN_NS)
 
     @handles(Received)
     def _on_received(self, message: Received) -> None:
@@ -306,8 +338,10 @@ class RelayActor(ChannelOwner):
         match said:
             case Load():
                 self._load = said.load
-                if self._relay is not None and self._directory is not None:
-                    self.cast(self._directory, RelayLoad(relay_id=self._relay.id, load=said.load))
+                if self._relay is not None:
+                    load = RelayLoad(relay_id=self._relay.id, load=said.load)
+                    for directory in self._directory_by_node.values():
+                        self.cast(directory, load)
             case Heartbeat():
                 pass  # answered by the channel itself
             case _:

@@ -7,18 +7,31 @@ deadline, or when none is left, the client is told `offline`.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from uuid import UUID
 
 import attrs
 
-from actors.messages import Acknowledge, DecideAccess, Denial, GiveUp, Grant
+from actors.messages import Acknowledge, DecideAccess, Denial, FromOwner, GiveUp, Grant
 from actors.services import Services
 from channel.messages import Ack, AuthorizationDenied, RequestAuthorization
-from runtime.actor import Actor, ActorError, ActorRef, CallError, Crashed, Dead, TimedOut, handles
+from runtime.actor import (
+    Actor,
+    ActorError,
+    ActorRef,
+    CallError,
+    Crashed,
+    Dead,
+    NodeLost,
+    TimedOut,
+    handles,
+)
+from runtime.cluster.envelopes import Enclosed
 
 RETRY_AFTER_NS = 2 * 10**9
 ACCOUNT_ATTEMPTS = 3
 ACCOUNT_PAUSE_NS = 200 * 10**6
+GIVE_UP_DEADLINE_NS = 10**9
 
 
 @attrs.frozen
@@ -76,11 +89,11 @@ class AccessRequest(Actor):
 
     async def _ask_account(self, message: object, deadline_ns: int) -> object:
         """The answer of the account's actor, of the next one if it has just ended; or None."""
+        accounts = self._services.accounts
         for _ in range(ACCOUNT_ATTEMPTS):
             try:
-                account = self._services.account(self._account_id)
-                return await self.call(account, message, deadline_ns)
-            except (Dead, Crashed):
+                return await accounts.call(self, self._account_id, message, deadline_ns)
+            except (Crashed, Dead, NodeLost):  # to ask once more is harmless: it is decided anew
                 await self.sleep(ACCOUNT_PAUSE_NS)
             except ActorError:
                 return None
@@ -90,7 +103,8 @@ class AccessRequest(Actor):
         """The gateway's acknowledgement, or None once the account knows that there is none."""
         silent = False
         try:
-            ack: Ack = await self.call(grant.gateway, grant.authorize, deadline_ns)
+            order = FromOwner(grant.epoch, Enclosed(grant.authorize))
+            ack: Ack = await self.call(grant.gateway, order, deadline_ns)
             reason: str = ack.refusal
         except CallError as error:
             silent = isinstance(error, TimedOut)
@@ -99,10 +113,7 @@ class AccessRequest(Actor):
             if not grant.is_new_connection or ack.kem_ciphertext is not None:
                 return ack
             reason = "no ciphertext"
-        self.cast(
-            self._services.account(self._account_id),
-            GiveUp(grant=grant, reason=f"gateway: {reason}", silent=silent),
-        )
+        await self._give_up(GiveUp(grant=grant, reason=f"gateway: {reason}", silent=silent))
         if reason == "unknown_connection" and not grant.is_new_connection:
             self._ask = attrs.evolve(self._ask, fresh=True)
         else:
@@ -110,6 +121,15 @@ class AccessRequest(Actor):
             tried = self._ask.tried | {grant.gateway_id}
             self._ask = attrs.evolve(self._ask, tried=tried, fresh=False)
         return None
+
+    async def _give_up(self, message: GiveUp) -> None:
+        """Tell the account. If it cannot be told, the authorisation ends by itself there, since
+        nobody acknowledges it."""
+        with suppress(ActorError):
+            account = await self._services.accounts.locate(
+                self, self._account_id, deadline_ns=GIVE_UP_DEADLINE_NS
+            )
+            self.cast(account, message)
 
     def _verdict(self, answer: AuthorizationDenied) -> AuthorizationDenied:
         """No gateway is left: say what those that answered said, if they said the same."""

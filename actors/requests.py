@@ -8,11 +8,14 @@ acknowledgement, or without it.
 from __future__ import annotations
 
 from collections.abc import Collection
+from contextlib import suppress
 from typing import Literal
 from uuid import UUID
 
+import attrs
+
 from actors.attendance import OnlineAgent
-from actors.authorizations import AskAgain, AuthorizationsOfAccount
+from actors.authorizations import MAX_UNWRITTEN, AskAgain, AuthorizationsOfAccount
 from actors.choice import Choosable, choose_gateway
 from actors.consequences import as_told
 from actors.ledger import Connection, Live, new_ice
@@ -23,12 +26,17 @@ from actors.messages import (
     GiveUp,
     Grant,
     KnownConnection,
+    attendance_topic,
 )
 from actors.model import Authorization
 from actors.policy.engine import Allowed, Denied, Request, decide
+from actors.services import Services
 from actors.store.interface import Unavailable
 from channel.messages import AuthorizationCreated, AuthorizationDenied, Authorize, Revoke
-from runtime.actor import LATER, Caller, handles
+from runtime.actor import LATER, Caller, CallError, handles
+from runtime.cluster.node import TRACKER
+from runtime.presence.crdt import Presence
+from runtime.presence.tracker import WhoIsPresent
 from runtime.randomness import uuid7
 
 UNAVAILABLE_AFTER_NS = 2 * 10**9
@@ -36,10 +44,28 @@ SUSPECT_NS = 10 * 10**9
 """So long a gateway that left a request without an answer is asked last."""
 SETTLING_NS = 5 * 10**9
 """So long after a connection was made its client may not have known of it when it asked."""
+SETTLE_NS = 3 * 10**9
+"""So long a new owner waits for the agents that are present."""
+SETTLE_LEAST_NS = 500 * 10**6
+"""So long it waits for any agent, if there are other nodes: presence may not have come through."""
+MAX_HELD_ASKS = 10_000
+"""Requests that wait for them."""
+
+
+@attrs.frozen
+class _Settled:
+    """A time in which agents come to a new owner is over."""
 
 
 class RequestsOfAccount(AuthorizationsOfAccount):
     """The middle part of the account actor: what it is asked about access."""
+
+    def __init__(self, services: Services, account_id: UUID) -> None:
+        super().__init__(services, account_id)
+        self._expected: set[str] = set()
+        self._settled_by_ns = 0
+        self._settles_least_by_ns = 0
+        self._held_asks: list[tuple[Caller, DecideAccess]] = []
 
     # --- requests ----------------------------------------------------------------------------
 
@@ -59,9 +85,14 @@ class RequestsOfAccount(AuthorizationsOfAccount):
             self.reply(message.caller, answer)
 
     async def _decide(self, ask: DecideAccess, caller: Caller) -> object:
-        """A `Grant`, an `AuthorizationDenied`, or LATER: the caller waits for a connection."""
+        """A `Grant`, an `AuthorizationDenied`, or LATER: the caller waits for a connection, or for
+        agents that are still to come to a new owner."""
+        if not await self.confirm():
+            return self._denial(ask, "unavailable")
         online = self._clients.current(ask.client_id, ask.number)
         if online is None:
+            if self._expects("client", ask.client_id):
+                return self._hold(ask, caller)
             return self._denial(ask, "unavailable")
         instant = self.context.utc_now()
         resource_id = ask.request.resource_id
@@ -83,6 +114,8 @@ class RequestsOfAccount(AuthorizationsOfAccount):
             return self._denial(ask, "limits_exceeded")
         gateway = self._choose(ask)
         if gateway is None:
+            if self._expects_gateway_for(resource_id):
+                return self._hold(ask, caller)
             return self._denial(ask, "offline")
         connection = self._connection(online, gateway, ask)
         if connection is not None and connection.pending:
@@ -99,6 +132,56 @@ class RequestsOfAccount(AuthorizationsOfAccount):
             self._forget_if_pending(connection)
             return self._denial(ask, "unavailable")
         return self._order(live, online, gateway, connection, ask if is_new else None)
+
+    # --- a new owner ---------------------------------------------------------------------------
+
+    async def _expect_agents(self) -> None:
+        """We have just taken over. The agents that are connected, to whatever node, come to us now;
+        until they have, or SETTLE_NS has passed, nobody is told that they are not there."""
+        self._settled_by_ns = self.context.now() + SETTLE_NS
+        if len(self.tenure.rows) > 1:
+            self._settles_least_by_ns = self.context.now() + SETTLE_LEAST_NS
+        tracker = self.context.registry.whereis(TRACKER)
+        if tracker is not None:
+            with suppress(CallError):
+                topic = attendance_topic(self._account_id)
+                present: tuple[Presence, ...] = await self.call(tracker, WhoIsPresent(topic))
+                self._expected = {each.entry.key for each in present}
+        self.send_after(SETTLE_LEAST_NS, _Settled())
+        self.send_after(SETTLE_NS, _Settled())
+
+    def _has_arrived(self, online: OnlineAgent) -> None:
+        self._expected.discard(f"{online.kind}:{online.id}")
+        self._let_go()
+
+    def _expects(self, kind: Literal["client", "gateway"], id: UUID) -> bool:
+        now_ns = self.context.now()
+        if now_ns < self._settles_least_by_ns:
+            return True
+        return now_ns < self._settled_by_ns and f"{kind}:{id}" in self._expected
+
+    def _expects_gateway_for(self, resource_id: UUID) -> bool:
+        site_id = self._snapshot.resources[resource_id].site_id
+        ids = self._snapshot.gateways_by_site.get(site_id, ())
+        return any(self._expects("gateway", id) for id in ids if self._gateways.get(id) is None)
+
+    def _hold(self, ask: DecideAccess, caller: Caller) -> object:
+        if len(self._held_asks) >= MAX_HELD_ASKS:
+            return self._denial(ask, "unavailable")
+        self._held_asks.append((caller, ask))
+        return LATER
+
+    @handles(_Settled)
+    def _on_settled(self, message: _Settled) -> None:
+        self._let_go()
+
+    def _let_go(self) -> None:
+        """Decide once more what was held."""
+        held, self._held_asks = self._held_asks, []
+        for caller, ask in held:
+            self.send_after(0, AskAgain(caller, ask))
+
+    # --- gateways and connections --------------------------------------------------------------
 
     def _choose(self, ask: DecideAccess) -> OnlineAgent | None:
         resource = self._snapshot.resources[ask.request.resource_id]
@@ -182,7 +265,15 @@ class RequestsOfAccount(AuthorizationsOfAccount):
             created_at=instant,
             expires_at=max(instant, decision.expires_at),
         )
-        await self._write(row)
+        if len(self._unwritten) >= MAX_UNWRITTEN:
+            raise Unavailable("too much waits for the store")
+        try:
+            await self._write(row)
+        except Unavailable:  # the store may have the row all the same, and nobody will ever hold it
+            ended_at = self.context.utc_now()
+            self._unwritten[row.id] = attrs.evolve(row, ended_at=ended_at, end_reason="abandoned")
+            self._wake_again()
+            raise
         self._counts["granted"] += 1
         live = self._ledger.add(
             row, now_ns=self.context.now(), instant=self.context.utc_now(), acknowledged=False
@@ -215,6 +306,7 @@ class RequestsOfAccount(AuthorizationsOfAccount):
             ice=connection.ice,
         )
         return Grant(
+            epoch=self.epoch,
             authorization_id=row.id,
             gateway_id=gateway.id,
             gateway=gateway.ref,
@@ -231,7 +323,7 @@ class RequestsOfAccount(AuthorizationsOfAccount):
         if live is None or client is None or gateway is None:
             if live is not None:
                 await self._end(live, "abandoned")
-            self.cast(
+            self._command(
                 grant.gateway, Revoke(authorization_id=grant.authorization_id, reason="ended")
             )
             return False
@@ -249,7 +341,7 @@ class RequestsOfAccount(AuthorizationsOfAccount):
             kem_ciphertext=message.ack.kem_ciphertext if grant.is_new_connection else None,
             expires_in_ns=live.remaining_ns(self.context.now()),
         )
-        self.cast(client.ref, created)
+        self._command(client.ref, created)
         self._settle(row.client_id, row.gateway_id, client)
         for other in self._ledger.of_client(row.client_id):
             if other is not live and other.authorization.resource_id == row.resource_id:
@@ -278,7 +370,7 @@ class RequestsOfAccount(AuthorizationsOfAccount):
             connection.made_ns = self.context.now()
         early, connection.early = connection.early, []
         for candidates in early:
-            self.cast(client.ref, candidates)
+            self._command(client.ref, candidates)
         self._ask_again(connection)
 
     def _forget_if_pending(self, connection: Connection) -> None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from uuid import UUID
 
 import attrs
 
 from actors.store.interface import Store
-from channel.messages import SocketAddress
-from runtime.actor import ActorRef
+from channel.messages import DoorAddress, SocketAddress
 from runtime.clock import Clock
+from runtime.cluster.keyed import KeyedActors
+from runtime.cluster.tenure import Tenure
 from runtime.randomness import Randomness
 
 _S = 10**9
@@ -57,16 +57,23 @@ class Limits:
 
 @attrs.frozen(kw_only=True)
 class Services:
-    """`prove_address` says whether a relay answers at an address that it announced."""
+    """`tenure` is the node's, `accounts` the way to the actor of any account, wherever it lives;
+    `prove_address` says whether a relay answers at an address that it announced.
+
+    `doors` are the channel listeners of all nodes that take agents now, as far as this node knows;
+    agents are told no more than MAX_DOORS of them, and of none at all nothing. Whenever it changes,
+    `DoorsChanged` has to be published on `DOORS` (see `ControlPlane.doors_changed`).
+    """
 
     store: Store
     clock: Clock
     randomness: Randomness
     portal_name: str
-    node: str
-    account: Callable[[UUID], ActorRef]
+    tenure: Tenure
+    accounts: KeyedActors
     prove_address: Callable[[SocketAddress], Awaitable[bool]]
     limits: Limits = Limits()
+    doors: Callable[[], tuple[DoorAddress, ...]] = tuple
 
 
 class Bucket:

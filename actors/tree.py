@@ -2,7 +2,8 @@
 
     control plane (supervisor, one for one)
       relay directory
-      accounts      one actor for each account that somebody is connected to, started on demand
+      accounts      one actor for each account that somebody is connected to (to whatever node) and
+                    that lives on this node, started on demand: a keeper of keyed actors
       sessions      one actor for each connected client (its requests below it)
       gateways      one for each connected gateway
       relays        one for each connected relay
@@ -16,6 +17,7 @@ or agent ever reaches another.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from functools import partial
 from itertools import count
 from uuid import UUID
 
@@ -28,10 +30,13 @@ from actors.attachment import Attachment, Channel, OwnedChannel
 from actors.enrolment import refusal
 from actors.gateway import GatewayActor
 from actors.messages import (
+    ACCOUNT,
     DIRECTORY,
+    DOORS,
     OWNERS,
     RELAY_OWNERS,
     CheckToken,
+    DoorsChanged,
     End,
     Wake,
     account_name,
@@ -41,9 +46,11 @@ from actors.relay import RelayActor, RelayDirectory
 from actors.services import Limits, Services
 from actors.session import SessionActor
 from actors.store.interface import Store
-from channel.messages import Challenge, IpText, Join, RelayJoin, SocketAddress
+from channel.messages import Challenge, DoorAddress, IpText, Join, RelayJoin, SocketAddress
 from runtime.actor import Actor, ActorError, ActorRef, Dead
 from runtime.clock import Clock
+from runtime.cluster.keyed import Keeper, KeyedActors, keeper_name
+from runtime.cluster.tenure import Tenure
 from runtime.randomness import Randomness
 from runtime.scheduler import Scheduler
 from runtime.supervisor import ChildSpec, DynamicSupervisor, Restart, Supervisor
@@ -69,8 +76,10 @@ class ControlPlaneStatistics:
 class ControlPlane:
     """All actors of the control plane on one scheduler.
 
-    `prove_address` is asked, as an effect, whether a relay answers at an address; `node` names this
-    portal as the owner of accounts. Methods are to be called where the scheduler runs.
+    `prove_address` is asked, as an effect, whether a relay answers at an address; `tenure` is that
+    of this node in its cluster (see `runtime.cluster.node`, which must run on the same scheduler).
+    `doors` are the addresses of all nodes that take agents now (call `doors_changed` when they are
+    others). Methods are to be called where the scheduler runs.
     """
 
     def __init__(
@@ -82,8 +91,9 @@ class ControlPlane:
         *,
         portal_name: str,
         prove_address: Callable[[SocketAddress], Awaitable[bool]],
-        node: str = "portal",
+        tenure: Tenure,
         limits: Limits | None = None,
+        doors: Callable[[], tuple[DoorAddress, ...]] = tuple,
     ) -> None:
         self._scheduler = scheduler
         self._services = Services(
@@ -91,13 +101,13 @@ class ControlPlane:
             clock=clock,
             randomness=randomness,
             portal_name=portal_name,
-            node=node,
-            account=self.account,
+            tenure=tenure,
+            accounts=KeyedActors(ACCOUNT, tenure),
             prove_address=prove_address,
             limits=limits or Limits(),
+            doors=doors,
         )
         self._houses: dict[str, DynamicSupervisor] = {}
-        self._relay_refs: dict[UUID, ActorRef] = {}
         self._serial = count(1)
         self._root: ActorRef | None = None
         self._is_draining = False
@@ -109,14 +119,14 @@ class ControlPlane:
         """Spawn the tree; its children come up in the scheduler's first run."""
         limits = self._services.limits
         sizes = {
-            "accounts": MAX_ACCOUNTS,
             "sessions": MAX_AGENTS,
             "gateways": MAX_AGENTS,
             "relays": MAX_AGENTS,
             "admissions": limits.admissions,
         }
         specs = [
-            ChildSpec(id=DIRECTORY, factory=lambda: RelayDirectory(self._services), name=DIRECTORY)
+            ChildSpec(id=DIRECTORY, factory=lambda: RelayDirectory(self._services), name=DIRECTORY),
+            ChildSpec(id="accounts", factory=self._make_keeper, name=keeper_name(ACCOUNT)),
         ]
         specs += [
             ChildSpec(id=name, factory=self._house_factory(name, size))
@@ -150,32 +160,34 @@ class ControlPlane:
             self._scheduler.cast(ref, Wake())
 
     def wake_relays(self) -> None:
-        """A token of relays was deleted. On other nodes they notice within a minute."""
-        for ref in self._scheduler.pubsub.subscribers(RELAY_OWNERS):
-            self._scheduler.cast(ref, CheckToken())
+        """A token of relays was deleted: on all nodes they are asked for theirs."""
+        self._scheduler.broadcast(RELAY_OWNERS, CheckToken())
 
-    def account(self, account_id: UUID) -> ActorRef:
-        """The account's actor, started if it does not live. Raises LimitReached, Dead.
-
-        An account that does not exist shows by the call to it: StartFailed's caller gets Dead."""
-        name = account_name(account_id)
-        ref = self._scheduler.registry.whereis(name)
-        if ref is not None:
-            return ref
-        services = self._services
-        return self._house("accounts", AccountActor(services, account_id), name=name)
+    def doors_changed(self) -> None:
+        """`doors` may be others now: agents are told."""
+        self._scheduler.pubsub.publish(DOORS, DoorsChanged())
 
     @property
     def relay_directory(self) -> ActorRef | None:
         """Who knows the relays (`ListRelays`)."""
         return self._scheduler.registry.whereis(DIRECTORY)
 
-    def drain(self) -> None:
-        """Refuse newcomers, and send everybody away with the advice to dial again."""
+    def drain(self, spread_ns: int = 0) -> None:
+        """Refuse newcomers, and send everybody away, spread over `spread_ns`.
+
+        Each leaves at a random time of it, so that the other nodes do not get all of them in one
+        instant. Where there is no other, all leave at once, and come back at a random time of it.
+        To be called when `doors` no longer has this node.
+        """
         self._is_draining = True
+        randomness, goes_elsewhere = self._services.randomness, bool(self._services.doors())
         for ref in self._scheduler.pubsub.subscribers(OWNERS):
-            randomness = self._services.randomness
-            self._scheduler.cast(ref, End(refusal("draining", randomness=randomness)))
+            goodbye, delay_ns = refusal("draining", randomness=randomness), 0
+            if spread_ns:
+                delay_ns = randomness.integer(spread_ns)
+            if delay_ns and not goes_elsewhere:
+                goodbye, delay_ns = attrs.evolve(goodbye, retry_after_ns=delay_ns), 0
+            self._scheduler.cast(ref, End(goodbye, delay_ns))
 
     def tree(self) -> str:
         """Every actor on a line."""
@@ -219,11 +231,21 @@ class ControlPlane:
             channel,
             token_id=token_id,
             join=join,
-            superseded=self._supersede_relay,
         )
         return self._house("relays", relay)
 
     # --- helpers -------------------------------------------------------------------------------
+
+    def _make_keeper(self) -> Keeper:
+        services = self._services
+        self._houses["accounts"] = keeper = Keeper(
+            ACCOUNT,
+            services.tenure,
+            services.store,
+            partial(AccountActor, services),
+            limit=MAX_ACCOUNTS,
+        )
+        return keeper
 
     def _house_factory(self, name: str, limit: int) -> Callable[[], Actor]:
         def make() -> Actor:
@@ -232,23 +254,15 @@ class ControlPlane:
 
         return make
 
-    def _house(self, house: str, actor: Actor, *, name: object = None) -> ActorRef:
+    def _house(self, house: str, actor: Actor) -> ActorRef:
         supervisor = self._houses.get(house)
-        if self._is_draining and house != "accounts":
+        if self._is_draining:
             raise Dead(house, "draining")
         if supervisor is None or not hasattr(supervisor, "context"):
             raise Dead(house, "not started")
         spec = ChildSpec(
-            id=name if name is not None else f"{house[:-1]}-{next(self._serial)}",
+            id=f"{house[:-1]}-{next(self._serial)}",
             factory=lambda: actor,
             restart=Restart.TEMPORARY,
-            name=name,
         )
         return supervisor.start_child(spec)
-
-    def _supersede_relay(self, relay_id: UUID, ref: ActorRef) -> None:
-        """Of two connections of one relay the newer stands."""
-        before = self._relay_refs.get(relay_id)
-        self._relay_refs[relay_id] = ref
-        if before is not None and before != ref:
-            self._scheduler.cast(before, End(refusal("superseded")))

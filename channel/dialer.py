@@ -1,8 +1,9 @@
 """An agent's end of the control channel.
 
 `AgentSession` is a core: one connection's life, from the challenge to the loss. `Backoff` is the
-pure rule of when to try again. `Dialer` is the shell around them: it resolves, dials over QUIC,
-proves the portal by its pin before a byte is sent, keeps time, and starts over.
+pure rule of when to try again, `channel.doors` that of where. `Dialer` is the shell around them: it
+resolves, dials over QUIC, proves the portal by its pin before a byte is sent, keeps time, and
+starts over.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import trio
 from cryptography.x509 import Certificate
 
 from channel.credentials import NONCE_BYTES, UntrustedPortal, verify_portal
+from channel.doors import Doors
 from channel.frames import (
     AGENT_FRAME_LIMIT,
     CLOSE_CODES,
@@ -34,6 +36,7 @@ from channel.messages import (
     HeldWanted,
     Join,
     MoreHeld,
+    Portals,
     RefusalCode,
     RelayJoin,
 )
@@ -47,6 +50,10 @@ from runtime.service import get_logger
 ALPN: Final = "holloway/1"
 MAX_ADDRESSES: Final = 8
 MIN_REDIAL_NS: Final = NS_PER_S
+_ELSEWHERE: Final = ("draining", "shutting_down")
+"""With these reasons a node sends an agent to the others."""
+_UNABLE: Final = ("unavailable", "limits_exceeded")
+"""With these it says that it cannot serve now; another may."""
 
 log = get_logger("dialer")
 
@@ -58,7 +65,8 @@ class ChannelAgent(Protocol):
         """The join that answers a challenge, freshly signed, with the next incarnation."""
 
     def receive(self, frame: Frame, now: int) -> None:
-        """A frame of the portal, the init first; heartbeats and the disconnect are kept back."""
+        """A frame of the portal, the init first; heartbeats, the portal's doors and the disconnect
+        are kept back."""
 
     def channel_lost(self, now: int) -> None:
         """The connection on which `join` was called is over; another will call `join` again."""
@@ -80,7 +88,8 @@ class DialerOptions:
 
     A heartbeat goes out every `heartbeat_interval_ns`; `missed_heartbeats` without an answer end
     the connection. `answer_timeout_ns` is for the portal's answer to a join, `probe_timeout_ns`
-    for the answer to a poke. The back-off doubles from `backoff_base_ns` to `backoff_cap_ns`.
+    for the answer to a poke. The back-off doubles from `backoff_base_ns` to `backoff_cap_ns`. An
+    agent that lost one door goes to another within `move_jitter_ns`.
     """
 
     heartbeat_interval_ns: int = 10 * NS_PER_S
@@ -89,6 +98,7 @@ class DialerOptions:
     probe_timeout_ns: int = 5 * NS_PER_S
     backoff_base_ns: int = NS_PER_S
     backoff_cap_ns: int = 60 * NS_PER_S
+    move_jitter_ns: int = NS_PER_S // 4
     quic: QuicLimits = QuicLimits(
         receive_window_bytes=PORTAL_FRAME_LIMIT,
         send_buffer_bytes=1024 * 1024,
@@ -98,9 +108,12 @@ class DialerOptions:
 
 @attrs.frozen(kw_only=True)
 class DialerStatistics:
-    """What a dialer did since it was made; `round_trip_ns` is of the last heartbeat."""
+    """What a dialer did since it was made; `round_trip_ns` is of the last heartbeat, `door` where
+    it is or was last, `doors` how many it knows."""
 
     connected: bool
+    door: str
+    doors: int
     dials: int
     connections: int
     frames_sent: int
@@ -139,8 +152,9 @@ class AgentSession:
     """One connection of an agent, a core.
 
     `send` passes bytes to the transport and says whether they were taken. `highest_epoch` is
-    what earlier connections have seen. The session is over once `outcome` is set: the portal's
-    `Disconnect`, or a text saying what was wrong; the transport's own end is the shell's to see.
+    what earlier connections have seen; `learned` gets the portal's doors when it tells them. The
+    session is over once `outcome` is set: the portal's `Disconnect`, or a text saying what was
+    wrong; the transport's own end is the shell's to see.
     """
 
     def __init__(
@@ -149,12 +163,14 @@ class AgentSession:
         events: Mapping[str, type],
         *,
         send: Callable[[bytes], bool],
+        learned: Callable[[Sequence[str]], None],
         options: DialerOptions,
         highest_epoch: int,
         now: int,
     ) -> None:
         self._agent = agent
         self._send = send
+        self._learned = learned
         self._options = options
         self._decoder = FrameDecoder(events, PORTAL_FRAME_LIMIT, reassembly_limit=REASSEMBLY_LIMIT)
         self._answer_deadline: int | None = now + options.answer_timeout_ns
@@ -230,6 +246,8 @@ class AgentSession:
             self._tell_more_held(now)
         elif not self.connected and frame.event != "init":
             raise RemoteProtocolError("unexpected_message", f"{frame.event} before the init")
+        elif isinstance(message, Portals):
+            self._learned(message.addresses)
         elif self._is_stale(frame):
             self.stale_frames += 1
             if frame.event == "init":
@@ -282,11 +300,12 @@ class AgentSession:
 
 
 class Dialer:
-    """Keeps one agent connected to its portal, for ever.
+    """Keeps one agent connected to its portal, for ever, by whichever door of it is open.
 
     `portal` is `host:port` and `pin` the CA's, both of the token; `events` the dictionary of what
-    the agent understands (`TO_CLIENT` and so on). `on_frame` is called after the agent was given
-    frames, or told of a loss: time to see what it wants. `mark` is the socket's SO_MARK.
+    the agent understands (`TO_CLIENT` and so on). Whatever door is dialled, who answers has to show
+    a certificate of that CA for the host of `portal`. `on_frame` is called after the agent was
+    given frames, or told of a loss: time to see what it wants. `mark` is the socket's SO_MARK.
     """
 
     def __init__(
@@ -302,7 +321,7 @@ class Dialer:
         on_frame: Callable[[], None],
         options: DialerOptions | None = None,
     ) -> None:
-        self._host, self._port = split_host_port(portal)
+        self._host, _ = split_host_port(portal)
         self._portal = portal
         self._pin = pin
         self._events = events
@@ -312,7 +331,9 @@ class Dialer:
         self._on_frame = on_frame
         self._options = options or DialerOptions()
         self._backoff = Backoff(self._options, randomness)
-        self._addresses: list[Address] = []
+        self._randomness = randomness
+        self._doors = Doors(portal, randomness)
+        self._addresses_by_door: dict[str, list[Address]] = {}
         self._session: AgentSession | None = None
         self._connection: QuicConnection | None = None
         self._waiting = trio.CancelScope()
@@ -353,30 +374,25 @@ class Dialer:
     async def run(self) -> None:
         """Dial, serve, dial again. Returns only by raising: Refused when the portal says not to
         come again, trio.Cancelled (the connection is then closed in good order)."""
+        retry_after_ns: int | None = None
         while True:
-            outcome = await self._dial()
-            retry_after_ns = 0
-            if isinstance(outcome, Disconnect):
-                self._totals.last_error = f"{outcome.reason} {outcome.detail}".strip()
-                log.warning(
-                    "disconnected",
-                    portal=self._portal,
-                    reason=outcome.reason,
-                    detail=outcome.detail,
-                    retry=outcome.retry,
-                )
-                if not outcome.retry:
-                    raise Refused(outcome.reason, outcome.detail)
-                retry_after_ns = outcome.retry_after_ns
-            else:
-                self._totals.last_error = outcome
-                log.warning("channel_lost", portal=self._portal, reason=outcome)
-            await self._pause(retry_after_ns)
+            if retry_after_ns is not None or self._doors.round_is_over:
+                await self._pause(retry_after_ns or 0)
+            door = self._doors.next(self._clock.monotonic_ns())
+            connections = self._totals.connections
+            outcome = await self._dial(door)
+            retry_after_ns = self._take_in(door, outcome)
+            was_there = self._totals.connections > connections
+            if was_there and retry_after_ns is None and not self._doors.round_is_over:
+                jitter_ns = self._randomness.integer(max(1, self._options.move_jitter_ns))
+                await trio.sleep(jitter_ns / NS_PER_S)
 
     def statistics(self) -> DialerStatistics:
         session, totals = self._session, self._totals
         return DialerStatistics(
             connected=self.connected,
+            door=self._doors.current,
+            doors=len(self._doors.known),
             dials=totals.dials,
             connections=totals.connections,
             frames_sent=totals.frames_sent + (session.frames_sent if session else 0),
@@ -398,11 +414,42 @@ class Dialer:
         with trio.move_on_after((delay_ns - least_ns) / NS_PER_S):
             await self._poked.wait()
 
-    async def _dial(self) -> Disconnect | str:
-        """One attempt, over every address until one answers; returns how it ended."""
+    def _take_in(self, door: str, outcome: Disconnect | str) -> int | None:
+        """Note how the attempt at a door ended. How long to wait because the portal said so, or
+        None; raises Refused."""
+        now = self._clock.monotonic_ns()
+        if isinstance(outcome, str):
+            self._totals.last_error = outcome
+            log.warning("channel_lost", portal=self._portal, door=door, reason=outcome)
+            self._doors.failed(now)
+            return None
+        self._totals.last_error = f"{outcome.reason} {outcome.detail}".strip()
+        log.warning(
+            "disconnected",
+            portal=self._portal,
+            door=door,
+            reason=outcome.reason,
+            detail=outcome.detail,
+            retry=outcome.retry,
+        )
+        if not outcome.retry:
+            raise Refused(outcome.reason, outcome.detail)
+        if outcome.reason in _ELSEWHERE:
+            self._doors.sent_away(now)
+            # What the node asks for is for those who come back to it.
+            return outcome.retry_after_ns if self._doors.round_is_over else None
+        if outcome.reason in _UNABLE:
+            self._doors.failed(now)
+        else:
+            self._doors.left(now)
+        return outcome.retry_after_ns
+
+    async def _dial(self, door: str) -> Disconnect | str:
+        """One attempt at a door, over each of its addresses until one answers; returns how it
+        ended."""
         self._totals.dials += 1
-        problem = await self._resolve()
-        for address in list(self._addresses):
+        problems = await self._resolve(door)
+        for address in self._addresses_by_door.get(door, ()):
             try:
                 async with connect_quic(
                     address,
@@ -413,29 +460,33 @@ class Dialer:
                     mark=self._mark,
                 ) as connection:
                     return await self._serve(connection)
-            except UntrustedPortal as error:
-                return str(error)
-            except QuicClosed as closed:
-                problem = str(closed)
+            except (UntrustedPortal, QuicClosed) as error:
+                problems.append(str(error))
             except OSError as error:
-                problem = f"{address}: {error.strerror or error}"
-        return problem or "the portal's name has no address"
+                problems.append(f"{address}: {error.strerror or error}")
+        return "; ".join(problems) or "the portal's name has no address"
 
-    async def _resolve(self) -> str:
-        """Find the portal's addresses; where that fails, those of the last time serve."""
+    async def _resolve(self, door: str) -> list[str]:
+        """Find a door's addresses; where that fails, those of the last time serve. What failed."""
+        host, port = split_host_port(door)
         try:
-            found = await trio.socket.getaddrinfo(
-                self._host, self._port, type=trio.socket.SOCK_DGRAM
-            )
-        except OSError as error:
-            return f"{self._host}: {error.strerror or error}"
+            found = await trio.socket.getaddrinfo(host, port, type=trio.socket.SOCK_DGRAM)
+        except (OSError, UnicodeError) as error:  # a name that IDNA does not take
+            return [f"{host}: {getattr(error, 'strerror', None) or error}"]
         addresses = dict.fromkeys(
             Address(str(entry[4][0]), int(entry[4][1]))
             for entry in found
             if "%" not in str(entry[4][0])
         )
-        self._addresses = list(addresses)[:MAX_ADDRESSES]
-        return ""
+        self._addresses_by_door[door] = list(addresses)[:MAX_ADDRESSES]
+        return []
+
+    def _learn(self, addresses: Sequence[str]) -> None:
+        self._doors.learned(addresses)
+        known = set(self._doors.known)
+        for door in self._addresses_by_door.keys() - known:
+            del self._addresses_by_door[door]
+        log.info("doors_learned", portal=self._portal, doors=len(known))
 
     def _verify(self, chain: Sequence[Certificate]) -> None:
         verify_portal(chain, pin=self._pin, host=self._host, at=self._clock.utc_now())
@@ -445,6 +496,7 @@ class Dialer:
             self._agent,
             self._events,
             send=connection.send,
+            learned=self._learn,
             options=self._options,
             highest_epoch=self._highest_epoch,
             now=self._clock.monotonic_ns(),
@@ -488,6 +540,7 @@ class Dialer:
             session.receive(data, now)
             if session.connected and not was_connected:
                 self._backoff.succeeded()
+                self._doors.entered(now)
                 log.info("connected", portal=self._portal, address=str(connection.remote))
             self._on_frame()
         return session.outcome

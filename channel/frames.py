@@ -28,7 +28,7 @@ import attrs
 import msgspec
 from msgspec import Meta, Raw, Struct
 
-from channel.messages import EVENT_BY_TYPE, IpText, RefusalCode
+from channel.messages import EVENT_BY_TYPE, DoorAddress, IpText, RefusalCode
 
 LENGTH_BYTES: Final = 4
 AGENT_FRAME_LIMIT: Final = 64 * 1024
@@ -321,7 +321,7 @@ class _Parts:
 # are ValueErrors; nesting beyond the interpreter's limit is a RecursionError.
 _DECODING_ERRORS: Final = (ValueError, RecursionError)
 
-_TEXT_TYPES: Final = (IpText, IPv4Address, IPv6Address, IPv4Network, IPv6Network)
+_TEXT_TYPES: Final = (DoorAddress, IpText, IPv4Address, IPv6Address, IPv4Network, IPv6Network)
 
 
 def _to_json(value: object) -> str:

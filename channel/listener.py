@@ -381,9 +381,14 @@ class ChannelServer:
         """Present another certificate to new connections. Raises ValueError."""
         self._listener.replace_certificate(certificate_chain_pem, key_pem)
 
-    def drain(self, spread_ns: int) -> None:
-        """Send every agent elsewhere, spread over `spread_ns`, and take no new one."""
+    def refuse_newcomers(self) -> None:
+        """Send every new agent elsewhere from now on; those that are here stay."""
         self._draining = True
+
+    def drain(self, spread_ns: int) -> None:
+        """Send every agent elsewhere, at once, and take no new one. Those that know no other node
+        come back within `spread_ns`."""
+        self.refuse_newcomers()
         for channel in list(self._channels):
             channel.close(self._come_again("draining", spread_ns))
 
@@ -416,14 +421,15 @@ class ChannelServer:
         )
         if self._must_shed():
             self._shed += 1
-            channel.close(self._come_again("unavailable", self._limits.shed_spread_ns))
+            reason: RefusalCode = "draining" if self._draining else "unavailable"
+            channel.close(self._come_again(reason, self._limits.shed_spread_ns))
             return
         connection.on_migrated = lambda remote: channel.moved(IpText(remote.host))
         connection.on_pong = channel.heard
         self._channels.add(channel)
-        reason = "shutting_down"
+        end = "shutting_down"
         try:
-            reason = await self._run(channel, connection)
+            end = await self._run(channel, connection)
         except Exception:
             # A mistake of ours that one agent met: it costs that agent its channel.
             self._failures += 1
@@ -433,7 +439,7 @@ class ChannelServer:
             self._channels.discard(channel)
             self._protocol_errors += channel.broke_protocol
             channel.close(self._come_again("shutting_down", self._limits.shed_spread_ns))
-            channel.lost(reason)
+            channel.lost(end)
 
     async def _run(self, channel: PortalChannel, connection: QuicConnection) -> str:
         channel.start(self._connected)

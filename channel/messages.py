@@ -12,12 +12,15 @@ breaks one is refused by the codec.
 
 from __future__ import annotations
 
+import re
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from typing import Annotated, Literal
 from uuid import UUID
 
 import attrs
 from msgspec import Meta
+
+from runtime.net.address import join_host_port, split_host_port
 
 PROTOCOL_VERSION = 1
 
@@ -46,12 +49,38 @@ class IpText(str):
         return super().__new__(cls, str(address))
 
 
+_LABEL = r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)"
+_NUMBER = r"(?:[0-9]+|0[xX][0-9A-Fa-f]*)"
+# A name whose last label is a number is an old way to write an IPv4 address.
+_DNS_NAME = re.compile(rf"(?!(?:.*\.)?{_NUMBER}\Z)(?:{_LABEL}\.)*{_LABEL}\Z")
+
+
+class DoorAddress(str):
+    """`host:port` of a node's channel listener: an IP address (IPv6 in brackets) or a DNS name, in
+    canonical form, and a port of 1 to 65535. Raises ValueError for anything else."""
+
+    __slots__ = ()
+
+    def __new__(cls, text: str) -> DoorAddress:
+        host, port = split_host_port(text)
+        if port < 1:
+            raise ValueError("port 0 is no door")
+        try:
+            host = IpText(host)
+        except ValueError:
+            if not _DNS_NAME.match(host):
+                raise ValueError("neither an IP address nor a DNS name") from None
+            host = host.lower()
+        return super().__new__(cls, join_host_port(host, port))
+
+
 MAX_CANDIDATES = 32
 MAX_RESOURCES = 10_000
 MAX_AUTHORIZATIONS = 50_000
 MAX_RELAYS = 16
 MAX_FILTERS = 64
 MAX_ADDRESSES = 16
+MAX_DOORS = 64
 
 
 # --- values ------------------------------------------------------------------------------------
@@ -267,6 +296,16 @@ class Disconnect:
     detail: Text = ""
     retry: bool
     retry_after_ns: DurationNs = 0
+
+
+@attrs.frozen(kw_only=True)
+class Portals:
+    """The doors of all nodes of the portal that take agents now, in no order that means anything.
+
+    It replaces what was said before. The door of the agent's token stays one, named or not.
+    """
+
+    addresses: Annotated[tuple[DoorAddress, ...], Meta(min_length=1, max_length=MAX_DOORS)]
 
 
 # --- client ------------------------------------------------------------------------------------
@@ -487,6 +526,7 @@ TO_CLIENT: dict[str, type] = {
     "held_wanted": HeldWanted,
     "init": ClientInit,
     "heartbeat": Heartbeat,
+    "portals": Portals,
     "resource_upserted": ResourceUpserted,
     "resource_removed": ResourceRemoved,
     "relays": Relays,
@@ -502,6 +542,7 @@ TO_GATEWAY: dict[str, type] = {
     "held_wanted": HeldWanted,
     "init": GatewayInit,
     "heartbeat": Heartbeat,
+    "portals": Portals,
     "authorize": Authorize,
     "authorization_renewed": AuthorizationRenewed,
     "revoke": Revoke,
@@ -515,6 +556,7 @@ TO_RELAY: dict[str, type] = {
     "init": RelayInit,
     "revoke_user": RevokeUser,
     "heartbeat": Heartbeat,
+    "portals": Portals,
     "drain": Drain,
     "disconnect": Disconnect,
 }

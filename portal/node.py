@@ -17,7 +17,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import Final
 
@@ -32,6 +32,7 @@ from actors.tree import ControlPlane
 from channel.listener import ChannelServer, serve_channels
 from portal.api.application import create_api
 from portal.api.office import Office
+from portal.api.openapi import product_version
 from portal.authority import Authority, ServerCertificate
 from portal.doors import Door
 from portal.files import write_file
@@ -54,12 +55,18 @@ from runtime.service import (
     serve_observability,
 )
 
+NODE_NAME: Final = "portal"
+NODE_LEASE_NS: Final = 3 * 10**9
+NODE_RENEWAL_S: Final = 0.5
+FAREWELL_TIMEOUT_S: Final = 1.0
 DATABASE_CHECK_S: Final = 2.0
 DATABASE_PATIENCE_S: Final = 5.0
 RENEWAL_CHECK_S: Final = 3_600.0
 FIRST_RETRY_S: Final = 0.1
 LAST_RETRY_S: Final = 5.0
 DRAIN_POLL_S: Final = 0.05
+DRAIN_SPREAD: Final = 0.8
+"""Of `drain_timeout_s`, in which agents are sent to the other nodes; the rest is for the last."""
 
 log = get_logger("portal")
 
@@ -89,8 +96,8 @@ async def run_portal(
 
     Runs in the main thread (signals). Raises SettingsError, AuthorityError, SecretUnavailable,
     InvalidToken (the operator's file is damaged), StoreError (a database that is not ours, an
-    embedded one that does not start), OSError (an address is taken). A database that cannot be
-    reached yet is waited for.
+    embedded one that does not start, another portal that took this one's place), OSError (an
+    address is taken). A database that cannot be reached yet is waited for.
     """
     node = _Node(settings, clock or SystemClock(), randomness or SystemRandomness())
     try:
@@ -128,8 +135,8 @@ class _Node:
             embedded, logins = await self._database(outer)
             async with self._open_store(logins) as store:
                 await self._patiently(partial(self._ensure_operator, store))
-                async with trio.open_nursery() as actors:
-                    host, control = await self._start_actors(actors, store)
+                async with self._cluster_of_one(store) as life, trio.open_nursery() as actors:
+                    host, control = await self._start_actors(actors, store, life)
                     await self._serve(store, host, control, observability, embedded, task_status)
                     actors.cancel_scope.cancel()
             outer.cancel_scope.cancel()
@@ -211,10 +218,46 @@ class _Node:
             else:
                 self._health.set("database", True)
 
+    @asynccontextmanager
+    async def _cluster_of_one(self, store: Store) -> AsyncIterator[int]:
+        """Be a node for the length of the block; its incarnation. A portal that starts on the same
+        database takes over, and this one ends: raises Fenced."""
+        lives: list[int] = []
+
+        async def join() -> None:
+            nowhere = "127.0.0.1:0"  # no other node will look for it
+            lives.append(
+                await store.join_node(
+                    NODE_NAME,
+                    link_address=nowhere,
+                    door_address=nowhere,
+                    version=product_version(),
+                    ttl_ns=NODE_LEASE_NS,
+                )
+            )
+
+        async def renew() -> None:
+            while True:
+                await trio.sleep(NODE_RENEWAL_S)
+                with suppress(Unavailable):  # as the health check tells
+                    await store.renew_node(
+                        NODE_NAME, lives[-1], draining=self._stop.is_set(), ttl_ns=NODE_LEASE_NS
+                    )
+
+        await self._patiently(join)
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(renew)
+                yield lives[-1]
+                nursery.cancel_scope.cancel()
+        finally:
+            with trio.move_on_after(FAREWELL_TIMEOUT_S, shield=True), suppress(Unavailable):
+                await store.leave_node(NODE_NAME, lives[-1])
+
     # --- actors ---
 
     async def _start_actors(
-        self, nursery: trio.Nursery, store: Store
+        self, nursery: trio.Nursery, store: Store, incarnation: int
     ) -> tuple[TrioHost, ControlPlane]:
         journal = CrashJournal(get_logger("portal.actors"), self._registry, prefix="holloway_")
         scheduler = Scheduler(clock=self._clock, randomness=self._randomness, report=journal)
@@ -226,6 +269,8 @@ class _Node:
             self._randomness,
             portal_name=self._places.portal,
             prove_address=partial(prove_address, randomness=self._randomness),
+            node=NODE_NAME,
+            incarnation=incarnation,
         )
         control.start()
         await nursery.start(host.run)
@@ -321,11 +366,12 @@ class _Node:
         self._health.set("started", False, "draining")
         spread_ns = round(self._settings.drain_timeout_s * 10**9)
         log.info("draining", channels=channels.statistics().channels)
-        control.drain()
-        channels.drain(spread_ns)
+        channels.refuse_newcomers()
+        control.drain(round(spread_ns * DRAIN_SPREAD))
         with trio.move_on_after(self._settings.drain_timeout_s):
             while channels.statistics().channels:
                 await trio.sleep(DRAIN_POLL_S)
+        channels.drain(spread_ns)
 
     async def _renew_certificates(self, door: Door, channels: ChannelServer) -> None:
         while True:

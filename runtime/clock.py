@@ -42,7 +42,7 @@ class VirtualClock:
     """A clock that moves only when told, for simulations and tests.
 
     `start_ns` is the first value of `monotonic_ns`, `utc_start` (aware) the instant at which it
-    has that value; both kinds of time then advance together.
+    has that value; both kinds of time then advance together, but for `jump_wall`.
     """
 
     __slots__ = ("_now_ns", "_start_ns", "_utc_start")
@@ -71,6 +71,11 @@ class VirtualClock:
     def advance(self, duration_ns: int) -> None:
         """Move on by `duration_ns` (0 or more)."""
         self.advance_to(self._now_ns + duration_ns)
+
+    def jump_wall(self, duration_ns: int) -> None:
+        """Set the wall clock forward (back, if negative), as an administrator or NTP does: from now
+        on `utc_now` is so much later. Monotonic time stays."""
+        self._utc_start += timedelta(microseconds=duration_ns // 1_000)
 
     def __repr__(self) -> str:
         return f"VirtualClock(now_ns={self._now_ns})"

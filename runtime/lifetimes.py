@@ -61,7 +61,8 @@ class Lifetimes(Links):
     def shutdown(self, reason: str = "shutdown") -> None:
         """End every actor, the youngest root first, and drop their mail."""
         for context in reversed(self.roots()):
-            self._stop(context, reason)
+            if context._state != DEAD:  # the end of another may have been its own, by a link
+                self._stop(context, reason)
 
     def is_alive(self, ref: ActorRef) -> bool:
         """Whether the actor runs on this node and has not ended."""

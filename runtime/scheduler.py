@@ -60,7 +60,7 @@ spot in one turn, before they take the way through the mailbox."""
 DEFAULT_BUDGET: Final = 4_096
 DEFAULT_ACTOR_LIMIT: Final = 1_000_000
 NUMBER_BITS: Final = 40
-MAX_INCARNATION: Final = 2 ** (63 - NUMBER_BITS) - 1
+MAX_INCARNATION: Final = 2 ** (62 - NUMBER_BITS) - 1
 """A node's actors are numbered from its incarnation on: no number comes again in a later life, so
 that a reference from before never means another actor."""
 
@@ -76,6 +76,8 @@ class Scheduler(Lifetimes):
     `calls_in_caller_per_turn=0` sends every call through the mailbox; nothing else changes.
     `incarnation` (0 to MAX_INCARNATION) must be another at each start of a node of this name.
     """
+
+    _messages_per_turn = MESSAGES_PER_TURN  # another one only in `runtime.seeded_scheduler`
 
     def __init__(
         self,
@@ -333,8 +335,9 @@ class Scheduler(Lifetimes):
         kind: type | None = None  # of the messages in a row, for which there is a plain `handler`
         handler: Any = None
         before = count  # where they begin
+        most = self._messages_per_turn
         while mailbox:
-            if count >= MESSAGES_PER_TURN:
+            if count >= most:
                 if kind is not None:
                     self._note(context, kind, count - before)
                 self._enqueue(context)

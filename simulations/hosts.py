@@ -16,6 +16,7 @@ from uuid import UUID
 from actors.attachment import Attachment
 from actors.store.memory import MemoryStore
 from actors.tree import ControlPlane
+from actors.wire import node_codec
 from channel.frames import (
     AGENT_FRAME_LIMIT,
     PORTAL_FRAME_LIMIT,
@@ -45,6 +46,8 @@ from gateways.agent import GatewayAgent
 from relays.agent import Joined, RelayAgent
 from relays.authentication import StampedCredentials
 from relays.server import Server
+from runtime.cluster.leases import MAX_NODE_LEASE_NS
+from runtime.cluster.node import start_alone
 from runtime.net.address import Address
 from runtime.randomness import uuid7
 from runtime.scheduler import Scheduler
@@ -80,9 +83,21 @@ class ControlHost:
     def __init__(self, world: World, *, portal: str) -> None:
         self._world = world
         self.portal = portal
-        self.store = MemoryStore()
+        self.store = MemoryStore(world.clock)
+        incarnation = at_once(
+            self.store.join_node(
+                "portal",
+                link_address="127.0.0.1:0",
+                door_address=portal,
+                version="simulation",
+                ttl_ns=MAX_NODE_LEASE_NS,
+            )
+        )
         randomness = world.randomness("portal")
-        scheduler = Scheduler(clock=world.clock, randomness=randomness)
+        scheduler = Scheduler(
+            clock=world.clock, randomness=randomness, node="portal", incarnation=incarnation
+        )
+        tenure = start_alone(scheduler, self.store, node_codec(), incarnation=incarnation)
         self._heap_host = HeapHost(scheduler, world.clock)
         self._nonces = world.randomness("portal nonces")
         self.plane = ControlPlane(
@@ -92,6 +107,7 @@ class ControlHost:
             randomness,
             portal_name=portal,
             prove_address=self._prove,
+            tenure=tenure,
         )
         self.plane.start()
         self._heap_host.run_until_idle()

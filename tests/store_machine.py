@@ -21,7 +21,7 @@ import attrs
 import trio
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
+from hypothesis.stateful import initialize, rule, run_state_machine_as_test
 
 from actors.model import (
     ENTITIES,
@@ -60,9 +60,9 @@ from actors.store.interface import (
     Put,
     Remove,
     Store,
-    StoreError,
 )
 from channel.messages import Filter, IpText, SocketAddress
+from tests.lease_machine import LONG_NS, LeaseMachine, Refusal, choices, lease_steps, ttls
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 ACCOUNT_IDS = [UUID(int=0xA00 + n) for n in range(2)]
@@ -226,7 +226,6 @@ def population(account_id: UUID) -> list[Put]:
 # --- the naive model -----------------------------------------------------------------------------
 
 
-Refusal = tuple[type[StoreError], str, str]
 UNIQUE_TOGETHER = {
     "group": ["name"],
     "membership": ["group_id", "principal_id"],
@@ -246,7 +245,6 @@ class Model:
     uses: dict[UUID, int] = attrs.Factory(dict)
     installation_tokens: list[Token] = attrs.Factory(list)
     epochs: dict[UUID, int] = attrs.Factory(dict)
-    owned: set[UUID] = attrs.Factory(set)
     authorizations: dict[tuple[UUID, UUID], Authorization] = attrs.Factory(dict)
     relays: dict[UUID, Relay] = attrs.Factory(dict)
 
@@ -354,40 +352,19 @@ def out_of_range(agent: Client | Gateway, account: Account) -> list[str]:
 # --- the machine ---------------------------------------------------------------------------------
 
 
-Outcome = tuple[str, Any]
-
-
-class StoreMachine(RuleBasedStateMachine):
+class StoreMachine(LeaseMachine):
     """Runs in a worker thread of trio; `stores` are empty at the start of each example."""
-
-    stores: list[Store]
 
     def __init__(self) -> None:
         super().__init__()
         self.model = Model()
 
-    def ask_each(self, question: Callable[[Store], Awaitable[Any]]) -> list[Outcome]:
-        async def outcome(store: Store) -> Outcome:
-            try:
-                return "done", await question(store)
-            except StoreError as error:
-                named = getattr(error, "kind", ""), getattr(error, "field", "")
-                return "refused", (type(error), *named)
-
-        return [trio.from_thread.run(outcome, store) for store in self.stores]
-
-    def ask(self, question: Callable[[Store], Awaitable[Any]]) -> Outcome:
-        """The one answer that all stores give."""
-        first, *others = self.ask_each(question)
-        for other in others:
-            assert other == first
-        return first
-
     @initialize(populated=st.sampled_from([ACCOUNT_IDS, ACCOUNT_IDS, ACCOUNT_IDS[:1], []]))
     def populate(self, populated: list[UUID]) -> None:
-        for account_id in populated:
+        for account_id, name in zip(populated, ["north", "south"], strict=False):
             self.carry_out(account_id, population(account_id), START)
-            self.acquire(account_id)
+            self.join(name, ttl_ns=LONG_NS)
+            self.acquire(account_id, life=0)
 
     @rule(account_id=accounts, at=instants)
     def repopulate(self, account_id: UUID, at: datetime) -> None:
@@ -504,7 +481,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     def forget(self, account_id: UUID) -> None:
         model = self.model
-        model.owned.discard(account_id)
+        self.leases.owners.pop(account_id, None)
         for key in [key for key in model.authorizations if key[0] == account_id]:
             del model.authorizations[key]
 
@@ -617,15 +594,57 @@ class StoreMachine(RuleBasedStateMachine):
         relays = tuple(self.model.relays[id] for id in sorted(self.model.relays))
         assert self.ask(lambda store: store.relays()) == ("done", relays)
 
-    @rule(account_id=accounts)
-    def acquire(self, account_id: UUID) -> None:
-        _, answer = self.ask(lambda store: store.acquire(account_id, owner="node"))
+    @rule(account_id=accounts, life=choices)
+    def acquire(self, account_id: UUID, life: int) -> None:
+        node = self.leases.choose(life)
+        given = self.ask(
+            lambda store: store.acquire(account_id, owner=node.name, incarnation=node.incarnation)
+        )
         if self.model.find(account_id, "account", account_id) is None:
-            assert answer[0] is NotFound
+            assert given == ("refused", (NotFound, "", ""))
             return
-        assert answer > self.model.epochs.get(account_id, 0), "an epoch only grows"
-        self.model.epochs[account_id] = answer
-        self.model.owned.add(account_id)
+        refusal = self.leases.refusal(account_id, node)
+        if refusal is not None:
+            assert given == ("refused", refusal)
+            return
+        kind, epoch = given
+        assert kind == "done"
+        assert epoch > self.model.epochs.get(account_id, 0), "an epoch only grows"
+        self.model.epochs[account_id] = epoch
+        self.leases.owners[account_id] = node
+
+    @rule(account_id=accounts, life=choices)
+    def release(self, account_id: UUID, life: int) -> None:
+        node = self.leases.choose(life)
+        assert self.ask(
+            lambda store: store.release(account_id, owner=node.name, incarnation=node.incarnation)
+        ) == ("done", None)
+        if self.leases.owners.get(account_id) is node:
+            del self.leases.owners[account_id]
+
+    @rule(data=st.data(), account_id=accounts, steps=st.lists(lease_steps, min_size=4, max_size=12))
+    def contend(self, data: st.DataObject, account_id: UUID, steps: list[str]) -> None:
+        """What nodes do to one account, close together, as other rules seldom meet."""
+        if self.model.find(account_id, "account", account_id) is None:
+            self.repopulate(account_id, START)
+        for name in ("north", "south"):
+            self.join(name, LONG_NS)
+        for step in steps:
+            match step:
+                case "join":
+                    self.join(data.draw(st.sampled_from(["north", "south"])), data.draw(ttls))
+                case "renew":
+                    self.renew(data.draw(choices), data.draw(st.booleans()), data.draw(ttls))
+                case "expel":
+                    self.expel(data.draw(choices))
+                case "leave":
+                    self.leave(data.draw(choices))
+                case "acquire":
+                    self.acquire(account_id, data.draw(choices))
+                case "release":
+                    self.release(account_id, data.draw(choices))
+                case "write":
+                    self.write_authorization(data, account_id, data.draw(st.integers(0, 1)))
 
     @rule(data=st.data(), account_id=accounts, late=st.sampled_from([0, 0, 0, 0, 1, -1]))
     def write_authorization(self, data: st.DataObject, account_id: UUID, late: int) -> None:
@@ -642,7 +661,7 @@ class StoreMachine(RuleBasedStateMachine):
         )  # fmt: skip
         epoch = self.model.epochs.get(account_id, 0) - late
         given = self.ask(lambda store: store.write_authorization(authorization, epoch=epoch))
-        if account_id in self.model.owned and not late:
+        if account_id in self.leases.owners and not late:
             assert given == ("done", None)
             self.model.authorizations[account_id, some] = authorization
         else:

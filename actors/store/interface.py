@@ -18,6 +18,13 @@ from uuid import UUID
 import attrs
 
 from actors.model import Account, Authorization, Change, Entity, EntityKind, Relay, Token
+from runtime.cluster.leases import (
+    ClusterFull,
+    LeaseFenced,
+    LeaseHeld,
+    LeaseStore,
+    LeaseUnavailable,
+)
 
 MAX_MUTATIONS = 1_000
 MAX_PAGE = 1_000
@@ -62,11 +69,28 @@ class LastOperator(StoreError):
     """Without this token no operator could come in any more."""
 
 
-class Fenced(StoreError):
-    """The caller's epoch is no longer the account's: another owner has taken over."""
+class Fenced(StoreError, LeaseFenced):
+    """The caller's time is over: its epoch is no longer the account's, or the lease of its node
+    does not stand."""
+
+    def __init__(self, reason: str, *, superseded: bool = False) -> None:
+        super().__init__(reason)
+        self.superseded = superseded
 
 
-class Unavailable(StoreError):
+class Held(StoreError, LeaseHeld):
+    """Another node owns the account, and lives."""
+
+    def __init__(self, account_id: UUID, owner: str) -> None:
+        super().__init__(f"account {account_id} is owned by node {owner}")
+        self.owner = owner
+
+
+class Full(StoreError, ClusterFull):
+    """The cluster has as many living nodes as it may have."""
+
+
+class Unavailable(StoreError, LeaseUnavailable):
     """The database cannot be reached now; nothing was changed as far as the caller may assume."""
 
 
@@ -97,10 +121,13 @@ class Contents:
     number: int
 
 
-class Store(Protocol):
+class Store(LeaseStore, Protocol):
     """What the control plane keeps. Every method names its account, but for what is the
     installation's. Each may raise `Unavailable` besides what its own text names; what it answered
     is durable.
+
+    The leases of nodes and accounts are `LeaseStore`'s, with the errors of this module; the keys
+    are the ids of accounts, and `acquire` raises NotFound for an unknown one.
     """
 
     # --- accounts, entities, changes ---
@@ -167,17 +194,11 @@ class Store(Protocol):
         Raises NotFound, also for the token of an account; LastOperator for the token of an
         operator if there is no other that has not expired at `at`."""
 
-    # --- leases of keyed actors ---
-
-    async def acquire(self, account_id: UUID, *, owner: str) -> int:
-        """Become the owner of the account: raises its epoch by one and returns it.
-
-        Raises NotFound for an unknown account."""
-
     # --- authorisations ---
 
     async def write_authorization(self, authorization: Authorization, *, epoch: int) -> None:
-        """Insert or replace, in one transaction with a check of the epoch. Raises Fenced."""
+        """Insert or replace, in one transaction with a check of the epoch: an owner that takes
+        over waits for it. Raises Fenced, also after a release."""
 
     async def authorizations(
         self,

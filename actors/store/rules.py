@@ -33,6 +33,9 @@ from actors.model import (
 from actors.store.codec import from_json, to_json
 from actors.store.interface import MAX_MUTATIONS, MAX_PAGE, Invalid, Mutation, Put
 from channel.messages import Filter
+from runtime.cluster.leases import MAX_NODE_LEASE_NS
+from runtime.cluster.membership import check_node_name
+from runtime.net.address import split_host_port
 
 MAX_WHO = 255
 MAX_USES = 2**31 - 1
@@ -115,6 +118,21 @@ def check_limit(limit: int) -> None:
     """Raises ValueError unless the page's size lies within 1 and MAX_PAGE."""
     if not 1 <= limit <= MAX_PAGE:
         raise ValueError(f"a page has 1 to {MAX_PAGE} entries")
+
+
+def check_node(name: str, *, link_address: str, door_address: str, version: str) -> None:
+    """Raises ValueError unless a node may say this of itself."""
+    check_node_name(name)
+    for address in (link_address, door_address):
+        check_name(address)
+        split_host_port(address)
+    check_name(version)
+
+
+def check_ttl(ttl_ns: int) -> None:
+    """Raises ValueError unless a node's lease may be that long."""
+    if not 0 <= ttl_ns <= MAX_NODE_LEASE_NS:
+        raise ValueError(f"a lease has 0 to {MAX_NODE_LEASE_NS} ns")
 
 
 # --- rules between and within fields -------------------------------------------------------------

@@ -63,7 +63,7 @@ def describe(app: Litestar) -> dict[str, Any]:
         paths.setdefault(path, {})[method.lower()] = _operation(path, handler, schema_by_type)
     return {
         "openapi": "3.1.0",
-        "info": {"title": "Holloway", "version": _version(), "description": DESCRIPTION},
+        "info": {"title": "Holloway", "version": product_version(), "description": DESCRIPTION},
         "servers": [{"url": "/"}],
         "security": [{"token": []}],
         "paths": paths,
@@ -167,7 +167,8 @@ def _schema_of_foreign(type_: type) -> dict[str, Any]:
     return {"type": "string", "title": type_.__name__}
 
 
-def _version() -> str:
+def product_version() -> str:
+    """Of the installed package; 0 where it runs from its source alone."""
     try:
         return version("holloway")
     except PackageNotFoundError:

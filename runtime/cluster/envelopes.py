@@ -15,6 +15,7 @@ import msgspec
 from msgspec import Meta, Raw, Struct
 
 from runtime.cluster.frames import LinkProtocolError, MessageCodec
+from runtime.cluster.keyed import Locate, Located, Relinquish
 from runtime.presence.tracker import Farewell, Heartbeat, Transfer, TransferRequest
 from runtime.refs import (
     MAX_REF_BYTES,
@@ -148,6 +149,9 @@ RUNTIME_KINDS: Final[Mapping[int, type]] = {
     49: TransferRequest,
     50: Transfer,
     51: Farewell,
+    52: Locate,
+    53: Located,
+    54: Relinquish,
 }
 """Part of the protocol between nodes, as are the kinds of an application, from 64 on."""
 

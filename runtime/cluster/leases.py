@@ -17,10 +17,13 @@ earlier than for the others.
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Final, Protocol
 from uuid import UUID
 
 import attrs
+
+MAX_NODE_LEASE_NS: Final = 366 * 24 * 3_600 * 10**9
+"""Far beyond any real lease: for worlds of one node in virtual time, which need not renew it."""
 
 
 class LeaseFenced(Exception):
@@ -34,6 +37,10 @@ class LeaseHeld(Exception):
     """The key is owned by another node that lives; `owner` is its name."""
 
     owner: str
+
+
+class ClusterFull(Exception):
+    """`placement.MAX_NODES` nodes live, so no other can join."""
 
 
 class LeaseUnavailable(Exception):
@@ -63,14 +70,19 @@ class LeaseStore(Protocol):
     async def join_node(
         self, name: str, *, link_address: str, door_address: str, version: str, ttl_ns: int
     ) -> int:
-        """Begin a life of the node `name`: raises its incarnation by one and returns it. A process
-        that has the name already is superseded."""
+        """Begin a life of the node `name` and return its incarnation, which is higher than that of
+        any life of any node before. A process that has the name already is superseded. Where
+        there are MAX_NODES rows, it takes the place of the node that has been dead longest.
+
+        `ttl_ns` is 0 (expired at once) to MAX_NODE_LEASE_NS. Raises ClusterFull; ValueError for
+        what cannot be the name of a node, an address or a version (1 to 255 characters)."""
 
     async def renew_node(
         self, name: str, incarnation: int, *, draining: bool, ttl_ns: int
     ) -> tuple[NodeRow, ...]:
         """Prolong the node's lease to `ttl_ns` from now, also when it has expired meanwhile, and
-        return all nodes, this one among them, by name. Raises LeaseFenced."""
+        return all nodes, this one among them, by name. Raises LeaseFenced, also when the node has
+        left, or made room for another while it was dead."""
 
     async def nodes(self) -> tuple[NodeRow, ...]:
         """All nodes, by name. (For operators; a node learns them by `renew_node`.)"""
@@ -80,16 +92,17 @@ class LeaseStore(Protocol):
         if it is over."""
 
     async def leave_node(self, name: str, incarnation: int) -> None:
-        """End the life of a node in good order: its row goes (its incarnations are never used
-        again), and what it still owned is free. Harmless if it is over."""
+        """End the life of a node in good order: its row goes, and what it still owned is free for
+        others at once. Harmless if it is over."""
 
     async def acquire(self, key: UUID, *, owner: str, incarnation: int) -> int:
         """Become the owner of the key: raises its epoch by one and returns it.
 
-        Raises LeaseHeld while another node owns it whose lease has not expired; LeaseFenced unless
-        the lease of (owner, incarnation) stands; what the store raises for a key that it does not
-        know."""
+        Raises, in this order: what the store raises for a key that it does not know; LeaseFenced
+        unless the lease of (owner, incarnation) stands; LeaseHeld while another node owns it whose
+        lease stands. What an earlier life of the same node owned is free."""
 
     async def release(self, key: UUID, *, owner: str, incarnation: int) -> None:
         """Give up the ownership of the key, so that another node need not wait for the end of our
-        lease. Harmless unless the key is owned by this incarnation."""
+        lease. The epoch stays, and nothing can be written by it any more. Harmless unless the key
+        is owned by this incarnation."""

@@ -112,6 +112,12 @@ class _Peer:
     """Its link is lost: dial again."""
 
 
+async def open_link_listeners(listen: Address) -> list[trio.SocketListener]:
+    """Where nodes may connect. Raises CannotListen."""
+    with binding("node links", listen):
+        return await trio.open_tcp_listeners(listen.port, host=listen.host)
+
+
 class NodeLinks:
     """All links of one node. Belongs to one trio run, and one thread.
 
@@ -154,12 +160,14 @@ class NodeLinks:
         self._lost = 0
 
     async def run(
-        self, listen: Address, *, task_status: trio.TaskStatus[Address] = trio.TASK_STATUS_IGNORED
+        self,
+        listen: Address | list[trio.SocketListener],
+        *,
+        task_status: trio.TaskStatus[Address] = trio.TASK_STATUS_IGNORED,
     ) -> None:
-        """Listen, dial and carry messages until cancelled; `task_status` is given the address.
-        Raises CannotListen."""
-        with binding("node links", listen):
-            listeners = await trio.open_tcp_listeners(listen.port, host=listen.host)
+        """Listen (at an address, or on what listens already), dial and carry messages until
+        cancelled; `task_status` is given the address. Raises CannotListen."""
+        listeners = await open_link_listeners(listen) if isinstance(listen, Address) else listen
         bound = listeners[0].socket.getsockname()
         try:
             async with trio.open_nursery() as nursery:

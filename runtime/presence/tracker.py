@@ -438,6 +438,10 @@ class Tracker(Actor):
 
     def _send(self, to: str | None, message: PeerMessage) -> None:
         self._heartbeats_sent += isinstance(message, Heartbeat)
+        self.carry(to, message)
+
+    def carry(self, to: str | None, message: PeerMessage) -> None:
+        """Send to the tracker of node `to`, or of every other node (None)."""
         self.publish(OUTGOING, Outgoing(to, message))
 
     def _announce(self, changes: Changes) -> None:

@@ -50,6 +50,7 @@ CHAIN, KEY = AUTHORITY.issue_pem("localhost", "127.0.0.1")
 ANY = Address("127.0.0.1", 0)
 MS = 10**6
 S = 10**9
+UNTIL_S = 60
 CANDIDATES = Candidates(connection_id=UUID(int=5), generation=0)
 QUICK = DialerOptions(
     heartbeat_interval_ns=200 * MS, backoff_base_ns=100 * MS, backoff_cap_ns=400 * MS
@@ -122,14 +123,10 @@ async def dialing(at: str, agent: Agent, **options: object) -> AsyncIterator[Dia
 
 
 async def until(condition: Callable[[], object]) -> None:
-    while not condition():
-        await trio.sleep(0.005)
-
-
-@pytest.fixture(autouse=True)
-async def deadline() -> AsyncIterator[None]:
-    with trio.fail_after(60):
-        yield
+    """A fixture's deadline would not end the test that waits here."""
+    with trio.fail_after(UNTIL_S):
+        while not condition():
+            await trio.sleep(0.005)
 
 
 # --- the ordinary course -----------------------------------------------------------------------
@@ -259,10 +256,12 @@ async def test_draining_sends_agents_away_and_takes_no_new_one() -> None:
 
 
 @contextmanager
-def portal_process(port: int, directory: Path) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+def portal_process(
+    port: int, directory: Path, *doors: str
+) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
     (directory / "chain").write_bytes(CHAIN)
     (directory / "key").write_bytes(KEY)
-    arguments = [str(port), str(directory / "chain"), str(directory / "key")]
+    arguments = [str(port), str(directory / "chain"), str(directory / "key"), *doors]
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.system.channel_portal", *arguments],
         stdout=subprocess.PIPE,

@@ -54,6 +54,7 @@ from runtime.host import TrioHost
 from runtime.net.address import Address
 from runtime.randomness import SystemRandomness, uuid7
 from runtime.scheduler import Scheduler
+from tests.nodes import joined
 from tests.system.rebinding import Rebinding
 from tests.unit.channel.certificates import Authority
 
@@ -130,7 +131,7 @@ async def filled_store(count: int) -> tuple[MemoryStore, Token, bytes, list[Auth
         attrs.evolve(gateway, approved=True),
     )  # fmt: skip
     await store.apply(account.id, [Put(each) for each in entities], who="test", at=at)
-    epoch = await store.acquire(account.id, owner="before")
+    epoch = await store.acquire(account.id, **await joined(store, "portal"))
     connection_id = uuid7(CLOCK, RANDOMNESS)
     rows = [
         Authorization(
@@ -161,8 +162,16 @@ async def portal(store: MemoryStore) -> AsyncIterator[int]:
         return True
 
     host = TrioHost(Scheduler(clock=CLOCK, randomness=RANDOMNESS))
+    owner = await joined(store, "portal")
     plane = ControlPlane(
-        host.scheduler, store, CLOCK, RANDOMNESS, portal_name="localhost", prove_address=prove
+        host.scheduler,
+        store,
+        CLOCK,
+        RANDOMNESS,
+        portal_name="localhost",
+        prove_address=prove,
+        node=owner["owner"],
+        incarnation=owner["incarnation"],
     )
     plane.start()
     async with trio.open_nursery() as nursery:

@@ -19,6 +19,8 @@ import httpx
 import pytest
 import trio
 
+from actors.store.embedded import EmbeddedPostgres
+from actors.store.postgres import PostgresStore
 from channel.credentials import (
     decode_token,
     device_key_of,
@@ -30,6 +32,7 @@ from channel.frames import Frame
 from channel.messages import TO_GATEWAY, Challenge, Disconnect, GatewayInit, Join, RelayJoin
 from runtime.clock import SystemClock
 from runtime.randomness import SystemRandomness
+from tests.nodes import joined
 from tests.system.postgres_support import own_directory
 
 pytestmark = pytest.mark.system
@@ -328,6 +331,35 @@ async def test_a_killed_portal_starts_again_and_nothing_acknowledged_is_lost() -
             sites = {site["id"]: site["name"] for site in await all_of(client, "sites")}
             for writer in writers:
                 assert writer.acknowledged.items() <= sites.items()
+
+
+async def test_a_portal_is_a_node_that_renews_its_lease_and_ends_when_its_place_is_taken() -> None:
+    async with portal() as here:
+        logins = EmbeddedPostgres(here.state / "database").logins()
+        async with PostgresStore.open(logins, migrated=True) as store:
+            (first,) = await store.nodes()
+            assert first.name == "portal"
+
+            remaining_ns = [first.remaining_ns]
+
+            async def renewed() -> bool:
+                (row,) = await store.nodes()
+                remaining_ns.append(row.remaining_ns)
+                return remaining_ns[-1] > remaining_ns[-2]
+
+            await until(renewed)
+            assert await here.end(signal.SIGKILL) == -signal.SIGKILL
+            await here.start()
+            (second,) = await store.nodes()
+            assert (second.name, second.incarnation) == ("portal", first.incarnation + 1)
+            assert second.remaining_ns > 0
+            await joined(store, "portal")
+            process, here.process = here.process, None
+            assert process is not None
+            assert await trio.to_thread.run_sync(process.wait) == 1
+        assert "was superseded" in here.log
+        assert "Traceback" not in here.log
+        await here.start()
 
 
 class PlainGateway:

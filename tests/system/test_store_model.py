@@ -14,7 +14,8 @@ pytestmark = pytest.mark.system
 
 EVERYTHING = (
     'account, account_sequence, change, principal, "group", membership, site, resource, policy,'
-    ' token, client, gateway, tunnel_address, "authorization", lease, relay'
+    ' token, client, gateway, tunnel_address, "authorization", lease, relay,'
+    " node, node_sequence"
 )
 
 

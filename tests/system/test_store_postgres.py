@@ -32,6 +32,7 @@ from actors.store.postgres.connection import TrioConnection
 from actors.store.postgres.mapping import TABLES
 from actors.store.postgres.migrate import known_migrations
 from channel.messages import IpText
+from tests.nodes import joined
 
 pytestmark = pytest.mark.system
 
@@ -86,7 +87,7 @@ async def fill(store: PostgresStore, account: Account) -> None:
     await store.apply(
         account.id, [Put(account), Put(person), Put(token), Put(client)], who="test", at=AT
     )
-    epoch = await store.acquire(account.id, owner="test")
+    epoch = await store.acquire(account.id, **await joined(store, "test"))
     await store.write_authorization(authorization(account), epoch=epoch)
 
 
@@ -321,9 +322,11 @@ async def test_of_one_token_with_five_uses_twenty_enrolments_get_five(store: Pos
 
 async def test_the_former_owner_of_an_account_is_fenced_off(store: PostgresStore) -> None:
     await store.apply(ACME.id, [Put(ACME)], who="test", at=AT)
-    first = await store.acquire(ACME.id, owner="one")
+    one = await joined(store, "one")
+    first = await store.acquire(ACME.id, **one)
     await store.write_authorization(authorization(ACME), epoch=first)
-    second = await store.acquire(ACME.id, owner="two")
+    await store.expel_node("one", one["incarnation"])
+    second = await store.acquire(ACME.id, **await joined(store, "two"))
     assert second == first + 1
     late = authorization(ACME)
     with pytest.raises(Fenced):
@@ -339,7 +342,8 @@ async def test_an_owner_that_is_replaced_while_it_writes_is_fenced_or_first(
     store: PostgresStore,
 ) -> None:
     await store.apply(ACME.id, [Put(ACME)], who="test", at=AT)
-    epochs = [await store.acquire(ACME.id, owner="one")]
+    one, two = await joined(store, "one"), await joined(store, "two")
+    epochs = [await store.acquire(ACME.id, **one)]
     fenced_at: list[int] = []
     written: list[int] = []
 
@@ -356,7 +360,8 @@ async def test_an_owner_that_is_replaced_while_it_writes_is_fenced_or_first(
         nursery.start_soon(write)
         while len(written) < 5:
             await trio.sleep(0)
-        await store.acquire(ACME.id, owner="two")
+        await store.expel_node("one", one["incarnation"])
+        await store.acquire(ACME.id, **two)
         after = len(await store.authorizations(ACME.id, limit=1000))
     assert len(fenced_at) + len(written) == 100
     assert len(await store.authorizations(ACME.id, limit=1000)) == after, "none came after"

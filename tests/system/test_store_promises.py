@@ -40,6 +40,7 @@ from actors.store.interface import (
 from actors.store.memory import MemoryStore
 from actors.store.postgres import PostgresStore
 from channel.messages import IpText, SocketAddress
+from tests.nodes import joined
 
 pytestmark = pytest.mark.system
 
@@ -179,7 +180,7 @@ async def test_an_account_goes_with_everything_in_it_and_its_numbers_go_on(store
 
 async def test_an_account_removed_and_made_again_at_once_is_empty_and_fenced(store: Store) -> None:
     await fill(store)
-    epoch = await store.acquire(ACME.id, owner="node")
+    epoch = await store.acquire(ACME.id, **await joined(store, "node"))
     await store.write_authorization(ACCESS, epoch=epoch)
     await apply(store, Remove("account", ACME.id), Put(ACME))
     assert (await store.contents(ACME.id)).entities == ()
@@ -187,7 +188,7 @@ async def test_an_account_removed_and_made_again_at_once_is_empty_and_fenced(sto
     for guess in (epoch, epoch + 1):
         with pytest.raises(Fenced):
             await store.write_authorization(ACCESS, epoch=guess)
-    assert await store.acquire(ACME.id, owner="node") > epoch
+    assert await store.acquire(ACME.id, **await joined(store, "node")) > epoch
 
 
 async def test_nothing_goes_into_an_account_that_is_not_there(store: Store) -> None:
@@ -395,17 +396,23 @@ async def test_a_token_of_the_installation_belongs_to_no_account(store: Store) -
 
 
 async def test_an_epoch_grows_with_each_owner(store: Store) -> None:
+    one, two = await joined(store, "one"), await joined(store, "two")
     with pytest.raises(NotFound):
-        await store.acquire(ACME.id, owner="one")
+        await store.acquire(ACME.id, **one)
     await apply(store, Put(ACME))
-    assert [await store.acquire(ACME.id, owner=each) for each in ("one", "two", "one")] == [1, 2, 3]
-    with pytest.raises(ValueError, match="printable"):
-        await store.acquire(ACME.id, owner="")
+    epochs = []
+    for owner in (one, two, one, one):
+        epochs.append(await store.acquire(ACME.id, **owner))
+        if owner is not one or len(epochs) == 1:
+            await store.release(ACME.id, **owner)
+    assert epochs == [1, 2, 3, 4]
+    with pytest.raises(ValueError, match="not the name of a node"):
+        await store.acquire(ACME.id, owner="", incarnation=1)
 
 
 async def test_an_authorization_lives_until_it_ends_or_expires(store: Store) -> None:
     await fill(store)
-    epoch = await store.acquire(ACME.id, owner="node")
+    epoch = await store.acquire(ACME.id, **await joined(store, "node"))
     await store.write_authorization(ACCESS, epoch=epoch)
     end = ACCESS.expires_at
     just_before = end - timedelta(microseconds=1)

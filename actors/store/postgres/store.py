@@ -35,12 +35,15 @@ from actors.store.interface import (
     StoreError,
     Unavailable,
 )
+from actors.store.postgres import leases
 from actors.store.postgres.connection import LOST, Logins, TrioConnection
 from actors.store.postgres.mapping import ACCOUNTS, AUTHORIZATIONS, RELAYS, TABLES, TOKENS
 from actors.store.postgres.migrate import migrate
 from actors.store.postgres.mutations import SELECT_CHANGES, apply_mutations, change_of
 from actors.store.postgres.pool import Pool, PoolStatistics
-from actors.store.rules import check_limit, check_mutations, check_name, validate
+from actors.store.rules import check_limit, check_mutations, check_node, check_ttl, validate
+from runtime.cluster.leases import NodeRow
+from runtime.cluster.membership import check_node_name
 
 T = TypeVar("T")
 
@@ -241,21 +244,64 @@ class PostgresStore:
 
         await self._transact(_INSTALLATION, remove)
 
-    # --- leases of keyed actors ---
+    # --- leases of nodes and accounts: see `actors.store.postgres.leases` ---
 
-    async def acquire(self, account_id: UUID, *, owner: str) -> int:
-        """See `Store.acquire`."""
-        check_name(owner)
+    async def join_node(
+        self, name: str, *, link_address: str, door_address: str, version: str, ttl_ns: int
+    ) -> int:
+        """See `LeaseStore.join_node`. Raises Full."""
+        check_node(name, link_address=link_address, door_address=door_address, version=version)
+        check_ttl(ttl_ns)
+        return await self._transact(
+            _INSTALLATION,
+            lambda connection: leases.join(
+                connection,
+                name,
+                link_address=link_address,
+                door_address=door_address,
+                version=version,
+                ttl_ns=ttl_ns,
+            ),
+        )
 
-        async def raise_epoch(connection: TrioConnection) -> int:
-            # Locked, so that the account cannot be removed meanwhile.
-            known = "SELECT FROM account WHERE id = %s FOR KEY SHARE"
-            if not await _fetch(connection, known, [account_id]):
-                raise NotFound(f"account {account_id}")
-            ((epoch,),) = await _fetch(connection, _ACQUIRE, [account_id, owner])
-            return int(epoch)
+    async def renew_node(
+        self, name: str, incarnation: int, *, draining: bool, ttl_ns: int
+    ) -> tuple[NodeRow, ...]:
+        """See `LeaseStore.renew_node`. Raises Fenced."""
+        check_ttl(ttl_ns)
+        return await self._transact(
+            _INSTALLATION,
+            lambda connection: leases.renew(
+                connection, name, incarnation, draining=draining, ttl_ns=ttl_ns
+            ),
+        )
 
-        return await self._transact(_of_account(account_id), raise_epoch)
+    async def nodes(self) -> tuple[NodeRow, ...]:
+        """See `LeaseStore.nodes`."""
+        rows = await self._select(_INSTALLATION, leases.SELECT_NODES, [])
+        return tuple(map(leases.node_of, rows))
+
+    async def expel_node(self, name: str, incarnation: int) -> None:
+        """See `LeaseStore.expel_node`."""
+        await self._execute(_INSTALLATION, leases.EXPEL, [name, incarnation])
+
+    async def leave_node(self, name: str, incarnation: int) -> None:
+        """See `LeaseStore.leave_node`."""
+        await self._execute(_INSTALLATION, leases.LEAVE, [name, incarnation])
+
+    async def acquire(self, key: UUID, *, owner: str, incarnation: int) -> int:
+        """See `LeaseStore.acquire`. Raises NotFound, Fenced, Held."""
+        check_node_name(owner)
+        return await self._transact(
+            f"{_of_account(key)}; {_INSTALLATION}",
+            lambda connection: leases.acquire(
+                connection, key, owner=owner, incarnation=incarnation
+            ),
+        )
+
+    async def release(self, key: UUID, *, owner: str, incarnation: int) -> None:
+        """See `LeaseStore.release`."""
+        await self._execute(_of_account(key), leases.RELEASE, [key, owner, incarnation])
 
     # --- authorisations ---
 
@@ -369,12 +415,6 @@ _OPERATORS: LiteralString = (
     " WHERE account_id IS NULL AND kind = 'operator' ORDER BY id FOR UPDATE"
 )
 _REMOVE: LiteralString = "DELETE FROM token WHERE account_id IS NULL AND id = %s RETURNING id"
-_ACQUIRE: LiteralString = """
-INSERT INTO lease (account_id, epoch, owner) VALUES (%s, 1, %s)
-ON CONFLICT (account_id) DO UPDATE
-SET epoch = lease.epoch + 1, owner = excluded.owner, acquired_at = now()
-RETURNING epoch
-"""
 
 
 # What opens one door of row-level security for the transaction that it begins.

@@ -92,7 +92,7 @@ def test_a_gateway_finds_its_way_back_when_the_account_actor_is_started_anew() -
     gateway = world.gateway()
     twin = twin_of(gateway)
     twin.join()
-    world.crash(world.plane.account(world.account.id))
+    world.crash(world.account_actor())
     world.run_for(5)
     assert gateway.is_connected
     assert world.presence().gateways[0].tunnel_key == gateway.tunnel_key

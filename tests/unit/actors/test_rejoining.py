@@ -126,7 +126,7 @@ def test_filters_that_changed_while_a_gateway_was_away_are_told_after_its_rejoin
 
 def test_an_account_actor_that_crashes_is_replaced_and_nobody_notices() -> None:
     world, gateway, client, answer = world_with_access()
-    world.crash(world.plane.account(world.account.id))
+    world.crash(world.account_actor())
     world.run_for(1)
     assert client.is_connected
     assert gateway.is_connected
@@ -145,7 +145,7 @@ def test_an_account_actor_that_crashes_is_replaced_and_nobody_notices() -> None:
 
 def test_what_changed_while_no_account_actor_lived_has_its_consequences() -> None:
     world, gateway, client, _ = world_with_access()
-    ref = world.plane.account(world.account.id)
+    ref = world.account_actor()
     world.scheduler.stop(ref, "crashed: on purpose")
     for policy in world.entities("policy"):
         world.remove("policy", policy.id)
@@ -159,7 +159,7 @@ def test_what_changed_while_no_account_actor_lived_has_its_consequences() -> Non
 
 def test_a_resource_that_moved_while_no_account_actor_lived_is_cut() -> None:
     world, gateway, client, answer = world_with_access()
-    ref = world.plane.account(world.account.id)
+    ref = world.account_actor()
     world.scheduler.stop(ref, "crashed: on purpose")
     world.put(attrs.evolve(world.web, address="10.0.0.77"))
     world.run_for(1)
@@ -175,7 +175,7 @@ def test_what_lives_long_is_not_cut_by_a_move_before_its_time() -> None:
     world.put(attrs.evolve(world.web, address="10.0.0.77"))
     world.run_for(3_600)
     gateway, client, _ = opened(world)
-    world.crash(world.plane.account(world.account.id))
+    world.crash(world.account_actor())
     world.run_for(1)
     assert client.live
     assert gateway.live
@@ -221,7 +221,7 @@ def test_an_account_actor_that_crashes_in_the_midst_of_a_request_loses_nothing()
     world.host.run_until_idle()
     frame = gateway.frame(Authorize)
     gateway.is_silent = False
-    world.crash(world.plane.account(world.account.id))
+    world.crash(world.account_actor())
     world.run_for(0.5)
     gateway.hear(frame)  # the acknowledgement, half a second late
     world.run_for(5)
@@ -234,7 +234,7 @@ def test_an_account_actor_that_crashes_in_the_midst_of_a_request_loses_nothing()
 def test_an_account_actor_that_cannot_come_up_ends_the_channels_with_the_advice_to_retry() -> None:
     world, gateway, client, _ = world_with_access()
     world.store.is_away = True
-    world.crash(world.plane.account(world.account.id))
+    world.crash(world.account_actor())
     world.run_for(30)
     for agent in (client, gateway):
         assert agent.refused == "unavailable"

@@ -15,7 +15,7 @@ from uuid import UUID
 import attrs
 
 from actors.attachment import Attachment, OwnedChannel
-from actors.messages import ListLive, ListPresence, ListRelays, OnlineRelay, Presence
+from actors.messages import ACCOUNT, ListLive, ListPresence, ListRelays, OnlineRelay, Presence
 from actors.model import (
     Account,
     Authorization,
@@ -36,6 +36,7 @@ from actors.services import Limits
 from actors.store.interface import MAX_PAGE, Put, Remove, Unavailable
 from actors.store.memory import MemoryStore
 from actors.tree import ControlPlane
+from actors.wire import node_codec
 from channel.credentials import (
     decode_token,
     device_key_of,
@@ -58,6 +59,7 @@ from channel.messages import (
     Challenge,
     ClientInit,
     Disconnect,
+    DoorAddress,
     GatewayInit,
     Held,
     HeldWanted,
@@ -69,12 +71,15 @@ from channel.messages import (
     Revoke,
     SocketAddress,
 )
-from runtime.actor import ActorRef
+from runtime.actor import ActorRef, NamedRef
 from runtime.clock import VirtualClock
+from runtime.cluster.keyed import Locate, keeper_name
+from runtime.cluster.node import start_alone
 from runtime.inspection import CrashReport
 from runtime.randomness import SeededRandomness, uuid7
 from runtime.scheduler import Scheduler
-from runtime.testing import HeapHost, heap_sleep
+from runtime.testing import FaultInjector, HeapHost, SeededScheduler, heap_sleep
+from tests.nodes import joined
 
 T = TypeVar("T")
 S = 10**9
@@ -92,8 +97,8 @@ FRAMES: dict[str, dict[str, type]] = {
 class Store(MemoryStore):
     """The memory store, which can be out of reach for the control plane (not for `World.put`)."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, clock: VirtualClock) -> None:
+        super().__init__(clock)
         self.is_away = False
 
     async def changes(
@@ -409,11 +414,14 @@ class World:
         *,
         limits: Limits | None = None,
         effect_delay_ns: tuple[int, int] = (0, 0),
+        injector: FaultInjector | None = None,
     ) -> None:
+        self.injector = injector
         self.clock = VirtualClock(start_ns=1_000 * S, utc_start=START)
         self.randomness = SeededRandomness(seed, "world")
-        self.store = Store()
+        self.store = Store(self.clock)
         self.lab = Lab()
+        self.doors: tuple[DoorAddress, ...] = ()
         self.log: list[tuple[str, object]] = []
         self.crashes: list[CrashReport] = []
         self.limits = limits
@@ -434,17 +442,27 @@ class World:
 
     def start_portal(self) -> None:
         """Also after a crash of the whole portal: everything but the store is new."""
-        self.scheduler = Scheduler(
-            clock=self.clock,
-            randomness=self.randomness.child("scheduler"),
-            report=self._report,
-            crash_details=True,
-        )
+        owner = run(joined(self.store))
+        options: dict[str, Any] = {
+            "node": owner["owner"],
+            "incarnation": owner["incarnation"],
+            "clock": self.clock,
+            "randomness": self.randomness.child("scheduler"),
+            "report": self._report,
+            "crash_details": True,
+        }
+        if self.injector is None:
+            self.scheduler = Scheduler(**options)
+        else:
+            self.scheduler = SeededScheduler(injector=self.injector, **options)
         self.host = HeapHost(
             self.scheduler,
             self.clock,
             randomness=self.randomness.child("effects"),
             effect_delay_ns=self.effect_delay_ns,
+        )
+        tenure = start_alone(
+            self.scheduler, self.store, node_codec(), incarnation=owner["incarnation"]
         )
         self.plane = ControlPlane(
             self.scheduler,
@@ -453,7 +471,9 @@ class World:
             self.randomness.child("plane"),
             portal_name=PORTAL,
             prove_address=self._prove,
+            tenure=tenure,
             limits=self.limits,
+            doors=lambda: self.doors,
         )
         self.plane.start()
         self._unsubscribe = self.store.subscribe(self.plane.wake)
@@ -482,8 +502,14 @@ class World:
         return answer
 
     def call(self, message: object) -> Any:
-        ref = self.plane.account(self.account.id)
-        return self.host.call(ref, message)
+        return self.host.call(self.account_actor(), message)
+
+    def account_actor(self) -> ActorRef:
+        """The account's actor, started if it does not live."""
+        located = self.host.call(NamedRef(keeper_name(ACCOUNT)), Locate(self.account.id))
+        assert located.ref is not None
+        ref: ActorRef = located.ref
+        return ref
 
     def relays(self) -> tuple[OnlineRelay, ...]:
         directory = self.plane.relay_directory

@@ -11,7 +11,8 @@ import attrs
 from hypothesis import strategies as st
 from msgspec import Meta
 
-from channel.messages import EVENT_BY_TYPE, PRINTABLE, IpText
+from channel.messages import EVENT_BY_TYPE, PRINTABLE, DoorAddress, IpText
+from runtime.net.address import join_host_port
 
 MAX_ITEMS = 3
 PLAIN: dict[Any, st.SearchStrategy[Any]] = {
@@ -23,6 +24,11 @@ PLAIN: dict[Any, st.SearchStrategy[Any]] = {
     UUID: st.uuids(),
     type(None): st.none(),
     IpText: st.ip_addresses().map(lambda ip: IpText(str(ip))),
+    DoorAddress: st.builds(
+        lambda host, port: DoorAddress(join_host_port(str(host), port)),
+        st.ip_addresses() | st.from_regex(r"\A[a-z][a-z0-9]{0,9}(\.[a-z]{1,9}){0,3}\Z"),
+        st.integers(1, 65_535),
+    ),
     IPv4Address: st.ip_addresses(v=4),
     IPv6Address: st.ip_addresses(v=6),
     IPv4Network: st.tuples(st.ip_addresses(v=4), st.integers(0, 32)).map(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from uuid import UUID
 
 import attrs
@@ -25,12 +25,14 @@ from channel.messages import (
     Candidates,
     Challenge,
     Disconnect,
+    DoorAddress,
     Heartbeat,
     Held,
     HeldWanted,
     IpText,
     Join,
     MoreHeld,
+    Portals,
     ResourceRemoved,
 )
 from runtime.randomness import SeededRandomness
@@ -90,10 +92,12 @@ class Pair:
             now=0,
         )
         self.agent = Agent(join)
+        self.doors: list[Sequence[str]] = []
         self.session = AgentSession(
             self.agent,
             TO_CLIENT,
             send=self._take,
+            learned=self.doors.append,
             options=DialerOptions(),
             highest_epoch=highest_epoch,
             now=0,
@@ -346,6 +350,16 @@ def test_a_reader_that_is_too_slow_loses_its_channel() -> None:
     assert pair.desk.ends == ["overflow"]
 
 
+def test_the_doors_of_the_portal_are_not_the_affair_of_the_agents_core() -> None:
+    pair = joined()
+    doors = (DoorAddress("192.0.2.1:443"), DoorAddress("node2.example.com:443"))
+    pair.portal.send(Portals(addresses=doors))
+    pair.portal.send(Portals(addresses=doors[:1]))
+    pair.exchange()
+    assert pair.doors == [doors, doors[:1]]
+    assert pair.agent.messages == [INIT]
+
+
 # --- epochs ------------------------------------------------------------------------------------
 
 
@@ -422,6 +436,7 @@ def test_a_portal_that_breaks_the_order_is_refused() -> None:
         (Challenge(nonce=b"n" * 16, portal="p"),),
         (Challenge(nonce=b"n" * 32, portal="p"), Challenge(nonce=b"n" * 32, portal="p")),
         (Challenge(nonce=b"n" * 32, portal="p"), ResourceRemoved(resource_id=UUID(int=1))),
+        (Challenge(nonce=b"n" * 32, portal="p"), Portals(addresses=(DoorAddress("a:1"),))),
     ]
     for order in orders:
         pair = Pair()

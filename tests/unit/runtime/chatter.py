@@ -1,5 +1,5 @@
 """A noisy population of actors on a HeapHost; prints its whole trace. Run by test_two_ways in
-processes with different hash seeds: `chatter.py SEED`."""
+processes with different hash seeds: `chatter.py SEED in_order` or `chatter.py SEED with_faults`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from runtime.clock import NS_PER_MS, NS_PER_S, VirtualClock
 from runtime.randomness import SeededRandomness, choice
 from runtime.scheduler import Scheduler
 from runtime.supervisor import ChildSpec, DynamicSupervisor
-from runtime.testing import HeapHost, heap_sleep
+from runtime.testing import FaultInjector, Faults, HeapHost, SeededScheduler, heap_sleep
 
 TOPICS = ("news", "weather", "sport")
 
@@ -89,10 +89,30 @@ class Chatterer(Actor):
         self.trace.append(f"{self.context.now()} {self.context.ref} {what}")
 
 
+def make_scheduler(clock: VirtualClock, randomness: SeededRandomness, how: str) -> Scheduler:
+    if how == "in_order":
+        return Scheduler(clock=clock, randomness=randomness)
+    faults = Faults(
+        seed=randomness.seed,
+        shuffles_turns=True,
+        crash_before_per_million=5_000,
+        crash_after_per_million=5_000,
+        crash_waiting_per_million=5_000,
+        crash_start_per_million=5_000,
+        crash_spares=(DynamicSupervisor,),
+        effect_fail_after_per_million=10_000,
+        effect_delay_per_million=100_000,
+        effect_lost_per_million=1_000,
+        stall_per_million=1_000,
+        wall_jump_per_million=1_000,
+    )
+    return SeededScheduler(injector=FaultInjector(faults), clock=clock, randomness=randomness)
+
+
 def main() -> None:
     randomness = SeededRandomness(int(sys.argv[1]), "chatter")
     clock = VirtualClock()
-    scheduler = Scheduler(clock=clock, randomness=randomness)
+    scheduler = make_scheduler(clock, randomness, sys.argv[2])
     host = HeapHost(
         scheduler, clock, randomness=randomness.child("host"), effect_delay_ns=(0, NS_PER_MS)
     )
@@ -105,6 +125,7 @@ def main() -> None:
     print("\n".join(trace))
     print(scheduler.tree())
     print(scheduler.statistics())
+    print(host.statistics())
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from typing import Any
 import attrs
 from hypothesis import strategies as st
 
-from runtime.actor import LATER, Actor, ActorError, ActorRef, Caller, Raise, handles
+from runtime.actor import LATER, Actor, ActorError, ActorRef, Caller, Down, Raise, handles
 from runtime.scheduler import Scheduler
 
 ACTORS = 4
@@ -55,6 +55,7 @@ class Node(Actor):
         self.effect = effect
         self.seen: list[Any] = []
         self.counted = 0
+        self.downs: list[tuple[int, str]] = []
         self.ended: str | None = None
 
     def terminated(self, reason: str) -> None:
@@ -63,6 +64,10 @@ class Node(Actor):
     @handles(Count)
     def on_count(self, message: Count) -> None:
         self.counted += message.amount
+
+    @handles(Down)
+    def on_down(self, message: Down) -> None:
+        self.downs.append((self.refs.index(message.ref), message.reason))
 
     @handles(ReplyNow)
     def on_reply_now(self, message: ReplyNow) -> None:
@@ -90,6 +95,10 @@ class Node(Actor):
                     assert self.context.caller is not None
                     self.send_after(delay_ns, ReplyNow(self.context.caller, len(self.seen)))
                     return LATER
+                case ("link", other):
+                    self.link(self.refs[other])
+                case ("monitor", other):
+                    self.monitor(self.refs[other])
                 case ("kill", other):
                     self.seen.append(("killed", self.stop_actor(self.refs[other], "killed")))
         return result
@@ -130,7 +139,7 @@ plain_steps = st.lists(
         st.tuples(st.just("count"), others, st.integers(1, 9)),
         st.sampled_from([("crash",), ("refuse",), ("stop", "normal"), ("reply early", 7)]),
         st.tuples(st.just("reply later"), delays),
-        st.tuples(st.just("kill"), others),
+        st.tuples(st.sampled_from(["kill", "link", "monitor"]), others),
     ),
     max_size=4,
 ).map(tuple)
@@ -159,10 +168,12 @@ def build(scheduler: Scheduler, effect: Callable[..., Awaitable[Any]]) -> list[N
     return nodes
 
 
-def outcome(nodes: list[Node]) -> list[tuple[list[Any], int | None, str | None]]:
+def outcome(nodes: list[Node]) -> list[tuple[Any, ...]]:
     """All that the nodes have become. What was cast to one that has ended may have come too late,
-    so it does not count."""
+    so it does not count; nor do the monitors of one."""
     return [
-        (list(node.seen), node.counted if node.ended is None else None, node.ended)
+        (list(node.seen), node.counted, sorted(node.downs), None)
+        if node.ended is None
+        else (list(node.seen), node.ended)
         for node in nodes
     ]

@@ -9,13 +9,13 @@ from typing import Any
 import attrs
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from runtime.actor import LATER, Actor, ActorRef, Caller, Down, handles
 from runtime.clock import NS_PER_S, VirtualClock
 from runtime.randomness import SeededRandomness
 from runtime.scheduler import Scheduler
-from runtime.testing import HeapHost, heap_sleep
+from runtime.testing import FaultInjector, Faults, HeapHost, SeededScheduler, heap_sleep
 
 MAILBOX = 5
 behaviours = st.sampled_from(
@@ -95,14 +95,10 @@ class Watcher(Actor):
 class Lives(RuleBasedStateMachine):
     calls_in_caller = 64
 
-    def __init__(self) -> None:
-        super().__init__()
+    @initialize(seed=st.integers(0, 2**32))
+    def begin(self, seed: int) -> None:
         clock = VirtualClock()
-        self.scheduler = Scheduler(
-            clock=clock,
-            randomness=SeededRandomness(1, "actors"),
-            calls_in_caller_per_turn=self.calls_in_caller,
-        )
+        self.scheduler = self.make_scheduler(clock, seed)
         self.host = HeapHost(self.scheduler, clock)
         self.watcher = Watcher()
         self.scheduler.spawn(self.watcher)
@@ -117,6 +113,13 @@ class Lives(RuleBasedStateMachine):
         self.forgotten: set[int] = set()
         for _ in range(4):
             self.spawn()
+
+    def make_scheduler(self, clock: VirtualClock, seed: int) -> Scheduler:
+        return Scheduler(
+            clock=clock,
+            randomness=SeededRandomness(1, "actors"),
+            calls_in_caller_per_turn=self.calls_in_caller,
+        )
 
     def take_number(self) -> int:
         self.next_number += 1
@@ -225,7 +228,24 @@ class LivesByMailbox(Lives):
     calls_in_caller = 0
 
 
+class LivesInAnyOrder(Lives):
+    """Turns in a drawn order, and handlers that crash by chance."""
+
+    def make_scheduler(self, clock: VirtualClock, seed: int) -> Scheduler:
+        faults = Faults(
+            seed=seed,
+            shuffles_turns=True,
+            crash_after_per_million=20_000,
+            crash_waiting_per_million=20_000,
+            crash_spares=(Watcher,),
+        )
+        randomness = SeededRandomness(1, "actors")
+        return SeededScheduler(injector=FaultInjector(faults), clock=clock, randomness=randomness)
+
+
 TestLives = Lives.TestCase
 TestLives.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
 TestLivesByMailbox = LivesByMailbox.TestCase
 TestLivesByMailbox.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)
+TestLivesInAnyOrder = LivesInAnyOrder.TestCase
+TestLivesInAnyOrder.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)

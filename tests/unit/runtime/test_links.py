@@ -16,7 +16,7 @@ from runtime.actor import Actor, ActorRef, Exit, handles
 from runtime.clock import VirtualClock
 from runtime.randomness import SeededRandomness
 from runtime.scheduler import Scheduler
-from runtime.testing import HeapHost
+from runtime.testing import Faults, HeapHost, seeded_host
 
 
 @attrs.frozen
@@ -157,9 +157,12 @@ reasons = st.sampled_from(["normal", "shutdown", "odd", "kill"])
 class LinksAgainstAModel(RuleBasedStateMachine):
     """The model is a graph and a queue of signals."""
 
-    @initialize(traps=st.lists(st.booleans(), min_size=ACTORS, max_size=ACTORS))
-    def begin(self, traps: list[bool]) -> None:
-        self.host = new_host()
+    @initialize(
+        traps=st.lists(st.booleans(), min_size=ACTORS, max_size=ACTORS),
+        seed=st.integers(0, 2**32),
+    )
+    def begin(self, traps: list[bool], seed: int) -> None:
+        self.host = seeded_host(Faults(seed=seed, shuffles_turns=True))
         self.traps = traps
         self.subjects = [Trapping() if trap else Subject() for trap in traps]
         self.refs = [self.host.scheduler.spawn(subject) for subject in self.subjects]

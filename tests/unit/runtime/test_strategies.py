@@ -27,7 +27,7 @@ from runtime.supervisor import (
     Supervisor,
     TerminateChild,
 )
-from runtime.testing import HeapHost
+from runtime.testing import Faults, HeapHost, seeded_host
 
 Log = list[tuple[str, ...]]
 
@@ -377,9 +377,14 @@ shapes = st.lists(
 class TreesAgainstAModel(RuleBasedStateMachine):
     """Supervisors over supervisors over workers."""
 
-    @initialize(strategy=st.sampled_from(Strategy), intensity=st.integers(0, 3), shape=shapes)
-    def begin(self, strategy: Strategy, intensity: int, shape: list[Any]) -> None:
-        self.host = new_host()
+    @initialize(
+        strategy=st.sampled_from(Strategy),
+        intensity=st.integers(0, 3),
+        shape=shapes,
+        seed=st.integers(0, 2**32),
+    )
+    def begin(self, strategy: Strategy, intensity: int, shape: list[Any], seed: int) -> None:
+        self.host = seeded_host(Faults(seed=seed, shuffles_turns=True))
         self.log: Log = []
         self.expected: Log = []
         inner = [

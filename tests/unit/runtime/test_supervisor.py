@@ -25,7 +25,7 @@ from runtime.supervisor import (
     TerminateChild,
     WhichChildren,
 )
-from runtime.testing import HeapHost
+from runtime.testing import Faults, HeapHost, seeded_host
 
 
 @attrs.frozen
@@ -228,9 +228,9 @@ class Modelled:
 class SupervisionAgainstAModel(RuleBasedStateMachine):
     """The model is OTP's book read aloud: what is restarted, what is kept, when it is enough."""
 
-    @initialize(forgets=st.booleans())
-    def begin(self, forgets: bool) -> None:
-        self.host = new_host()
+    @initialize(forgets=st.booleans(), seed=st.integers(0, 2**32))
+    def begin(self, forgets: bool, seed: int) -> None:
+        self.host = seeded_host(Faults(seed=seed, shuffles_turns=True))
         self.forgets = forgets
         self.object: Supervisor = (
             DynamicSupervisor(limit=LIMIT, intensity=INTENSITY, period_ns=PERIOD_NS)

@@ -9,15 +9,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 import trio
 from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from runtime.actor import ActorError
 from runtime.clock import NS_PER_S, SystemClock, VirtualClock
 from runtime.host import TrioHost
 from runtime.randomness import SeededRandomness, SystemRandomness
 from runtime.scheduler import Scheduler
-from runtime.testing import HeapHost, heap_sleep
+from runtime.testing import Faults, HeapHost, heap_sleep, seeded_host
 from tests.unit.runtime.programs import Awaiting, Refused, build, outcome, programs
 
 DEADLINE_NS = 60 * NS_PER_S
@@ -40,8 +42,12 @@ def run_on_heap(program: list[Any], calls_in_caller: int = 64) -> tuple[Any, Any
         randomness=SeededRandomness(1, "actors"),
         calls_in_caller_per_turn=calls_in_caller,
     )
-    host = HeapHost(scheduler, clock)
-    nodes = build(scheduler, heap_effect)
+    answers, became = run_program(HeapHost(scheduler, clock), program)
+    return answers, became, scheduler
+
+
+def run_program(host: HeapHost, program: list[Any]) -> tuple[Any, Any]:
+    nodes = build(host.scheduler, heap_effect)
     answers: list[Any] = []
     for number, steps in program:
         try:
@@ -49,7 +55,7 @@ def run_on_heap(program: list[Any], calls_in_caller: int = 64) -> tuple[Any, Any
         except (ActorError, Refused) as error:
             answers.append(f"{type(error).__name__}: {error}")
         host.run_for(NS_PER_S)
-    return answers, outcome(nodes), scheduler
+    return answers, outcome(nodes)
 
 
 async def run_on_trio(program: list[Any]) -> tuple[Any, Any]:
@@ -92,11 +98,20 @@ def test_the_trio_host_and_the_heap_host_have_one_outcome(program: list[Any]):
     assert trio.run(run_on_trio, program) == (answers, became)
 
 
-def test_a_seed_gives_the_same_run_in_every_process():
+@settings(max_examples=200, deadline=None)
+@given(programs, st.integers(0, 2**32))
+def test_whatever_the_order_of_turns_there_is_one_outcome(program: list[Any], seed: int):
+    answers, became, _ = run_on_heap(program)
+    host = seeded_host(Faults(seed=seed, shuffles_turns=True))
+    assert run_program(host, program) == (answers, became)
+
+
+@pytest.mark.parametrize("how", ["in_order", "with_faults"])
+def test_a_seed_gives_the_same_run_in_every_process(how: str):
     repository = Path(__file__).parents[3]
     traces = {
         subprocess.run(
-            [sys.executable, Path(__file__).with_name("chatter.py"), "7"],
+            [sys.executable, Path(__file__).with_name("chatter.py"), "7", how],
             env={**os.environ, "PYTHONHASHSEED": str(seed), "PYTHONPATH": str(repository)},
             capture_output=True,
             check=True,
