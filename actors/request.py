@@ -12,7 +12,7 @@ from uuid import UUID
 
 import attrs
 
-from actors.messages import Acknowledge, DecideAccess, Denial, FromOwner, GiveUp, Grant
+from actors.messages import Acknowledge, DecideAccess, Denial, FromOwner, GiveUp, Grant, Stale
 from actors.services import Services
 from channel.messages import Ack, AuthorizationDenied, RequestAuthorization
 from runtime.actor import (
@@ -106,7 +106,7 @@ class AccessRequest(Actor):
             order = FromOwner(grant.epoch, Enclosed(grant.authorize))
             ack: Ack = await self.call(grant.gateway, order, deadline_ns)
             reason: str = ack.refusal
-        except CallError as error:
+        except (CallError, Stale) as error:  # Stale: the account has another owner by now
             silent = isinstance(error, TimedOut)
             reason = "no answer"
         if not reason:

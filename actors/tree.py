@@ -168,6 +168,11 @@ class ControlPlane:
         self._scheduler.pubsub.publish(DOORS, DoorsChanged())
 
     @property
+    def accounts(self) -> KeyedActors:
+        """The way to the actors of accounts."""
+        return self._services.accounts
+
+    @property
     def relay_directory(self) -> ActorRef | None:
         """Who knows the relays (`ListRelays`)."""
         return self._scheduler.registry.whereis(DIRECTORY)

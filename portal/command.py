@@ -13,6 +13,7 @@ from channel.credentials import InvalidToken
 from portal.authority import AuthorityError
 from portal.node import run_portal
 from portal.settings import PortalSettings, SettingsError
+from runtime.cluster.process import NodeSuperseded
 from runtime.service import SecretUnavailable, configure_logging
 
 
@@ -32,6 +33,7 @@ def portal(settings: Annotated[PortalSettings, Parameter(name="*")] | None = Non
         AuthorityError,
         InvalidToken,
         StoreError,
+        NodeSuperseded,
         OSError,
     ) as error:
         sys.exit(f"holloway portal: {error}")

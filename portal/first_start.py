@@ -2,6 +2,7 @@
 
 operator-token       the first operator's token, mode 0600; delete it once it is kept elsewhere
 operator-token.made  that it was made, so that a deleted one does not come back
+cluster-secret       what nodes prove to each other to know (if there are several)
 reset-key            lets agents notice at once that the portal was started anew
 ca.pem               the CA's certificate for `curl --cacert` and the like, not a secret
 """
@@ -21,15 +22,18 @@ from channel.credentials import (
     encode_token,
 )
 from portal.files import write_file
-from portal.settings import SettingsError
+from portal.settings import PortalSettings, SettingsError
 from runtime.clock import Clock
+from runtime.cluster.membership import make_secret
 from runtime.randomness import Randomness, uuid7
+from runtime.secret import Secret
 from runtime.service import get_logger, read_secret
 
 OPERATOR_FILE = "operator-token"
 MADE_MARK = "operator-token.made"
 RESET_KEY = "reset-key"
 RESET_KEY_BYTES = 32
+CLUSTER_SECRET = "cluster-secret"  # noqa: S105  # a file's name
 
 log = get_logger("portal")
 
@@ -50,6 +54,17 @@ def load_reset_key(directory: Path, randomness: Randomness) -> bytes:
     if not path.exists():
         write_file(path, randomness.bytes(RESET_KEY_BYTES).hex().encode(), mode=0o600)
     return bytes.fromhex(read_secret(file=path).reveal_text())
+
+
+def load_cluster_secret(settings: PortalSettings, randomness: Randomness) -> Secret:
+    """The secret that the nodes share: of the file that is named, or made at the first start.
+    Raises SecretUnavailable, OSError."""
+    if settings.cluster_secret_file is not None:
+        return read_secret(file=settings.cluster_secret_file)
+    path = settings.state_dir / CLUSTER_SECRET
+    if not path.exists():
+        write_file(path, make_secret(randomness).reveal() + b"\n", mode=0o600)
+    return read_secret(file=path)
 
 
 async def ensure_operator_token(

@@ -3,13 +3,14 @@
     observability     health and metrics answer from the first moment on
     PostgreSQL        embedded, kept running, or named by DATABASE_URL
     store             migrated; pool of connections
+    node              a life of this node in the cluster (of one, mostly), and links to the others
     actors            the scheduler on its trio host, the control plane's tree
     doors             feed of changes, control channel (QUIC), JSON API (HTTPS), certificates
 
 What stands higher is up before what stands lower, and ends after it. SIGTERM or SIGINT ends the
-node gracefully: no new calls or agents, those that are there are sent away, `drain_timeout_s` for
-them to leave. A second signal ends it at once. A database that goes away takes nothing along:
-calls are answered by 503 until it is back.
+node gracefully: its accounts move to other nodes, no new calls or agents come, those that are there
+are sent away, `drain_timeout_s` for them to leave. A second signal ends it at once. A database that
+goes away takes nothing along: calls are answered by 503 until it is back.
 """
 
 from __future__ import annotations
@@ -29,19 +30,28 @@ from actors.store.embedded import EmbeddedPostgres
 from actors.store.interface import Store, StoreError, Unavailable
 from actors.store.postgres import Logins, PostgresStore, migrate
 from actors.tree import ControlPlane
+from actors.wire import node_codec
 from channel.listener import ChannelServer, serve_channels
+from channel.messages import DoorAddress
 from portal.api.application import create_api
 from portal.api.office import Office
 from portal.api.openapi import product_version
 from portal.authority import Authority, ServerCertificate
 from portal.doors import Door
 from portal.files import write_file
-from portal.first_start import ensure_operator_token, load_reset_key, prepare_state
+from portal.first_start import (
+    ensure_operator_token,
+    load_cluster_secret,
+    load_reset_key,
+    prepare_state,
+)
 from portal.metrics import CallMetrics, StatisticsMetrics
 from portal.presence import LivePresence
 from portal.probe import prove_address
 from portal.settings import Places, PortalSettings, check
 from runtime.clock import Clock, SystemClock
+from runtime.cluster.process import NodeProcess
+from runtime.cluster.tenure import Tenure
 from runtime.crashes import CrashJournal
 from runtime.host import TrioHost
 from runtime.net.address import Address
@@ -55,10 +65,6 @@ from runtime.service import (
     serve_observability,
 )
 
-NODE_NAME: Final = "portal"
-NODE_LEASE_NS: Final = 3 * 10**9
-NODE_RENEWAL_S: Final = 0.5
-FAREWELL_TIMEOUT_S: Final = 1.0
 DATABASE_CHECK_S: Final = 2.0
 DATABASE_PATIENCE_S: Final = 5.0
 RENEWAL_CHECK_S: Final = 3_600.0
@@ -80,6 +86,8 @@ class PortalNode:
     observability: Address | None
     authority: Authority
     control: ControlPlane
+    process: NodeProcess
+    host: TrioHost
     store: Store
     health: Health
     embedded: EmbeddedPostgres | None
@@ -90,16 +98,27 @@ async def run_portal(
     *,
     clock: Clock | None = None,
     randomness: Randomness | None = None,
+    stop: trio.Event | None = None,
+    database: Logins | None = None,
     task_status: trio.TaskStatus[PortalNode] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Run a portal until a signal ends it; starts with a PortalNode once agents can join.
 
-    Runs in the main thread (signals). Raises SettingsError, AuthorityError, SecretUnavailable,
-    InvalidToken (the operator's file is damaged), StoreError (a database that is not ours, an
-    embedded one that does not start, another portal that took this one's place), OSError (an
-    address is taken). A database that cannot be reached yet is waited for.
+    With `stop` that event ends it instead, and no signal is looked at: it need not run in the main
+    thread then. `database` is one that runs already, and overrules the settings.
+
+    Raises SettingsError, AuthorityError, SecretUnavailable, InvalidToken (the operator's file is
+    damaged), StoreError (a database that is not ours, an embedded one that does not start),
+    NodeSuperseded (another portal took this one's name), OSError (an address is taken). A database
+    that cannot be reached yet is waited for.
     """
-    node = _Node(settings, clock or SystemClock(), randomness or SystemRandomness())
+    node = _Node(
+        settings,
+        clock or SystemClock(),
+        randomness or SystemRandomness(),
+        stop=stop,
+        database=database,
+    )
     try:
         await node.run(task_status)
     except BaseExceptionGroup as group:
@@ -107,8 +126,18 @@ async def run_portal(
 
 
 class _Node:
-    def __init__(self, settings: PortalSettings, clock: Clock, randomness: Randomness) -> None:
+    def __init__(
+        self,
+        settings: PortalSettings,
+        clock: Clock,
+        randomness: Randomness,
+        *,
+        stop: trio.Event | None,
+        database: Logins | None,
+    ) -> None:
         self._settings = settings
+        self._logins = database
+        self._has_signals = stop is None
         self._clock = clock
         self._randomness = randomness
         self._places: Places = check(settings)
@@ -120,13 +149,14 @@ class _Node:
         self._certificate = self._authority.server_certificate(self._places.names)
         self._health = Health()
         self._registry = CollectorRegistry()
-        self._stop = trio.Event()
+        self._stop = stop or trio.Event()
         self._is_up = False
 
     async def run(self, task_status: trio.TaskStatus[PortalNode]) -> None:
         self._health.set("started", False, "starting")
         async with trio.open_nursery() as outer:
-            await outer.start(self._await_signals, outer.cancel_scope)
+            if self._has_signals:
+                await outer.start(self._await_signals, outer.cancel_scope)
             observability = None
             if self._settings.observability:
                 observability = await outer.start(
@@ -135,9 +165,13 @@ class _Node:
             embedded, logins = await self._database(outer)
             async with self._open_store(logins) as store:
                 await self._patiently(partial(self._ensure_operator, store))
-                async with self._cluster_of_one(store) as life, trio.open_nursery() as actors:
-                    host, control = await self._start_actors(actors, store, life)
-                    await self._serve(store, host, control, observability, embedded, task_status)
+                process = await self._join(store)
+                async with trio.open_nursery() as actors:
+                    host, control = await self._start_actors(actors, store, process)
+                    await self._serve(
+                        store, host, control, process, observability, embedded, task_status
+                    )
+                    await process.leave(host)
                     actors.cancel_scope.cancel()
             outer.cancel_scope.cancel()
         log.info("ended")
@@ -145,6 +179,8 @@ class _Node:
     # --- database ---
 
     async def _database(self, nursery: trio.Nursery) -> tuple[EmbeddedPostgres | None, Logins]:
+        if self._logins is not None:
+            return None, self._logins
         url = self._database_url()
         if url is not None:
             return None, Logins.of(url)
@@ -218,50 +254,46 @@ class _Node:
             else:
                 self._health.set("database", True)
 
-    @asynccontextmanager
-    async def _cluster_of_one(self, store: Store) -> AsyncIterator[int]:
-        """Be a node for the length of the block; its incarnation. A portal that starts on the same
-        database takes over, and this one ends: raises Fenced."""
-        lives: list[int] = []
+    # --- the cluster ---
+
+    async def _join(self, store: Store) -> NodeProcess:
+        joined: list[NodeProcess] = []
+        listen = self._places.link_listen
+        secret = listen and load_cluster_secret(self._settings, self._randomness)
 
         async def join() -> None:
-            nowhere = "127.0.0.1:0"  # no other node will look for it
-            lives.append(
-                await store.join_node(
-                    NODE_NAME,
-                    link_address=nowhere,
-                    door_address=nowhere,
+            joined.append(
+                await NodeProcess.join(
+                    self._settings.node,
+                    store=store,
+                    door_address=self._places.door,
                     version=product_version(),
-                    ttl_ns=NODE_LEASE_NS,
+                    clock=self._clock,
+                    randomness=self._randomness,
+                    secret=secret,
+                    listen=listen,
+                    advertise=self._settings.link_address,
                 )
             )
 
-        async def renew() -> None:
-            while True:
-                await trio.sleep(NODE_RENEWAL_S)
-                with suppress(Unavailable):  # as the health check tells
-                    await store.renew_node(
-                        NODE_NAME, lives[-1], draining=self._stop.is_set(), ttl_ns=NODE_LEASE_NS
-                    )
-
         await self._patiently(join)
-        try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(renew)
-                yield lives[-1]
-                nursery.cancel_scope.cancel()
-        finally:
-            with trio.move_on_after(FAREWELL_TIMEOUT_S, shield=True), suppress(Unavailable):
-                await store.leave_node(NODE_NAME, lives[-1])
+        return joined[-1]
 
     # --- actors ---
 
     async def _start_actors(
-        self, nursery: trio.Nursery, store: Store, incarnation: int
+        self, nursery: trio.Nursery, store: Store, process: NodeProcess
     ) -> tuple[TrioHost, ControlPlane]:
         journal = CrashJournal(get_logger("portal.actors"), self._registry, prefix="holloway_")
-        scheduler = Scheduler(clock=self._clock, randomness=self._randomness, report=journal)
+        scheduler = Scheduler(
+            clock=self._clock,
+            randomness=self._randomness,
+            node=process.name,
+            incarnation=process.incarnation,
+            report=journal,
+        )
         host = TrioHost(scheduler)
+        has_others = self._places.link_listen is not None
         control = ControlPlane(
             scheduler,
             store,
@@ -269,11 +301,13 @@ class _Node:
             self._randomness,
             portal_name=self._places.portal,
             prove_address=partial(prove_address, randomness=self._randomness),
-            node=NODE_NAME,
-            incarnation=incarnation,
+            tenure=process.tenure,
+            doors=partial(_doors, process.tenure) if has_others else tuple,
         )
+        process.attach(scheduler, node_codec(), changed=control.doors_changed)
         control.start()
         await nursery.start(host.run)
+        await nursery.start(process.run)
         return host, control
 
     async def _follow_changes(self, store: Store, control: ControlPlane) -> None:
@@ -288,6 +322,7 @@ class _Node:
         store: PostgresStore,
         host: TrioHost,
         control: ControlPlane,
+        process: NodeProcess,
         observability: Address | None,
         embedded: EmbeddedPostgres | None,
         task_status: trio.TaskStatus[PortalNode],
@@ -330,6 +365,7 @@ class _Node:
                 "door": door.statistics,
                 "channel": channels.statistics,
                 "actors": control.statistics,
+                "node": process.statistics,
                 "database": store.statistics,
             }
             self._registry.register(StatisticsMetrics(parts))
@@ -349,6 +385,8 @@ class _Node:
                     observability=observability,
                     authority=self._authority,
                     control=control,
+                    process=process,
+                    host=host,
                     store=store,
                     health=self._health,
                     embedded=embedded,
@@ -358,12 +396,20 @@ class _Node:
                 serving.start_soon(door.serve)
                 await self._stop.wait()
                 door.stop()
-                await self._drain(control, channels)
+                await self._drain(control, channels, process, host)
             doors.cancel_scope.cancel()
 
-    async def _drain(self, control: ControlPlane, channels: ChannelServer) -> None:
-        """Send every agent away, with the advice to dial again, and see them leave."""
+    async def _drain(
+        self,
+        control: ControlPlane,
+        channels: ChannelServer,
+        process: NodeProcess,
+        host: TrioHost,
+    ) -> None:
+        """Have the accounts go to other nodes, send every agent away, with the advice to dial
+        again, and see them leave."""
         self._health.set("started", False, "draining")
+        await process.drain(host)
         spread_ns = round(self._settings.drain_timeout_s * 10**9)
         log.info("draining", channels=channels.statistics().channels)
         channels.refuse_newcomers()
@@ -404,6 +450,15 @@ class _Node:
                 await anext(signals)
                 log.warning("ended_at_once", reason="a second signal")
             everything.cancel()
+
+
+def _doors(tenure: Tenure) -> tuple[DoorAddress, ...]:
+    """Where agents may go; a node that says something else of itself is left out."""
+    doors = []
+    for text in tenure.doors():
+        with suppress(ValueError):
+            doors.append(DoorAddress(text))
+    return tuple(doors)
 
 
 def _only_cause(group: BaseExceptionGroup[BaseException]) -> BaseException:

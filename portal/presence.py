@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from uuid import UUID
 
-from actors.messages import ListPresence, ListRelays, Presence, account_name
+from actors.messages import ListPresence, ListRelays, Presence
 from actors.tree import ControlPlane
+from runtime.cluster.keyed import Locate
 from runtime.errors import CallError
 from runtime.host import TrioHost
 
@@ -21,11 +22,14 @@ class LivePresence:
         self._control = control
 
     async def online(self, account_id: UUID) -> Mapping[UUID, str] | None:
-        ref = self._host.scheduler.registry.whereis(account_name(account_id))
-        if ref is None:
-            return {}  # nobody is connected, so the account has no actor
+        keeper = self._control.accounts.keeper_of(account_id)
+        if keeper is None:
+            return None
         try:
-            presence: Presence = await self._host.call(ref, ListPresence(), PATIENCE_NS)
+            located = await self._host.call(keeper, Locate(account_id, start=False), PATIENCE_NS)
+            if located.ref is None:  # nobody is connected, so the account has no actor; or it moves
+                return {} if located.is_here else None
+            presence: Presence = await self._host.call(located.ref, ListPresence(), PATIENCE_NS)
         except CallError:
             return None
         addresses = {each.client_id: str(each.remote) for each in presence.clients}

@@ -8,9 +8,15 @@ from typing import Literal
 
 import attrs
 
+from channel.messages import DoorAddress
+from runtime.cluster.membership import check_node_name
 from runtime.net.address import Address, join_host_port, split_host_port
 
 DEFAULT_PORT = 443
+MAX_PORT = 65_535
+MAX_LOCAL_NODES = 64
+ANY_PORT = 1
+"""Stands for a port that is not known yet, of a node that has no others."""
 
 
 class SettingsError(ValueError):
@@ -38,6 +44,31 @@ class PortalSettings:
     names
         Further DNS names and IP addresses for the server certificate. It always names the hosts
         of `address`, `listen` and `api_listen`, and `localhost`.
+    nodes
+        How many nodes this command runs. One is this process; more are processes of their own on
+        Ray, each with the ports of `listen`, `api_listen` and `observability` plus its number.
+    node
+        This node's name: letters, digits, dots and hyphens. No two nodes of an installation have
+        the same. With several nodes it is followed by their numbers.
+    node_address
+        `host:port` by which agents reach this node's channel; by default the host of `listen` (if
+        that is a wildcard, of `address`) with the port of `listen`. Agents learn those of all nodes
+        once they have joined.
+    link_listen
+        Address at which other nodes reach this one (TCP), as `192.0.2.1:7400`. Without it the
+        portal is one node. Nodes prove to each other that they know the cluster's secret.
+    link_address
+        Host, or `host:port`, by which other nodes reach `link_listen`, if that is another.
+    cluster_secret_file
+        File (mode 0600) with the secret that all nodes share; by default `cluster-secret` in the
+        state directory, made at the first start. Copy it to the machines of all nodes.
+    ray_address
+        `host:port` of the head of a Ray on which to run the nodes. Without it, several nodes run on
+        a Ray that this command starts and ends, on this machine alone.
+    ray_token_file
+        File (mode 0600) with that Ray's token.
+    ray_tls_directory
+        Directory with `tls.crt`, `tls.key` and `ca.crt`: needed for a Ray that is not on loopback.
     database_url_file
         File (mode 0600) with the URL of a PostgreSQL. Otherwise the variable DATABASE_URL or the
         systemd credential `holloway-database-url` is read; without any, PostgreSQL is embedded.
@@ -60,6 +91,15 @@ class PortalSettings:
     listen: str = f"[::]:{DEFAULT_PORT}"
     api_listen: str = f"[::]:{DEFAULT_PORT}"
     names: tuple[str, ...] = ()
+    nodes: int = 1
+    node: str = "portal"
+    node_address: str = ""
+    link_listen: str = ""
+    link_address: str = ""
+    cluster_secret_file: Path | None = None
+    ray_address: str = ""
+    ray_token_file: Path | None = None
+    ray_tls_directory: Path | None = None
     database_url_file: Path | None = None
     database_connections: int = 8
     api_connections: int = 512
@@ -78,6 +118,8 @@ class Places:
     api_listen: Address
     portal: str
     names: tuple[str, ...]
+    link_listen: Address | None
+    door: DoorAddress
 
 
 def check(settings: PortalSettings) -> Places:
@@ -93,13 +135,56 @@ def check(settings: PortalSettings) -> Places:
         host, port = split_host_port(settings.address or _own_name(listen), DEFAULT_PORT)
     except ValueError as error:
         raise SettingsError(f"address: {error}") from None
+    if not 1 <= settings.nodes <= MAX_LOCAL_NODES:
+        raise SettingsError(f"nodes: from 1 to {MAX_LOCAL_NODES}")
+    try:
+        check_node_name(settings.node)
+    except ValueError as error:
+        raise SettingsError(f"node: {error}") from None
     hosts = (host, listen.host, api_listen.host, "localhost", *settings.names)
     return Places(
         listen=listen,
         api_listen=api_listen,
         portal=join_host_port(host, port),
         names=tuple(dict.fromkeys(name for name in hosts if name not in ("0.0.0.0", "::"))),  # noqa: S104  # compared, not bound
+        link_listen=_address(settings.link_listen, "link_listen") if settings.link_listen else None,
+        door=_door(settings, listen, host),
     )
+
+
+def of_node(settings: PortalSettings, number: int) -> PortalSettings:
+    """The settings of the node of this number (from 1) of several that one command runs: each has
+    a name and ports of its own. Raises SettingsError."""
+
+    def moved(setting: str) -> str:
+        text = getattr(settings, setting)
+        if not text:
+            return ""
+        address = _address(text, setting)
+        if not 0 < address.port <= MAX_PORT - MAX_LOCAL_NODES:
+            raise SettingsError(f"{setting}: several nodes count on from a port")
+        return str(Address(address.host, address.port + number - 1))
+
+    return attrs.evolve(
+        settings,
+        nodes=1,
+        node=f"{settings.node}-{number}",
+        address=settings.address or _own_name(_address(settings.listen, "listen")),
+        listen=moved("listen"),
+        api_listen=moved("api_listen"),
+        observability=moved("observability"),
+        link_listen=settings.link_listen or "127.0.0.1:0",
+    )
+
+
+def _door(settings: PortalSettings, listen: Address, host: str) -> DoorAddress:
+    wildcard = listen.host in ("0.0.0.0", "::")  # noqa: S104  # compared, not bound
+    port = listen.port or ANY_PORT
+    text = settings.node_address or join_host_port(host if wildcard else listen.host, port)
+    try:
+        return DoorAddress(text)
+    except ValueError as error:
+        raise SettingsError(f"node_address: {error}") from None
 
 
 def _own_name(listen: Address) -> str:

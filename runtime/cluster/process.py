@@ -11,7 +11,7 @@ await process.leave(host)                   # in good order
 from __future__ import annotations
 
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import attrs
@@ -46,7 +46,8 @@ class NodeSuperseded(Exception):
 
     def __init__(self, name: str) -> None:
         super().__init__(
-            f"another process has joined as the node {name!r}: give each node a name of its own"
+            f"the node {name!r} was superseded: another process has joined under its name;"
+            " give each node a name of its own"
         )
 
 
@@ -105,6 +106,7 @@ class NodeProcess:
         self._links: NodeLinks | None = None
         self._node: ClusterNode | None = None
         self._superseded = trio.Event()
+        self._changed: Callable[[], None] = lambda: None
 
     @classmethod
     async def join(
@@ -161,8 +163,15 @@ class NodeProcess:
             link_settings=link_settings or LinkSettings(),
         )
 
-    def attach(self, scheduler: Scheduler, codec: MessageCodec) -> ClusterNode:
-        """Join the scheduler of this node to the cluster, and start the actors that it needs."""
+    def attach(
+        self,
+        scheduler: Scheduler,
+        codec: MessageCodec,
+        *,
+        changed: Callable[[], None] = lambda: None,
+    ) -> ClusterNode:
+        """Join the scheduler of this node to the cluster, and start the actors that it needs.
+        `changed` is called when the roster (`tenure`) has changed; it must not raise."""
         if scheduler.node != self.name:
             raise ValueError("the scheduler is of another node")
         remote = RemoteActors(scheduler, codec, self._send)
@@ -177,6 +186,7 @@ class NodeProcess:
             settings=self._settings,
         )
         self._node = node
+        self._changed = changed
         if self._membership is not None:
             self._links = NodeLinks(
                 self._membership,
@@ -242,6 +252,7 @@ class NodeProcess:
         """The roster changed: keep links with the nodes that live, and see whether we may go on."""
         if self.tenure.is_superseded:
             self._superseded.set()
+        self._changed()
         if self._links is None:
             return
         self._links.set_peers(

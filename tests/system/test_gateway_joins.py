@@ -29,6 +29,7 @@ from actors.model import (
 from actors.store.interface import Put
 from actors.store.memory import MemoryStore
 from actors.tree import ControlPlane
+from actors.wire import node_codec
 from channel.credentials import (
     decode_token,
     device_key_of,
@@ -50,6 +51,7 @@ from channel.messages import (
     SocketAddress,
 )
 from runtime.clock import SystemClock
+from runtime.cluster.node import start_alone
 from runtime.host import TrioHost
 from runtime.net.address import Address
 from runtime.randomness import SystemRandomness, uuid7
@@ -161,8 +163,11 @@ async def portal(store: MemoryStore) -> AsyncIterator[int]:
     async def prove(address: SocketAddress) -> bool:
         return True
 
-    host = TrioHost(Scheduler(clock=CLOCK, randomness=RANDOMNESS))
     owner = await joined(store, "portal")
+    scheduler = Scheduler(
+        clock=CLOCK, randomness=RANDOMNESS, node="portal", incarnation=owner["incarnation"]
+    )
+    host = TrioHost(scheduler)
     plane = ControlPlane(
         host.scheduler,
         store,
@@ -170,8 +175,7 @@ async def portal(store: MemoryStore) -> AsyncIterator[int]:
         RANDOMNESS,
         portal_name="localhost",
         prove_address=prove,
-        node=owner["owner"],
-        incarnation=owner["incarnation"],
+        tenure=start_alone(scheduler, store, node_codec(), incarnation=owner["incarnation"]),
     )
     plane.start()
     async with trio.open_nursery() as nursery:

@@ -40,7 +40,7 @@ SHELLS = {
 SHELL_FOLDERS = ("relays/transports/", "tunnel/shell/", "actors/store/")
 RUNTIME_CORES = (
     "actor", "errors", "inspection", "lifetimes", "mailroom", "pubsub", "registry", "scheduler",
-    "supervisor", "timers", "net/quic_core",
+    "faults", "seeded_scheduler", "supervisor", "testing", "timers", "net/quic_core",
 )  # fmt: skip
 
 FORBIDDEN_MODULES = frozenset({
