@@ -14,8 +14,9 @@ mailbox (`_take`); tests hold them equal.
 
 from __future__ import annotations
 
+import types
 from collections import deque
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Generator, Hashable
 from inspect import iscoroutine
 from typing import Any, Final
 
@@ -326,36 +327,46 @@ class Scheduler(Lifetimes):
         return count
 
     def _empty_mailbox(self, context: Context, count: int) -> int:
-        """Handle messages until there are none or the turn's `count` is full; returns the count."""
+        """Handle messages until there are none or the turn's `count` is full; returns the count.
+
+        Messages of one type in a row share the look-up of the handler, and are noted together."""
         actor = context._actor
         mailbox = context._mailbox
-        plain = context._plain
-        recent = context._recent
-        if recent is None:
-            recent = context._recent = [None] * RECENT_MESSAGES
+        kind: type | None = None  # of the messages in a row, for which there is a plain `handler`
+        handler: Any = None
+        before = count  # where they begin
         most = self._messages_per_turn
         while mailbox:
             if count >= most:
+                if kind is not None:
+                    self._note(context, kind, count - before)
                 self._enqueue(context)
                 return count
             count += 1
             item = mailbox.popleft()
-            kind = type(item)
-            handler = plain.get(kind)
-            if handler is None:
-                if not self._take(context, item):
-                    return count
-                continue
-            handled = context.handled = context.handled + 1
-            recent[handled & _RECENT_MASK] = kind
+            if type(item) is not kind:
+                if kind is not None:
+                    self._note(context, kind, count - 1 - before)
+                kind = type(item)
+                before = count - 1
+                handler = context._plain.get(kind)
+                if handler is None:
+                    kind = None
+                    if not self._take(context, item):
+                        return count
+                    continue
             try:
                 handler(actor, item)
             except Exception as error:
+                self._note(context, kind, count - before)
                 self._crash(context, error)
                 return count
             if context._ending is not None:
+                self._note(context, kind, count - before)
                 self._terminate(context, context._ending)
                 return count
+        if kind is not None:
+            self._note(context, kind, count - before)
         context._state = IDLE
         if mailbox is not None and context._room > 0:
             context._mailbox = None
@@ -460,7 +471,10 @@ class Scheduler(Lifetimes):
             if result is LATER:
                 self._keep(context, caller)
             elif not caller._replied:
-                self.reply(caller, result)
+                if type(result) is Raise:
+                    self._answer(caller, None, result.error)
+                else:
+                    self._answer(caller, result, None)
         if context._ending is None:
             return True
         self._terminate(context, context._ending)
@@ -485,11 +499,16 @@ class Scheduler(Lifetimes):
         context._state = IDLE
         self._watch_idle(context)
 
-    def _note(self, context: Context, kind: type) -> None:
-        if context._recent is None:
-            context._recent = [None] * RECENT_MESSAGES
-        context.handled += 1
-        context._recent[context.handled & _RECENT_MASK] = kind
+    def _note(self, context: Context, kind: type, times: int = 1) -> None:
+        """The actor has handled (or begins to handle) so many messages of a type in a row."""
+        recent = context._recent
+        if recent is None:
+            recent = context._recent = [None] * RECENT_MESSAGES
+        handled = context.handled = context.handled + times
+        recent[handled & _RECENT_MASK] = kind
+        if times > 1:
+            for earlier in range(1, min(times, RECENT_MESSAGES)):
+                recent[(handled - earlier) & _RECENT_MASK] = kind
 
     def _leave_unhandled(self, context: Context, kind: str, caller: Caller | None) -> None:
         self._unhandled += 1
@@ -503,7 +522,10 @@ class Scheduler(Lifetimes):
 
     # --- calls -----------------------------------------------------------------------------------
 
-    async def _call(self, context: Context, ref: AnyRef, message: object, deadline_ns: int) -> Any:
+    @types.coroutine  # a generator: half of what a coroutine that awaits SUSPEND costs
+    def _call(
+        self, context: Context, ref: AnyRef, message: object, deadline_ns: int
+    ) -> Generator[Any, Any, Any]:
         if context is not self._current:
             raise RuntimeError("awaited outside its own handler")
         callee = ref._context
@@ -512,7 +534,7 @@ class Scheduler(Lifetimes):
         if callee is None or callee._state == DEAD:
             caller = self._call_elsewhere(context, ref, message, deadline_ns)
             self._wait(context, caller, deadline_ns)
-            return await SUSPEND
+            return (yield SUSPEND)
         handler = None
         if callee._state == IDLE and self._inline_left > 0:
             kind = type(message)
@@ -520,7 +542,7 @@ class Scheduler(Lifetimes):
         if handler is None:
             caller = self._post(context, callee, message)
             self._wait(context, caller, deadline_ns)
-            return await SUSPEND
+            return (yield SUSPEND)
         # On the spot: the callee is idle and its handler is plain. This is _take and _finish,
         # written out for the common end; `_finish_in_caller` is for all others.
         self._inline_left -= 1
@@ -547,10 +569,10 @@ class Scheduler(Lifetimes):
             kept = self._finish_in_caller(callee, result, failure)
             self._inline = None
             if context._state == DEAD:  # ended by what it called: it does not see the answer
-                return await SUSPEND
+                return (yield SUSPEND)
             if kept._early is None:
                 self._wait(context, kept, deadline_ns)
-                return await SUSPEND
+                return (yield SUSPEND)
             result, refusal = kept._early
             if refusal is not None:
                 raise refusal
@@ -564,7 +586,7 @@ class Scheduler(Lifetimes):
                 self._watch_idle(callee)
         if context._state == DEAD:
             self._late_replies += 1
-            return await SUSPEND
+            return (yield SUSPEND)
         return result
 
     def _caller_on_the_spot(self, callee: Context) -> Caller:
@@ -598,7 +620,8 @@ class Scheduler(Lifetimes):
 
     def _post(self, context: Context, callee: Context, message: object) -> Caller:
         """Put a call into the callee's mailbox. Raises CallCycle or Overloaded."""
-        self._refuse_cycle(context, callee)
+        if callee._wait is not None or callee is context:
+            self._refuse_cycle(context, callee)
         if not self._has_room(callee):
             raise Overloaded(callee.label, callee.mailbox_limit)
         self._calls_by_mailbox += 1
