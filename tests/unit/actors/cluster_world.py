@@ -155,12 +155,12 @@ class ClusterWorld(World):
         del self.nodes[name]
         self.cluster.kill(name)
         for agent in agents:
-            assert agent.line is not None
-            agent.line.is_open = False
-            agent.line.attachment = None
+            if agent.line is not None:
+                agent.line.is_open = False
+                agent.line.attachment = None
 
-    def drain(self, name: str) -> None:
-        """In good order, as SIGTERM does it."""
+    def drain(self, name: str, *agents: Agent) -> None:
+        """In good order, as SIGTERM does it; these agents were connected to it."""
         node = self.nodes[name]
         assert node.heap.cluster is not None
         member = node.heap.cluster.member
@@ -169,8 +169,7 @@ class ClusterWorld(World):
         node.plane.drain()
         self.cluster.run_for(S)
         self.cluster.call(name, member, Leave())
-        del self.nodes[name]
-        self.cluster.kill(name)
+        self.kill(name, *agents)
 
 
 class Reach:

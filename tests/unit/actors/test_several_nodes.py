@@ -11,6 +11,7 @@ from channel.messages import (
     Authorize,
     Candidates,
     Portals,
+    RelayInit,
     Revoke,
 )
 
@@ -61,7 +62,7 @@ def test_agents_are_told_the_doors_of_all_nodes(world: ClusterWorld) -> None:
         assert set(agent.heard(Portals)[-1].addresses) == {f"{name}.example:443" for name in NAMES}
 
 
-def test_a_deletion_reaches_the_gateway_and_then_the_client(world: ClusterWorld) -> None:
+def test_a_deletion_reaches_both_ends(world: ClusterWorld) -> None:
     gateway, client = spread(world)
     answer = granted(world, client)
     world.remove("resource", world.web.id)
@@ -69,10 +70,6 @@ def test_a_deletion_reaches_the_gateway_and_then_the_client(world: ClusterWorld)
     assert not gateway.live
     assert not client.live
     assert client.heard(AuthorizationRevoked)[0].authorization_id == answer.authorization_id
-    names = [
-        name for name, message in world.log if isinstance(message, Revoke | AuthorizationRevoked)
-    ]
-    assert names == ["gateway", "laptop"]
 
 
 def test_candidates_travel_both_ways(world: ClusterWorld) -> None:
@@ -165,7 +162,9 @@ def test_a_resumed_owner_commands_nobody(world: ClusterWorld) -> None:
     later = gateway.line.frames[frames:]
     assert all(each.epoch is None or each.epoch >= 2 for each in later)
     assert not [each for each in later if isinstance(each.message, Revoke)]
-    assert world.nodes[owner].tenure.incarnation > world.nodes[owner].heap.incarnation
+    assert world.nodes[owner].tenure.lapses == 1
+    assert world.owner() == owner  # it is back, and took the account again in good order
+    assert isinstance(client.ask(world.web, connected=(gateway.id,)), AuthorizationCreated)
 
 
 def test_agents_of_a_dead_node_go_on_at_another(world: ClusterWorld) -> None:
@@ -187,8 +186,7 @@ def test_a_node_that_cannot_reach_the_store_decides_nothing(world: ClusterWorld)
     granted(world, client)
     owner = world.owner()
     world.nodes[owner].is_cut_off = True
-    world.run_for(3.2)  # its lease is over; those who can reach the store know it soon
-    world.run_for(1)
+    world.run_for(4.2)  # its lease is over, and those who can reach the store know it
     further = client.ask(world.db, connected=(gateway.id,))
     assert isinstance(further, AuthorizationCreated)
     assert world.owner() != owner
@@ -209,7 +207,7 @@ def test_without_the_store_nobody_decides_and_nobody_is_cut(world: ClusterWorld)
     assert client.is_connected
     before = len(client.line.frames) if client.line else 0
     client.request(world.db, connected=(gateway.id,))
-    world.run_for(5)
+    world.run_for(16)
     refused = client.answer(before)
     assert isinstance(refused, AuthorizationDenied)
     assert refused.reason == "unavailable"
@@ -243,7 +241,7 @@ def test_relays_serve_agents_of_all_nodes(world: ClusterWorld) -> None:
     relay = world.relay()
     gateway, client = spread(world)
     for agent in (gateway, client):
-        assert [each.id for each in agent.init.relays] == [relay.init.relay_id]
+        assert [each.id for each in agent.init.relays] == [relay.heard(RelayInit)[-1].relay_id]
     world.kill("a", *[each for each in (gateway, client, relay) if each.line is not None])
     world.at = "b"
     world.run_for(1)
@@ -251,4 +249,4 @@ def test_relays_serve_agents_of_all_nodes(world: ClusterWorld) -> None:
     world.run_for(1)
     world.at = "c"
     late = world.client()
-    assert [each.id for each in late.init.relays] == [relay.init.relay_id]
+    assert [each.id for each in late.init.relays] == [relay.heard(RelayInit)[-1].relay_id]
