@@ -12,8 +12,9 @@ threads of the process, user and system), not of the wall's, so that others on t
 little. `cast` in Erlang is a bare process in a `receive` loop; `server_cast` is a
 `gen_server`, which, as an actor does, dispatches and guards each message in a library.
 
-Messages between two nodes are by the wall clock, see `benchmarks.node_links`; how long a dead node's
-accounts are away is told by `benchmarks.node_death`. A figure that was not measured is null. The last line is one JSON object.
+Messages between two nodes are by the wall clock (`benchmarks.node_links`), and so is the time for
+which a dead node's accounts are away (`benchmarks.node_death`). A figure that was not measured is
+null. The last line is one JSON object.
 """
 
 from __future__ import annotations
