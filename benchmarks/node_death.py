@@ -198,7 +198,7 @@ async def _round(
 
 
 def _links(node: Node) -> tuple[object, ...]:
-    links = node.process.statistics().links
+    links = node.process.link_statistics()
     return () if links is None else links.links
 
 
