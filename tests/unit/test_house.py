@@ -39,7 +39,7 @@ SHELLS = {
 }
 SHELL_FOLDERS = ("relays/transports/", "tunnel/shell/", "actors/store/")
 RUNTIME_CORES = (
-    "actor", "errors", "inspection", "lifetimes", "mailroom", "pubsub", "registry", "scheduler",
+    "actor", "calls", "errors", "inspection", "lifetimes", "mailroom", "pubsub", "registry", "scheduler",
     "faults", "seeded_scheduler", "supervisor", "testing", "timers", "net/quic_core",
 )  # fmt: skip
 
