@@ -26,7 +26,6 @@ from typing import Any, ClassVar, Final, TypeVar
 
 from runtime.context import (
     LATER,
-    QUEUED,
     Caller,
     Context,
     Down,
@@ -178,14 +177,13 @@ class Actor:
 
     def cast(self, ref: AnyRef, message: object) -> bool:
         """Send and go on. False when it was refused: no such actor, or its mailbox is full."""
-        scheduler = self.context._scheduler
         to = ref._context
-        if to is not None and to._state == QUEUED and to._scheduler is scheduler:
-            mailbox = to._mailbox  # the common case of Scheduler.cast, without the call
-            if mailbox is not None and len(mailbox) < to._room:
-                mailbox.append(message)
+        if to is not None and to._scheduler is self.context._scheduler:
+            mailbox = to._mailbox  # the common case of Scheduler.cast, without the call: an actor
+            if mailbox is not None and len(mailbox) < to._room:  # that has mail is queued already,
+                mailbox.append(message)  # and one that has ended has no room
                 return True
-        return scheduler.cast(ref, message)
+        return self.context._scheduler.cast(ref, message)
 
     def call(
         self, ref: AnyRef, message: object, deadline_ns: int = DEFAULT_DEADLINE_NS

@@ -274,7 +274,7 @@ class Context:
     ) -> None:
         self.ref = ref
         self.spawned_ns = spawned_ns
-        self.handled = 0
+        self.handled = 0  # messages; those in a row of the present turn are added at its end
         self.due_ns: int | None = None
         self.armed_ns: int | None = None
         self._scheduler = scheduler

@@ -131,6 +131,7 @@ class Lifetimes(Links):
         """The end of one actor: what it waits for, its children, itself, its names, and only then
         whoever waits for it, watches it or is linked to it."""
         context._state = DEAD
+        context._room = 0  # for `Actor.cast`
         self._drop_wait(context)
         if context is self._current and self._inline is not None and self._inline._caller:
             self._close(self._inline._caller)

@@ -224,7 +224,10 @@ class Mailroom:
             mailbox = context._mailbox = spare.pop() if spare else deque()
         mailbox.append(item)
         if context._state == IDLE:
-            self._enqueue(context)
+            context._state = QUEUED  # this and the rest are `_enqueue`
+            self._queue.append(context)
+            if self._waker is not None:
+                self._wake()
         return True
 
     # --- overload --------------------------------------------------------------------------------
@@ -289,10 +292,13 @@ class Mailroom:
     # --- answers ---------------------------------------------------------------------------------
 
     def _answer(self, caller: Caller, value: Any, error: Exception | None) -> bool:
-        if not caller.waiting:
+        callee = caller._callee
+        if callee is None:
             self._late_replies += 1
             return False
-        self._close(caller)
+        caller._callee = None  # this and the next line are `_close`
+        if callee._extras.later is not None:
+            callee._extras.later.pop(caller, None)
         caller._replied = True
         if caller._answered is not None:
             self._timers.cancel(caller)
@@ -342,15 +348,24 @@ class Mailroom:
 
     def _wait(self, context: Context, wait: object, deadline_ns: int | None) -> None:
         context._wait = wait
-        if deadline_ns is not None:
-            self._timers.arm(context, self.clock.monotonic_ns() + max(0, deadline_ns))
+        if deadline_ns is None:
+            return
+        due_ns = self.clock.monotonic_ns() + (deadline_ns if deadline_ns > 0 else 0)
+        armed_ns = context.armed_ns
+        if armed_ns is not None and armed_ns <= due_ns:
+            context.due_ns = due_ns  # the common case of TimerHeap.arm, without the call
+        else:
+            self._timers.arm(context, due_ns)
 
     def _resume(self, context: Context, value: Any, error: Exception | None) -> None:
         context._wait = None
         context.due_ns = None  # its place in the heap is kept for the next deadline
         context._value = value
         context._error = error
-        self._enqueue(context)
+        context._state = QUEUED  # this and the rest are `_enqueue`
+        self._queue.append(context)
+        if self._waker is not None:
+            self._wake()
 
     def _drop_wait(self, context: Context) -> None:
         """Whatever the actor waits for, it does so no more."""

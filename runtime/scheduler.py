@@ -7,20 +7,22 @@
     scheduler.next_deadline()            # when to call run() again if nothing else happens
 
 `runtime.host` does this on trio, `runtime.testing` on a simulated clock. docs/runtime.md tells the
-whole story. Not thread-safe. Three floors: `runtime.mailroom` (mail and time), `runtime.lifetimes`
-(ends), and here the turns. A call has two ways, on the spot in the caller (`_call`) and through the
-mailbox (`_take`); tests hold them equal.
+whole story. Not thread-safe. Four floors: `runtime.mailroom` (mail and time), `runtime.lifetimes`
+(ends), `runtime.calls` (calls that are waited for), and here the turns. A call has two ways, on the
+spot in the caller (`_call`) and through the mailbox (`_take`); tests hold them equal.
 """
 
 from __future__ import annotations
 
+import types
 from collections import deque
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Generator, Hashable
 from inspect import iscoroutine
 from typing import Any, Final
 
 from runtime import inspection
-from runtime.actor import DEFAULT_DEADLINE_NS, Actor
+from runtime.actor import Actor
+from runtime.calls import Calls
 from runtime.clock import Clock
 from runtime.context import (
     DEAD,
@@ -31,7 +33,6 @@ from runtime.context import (
     RUNNING,
     SUSPEND,
     SUSPENDED,
-    Abroad,
     Caller,
     Coalesced,
     Context,
@@ -42,9 +43,8 @@ from runtime.context import (
     SystemMail,
     Timer,
 )
-from runtime.errors import CallError, Dead, LimitReached, NameTaken, NoHandler, Overloaded
+from runtime.errors import Dead, LimitReached, NameTaken, NoHandler
 from runtime.inspection import ActorStatistics, Report, SchedulerStatistics, UnhandledReport
-from runtime.lifetimes import Lifetimes
 from runtime.mailroom import MAX_SPARE_MAILBOXES, Effect
 from runtime.overload import Overload
 from runtime.randomness import Randomness
@@ -66,7 +66,7 @@ that a reference from before never means another actor."""
 _RECENT_MASK: Final = RECENT_MESSAGES - 1
 
 
-class Scheduler(Lifetimes):
+class Scheduler(Calls):
     """Runs actors on one node.
 
     `report` is called with a CrashReport for every crash and an UnhandledReport for every dropped
@@ -106,11 +106,9 @@ class Scheduler(Lifetimes):
         self._next_number = self._first_number
         self._restarted = 0
         self._calls_in_caller = 0
-        self._calls_by_mailbox = 0
-        self._calls_elsewhere = 0
         self._unhandled = 0
 
-    # --- for everybody (also: cast, stop, watch, resolve, registry, pubsub) ----------------------
+    # --- for everybody (also: cast, call_soon, stop, watch, resolve, registry, pubsub) -----------
 
     def spawn(
         self,
@@ -168,67 +166,6 @@ class Scheduler(Lifetimes):
         if context._unstarted:
             self._enqueue(context)
         return ref
-
-    def call_soon(
-        self,
-        ref: AnyRef,
-        message: object,
-        answered: Callable[[Any, Exception | None], None],
-        *,
-        deadline_ns: int = DEFAULT_DEADLINE_NS,
-        sender: ActorRef | None = None,
-    ) -> Caller:
-        """A call from outside: `answered(value, None)` or `answered(None, error)` is called once,
-        from within `run`, or at once when the call is refused (Dead, Overloaded). It must not
-        raise. Give the result to `forget` to lose interest. `sender` is an actor of another node
-        that calls."""
-        context = self.resolve(ref)
-        if context is None or context._state == DEAD:
-            return self._call_soon_elsewhere(ref, message, answered, deadline_ns)
-        caller = Caller(context, message, None, answered, sender)
-        if not self._has_room(context):
-            caller._callee = None
-            answered(None, Overloaded(context.label, context.mailbox_limit))
-            return caller
-        self._calls_by_mailbox += 1
-        self._timers.arm(caller, self.clock.monotonic_ns() + deadline_ns)
-        self._deliver(context, caller)
-        if self._waker is not None:  # the deadline may be earlier than what the shell waits for
-            self._wake()
-        return caller
-
-    def _call_soon_elsewhere(
-        self,
-        ref: AnyRef,
-        message: object,
-        answered: Callable[[Any, Exception | None], None],
-        deadline_ns: int,
-    ) -> Caller:
-        elsewhere = self._elsewhere(ref)
-        if elsewhere is None:
-            answered(None, self._why_not(ref))
-            return Caller(None, None, None)
-        caller = Caller(Abroad(repr(ref)), None, None, answered)
-        self._timers.arm(caller, self.clock.monotonic_ns() + deadline_ns)
-        try:
-            elsewhere.call(ref, message, caller, None, deadline_ns)
-        except CallError as error:
-            self.forget(caller)
-            answered(None, error)
-            return caller
-        self._calls_elsewhere += 1
-        self._wake()
-        return caller
-
-    def answer_from(self, caller: Caller, value: Any, error: Exception | None) -> bool:
-        """The answer of another node to a call of ours. False, and counted, if it is late."""
-        return self._answer(caller, value, error)
-
-    def forget(self, caller: Caller) -> None:
-        """Nobody waits for this call from outside any more: `answered` will not be called."""
-        if caller.waiting:
-            self._timers.cancel(caller)
-            self._close(caller)
 
     # --- for the shell (also: drain_effects, complete, next_deadline, shutdown) ------------------
 
@@ -326,36 +263,46 @@ class Scheduler(Lifetimes):
         return count
 
     def _empty_mailbox(self, context: Context, count: int) -> int:
-        """Handle messages until there are none or the turn's `count` is full; returns the count."""
+        """Handle messages until there are none or the turn's `count` is full; returns the count.
+
+        Messages of one type in a row share the look-up of the handler, and are noted together."""
         actor = context._actor
         mailbox = context._mailbox
-        plain = context._plain
-        recent = context._recent
-        if recent is None:
-            recent = context._recent = [None] * RECENT_MESSAGES
+        kind: type | None = None  # of the messages in a row, for which there is a plain `handler`
+        handler: Any = None
+        before = count  # where they begin
         most = self._messages_per_turn
         while mailbox:
             if count >= most:
+                if kind is not None:
+                    self._note(context, kind, count - before)
                 self._enqueue(context)
                 return count
             count += 1
             item = mailbox.popleft()
-            kind = type(item)
-            handler = plain.get(kind)
-            if handler is None:
-                if not self._take(context, item):
-                    return count
-                continue
-            handled = context.handled = context.handled + 1
-            recent[handled & _RECENT_MASK] = kind
+            if type(item) is not kind:
+                if kind is not None:
+                    self._note(context, kind, count - 1 - before)
+                kind = type(item)
+                before = count - 1
+                handler = context._plain.get(kind)
+                if handler is None:
+                    kind = None
+                    if not self._take(context, item):
+                        return count
+                    continue
             try:
                 handler(actor, item)
             except Exception as error:
+                self._note(context, kind, count - before)
                 self._crash(context, error)
                 return count
             if context._ending is not None:
+                self._note(context, kind, count - before)
                 self._terminate(context, context._ending)
                 return count
+        if kind is not None:
+            self._note(context, kind, count - before)
         context._state = IDLE
         if mailbox is not None and context._room > 0:
             context._mailbox = None
@@ -460,7 +407,10 @@ class Scheduler(Lifetimes):
             if result is LATER:
                 self._keep(context, caller)
             elif not caller._replied:
-                self.reply(caller, result)
+                if type(result) is Raise:
+                    self._answer(caller, None, result.error)
+                else:
+                    self._answer(caller, result, None)
         if context._ending is None:
             return True
         self._terminate(context, context._ending)
@@ -485,11 +435,16 @@ class Scheduler(Lifetimes):
         context._state = IDLE
         self._watch_idle(context)
 
-    def _note(self, context: Context, kind: type) -> None:
-        if context._recent is None:
-            context._recent = [None] * RECENT_MESSAGES
-        context.handled += 1
-        context._recent[context.handled & _RECENT_MASK] = kind
+    def _note(self, context: Context, kind: type, times: int = 1) -> None:
+        """The actor has handled (or begins to handle) so many messages of a type in a row."""
+        recent = context._recent
+        if recent is None:
+            recent = context._recent = [None] * RECENT_MESSAGES
+        handled = context.handled = context.handled + times
+        recent[handled & _RECENT_MASK] = kind
+        if times > 1:
+            for earlier in range(1, min(times, RECENT_MESSAGES)):
+                recent[(handled - earlier) & _RECENT_MASK] = kind
 
     def _leave_unhandled(self, context: Context, kind: str, caller: Caller | None) -> None:
         self._unhandled += 1
@@ -503,7 +458,10 @@ class Scheduler(Lifetimes):
 
     # --- calls -----------------------------------------------------------------------------------
 
-    async def _call(self, context: Context, ref: AnyRef, message: object, deadline_ns: int) -> Any:
+    @types.coroutine  # a generator: half of what a coroutine that awaits SUSPEND costs
+    def _call(
+        self, context: Context, ref: AnyRef, message: object, deadline_ns: int
+    ) -> Generator[Any, Any, Any]:
         if context is not self._current:
             raise RuntimeError("awaited outside its own handler")
         callee = ref._context
@@ -512,7 +470,7 @@ class Scheduler(Lifetimes):
         if callee is None or callee._state == DEAD:
             caller = self._call_elsewhere(context, ref, message, deadline_ns)
             self._wait(context, caller, deadline_ns)
-            return await SUSPEND
+            return (yield SUSPEND)
         handler = None
         if callee._state == IDLE and self._inline_left > 0:
             kind = type(message)
@@ -520,7 +478,7 @@ class Scheduler(Lifetimes):
         if handler is None:
             caller = self._post(context, callee, message)
             self._wait(context, caller, deadline_ns)
-            return await SUSPEND
+            return (yield SUSPEND)
         # On the spot: the callee is idle and its handler is plain. This is _take and _finish,
         # written out for the common end; `_finish_in_caller` is for all others.
         self._inline_left -= 1
@@ -547,10 +505,10 @@ class Scheduler(Lifetimes):
             kept = self._finish_in_caller(callee, result, failure)
             self._inline = None
             if context._state == DEAD:  # ended by what it called: it does not see the answer
-                return await SUSPEND
+                return (yield SUSPEND)
             if kept._early is None:
                 self._wait(context, kept, deadline_ns)
-                return await SUSPEND
+                return (yield SUSPEND)
             result, refusal = kept._early
             if refusal is not None:
                 raise refusal
@@ -564,7 +522,7 @@ class Scheduler(Lifetimes):
                 self._watch_idle(callee)
         if context._state == DEAD:
             self._late_replies += 1
-            return await SUSPEND
+            return (yield SUSPEND)
         return result
 
     def _caller_on_the_spot(self, callee: Context) -> Caller:
@@ -582,26 +540,4 @@ class Scheduler(Lifetimes):
             self._crash(callee, failure)
         elif self._finish(callee, result):
             self._settle(callee)
-        return caller
-
-    def _call_elsewhere(
-        self, context: Context, ref: AnyRef, message: object, deadline_ns: int
-    ) -> Caller:
-        """Send a call to another node. Raises Unreachable, Overloaded, or Dead: it is of ours."""
-        elsewhere = self._elsewhere(ref)
-        if elsewhere is None:
-            raise self._why_not(ref)
-        caller = Caller(Abroad(repr(ref)), None, context)
-        elsewhere.call(ref, message, caller, context.ref, deadline_ns)
-        self._calls_elsewhere += 1
-        return caller
-
-    def _post(self, context: Context, callee: Context, message: object) -> Caller:
-        """Put a call into the callee's mailbox. Raises CallCycle or Overloaded."""
-        self._refuse_cycle(context, callee)
-        if not self._has_room(callee):
-            raise Overloaded(callee.label, callee.mailbox_limit)
-        self._calls_by_mailbox += 1
-        caller = Caller(callee, message, context)
-        self._deliver(callee, caller)
         return caller

@@ -1,18 +1,20 @@
 """Frames of a node link: registered message classes, and nothing else.
 
-    u32 length of what follows | u16 kind | u64 target | body
+    u32 length of what follows | u16 kind | u64 number | body
 
-All big-endian. `kind` says what the body is: below FIRST_MESSAGE_KIND the link's own words, above a
-class that both sides have registered under that number, as MessagePack (msgspec). Nothing is ever
-unpickled: a body can become an object of its registered class, or an error. A kind that is not
-registered here (the other node is newer) is counted and skipped.
+All big-endian. `kind` says what the body is: below FIRST_MESSAGE_KIND the link's own words, above,
+messages of a class that both sides have registered under that number: `number` of them, as one
+MessagePack (msgspec) array of pairs [target, message]. So messages of one class in a row share a
+frame, and are read in one go. Nothing is ever unpickled: a body can become objects of its
+registered class, or an error. A kind that is not registered here (the other node is newer) is
+counted and skipped.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from struct import Struct
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import msgspec
 
@@ -21,11 +23,15 @@ MAX_KIND: Final = 2**16 - 1
 MAX_TARGET: Final = 2**64 - 1
 MAX_FRAME_BYTES: Final = 4 * 1024 * 1024
 """The length field of a frame, at most."""
+MAX_FRAME_MESSAGES: Final = 4_096
+"""Messages in one frame."""
 
 HEADER: Final = Struct("!IHQ")
 _LENGTH: Final = Struct("!I")
-_EMPTY_HEADER: Final = bytes(HEADER.size)
 _LEAST: Final = HEADER.size - _LENGTH.size
+_MESSAGES: Final = Struct("!IHQBI")  # the header, and that of an array of 32 bits of length
+_ARRAY: Final = 0xDD
+_EMPTY: Final = bytes(_MESSAGES.size)
 
 
 class LinkProtocolError(Exception):
@@ -51,69 +57,138 @@ class MessageCodec:
     ) -> None:
         if not all(FIRST_MESSAGE_KIND <= kind <= MAX_KIND for kind in class_by_kind):
             raise ValueError(f"kinds of messages are {FIRST_MESSAGE_KIND} to {MAX_KIND}")
-        self._kind_by_class = {each: kind for kind, each in class_by_kind.items()}
-        if len(self._kind_by_class) < len(class_by_kind):
+        self.kind_by_class = {each: kind for kind, each in class_by_kind.items()}
+        if len(self.kind_by_class) < len(class_by_kind):
             raise ValueError("a class has two kinds")
         encoder = msgspec.msgpack.Encoder(enc_hook=enc_hook)
         self._encode = encoder.encode
-        self._encode_into = encoder.encode_into
+        self.encode_into = encoder.encode_into
         self._decode_by_kind: dict[int, Callable[[Any], Any]] = {
             kind: msgspec.msgpack.Decoder(each, dec_hook=dec_hook).decode
             for kind, each in class_by_kind.items()
         }
-
-    def encode_into(self, buffer: bytearray, target: int, message: object) -> None:
-        """Append the frame to `buffer`, or leave it as it was. Raises TypeError for a class that is
-        not registered or a field that no hook can write, ValueError when the frame would be longer
-        than MAX_FRAME_BYTES or the target is out of range, and what `enc_hook` raises."""
-        kind = self._kind_by_class.get(type(message))
-        if kind is None:
-            raise TypeError(f"{type(message).__name__} may not cross a link: it is not registered")
-        if not 0 <= target <= MAX_TARGET:
-            raise ValueError("the target is out of range")
-        start = len(buffer)
-        buffer += _EMPTY_HEADER
-        try:
-            self._encode_into(message, buffer, -1)
-            length = len(buffer) - start - _LENGTH.size
-            if length > MAX_FRAME_BYTES:
-                raise ValueError(f"a frame has at most {MAX_FRAME_BYTES} bytes")
-        except BaseException:
-            del buffer[start:]
-            raise
-        HEADER.pack_into(buffer, start, length, kind, target)
+        self._decode_frame_by_kind: dict[int, Callable[[memoryview], list[tuple[int, Any]]]] = {
+            kind: msgspec.msgpack.Decoder(_messages_of(each), dec_hook=dec_hook).decode
+            for kind, each in class_by_kind.items()
+        }
 
     def travels(self, message_type: type) -> bool:
         """Whether messages of this class may cross a link."""
-        return message_type in self._kind_by_class
+        return message_type in self.kind_by_class
 
     def pack(self, message: object) -> tuple[int, bytes]:
         """Kind and body of a message that travels within another. Raises TypeError, ValueError."""
-        kind = self._kind_by_class.get(type(message))
+        kind = self.kind_by_class.get(type(message))
         if kind is None:
             raise TypeError(f"{type(message).__name__} may not cross a link: it is not registered")
         return kind, self._encode(message)
 
     def decode(self, kind: int, body: memoryview | bytes | msgspec.Raw) -> Any | None:
-        """The message; None if the kind is not registered. Raises LinkProtocolError."""
+        """Undo `pack`; None if the kind is not registered. Raises LinkProtocolError."""
         decode = self._decode_by_kind.get(kind)
+        return None if decode is None else _read(decode, body, kind)
+
+    def decode_frame(
+        self, kind: int, number: int, body: memoryview
+    ) -> list[tuple[int, Any]] | None:
+        """The messages of a frame as (target, message); None if the kind is not registered. Raises
+        LinkProtocolError."""
+        decode = self._decode_frame_by_kind.get(kind)
         if decode is None:
             return None
+        messages: list[tuple[int, Any]] = _read(decode, body, kind)
+        if len(messages) != number:
+            raise LinkProtocolError(f"{len(messages)} messages in a frame of {number}")
+        return messages
+
+
+def _messages_of(message_type: type) -> Any:
+    target = Annotated[int, msgspec.Meta(ge=0)]
+    limit = msgspec.Meta(max_length=MAX_FRAME_MESSAGES)
+    return Annotated[list[tuple[target, message_type]], limit]  # type: ignore[valid-type]  # made here
+
+
+def _read(decode: Callable[[Any], Any], body: object, kind: int) -> Any:
+    try:
+        return decode(body)
+    except Exception as error:  # of a hook, too: what came from outside decides what it raises
+        text = f"a message of kind {kind} is malformed ({type(error).__name__})"
+    raise LinkProtocolError(text)
+
+
+class FrameWriter:
+    """Messages as frames, one after the other in `data`; the last is complete after `finish`."""
+
+    __slots__ = (
+        "_count", "_encode_into", "_kind", "_kind_by_class", "_start", "data", "messages",
+    )  # fmt: skip
+
+    def __init__(self, codec: MessageCodec) -> None:
+        self.data = bytearray()
+        self.messages = 0
+        self._kind_by_class = codec.kind_by_class
+        self._encode_into = codec.encode_into
+        self._kind = 0
+        self._start = 0  # of the frame in hand
+        self._count = 0  # of the messages in it
+
+    def append(self, target: int, message: object) -> None:
+        """Raises TypeError for a class that is not registered or a field that no hook can write,
+        ValueError when the message does not fit into a frame or the target is out of range, and
+        what the codec's `enc_hook` raises; then nothing is appended."""
+        kind = self._kind_by_class.get(type(message))
+        if kind is None:
+            raise TypeError(f"{type(message).__name__} may not cross a link: it is not registered")
+        if not 0 <= target <= MAX_TARGET:
+            raise ValueError("the target is out of range")
+        if kind != self._kind or self._count == MAX_FRAME_MESSAGES:
+            self._begin(kind)
+        data = self.data
+        before = len(data)
         try:
-            return decode(body)
-        except Exception as error:  # of a hook, too: what came from outside decides what it raises
-            text = f"a message of kind {kind} is malformed ({type(error).__name__})"
-        raise LinkProtocolError(text)
+            self._encode_into((target, message), data, -1)
+            if len(data) - self._start > MAX_FRAME_BYTES:
+                self._begin_with_last(before)
+        except BaseException:
+            del data[before:]
+            raise
+        self._count += 1
+        self.messages += 1
+
+    def finish(self) -> None:
+        """Write the header of the frame in hand; the next message begins another."""
+        if self._count:
+            length = len(self.data) - self._start - _LENGTH.size
+            fields = (length, self._kind, self._count, _ARRAY, self._count)
+            _MESSAGES.pack_into(self.data, self._start, *fields)
+        else:
+            del self.data[self._start :]
+        self._kind = self._count = 0
+        self._start = len(self.data)
+
+    def _begin(self, kind: int) -> None:
+        self.finish()
+        self._kind = kind
+        self.data += _EMPTY
+
+    def _begin_with_last(self, position: int) -> None:
+        """What begins at `position` is too much for the frame: it goes into the next."""
+        written = self.data[position:]
+        if len(written) + _MESSAGES.size > MAX_FRAME_BYTES:
+            raise ValueError(f"a frame has at most {MAX_FRAME_BYTES} bytes")
+        del self.data[position:]
+        self._begin(self._kind)
+        self.data += written
 
 
-def frame(kind: int, target: int, body: bytes) -> bytes:
+def frame(kind: int, number: int, body: bytes) -> bytes:
     """One frame. Raises ValueError."""
     length = _LEAST + len(body)
     if length > MAX_FRAME_BYTES:
         raise ValueError(f"a frame has at most {MAX_FRAME_BYTES} bytes")
-    if not 0 <= target <= MAX_TARGET:
-        raise ValueError("the target is out of range")
-    return HEADER.pack(length, kind, target) + body
+    if not 0 <= number <= MAX_TARGET:
+        raise ValueError("the number is out of range")
+    return HEADER.pack(length, kind, number) + body
 
 
 class FrameSplitter:
@@ -123,13 +198,13 @@ class FrameSplitter:
     __slots__ = ("_chunks", "_held", "_needed", "limit")
 
     def __init__(self, limit: int = MAX_FRAME_BYTES) -> None:
-        self._chunks: list[bytes] = []  # joined only when a frame is complete
+        self._chunks: list[bytes | bytearray] = []  # joined only when a frame is complete
         self._held = 0
         self._needed = 0
         self.limit = limit
 
-    def feed(self, data: bytes) -> Iterator[tuple[int, int, memoryview]]:
-        """The frames that are complete now, as (kind, target, body). Iterate to the end before the
+    def feed(self, data: bytes | bytearray) -> Iterator[tuple[int, int, memoryview]]:
+        """The frames that are complete now, as (kind, number, body). Iterate to the end before the
         next feed. Raises LinkProtocolError, as soon as a header says too much or too little."""
         self._chunks.append(data)
         self._held += len(data)
@@ -147,8 +222,8 @@ class FrameSplitter:
             if after > end:
                 self._needed = after - position
                 break
-            _, kind, target = HEADER.unpack_from(buffer, position)
-            yield kind, target, view[position + HEADER.size : after]
+            _, kind, number = HEADER.unpack_from(buffer, position)
+            yield kind, number, view[position + HEADER.size : after]
             limit = self.limit  # it rises with the hello
             position = after
         self._chunks = [buffer[position:]] if position < end else []

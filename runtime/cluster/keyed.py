@@ -37,6 +37,7 @@ import structlog
 
 from runtime.actor import (
     Actor,
+    ActorError,
     ActorRef,
     CallError,
     Dead,
@@ -127,6 +128,10 @@ def keeper_name(kind: str) -> tuple[str, str]:
     return ("keeper", kind)
 
 
+class NotEntitled(ActorError):
+    """The node's lease has lapsed, or the key is another's: ask again, and maybe elsewhere."""
+
+
 class KeyedActor(Actor):
     """The base of keyed actors. `kind` names their keeper. A subclass that defines `started` calls
     this one's first (it need not: `took_over` is the place)."""
@@ -151,7 +156,8 @@ class KeyedActor(Actor):
 
     @property
     def is_entitled(self) -> bool:
-        """Whether the lease stands now: without it nothing may be decided."""
+        """Whether the lease stands now: without it nothing may be decided. (Had it lapsed, and
+        somebody taken the key meanwhile, the node would be in another tenure.)"""
         tenure = self.tenure
         return tenure.incarnation == self._incarnation and tenure.holds(self.context.now())
 

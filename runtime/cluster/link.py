@@ -29,6 +29,7 @@ from runtime.cluster.frames import (
     FIRST_MESSAGE_KIND,
     MAX_FRAME_BYTES,
     FrameSplitter,
+    FrameWriter,
     LinkProtocolError,
     MessageCodec,
     frame,
@@ -123,6 +124,9 @@ class LinkState(Enum):
     CLOSED = "closed"
 
 
+_READY_STATE: Final = LinkState.READY  # cheaper to look at
+
+
 class Choice(Enum):
     """What the arbiter does with a new connection beside a link that stands."""
 
@@ -154,19 +158,9 @@ class LinkStatistics:
     received_bytes: int
     batches: int
     skipped: int
-    """Frames of kinds that are not registered here."""
+    """Messages of kinds that are not registered here, as their frames say."""
     congested: int
     rtt_ns: int | None
-
-
-class _Batch:
-    """Messages as bytes, ready to be sent together."""
-
-    __slots__ = ("data", "messages")
-
-    def __init__(self) -> None:
-        self.data = bytearray()
-        self.messages = 0
 
 
 _encode_control = msgspec.msgpack.Encoder().encode
@@ -201,9 +195,10 @@ class Link:
         self._rtt_ns: int | None = None
         self._splitter = FrameSplitter(MAX_HELLO_BYTES)
         self._control: list[bytes] = [frame(_HELLO, 0, _encode_control(local))]
-        self._batches_queued: deque[_Batch] = deque()
-        self._queued_messages = 0
-        self._queued_bytes = 0
+        self._queue: deque[FrameWriter] = deque()  # full batches
+        self._batch = FrameWriter(codec)  # the one that is being filled
+        self._queued_messages = 0  # both in the queue and in the batch
+        self._full_bytes = 0  # in the queue only
         self._sent_messages = 0
         self._sent_bytes = 0
         self._received_messages = 0
@@ -230,34 +225,43 @@ class Link:
         """Have the other side told why, with the next batch; then close the connection."""
         body = _encode_control(reason[:MAX_REASON_CHARACTERS])
         self._control.append(frame(_REFUSED, 0, body))
-        self._batches_queued.clear()
+        self._queue.clear()
+        self._batch = FrameWriter(self._codec)
         self._queued_messages = 0
-        self._queued_bytes = 0
+        self._full_bytes = 0
         self.state = LinkState.CLOSED
 
     # --- messages --------------------------------------------------------------------------------
 
     def enqueue(self, target: int, message: object) -> None:
         """Queue a message. Raises Unreachable (not ready), Congested, and whatever
-        `MessageCodec.encode` raises."""
-        if self.state is not LinkState.READY:
+        `FrameWriter.append` raises."""
+        if self.state is not _READY_STATE:
             raise Unreachable(self.peer, f"the link {self.state.value}")
-        if not self.has_room:
+        settings, batch = self._settings, self._batch
+        batch_bytes = len(batch.data)
+        if (  # not `has_room`, without the call
+            self._queued_messages >= settings.max_queued_messages
+            or self._full_bytes + batch_bytes >= settings.max_queued_bytes
+        ):
             self._congested += 1
             raise Congested(
                 self.peer,
-                f"{self._queued_bytes} bytes wait already",
-                self._settings.max_queued_messages,
+                f"{self.queued_bytes} bytes wait already",
+                settings.max_queued_messages,
             )
-        batch = self._batches_queued[-1] if self._batches_queued else None
-        if batch is None or len(batch.data) >= self._settings.batch_bytes:
-            batch = _Batch()
-            self._batches_queued.append(batch)
-        before = len(batch.data)
-        self._codec.encode_into(batch.data, target, message)
-        batch.messages += 1
+        if batch_bytes >= settings.batch_bytes:
+            batch.finish()
+            self._queue.append(batch)
+            self._full_bytes += len(batch.data)
+            batch = self._batch = FrameWriter(self._codec)
+        batch.append(target, message)
         self._queued_messages += 1
-        self._queued_bytes += len(batch.data) - before
+
+    @property
+    def queued_bytes(self) -> int:
+        """What waits to be taken, the link's own words apart."""
+        return self._full_bytes + len(self._batch.data)
 
     @property
     def has_room(self) -> bool:
@@ -265,7 +269,7 @@ class Link:
         settings = self._settings
         return (
             self._queued_messages < settings.max_queued_messages
-            and self._queued_bytes < settings.max_queued_bytes
+            and self.queued_bytes < settings.max_queued_bytes
         )
 
     @property
@@ -273,40 +277,46 @@ class Link:
         """Whether `take_batch` would give anything."""
         return bool(self._control or self._queued_messages or self._pong_due is not None)
 
-    def take_batch(self) -> bytes:
+    def take_batch(self) -> bytes | bytearray:
         """What is to be sent next: the link's own words, then messages of about `batch_bytes`."""
-        pieces, self._control = self._control, []
+        pieces: list[bytes | bytearray] = list(self._control)
+        self._control.clear()
         if self._pong_due is not None:
             pieces.append(frame(_PONG, self._pong_due, b""))
             self._pong_due = None
-        if self._batches_queued:
-            queued = self._batches_queued.popleft()
-            pieces.append(bytes(queued.data))
-            self._queued_bytes -= len(queued.data)
+        if self._queued_messages:
+            if self._queue:
+                queued = self._queue.popleft()
+                self._full_bytes -= len(queued.data)
+            else:
+                queued = self._batch
+                queued.finish()
+                self._batch = FrameWriter(self._codec)
+            pieces.append(queued.data)
             self._queued_messages -= queued.messages
             self._sent_messages += queued.messages
-        batch = b"".join(pieces)
+        batch = pieces[0] if len(pieces) == 1 else b"".join(pieces)
         self._sent_bytes += len(batch)
         self._batches += 1
         return batch
 
-    def receive(self, data: bytes, now: int) -> list[tuple[int, Any]]:
+    def receive(self, data: bytes | bytearray, now: int) -> list[tuple[int, Any]]:
         """Take what came; returns the messages in it as (target, message), in order. Raises
         LinkProtocolError, LinkRefused."""
         self._heard_ns = now
         self._received_bytes += len(data)
         messages: list[tuple[int, Any]] = []
-        for kind, target, body in self._splitter.feed(data):
+        for kind, number, body in self._splitter.feed(data):
             if kind < FIRST_MESSAGE_KIND:
-                self._receive_control(kind, target, body, now)
+                self._receive_control(kind, number, body, now)
                 continue
             if self.state is not LinkState.READY:
                 raise LinkProtocolError("a message came before the link was ready")
-            message = self._codec.decode(kind, body)
-            if message is None:
-                self._skipped += 1
+            these = self._codec.decode_frame(kind, number, body)
+            if these is None:
+                self._skipped += number
             else:
-                messages.append((target, message))
+                messages.extend(these)
         self._received_messages += len(messages)
         return messages
 
@@ -355,7 +365,7 @@ class Link:
             incarnation=None if self.hello is None else self.hello.incarnation,
             state=self.state.value,
             queued_messages=self._queued_messages,
-            queued_bytes=self._queued_bytes,
+            queued_bytes=self.queued_bytes,
             sent_messages=self._sent_messages,
             sent_bytes=self._sent_bytes,
             received_messages=self._received_messages,

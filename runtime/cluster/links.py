@@ -206,7 +206,7 @@ class NodeLinks:
         arrive in order, or not at all when the link is lost.
 
         Raises Unreachable (no link), Congested (the queue is full), TypeError and ValueError (see
-        `MessageCodec.encode`)."""
+        `FrameWriter.append`)."""
         connection = self._connection_by_node.get(node)
         if connection is None:
             raise Unreachable(node, "there is no link")

@@ -24,7 +24,12 @@ import attrs
 
 from runtime.actor import DEFAULT_DEADLINE_NS
 from runtime.clock import NS_PER_MS, NS_PER_S, VirtualClock
-from runtime.cluster.frames import FrameSplitter, LinkProtocolError, MessageCodec
+from runtime.cluster.frames import (
+    FrameSplitter,
+    FrameWriter,
+    LinkProtocolError,
+    MessageCodec,
+)
 from runtime.cluster.link import Congested, Unreachable
 from runtime.cluster.remote import RemoteActors
 from runtime.inspection import Report
@@ -270,8 +275,10 @@ class HeapCluster:
 
     def _sender(self, name: str) -> Callable[[str, int, object], None]:
         def send(to: str, target: int, message: object) -> None:
-            buffer = bytearray()
-            self._codec.encode_into(buffer, target, message)
+            writer = FrameWriter(self._codec)
+            writer.append(target, message)
+            writer.finish()
+            data = bytes(writer.data)
             number = self._links.get(_pair(name, to))
             if number is None:
                 raise Unreachable(to, "there is no link")
@@ -283,7 +290,7 @@ class HeapCluster:
             arrival_ns = self.clock.monotonic_ns() + least + self._draw(most - least)
             arrival_ns = max(arrival_ns, self._arrival_ns.get(way, 0))
             self._arrival_ns[way] = arrival_ns
-            self._at(arrival_ns, lambda: self._arrive(way, number, bytes(buffer)))
+            self._at(arrival_ns, lambda: self._arrive(way, number, data))
 
         return send
 
@@ -316,11 +323,9 @@ class HeapCluster:
         self._at(self.clock.monotonic_ns() + REDIAL_NS, dial)
 
     def _decoded(self, data: bytes) -> list[tuple[int, Any]]:
-        messages = []
-        for kind, target, body in FrameSplitter().feed(data):
-            message = self._codec.decode(kind, body)
-            if message is not None:
-                messages.append((target, message))
+        messages: list[tuple[int, Any]] = []
+        for kind, number, body in FrameSplitter().feed(data):
+            messages.extend(self._codec.decode_frame(kind, number, body) or ())
         return messages
 
     def _do(self, node: HeapNode, action: Callable[[], None]) -> None:

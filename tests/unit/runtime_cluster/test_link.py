@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+from typing import Any
 
 import attrs
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,7 +14,9 @@ from hypothesis import strategies as st
 from runtime.clock import NS_PER_S
 from runtime.cluster.frames import (
     MAX_FRAME_BYTES,
+    MAX_FRAME_MESSAGES,
     FrameSplitter,
+    FrameWriter,
     LinkProtocolError,
     MessageCodec,
     frame,
@@ -110,15 +114,16 @@ def test_hooks_carry_a_type_that_msgpack_does_not_know_and_refuse_what_is_none()
         {16: Letter}, enc_hook=encode_ref, dec_hook=lambda _type, value: decode_ref(value)
     )
     letter = Letter(ActorRef("a", 3))
-    buffer = bytearray()
-    codec.encode_into(buffer, 1, letter)
-    ((kind, _, body),) = FrameSplitter().feed(bytes(buffer))
-    assert codec.decode(kind, body) == letter
+    writer = FrameWriter(codec)
+    writer.append(1, letter)
+    writer.finish()
+    ((kind, number, body),) = FrameSplitter().feed(bytes(writer.data))
+    assert codec.decode_frame(kind, number, body) == [(1, letter)]
     for malformed in (b"\x81\xa2to\x07", b"\x81\xa2to\xc4\x01\x07"):
         with pytest.raises(LinkProtocolError, match="malformed"):
             codec.decode(16, memoryview(malformed))
     with pytest.raises(TypeError):
-        MessageCodec({16: Letter}).encode_into(buffer, 1, letter)
+        FrameWriter(MessageCodec({16: Letter})).append(1, letter)
 
 
 def test_before_it_is_ready_nothing_is_sent():
@@ -264,10 +269,82 @@ def test_frames_survive_any_cutting_of_the_stream(bodies: list[bytes], cuts: lis
     assert found == [(16 + place, place, body) for place, body in enumerate(bodies)]
 
 
+@attrs.frozen
+class Parcel:
+    content: Any
+
+
+PARCELS = MessageCodec({16: Note, 18: Parcel})
+SENT = st.tuples(
+    st.integers(0, 2**64 - 1),
+    st.builds(Note, st.text(max_size=5), st.integers(0, 9)) | st.builds(Parcel, st.binary()),
+)
+UNSENDABLE = st.sampled_from(
+    [(1, Stranger()), (-1, Note("x")), (2**64, Note("x")), (1, Parcel(object()))]
+)
+
+
+def written(writer: FrameWriter) -> list[tuple[int, int, list[tuple[int, object]] | None]]:
+    """What a reader makes of each frame, with its kind and the number in its header."""
+    writer.finish()
+    frames = FrameSplitter().feed(bytes(writer.data))
+    return [(kind, n, PARCELS.decode_frame(kind, n, body)) for kind, n, body in frames]
+
+
+@given(st.lists(SENT | UNSENDABLE | st.just(None), max_size=30))
+def test_messages_are_framed_by_class_and_what_cannot_be_sent_leaves_nothing(
+    steps: list[tuple[int, object] | None],
+):
+    writer = FrameWriter(PARCELS)
+    sent = []
+    for step in steps:
+        if step is None:
+            writer.finish()
+            continue
+        try:
+            writer.append(*step)
+        except (TypeError, ValueError):
+            continue
+        sent.append(step)
+    frames = written(writer)
+    assert [message for _, _, messages in frames for message in messages or ()] == sent
+    assert all(n == len(messages or ()) > 0 for _, n, messages in frames)
+    assert writer.messages == len(sent)
+
+
+def test_a_frame_takes_only_so_many_messages_and_bytes_and_the_next_takes_the_rest():
+    writer = FrameWriter(PARCELS)
+    for number in range(MAX_FRAME_MESSAGES + 1):
+        writer.append(number, Note("x", number))
+    assert [number for _, number, _ in written(writer)] == [MAX_FRAME_MESSAGES, 1]
+    writer = FrameWriter(PARCELS)
+    half = Parcel(bytes(MAX_FRAME_BYTES // 2))
+    for _ in range(2):
+        writer.append(1, half)
+    with pytest.raises(ValueError, match="at most"):
+        writer.append(1, Parcel(bytes(MAX_FRAME_BYTES)))
+    writer.append(2, Parcel(b""))
+    assert written(writer) == [(18, 1, [(1, half)]), (18, 2, [(1, half), (2, Parcel(b""))])]
+
+
+@pytest.mark.parametrize("number", [0, 2, 2**64 - 1])
+def test_a_frame_of_another_number_of_messages_than_it_says_ends_the_link(number: int):
+    a, _ = ready()
+    with pytest.raises(LinkProtocolError, match="1 messages in a frame of"):
+        a.receive(frame(16, number, msgspec.msgpack.encode([(1, Note("x"))])), 0)
+
+
+def test_a_frame_of_too_many_messages_ends_the_link():
+    a, _ = ready()
+    many = [(1, Note("x"))] * (MAX_FRAME_MESSAGES + 1)
+    with pytest.raises(LinkProtocolError, match="malformed"):
+        a.receive(frame(16, len(many), msgspec.msgpack.encode(many)), 0)
+
+
 def test_limits_of_frames_and_codecs():
     with pytest.raises(ValueError, match="at most"):
         frame(16, 0, bytes(MAX_FRAME_BYTES))
-    with pytest.raises(ValueError, match="target"):
+    with pytest.raises(ValueError, match="number"):
         frame(16, -1, b"")
     with pytest.raises(ValueError, match="kinds"):
         MessageCodec({15: Note})
