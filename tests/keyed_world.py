@@ -333,6 +333,7 @@ class KeyedWorld:
         self.fail_to_move: set[UUID] = set()
         self.kept: set[UUID] = set()
         self.move_takes_ns = 0
+        self.over: list[tuple[str, HeapNode]] = []
         self.parted: set[frozenset[str]] = set()
         self.keys = tuple(self._make_account(number) for number in range(keys))
 
@@ -354,7 +355,7 @@ class KeyedWorld:
             incarnation=incarnation,
         )
         heap.link_changed = cluster.link_changed
-        cluster.start()
+        heap.scheduler.watch(cluster.start(), lambda reason: self.over.append((name, heap)))
         keeper = ChildSpec(
             id="keeper",
             factory=lambda: Keeper(
@@ -432,7 +433,13 @@ class KeyedWorld:
                 node.heap.scheduler.cast(ref, message)
 
     def run_for(self, duration_ns: int) -> None:
+        """Let time pass. A process whose membership has ended for good ends then, as NodeProcess
+        does."""
         self.cluster.run_for(duration_ns)
+        over, self.over = self.over, []
+        for name, heap in over:
+            if name in self.nodes and self.nodes[name].heap is heap:
+                self.kill(name)
 
     def run_asking(self, duration_ns: int, every_ns: int = 10 * NS_PER_MS) -> list[Asked]:
         """Let time pass, with a call again and again, of each key in turn and from each node."""
