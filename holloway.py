@@ -21,14 +21,15 @@ from cyclopts import App, Parameter
 from runtime.memory import keep_memory_private
 
 DEFAULT_CONFIG = Path("/etc/holloway/holloway.toml")
-TABLES = ("portal", "relay", "gateway", "up", "down", "status", "demo", "sim")
+TABLES = ("portal", "cluster", "relay", "gateway", "up", "down", "status", "demo", "sim")
 
 app = App(
     name="holloway",
     version=lambda: version("holloway"),
     help="Zero-trust remote access: private resources through hole-punched WireGuard tunnels.",
 )
-app.command("portal.command:portal", name="portal", help="Run the control plane.")
+app.command("portal.command:app", name="portal", help="Run the control plane.")
+app.command("portal.cluster_command:app", name="cluster", help="Look after several nodes.")
 app.command("relays.command:relay", name="relay", help="Run a STUN and TURN relay.")
 app.command("gateways.command:gateway", name="gateway", help="Run a gateway beside resources.")
 app.command("clients.command:up", name="up", help="Connect this device.")

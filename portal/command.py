@@ -1,22 +1,32 @@
-"""`holloway portal`: the settings from flags, environment and TOML, and run."""
+"""`holloway portal` and `holloway portal tree`: settings from flags, environment and TOML, and run.
+
+`holloway cluster ...` is in `portal.cluster_command`."""
 
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import trio
-from cyclopts import Parameter
+from cyclopts import App, Parameter
 
 from actors.store.interface import StoreError
 from channel.credentials import InvalidToken
+from portal.asking import ask
 from portal.authority import AuthorityError
 from portal.node import run_portal
 from portal.settings import PortalSettings, SettingsError
+from runtime.cluster.hosting import ClusterError
+from runtime.cluster.leases import ClusterFull
 from runtime.cluster.process import NodeSuperseded
+from runtime.cluster.ray_settings import RayRefused
 from runtime.service import SecretUnavailable, configure_logging
 
+app = App(name="portal", help="Run the control plane.")
 
+
+@app.default
 def portal(settings: Annotated[PortalSettings, Parameter(name="*")] | None = None) -> None:
     """Run the control plane: actors, control channel, JSON API, and by default the database.
 
@@ -26,7 +36,12 @@ def portal(settings: Annotated[PortalSettings, Parameter(name="*")] | None = Non
     settings = settings or PortalSettings()
     configure_logging(settings.log_format, settings.log_level)
     try:
-        trio.run(run_portal, settings)
+        if settings.nodes == 1 and not settings.ray_address:
+            trio.run(run_portal, settings)
+        else:
+            from portal.cluster import run_nodes  # brings Ray, which takes seconds
+
+            trio.run(run_nodes, settings)
     except (
         SettingsError,
         SecretUnavailable,
@@ -34,6 +49,30 @@ def portal(settings: Annotated[PortalSettings, Parameter(name="*")] | None = Non
         InvalidToken,
         StoreError,
         NodeSuperseded,
+        ClusterError,
+        ClusterFull,
+        RayRefused,
         OSError,
     ) as error:
         sys.exit(f"holloway portal: {error}")
+
+
+@app.command
+def tree(
+    *,
+    node: str = "",
+    state_dir: Path = PortalSettings.state_dir,
+) -> None:
+    """Print the actors of a portal that runs here, each below its supervisor.
+
+    A line has the actor, its state, mail that waits, restarts and age.
+
+    Parameters
+    ----------
+    node
+        Of which node; by default of one that runs on this machine.
+    state_dir
+        The state directory that `holloway portal` was given.
+    """
+    answer = ask("portal tree", state_dir, {"command": "tree", "node": node})
+    sys.stdout.write(answer["tree"] + "\n")

@@ -33,6 +33,7 @@ from actors.tree import ControlPlane
 from actors.wire import node_codec
 from channel.listener import ChannelServer, serve_channels
 from channel.messages import DoorAddress
+from portal.answers import NodeAnswers
 from portal.api.application import create_api
 from portal.api.office import Office
 from portal.api.openapi import product_version
@@ -87,6 +88,7 @@ class PortalNode:
     authority: Authority
     control: ControlPlane
     process: NodeProcess
+    answers: NodeAnswers
     host: TrioHost
     store: Store
     health: Health
@@ -122,7 +124,7 @@ async def run_portal(
     try:
         await node.run(task_status)
     except BaseExceptionGroup as group:
-        raise _only_cause(group) from None
+        raise only_cause(group) from None
 
 
 class _Node:
@@ -149,7 +151,7 @@ class _Node:
         self._certificate = self._authority.server_certificate(self._places.names)
         self._health = Health()
         self._registry = CollectorRegistry()
-        self._stop = stop or trio.Event()
+        self._stop = trio.Event() if stop is None else stop
         self._is_up = False
 
     async def run(self, task_status: trio.TaskStatus[PortalNode]) -> None:
@@ -181,28 +183,12 @@ class _Node:
     async def _database(self, nursery: trio.Nursery) -> tuple[EmbeddedPostgres | None, Logins]:
         if self._logins is not None:
             return None, self._logins
-        url = self._database_url()
+        url = database_url(self._settings)
         if url is not None:
             return None, Logins.of(url)
         embedded = EmbeddedPostgres(self._settings.state_dir / "database")
         await nursery.start(embedded.run)
         return embedded, embedded.logins()
-
-    def _database_url(self) -> str | None:
-        file = self._settings.database_url_file
-        try:
-            return read_secret(
-                file=file,
-                value=os.environ.get("DATABASE_URL"),
-                credential="holloway-database-url",
-            ).reveal_text()
-        except SecretUnavailable:
-            credentials = os.environ.get("CREDENTIALS_DIRECTORY")
-            if file is not None or (
-                credentials and os.path.exists(f"{credentials}/holloway-database-url")
-            ):
-                raise
-            return None
 
     @asynccontextmanager
     async def _open_store(self, logins: Logins) -> AsyncIterator[PostgresStore]:
@@ -358,6 +344,8 @@ class _Node:
                 )
             )
             doors.start_soon(self._follow_changes, store, control)
+            answers = NodeAnswers(self._settings, process, host, control, self._health)
+            await doors.start(answers.serve)
             doors.start_soon(self._watch_database, store)
             doors.start_soon(self._renew_certificates, door, channels)
             parts = {
@@ -365,6 +353,7 @@ class _Node:
                 "door": door.statistics,
                 "channel": channels.statistics,
                 "actors": control.statistics,
+                "runtime": host.scheduler.statistics,
                 "node": process.statistics,
                 "database": store.statistics,
             }
@@ -386,6 +375,7 @@ class _Node:
                     authority=self._authority,
                     control=control,
                     process=process,
+                    answers=answers,
                     host=host,
                     store=store,
                     health=self._health,
@@ -452,6 +442,24 @@ class _Node:
             everything.cancel()
 
 
+def database_url(settings: PortalSettings) -> str | None:
+    """The database that is named, or None: the embedded one. Raises SecretUnavailable."""
+    file = settings.database_url_file
+    try:
+        return read_secret(
+            file=file,
+            value=os.environ.get("DATABASE_URL"),
+            credential="holloway-database-url",
+        ).reveal_text()
+    except SecretUnavailable:
+        credentials = os.environ.get("CREDENTIALS_DIRECTORY")
+        if file is not None or (
+            credentials and os.path.exists(f"{credentials}/holloway-database-url")
+        ):
+            raise
+        return None
+
+
 def _doors(tenure: Tenure) -> tuple[DoorAddress, ...]:
     """Where agents may go; a node that says something else of itself is left out."""
     doors = []
@@ -461,7 +469,7 @@ def _doors(tenure: Tenure) -> tuple[DoorAddress, ...]:
     return tuple(doors)
 
 
-def _only_cause(group: BaseExceptionGroup[BaseException]) -> BaseException:
+def only_cause(group: BaseExceptionGroup[BaseException]) -> BaseException:
     """The one exception in a group of one, however deep; else the group."""
     cause: BaseException = group
     while isinstance(cause, BaseExceptionGroup) and len(cause.exceptions) == 1:

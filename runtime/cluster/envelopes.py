@@ -8,14 +8,14 @@ within one is `kind, body`, as in a frame of its own.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, final
 
-import attrs
 import msgspec
 from msgspec import Meta, Raw, Struct
 
 from runtime.cluster.frames import LinkProtocolError, MessageCodec
 from runtime.cluster.keyed import Locate, Located, Relinquish
+from runtime.cluster.reporter import AskNode, NodeAnswer
 from runtime.presence.tracker import Farewell, Heartbeat, Transfer, TransferRequest
 from runtime.refs import (
     MAX_REF_BYTES,
@@ -152,15 +152,32 @@ RUNTIME_KINDS: Final[Mapping[int, type]] = {
     52: Locate,
     53: Located,
     54: Relinquish,
+    55: AskNode,
+    56: NodeAnswer,
 }
 """Part of the protocol between nodes, as are the kinds of an application, from 64 on."""
 
 
-@attrs.frozen
+@final
 class Enclosed:
-    """A message of any registered class within another, where the field cannot name its class."""
+    """A message of any registered class within another, where the field cannot name its class.
 
-    message: Any
+    Not an attrs class, since msgspec would write that by itself, and lose the class of `message`.
+    """
+
+    __slots__ = ("message",)
+
+    def __init__(self, message: Any) -> None:
+        self.message = message
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Enclosed) and self.message == other.message
+
+    def __hash__(self) -> int:
+        return hash(self.message)
+
+    def __repr__(self) -> str:
+        return f"Enclosed({self.message!r})"
 
 
 def make_codec(

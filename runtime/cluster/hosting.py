@@ -143,7 +143,8 @@ class Cluster(Protocol):
 
         Raises NodeExists; NodeFailed, with the body's own reason, if it fails before it is up
         (nothing is left of it then); NodeUnavailable if it is not up by the deadline (it is ended
-        too); ValueError for a name that is none, or settings that are not JSON, or too many."""
+        too); ValueError for a name that is none, or settings that are not JSON, or too many. After
+        ClusterUnavailable it may have been started all the same."""
 
     async def nodes(self) -> tuple[NodeStatus, ...]:
         """All nodes, by name, those that are being restarted among them."""

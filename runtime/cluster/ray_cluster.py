@@ -9,6 +9,7 @@ A process has one connection to Ray (`ray.init`), so one RayCluster at a time.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import socket
@@ -58,8 +59,9 @@ REPORT_S: Final = 2.0
 _STEP_S: Final = 2.0
 _PAUSE_S: Final = 0.1
 _LOOK_S: Final = 0.05
-_STATES: Final[Mapping[str, NodeState]] = {"RESTARTING": "restarting", "ALIVE": "running"}
-"""Ray's states that are more than a start."""
+# The states of an actor in Ray's table that matter here; the others wait for a process.
+_ALIVE: Final = 2
+_DEAD: Final = 4
 
 T = TypeVar("T")
 
@@ -85,7 +87,9 @@ async def open_ray_cluster(
     Raises RayRefused; ClusterUnavailable if there is no Ray, or this process has one already."""
     host, _, port = address.rpartition(":")
     head = (host.strip("[]"), int(port))
-    cluster = RayCluster(head, body, settings, cpus_per_node=cpus_per_node, pause=pause)
+    cluster = RayCluster(
+        head, body, settings, namespace=namespace, cpus_per_node=cpus_per_node, pause=pause
+    )
     variables = environment(head[0], access)
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)  # Ray reads nothing else
@@ -114,9 +118,11 @@ class RayCluster:
         body: str,
         settings: Mapping[str, Any] | None,
         *,
+        namespace: str,
         cpus_per_node: float,
         pause: RestartPause | None,
     ) -> None:
+        self._namespace = namespace
         self._head = head
         self._body = body
         self._settings = settings
@@ -144,10 +150,10 @@ class RayCluster:
                 with trio.CancelScope(shield=True):
                     await self._kill(name, node)
         self._handles[name] = node
-        status = await self._by_head(partial(_status, name, node))
-        if status is None:
-            raise NodeUnavailable(name, "was up, and is gone")
-        return status
+        for status in await self.nodes():
+            if status.name == name:
+                return status
+        raise NodeUnavailable(name, "was up, and is gone")
 
     async def nodes(self) -> tuple[NodeStatus, ...]:
         """See `Cluster`."""
@@ -182,7 +188,7 @@ class RayCluster:
                 except (NodeUnavailable, TimeoutError):  # it is being restarted, say
                     await trio.sleep(_PAUSE_S)
         with trio.CancelScope(shield=True):
-            await self._kill(name, node)
+            await self._kill(name, self._handles.get(name, node))
         if report is None or report[0] == "draining":
             raise DrainTimedOut(name)
         if report[1] is not None:
@@ -207,6 +213,8 @@ class RayCluster:
             except (NodeUnavailable, TimeoutError):  # not placed yet, or its raylet has died
                 await trio.sleep(_PAUSE_S)
                 continue
+            except NoSuchNode as error:  # our own code is not there where it was placed, say
+                raise NodeFailed(name, reason_of(error.__cause__ or error)) from None
             if reason is not None:
                 raise NodeFailed(name, reason)
             if state != "starting":
@@ -268,7 +276,7 @@ class RayCluster:
         import ray
 
         try:
-            if len(ray.util.list_named_actors()) >= MAX_NODES:
+            if len(_table(self._namespace)) >= MAX_NODES:
                 raise ValueError(f"a cluster has at most {MAX_NODES} nodes")
             actor = ray.remote(
                 num_cpus=self._cpus_per_node,
@@ -288,27 +296,21 @@ class RayCluster:
     def _all(self) -> tuple[NodeStatus, ...]:
         import ray
 
-        try:
-            names = sorted(ray.util.list_named_actors())
-        except (ray.exceptions.RayError, OSError) as error:
-            raise ClusterUnavailable(reason_of(error)) from None
-        found = []
-        for name in names:
-            with suppress(NoSuchNode):
-                found.append((name, _look_up(name)))
-        reports = [(name, node, node.report.remote()) for name, node in found]
-        with suppress(ray.exceptions.RayError):
-            ray.wait([ref for *_, ref in reports], num_returns=len(reports), timeout=REPORT_S)
-        statuses = [_status(name, node, ref, 0) for name, node, ref in reports]
-        return tuple(status for status in statuses if status is not None)
+        asked = [(row, _ask_report(row)) for row in _table(self._namespace)]
+        refs = [ref for _, ref in asked if ref is not None]
+        if refs:
+            ray.wait(refs, num_returns=len(refs), timeout=REPORT_S)
+        return tuple(_status(row, ref) for row, ref in asked)
 
 
 def _connect(address: str, namespace: str, through: Path | None) -> None:
     import ray
+    from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
 
     logging.getLogger("ray").setLevel(logging.ERROR)
     if ray.is_initialized():
         raise ClusterUnavailable("this process is connected to a Ray already")
+    AuthenticationTokenLoader.instance().reset_cache()  # it may be of another Ray, before this one
     try:
         ray.init(
             address=address,
@@ -344,8 +346,8 @@ def _get(name: str, ref: Any, seconds: float) -> Any:
         raise TimeoutError from None
     except ray.exceptions.ActorUnavailableError:
         raise NodeUnavailable(name, "is being restarted") from None
-    except ray.exceptions.ActorDiedError:
-        raise NoSuchNode(name) from None
+    except ray.exceptions.ActorDiedError as error:
+        raise NoSuchNode(name) from error
     except ray.exceptions.RayError as error:
         raise NodeUnavailable(name, reason_of(error)) from None
 
@@ -365,27 +367,48 @@ def _end(name: str, node: Any) -> None:
         time.sleep(_LOOK_S)
 
 
-def _status(name: str, node: Any, ref: Any = None, seconds: float = REPORT_S) -> NodeStatus | None:
-    """How a node is, by Ray's table and its own report; None if it is gone."""
-    from ray._private.state import actors  # the public one needs the dashboard
+def _table(namespace: str) -> list[Any]:
+    """Ray's rows about the nodes that are not gone, by name. Not by `ray.util.state`, which wants
+    the dashboard, nor `ray._private.state`, which ends the process when the head fails it."""
+    import ray
+    from ray._private.worker import global_worker
 
-    row = actors(node._actor_id.hex())
-    if not row or row["State"] == "DEAD":
+    async def fetch() -> dict[Any, Any]:
+        client = global_worker.gcs_client
+        rows: dict[Any, Any] = await client.async_get_all_actor_info(timeout=CALL_NS / NS_PER_S)
+        return rows
+
+    try:
+        rows = asyncio.run(fetch())
+    except (ray.exceptions.RayError, OSError) as error:
+        raise ClusterUnavailable(reason_of(error)) from None
+    ours = [row for row in rows.values() if row.ray_namespace == namespace and row.name]
+    return sorted((row for row in ours if row.state != _DEAD), key=lambda row: str(row.name))
+
+
+def _ask_report(row: Any) -> Any:
+    if row.state != _ALIVE:
         return None
-    state: NodeState = _STATES.get(row["State"], "starting")
-    reason, since_ms = None, int(row["Timestamp"])
-    if row["State"] == "ALIVE":
-        try:
-            ref = node.report.remote() if ref is None else ref
-            state, reason, since_ms = _get(name, ref, seconds)
-        except (NodeUnavailable, NoSuchNode, TimeoutError):
-            state = "unresponsive"
+    with suppress(NoSuchNode):
+        return _look_up(row.name).report.remote()
+    return None
+
+
+def _status(row: Any, ref: Any) -> NodeStatus:
+    """How a node is, by its row in Ray's table and its own report, if it is there by now."""
+    state: NodeState = "restarting" if row.num_restarts else "starting"
+    reason, since_ms = None, int(row.timestamp)
+    if row.state == _ALIVE:
+        state = "unresponsive"
+        if ref is not None:
+            with suppress(NodeUnavailable, NoSuchNode, TimeoutError):
+                state, reason, since_ms = _get(row.name, ref, 0)
     return NodeStatus(
-        name=name,
+        name=row.name,
         state=state,
-        pid=row["Pid"] or None,
-        host=row["Address"]["IPAddress"],
-        restarts=row["NumRestarts"],
+        pid=row.pid or None,
+        host=row.address.ip_address,
+        restarts=row.num_restarts,
         since=datetime.fromtimestamp(since_ms / 1_000, UTC),
         reason=reason,
     )

@@ -148,7 +148,8 @@ class RayMachine:
         return session_processes(self.pid)
 
     def end(self) -> None:
-        """End all its processes, and return when they are gone. Harmless when they are."""
+        """End all its processes, and return when they are gone. Harmless when they are. Nodes on it
+        are killed: drain them first."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         with contextlib.suppress(OSError):

@@ -34,6 +34,10 @@ class Tenure:
         self.incarnation = incarnation
         self.is_superseded = False
         """Another process has taken the node's name: this one has to end."""
+        self.is_draining = False
+        """The node wants to own nothing any more. Set by its `Member`, for its whole process."""
+        self.has_left = False
+        """The node has given up its lease for good."""
         self.rows: tuple[NodeRow, ...] = ()
         self.placement = Placement()
         self._lease_until_ns = 0

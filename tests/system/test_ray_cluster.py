@@ -8,17 +8,26 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import socket
+import ssl
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from runtime.clock import NS_PER_MS, NS_PER_S
 from runtime.cluster.hosting import (
@@ -36,7 +45,7 @@ from runtime.cluster.hosting import (
 from runtime.cluster.local_cluster import open_local_cluster
 from runtime.cluster.ray_cluster import RayCluster, open_ray_cluster
 from runtime.cluster.ray_machine import MachineSettings, RayMachine, session_processes
-from runtime.cluster.ray_settings import RayAccess, make_token
+from runtime.cluster.ray_settings import RayAccess, RayTls, make_token
 
 pytestmark = pytest.mark.system
 
@@ -395,6 +404,79 @@ def test_another_token_is_refused(private_ray: PrivateRay):
     assert "InvalidAuthToken" in (stranger.settings.directory / "machine.log").read_text()
     assert not stranger.running()
     assert stranger.processes() == []
+
+
+def make_tls(directory: Path) -> RayTls:
+    """Certificates for 127.0.0.1 as an operator's own authority would make them."""
+    now = datetime.now(UTC)
+
+    def certificate(
+        name: str, key: ec.EllipticCurvePrivateKey, issuer: str
+    ) -> x509.CertificateBuilder:
+        subject, by = (
+            x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)]) for text in (name, issuer)
+        )
+        return (
+            x509.CertificateBuilder(by, subject, key.public_key(), x509.random_serial_number())
+            .not_valid_before(now - timedelta(hours=1))
+            .not_valid_after(now + timedelta(hours=1))
+        )
+
+    authority_key, key = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
+    authority = certificate("authority", authority_key, "authority").add_extension(
+        x509.BasicConstraints(ca=True, path_length=None), critical=True
+    )
+    address = x509.IPAddress(ip_address("127.0.0.1"))
+    purposes = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
+    leaf = (
+        certificate("machine", key, "authority")
+        .add_extension(x509.SubjectAlternativeName([address]), critical=False)
+        .add_extension(x509.ExtendedKeyUsage(purposes), critical=False)
+    )
+    files = RayTls(
+        certificate=directory / "machine.pem",
+        key=directory / "machine.key",
+        authority=directory / "authority.pem",
+    )
+    for path, builder in ((files.authority, authority), (files.certificate, leaf)):
+        signed = builder.sign(authority_key, hashes.SHA256())
+        path.write_bytes(signed.public_bytes(Encoding.PEM))
+    files.key.touch(mode=0o600)
+    files.key.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    return files
+
+
+def greeting_of_http2(context: ssl.SSLContext, host: str, port: int) -> bytes:
+    """The first bytes that a server of HTTP/2 says, once its own certificate was found good."""
+    with (
+        socket.create_connection((host, port), 10) as plain,
+        context.wrap_socket(plain, server_hostname=host) as stream,
+        suppress(ssl.SSLError, ConnectionError),
+    ):
+        stream.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + b"\x04" + bytes(5))
+        return stream.recv(9)
+    return b""
+
+
+def test_with_certificates_ray_speaks_tls_with_those_who_have_one(private_ray: PrivateRay):
+    tls = make_tls(private_ray.directory)
+    access = RayAccess(token_file=private_ray.head.access.token_file, tls=tls)
+    directory = private_ray.directory / "s"
+    head = private_ray.keep(
+        RayMachine.head(MachineSettings(directory=directory / "h", access=access))
+    )
+    host, _, port = head.ready().rpartition(":")
+    joined = MachineSettings(directory=directory / "r", access=access)
+    with RayMachine.join(joined, head.ready()) as raylet:
+        assert raylet.ready() == head.ready()
+        context = ssl.create_default_context(cafile=tls.authority)
+        context.set_alpn_protocols(["h2"])
+        assert greeting_of_http2(context, host, int(port)) == b"", (
+            "a stranger without a certificate"
+        )
+        context.load_cert_chain(tls.certificate, tls.key)
+        assert greeting_of_http2(context, host, int(port)) != b""
+    head.end()
 
 
 def test_all_of_ray_ends_when_who_started_it_is_killed(private_ray: PrivateRay):
