@@ -34,7 +34,7 @@ def attempt(*argv: str, **env: str) -> tuple[int, str]:
     ("content", "words"),
     [
         ("[up]\nfrob = 1\n", "Unknown option"),
-        ("[upp]\nname = 'x'\n", "'upp' is none of [portal], [relay]"),
+        ("[upp]\nname = 'x'\n", "'upp' is none of [portal], [cluster]"),
         ("name = 'x'\n", "'name' is none of"),
         ("[up\n", "is no TOML"),
         ("[up]\nmark = 'x'\n", "unable to convert"),
