@@ -1,7 +1,7 @@
 # The README's two commands: `make demo` and `make test`.
 PYTEST = .venv/bin/python -m pytest
 
-.PHONY: demo test lint bench setup-demo setup-test lock clean
+.PHONY: demo test soak lint bench setup-demo setup-test lock clean
 
 setup-demo:
 	@tools/setup demo
@@ -14,6 +14,11 @@ demo: setup-demo
 
 test: setup-test
 	@$(PYTEST) $(ARGS)
+
+# The long form of the random histories: many seeds of each.
+soak: setup-test
+	@HOLLOWAY_CHAOS_SEEDS=$(or $(SEEDS),300) $(PYTEST) --timeout=3600 \
+	  tests/unit/actors/test_cluster_chaos.py tests/unit/runtime_cluster/test_keyed_chaos.py
 
 lint: setup-test
 	@.venv/bin/ruff check .
