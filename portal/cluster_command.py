@@ -12,9 +12,8 @@ from cyclopts import App, Parameter
 from rich.console import Console
 from rich.table import Table
 
-from portal.answers import CLUSTER, control_socket
-from portal.asking import ask, ask_cluster
-from portal.settings import PortalSettings
+from portal.asking import ask, ask_cluster, find_cluster
+from portal.settings import DEFAULT_STATE_DIR
 
 app = App(name="cluster", help="Look after a portal of several nodes.")
 
@@ -26,7 +25,7 @@ Output = Annotated[Literal["table", "json"], Parameter(name=("--output", "-o"))]
 
 
 @app.command
-def status(*, state_dir: StateDir = PortalSettings.state_dir, output: Output = "table") -> None:
+def status(*, state_dir: StateDir = DEFAULT_STATE_DIR, output: Output = "table") -> None:
     """Show all nodes that live, as a node on this machine knows them.
 
     Parameters
@@ -35,8 +34,8 @@ def status(*, state_dir: StateDir = PortalSettings.state_dir, output: Output = "
         `table` for people, `json` for machines: everything that is known.
     """
     answer = ask("cluster status", state_dir, {"command": "cluster"})
-    if control_socket(state_dir, CLUSTER).exists():
-        hosted = ask_cluster("cluster status", state_dir, {"command": "nodes"})
+    hosted = find_cluster("cluster status", state_dir, {"command": "nodes"})
+    if hosted is not None:
         by_name = {each["name"]: each for each in hosted["nodes"]}
         for row in answer["nodes"]:
             row["hosted"] = by_name.pop(row["name"], None)
@@ -51,7 +50,7 @@ def status(*, state_dir: StateDir = PortalSettings.state_dir, output: Output = "
 
 
 @app.command
-def drain(node: str, *, state_dir: StateDir = PortalSettings.state_dir) -> None:
+def drain(node: str, *, state_dir: StateDir = DEFAULT_STATE_DIR) -> None:
     """End a node in good order: its accounts and agents go to the others. It stays away.
 
     Parameters
@@ -63,13 +62,13 @@ def drain(node: str, *, state_dir: StateDir = PortalSettings.state_dir) -> None:
 
 
 @app.command
-def start(*, state_dir: StateDir = PortalSettings.state_dir) -> None:
+def start(*, state_dir: StateDir = DEFAULT_STATE_DIR) -> None:
     """Start one more node; accounts move to it as soon as it is up."""
     _change("start", None, state_dir)
 
 
 @app.command
-def restart(node: str | None = None, *, state_dir: StateDir = PortalSettings.state_dir) -> None:
+def restart(node: str | None = None, *, state_dir: StateDir = DEFAULT_STATE_DIR) -> None:
     """Drain and start a node anew, or all of them, one after the other.
 
     Parameters

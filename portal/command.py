@@ -16,7 +16,7 @@ from channel.credentials import InvalidToken
 from portal.asking import ask
 from portal.authority import AuthorityError
 from portal.node import run_portal
-from portal.settings import PortalSettings, SettingsError
+from portal.settings import DEFAULT_STATE_DIR, PortalSettings, SettingsError
 from runtime.cluster.hosting import ClusterError
 from runtime.cluster.leases import ClusterFull
 from runtime.cluster.process import NodeFailed, NodeSuperseded
@@ -62,7 +62,7 @@ def portal(settings: Annotated[PortalSettings, Parameter(name="*")] | None = Non
 def tree(
     *,
     node: str = "",
-    state_dir: Path = PortalSettings.state_dir,
+    state_dir: Path = DEFAULT_STATE_DIR,
 ) -> None:
     """Print the actors of a portal that runs here, each below its supervisor.
 

@@ -13,6 +13,7 @@ from runtime.cluster.membership import check_node_name
 from runtime.net.address import Address, join_host_port, split_host_port
 
 DEFAULT_PORT = 443
+DEFAULT_STATE_DIR = Path("/var/lib/holloway")
 MAX_PORT = 65_535
 MAX_LOCAL_NODES = 64
 ANY_PORT = 1
@@ -86,7 +87,7 @@ class PortalSettings:
         The least level that is logged.
     """
 
-    state_dir: Path = Path("/var/lib/holloway")
+    state_dir: Path = DEFAULT_STATE_DIR
     address: str = ""
     listen: str = f"[::]:{DEFAULT_PORT}"
     api_listen: str = f"[::]:{DEFAULT_PORT}"
@@ -147,7 +148,7 @@ def check(settings: PortalSettings) -> Places:
         api_listen=api_listen,
         portal=join_host_port(host, port),
         names=tuple(dict.fromkeys(name for name in hosts if name not in ("0.0.0.0", "::"))),  # noqa: S104  # compared, not bound
-        link_listen=_address(settings.link_listen, "link_listen") if settings.link_listen else None,
+        link_listen=_links(settings),
         door=_door(settings, listen, host),
     )
 
@@ -185,6 +186,21 @@ def _door(settings: PortalSettings, listen: Address, host: str) -> DoorAddress:
         return DoorAddress(text)
     except ValueError as error:
         raise SettingsError(f"node_address: {error}") from None
+
+
+def _links(settings: PortalSettings) -> Address | None:
+    """Where other nodes reach this one, and that they can."""
+    if settings.link_address:
+        try:
+            split_host_port(settings.link_address, ANY_PORT)
+        except ValueError as error:
+            raise SettingsError(f"link_address: {error}") from None
+    if not settings.link_listen:
+        return None
+    listen = _address(settings.link_listen, "link_listen")
+    if listen.host in ("0.0.0.0", "::") and not settings.link_address:  # noqa: S104  # compared
+        raise SettingsError("link_address: which address do other nodes reach link_listen by?")
+    return listen
 
 
 def _own_name(listen: Address) -> str:

@@ -89,14 +89,19 @@ async def ask_control_async(
     return await trio.to_thread.run_sync(ask_control, path, request, abandon_on_cancel=True)
 
 
-def ask_control(path: str | os.PathLike[str], request: Mapping[str, Any]) -> dict[str, Any]:
-    """Send one request and return its answer. Waits for at most a minute.
+def ask_control(
+    path: str | os.PathLike[str],
+    request: Mapping[str, Any],
+    *,
+    timeout_ns: int = REQUEST_TIMEOUT_NS,
+) -> dict[str, Any]:
+    """Send one request and return its answer. Waits for `timeout_ns` at most.
 
     Raises ControlUnavailable, PermissionError when the socket may not be opened.
     """
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as asking:
-            asking.settimeout(REQUEST_TIMEOUT_NS / _NS_PER_S)
+            asking.settimeout(timeout_ns / _NS_PER_S)
             asking.connect(os.fspath(path))
             asking.sendall(msgspec.json.encode(request) + b"\n")
             answer = bytearray()

@@ -335,15 +335,13 @@ class RemoteActors:
         )
 
     def _answer(self, node: str, id: int, value: Any, error: Exception | None) -> None:
-        told: Answer | Failure
-        if error is not None:
-            told = _failure(id, error)
-        else:
-            try:
-                told = self._written_answer(id, value)
-            except (TypeError, ValueError) as problem:
-                told = Failure(id, "Refused", _short(f"the answer cannot travel: {problem}"))
-        if not self.tell(node, told):
+        try:
+            told = self._written_answer(id, value) if error is None else _failure(id, error)
+            is_told = self.tell(node, told)  # does not take what is longer than a frame
+        except (TypeError, ValueError) as problem:
+            text = _short(f"the answer cannot travel: {problem}")
+            is_told = self.tell(node, Failure(id, "Refused", text))
+        if not is_told:
             self._answers_lost += 1
 
     def _written_answer(self, id: int, value: Any) -> Answer:

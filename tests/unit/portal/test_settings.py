@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+from inspect import signature
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -11,6 +13,10 @@ import pytest
 from actors.model import Token
 from actors.store.memory import MemoryStore
 from channel.credentials import InvalidToken, decode_token, encode_token
+from portal.answers import CLUSTER, control_socket
+from portal.asking import ask_cluster, find_cluster
+from portal.cluster_command import drain, restart, start, status
+from portal.command import tree
 from portal.files import write_file
 from portal.first_start import ensure_operator_token, load_reset_key, prepare_state
 from portal.settings import PortalSettings, SettingsError, check
@@ -57,11 +63,45 @@ def test_the_certificate_names_every_way_to_the_portal_once() -> None:
         ("database_connections", 0),
         ("api_connections", -1),
         ("drain_timeout_s", -1.0),
+        ("link_listen", "nowhere"),
+        ("link_address", "a b:x"),
     ],
 )
 def test_a_bad_setting_is_named(setting: str, value: Any) -> None:
     with pytest.raises(SettingsError, match=f"^{setting}: "):
         check(PortalSettings(**{setting: value}))
+
+
+def test_nodes_that_listen_everywhere_say_where_others_reach_them() -> None:
+    for listen in ("0.0.0.0:7400", "[::]:7400"):
+        with pytest.raises(SettingsError, match=r"^link_address: "):
+            check(PortalSettings(link_listen=listen))
+        assert check(PortalSettings(link_listen=listen, link_address="192.0.2.1")).link_listen
+
+
+def test_what_asks_a_portal_looks_where_a_portal_keeps_its_state() -> None:
+    for command in (tree, status, drain, start, restart):
+        default = signature(command).parameters["state_dir"].default
+        assert default == PortalSettings().state_dir
+
+
+def test_a_command_that_was_killed_is_none(tmp_path: Path) -> None:
+    path = control_socket(tmp_path, CLUSTER)
+    path.parent.mkdir()
+    with socket.socket(socket.AF_UNIX) as left_behind:
+        left_behind.bind(str(path))
+    assert find_cluster("cluster status", tmp_path, {"command": "nodes"}) is None
+    with pytest.raises(SystemExit, match="is it running"):
+        ask_cluster("cluster drain", tmp_path, {"command": "drain", "node": "portal-1"})
+
+
+def test_one_that_does_not_answer_in_time_is_none(tmp_path: Path) -> None:
+    path = control_socket(tmp_path, CLUSTER)
+    path.parent.mkdir()
+    with socket.socket(socket.AF_UNIX) as silent:
+        silent.bind(str(path))
+        silent.listen()
+        assert find_cluster("cluster status", tmp_path, {}, timeout_ns=10**6) is None
 
 
 async def ensure(directory: Path, store: MemoryStore, seed: int = 1) -> None:

@@ -27,7 +27,7 @@ from runtime.actor import (
 )
 from runtime.clock import NS_PER_MS, NS_PER_S
 from runtime.cluster.envelopes import Answer, Enclosed, make_codec
-from runtime.cluster.frames import LinkProtocolError
+from runtime.cluster.frames import MAX_FRAME_BYTES, LinkProtocolError
 from runtime.cluster.remote import NODE
 from runtime.cluster.testing import HeapCluster
 from runtime.randomness import SeededRandomness
@@ -80,6 +80,13 @@ class Sealed:
 
 
 @attrs.frozen
+class Print:
+    """Answered by so many characters."""
+
+    characters: int
+
+
+@attrs.frozen
 class Unregistered:
     pass
 
@@ -87,6 +94,7 @@ class Unregistered:
 CODEC = make_codec(
     {
         64: Add, 65: Total, 66: Fail, 67: Keep, 68: Ask, 69: Tie, 70: News, 71: Sealed,
+        72: Print,
     }
 )  # fmt: skip
 
@@ -120,6 +128,10 @@ class Counter(Actor):
     @handles(Sealed)
     def sealed(self, message: Sealed) -> str:
         return message.secret.reveal_text()
+
+    @handles(Print)
+    def print(self, message: Print) -> str:
+        return "x" * message.characters
 
 
 class Relay(Actor):
@@ -446,3 +458,17 @@ def test_the_same_seed_gives_the_same_run() -> None:
 
     assert run(1) == run(1)
     assert run(1) != run(2)
+
+
+def test_an_answer_that_is_too_long_for_a_frame_is_refused_and_the_node_goes_on() -> None:
+    two = Two()
+    with pytest.raises(Refused, match="cannot travel"):
+        two.cluster.call("a", two.there, Print(MAX_FRAME_BYTES))
+    assert two.cluster.call("a", two.there, Print(10)) == "x" * 10
+
+
+def test_a_message_that_is_too_long_for_a_frame_is_a_mistake_of_who_sends_it() -> None:
+    two = Two()
+    with pytest.raises(ValueError, match="a frame has at most"):
+        two.a.scheduler.cast(two.there, News("x" * MAX_FRAME_BYTES))
+    assert two.cluster.call("a", two.there, Add(1)) == Total(1)
