@@ -68,7 +68,8 @@ from actors.store.interface import (
 )
 from channel.messages import Disconnect, Held, IpText, LiveAuthorization, ResourceUpdated
 from channel.messages import Resource as ToldResource
-from runtime.actor import Caller, Down, handles
+from runtime.actor import Caller, Down, Raise, handles
+from runtime.cluster.keyed import NotEntitled
 from runtime.randomness import uuid7
 
 MAX_ENROL_ATTEMPTS = 5
@@ -380,13 +381,13 @@ class AccountActor(QuestionsOfAccount):
     # --- presence ----------------------------------------------------------------------------
 
     @handles(AttachClient)
-    async def _on_attach_client(self, ask: AttachClient) -> ClientTruth | Disconnect:
+    async def _on_attach_client(self, ask: AttachClient) -> ClientTruth | Disconnect | Raise:
         caller = self.context.caller
         assert caller is not None
         try:
             await self._pull()
             if not await self.confirm():
-                return self._refusal("unavailable")
+                return Raise(NotEntitled())
             online = self._arrive(
                 self._clients, self._snapshot.clients.get(ask.client_id), ask, caller
             )
@@ -417,13 +418,15 @@ class AccountActor(QuestionsOfAccount):
         )
 
     @handles(AttachGateway)
-    async def _on_attach_gateway(self, ask: AttachGateway) -> GatewayTruth | Occupied | Disconnect:
+    async def _on_attach_gateway(
+        self, ask: AttachGateway
+    ) -> GatewayTruth | Occupied | Disconnect | Raise:
         caller = self.context.caller
         assert caller is not None
         try:
             await self._pull()
             if not await self.confirm():
-                return self._refusal("unavailable")
+                return Raise(NotEntitled())
             before = self._gateways.get(ask.gateway_id)
             if ask.number is None and before and before.ref not in (caller.ref, ask.replaces):
                 return Occupied(before.ref)

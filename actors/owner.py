@@ -66,10 +66,12 @@ from runtime.actor import (
     Caller,
     CallError,
     Down,
+    Monitor,
     Raise,
     handles,
 )
 from runtime.cluster.node import TRACKER
+from runtime.cluster.tenure import ROSTER, RosterChanged
 from runtime.presence.tracker import Track
 
 HELD_WINDOW = 4
@@ -213,6 +215,7 @@ class AgentOwner(ChannelOwner, ABC):
         self._account_id = device.account_id
         self._token_id = token_id
         self._account: ActorRef | None = None
+        self._account_watch: Monitor | None = None
         self._number: int | None = None
         self._probing: list[Caller] = []
         self._tunnel_key = join.tunnel_key
@@ -225,6 +228,7 @@ class AgentOwner(ChannelOwner, ABC):
 
     def started(self) -> None:
         super().started()
+        self.subscribe(ROSTER)
         limits, factor = self._services.limits, self.candidates_factor
         self._candidates = Bucket(
             limits.candidates_per_s * factor, limits.candidates_burst * factor, self.context.now()
@@ -326,7 +330,7 @@ class AgentOwner(ChannelOwner, ABC):
                 return None
             assert isinstance(answer, ClientTruth | GatewayTruth)
             self._account = account
-            self.monitor(account)
+            self._account_watch = self.monitor(account)
             return answer
         self.refuse("unavailable")
         return None
@@ -362,6 +366,17 @@ class AgentOwner(ChannelOwner, ABC):
         elif message.ref == self._tracker:
             self._tracker = None
             self.send_after(REATTACH_NS, _Present())
+
+    @handles(RosterChanged)
+    def _on_roster_changed(self, message: RosterChanged) -> None:
+        """The account may live elsewhere now, and its actor may not be able to say so."""
+        account = self._account
+        owner = self._services.tenure.owner_of(self._account_id)
+        if account is not None and owner not in (None, account.node):
+            self._account = None
+            if self._account_watch is not None:
+                self.demonitor(self._account_watch)
+            self.cast(self.context.ref, _Attach())
 
     # --- presence --------------------------------------------------------------------------------
 

@@ -23,10 +23,12 @@ from runtime.actor import (
     Crashed,
     Dead,
     NodeLost,
+    Refused,
     TimedOut,
     handles,
 )
 from runtime.cluster.envelopes import Enclosed
+from runtime.cluster.keyed import NotEntitled
 
 RETRY_AFTER_NS = 2 * 10**9
 ACCOUNT_ATTEMPTS = 3
@@ -93,7 +95,7 @@ class AccessRequest(Actor):
         for _ in range(ACCOUNT_ATTEMPTS):
             try:
                 return await accounts.call(self, self._account_id, message, deadline_ns)
-            except (Crashed, Dead, NodeLost):  # to ask once more is harmless: it is decided anew
+            except (Crashed, Dead, NodeLost, NotEntitled, Refused):  # it is decided anew
                 await self.sleep(ACCOUNT_PAUSE_NS)
             except ActorError:
                 return None

@@ -33,7 +33,8 @@ from actors.policy.engine import Allowed, Denied, Request, decide
 from actors.services import Services
 from actors.store.interface import Unavailable
 from channel.messages import AuthorizationCreated, AuthorizationDenied, Authorize, Revoke
-from runtime.actor import LATER, Caller, CallError, handles
+from runtime.actor import LATER, Caller, CallError, Raise, handles
+from runtime.cluster.keyed import NotEntitled
 from runtime.cluster.node import TRACKER
 from runtime.presence.crdt import Presence
 from runtime.presence.tracker import WhoIsPresent
@@ -87,7 +88,10 @@ class RequestsOfAccount(AuthorizationsOfAccount):
     async def _decide(self, ask: DecideAccess, caller: Caller) -> object:
         """A `Grant`, an `AuthorizationDenied`, or LATER: the caller waits for a connection, or for
         agents that are still to come to a new owner."""
-        if not await self.confirm():
+        try:
+            if not await self.confirm():
+                return Raise(NotEntitled())
+        except Unavailable:
             return self._denial(ask, "unavailable")
         online = self._clients.current(ask.client_id, ask.number)
         if online is None:

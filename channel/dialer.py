@@ -87,15 +87,21 @@ class DialerOptions:
     """The times of an agent's channel.
 
     A heartbeat goes out every `heartbeat_interval_ns`; `missed_heartbeats` without an answer end
-    the connection. `answer_timeout_ns` is for the portal's answer to a join, `probe_timeout_ns`
-    for the answer to a poke. The back-off doubles from `backoff_base_ns` to `backoff_cap_ns`. An
-    agent that lost one door goes to another within `move_jitter_ns`.
+    the connection. When nothing at all was heard for `doubt_after_ns` after one, the portal is
+    probed every `probe_interval_ns`, and the connection ends when that is not answered within
+    `doubt_timeout_ns`; after a poke (the network changed, and may need a moment) within
+    `probe_timeout_ns`. `answer_timeout_ns` is for the portal's answer to a join. The back-off
+    doubles from `backoff_base_ns` to `backoff_cap_ns`. An agent that lost one door goes to another
+    within `move_jitter_ns`.
     """
 
     heartbeat_interval_ns: int = 10 * NS_PER_S
     missed_heartbeats: int = 3
     answer_timeout_ns: int = 30 * NS_PER_S
+    doubt_after_ns: int = 3 * NS_PER_S
+    doubt_timeout_ns: int = 3 * NS_PER_S
     probe_timeout_ns: int = 5 * NS_PER_S
+    probe_interval_ns: int = NS_PER_S // 2
     backoff_base_ns: int = NS_PER_S
     backoff_cap_ns: int = 60 * NS_PER_S
     move_jitter_ns: int = NS_PER_S // 4
@@ -151,7 +157,8 @@ class Backoff:
 class AgentSession:
     """One connection of an agent, a core.
 
-    `send` passes bytes to the transport and says whether they were taken. `highest_epoch` is
+    `send` passes bytes to the transport and says whether they were taken; `ping` has it ask the
+    portal's transport for a sign of life, which is told to `alive`. `highest_epoch` is
     what earlier connections have seen; `learned` gets the portal's doors when it tells them. The
     session is over once `outcome` is set: the portal's `Disconnect`, or a text saying what was
     wrong; the transport's own end is the shell's to see.
@@ -163,6 +170,7 @@ class AgentSession:
         events: Mapping[str, type],
         *,
         send: Callable[[bytes], bool],
+        ping: Callable[[], None],
         learned: Callable[[Sequence[str]], None],
         options: DialerOptions,
         highest_epoch: int,
@@ -170,11 +178,14 @@ class AgentSession:
     ) -> None:
         self._agent = agent
         self._send = send
+        self._ping = ping
         self._learned = learned
         self._options = options
         self._decoder = FrameDecoder(events, PORTAL_FRAME_LIMIT, reassembly_limit=REASSEMBLY_LIMIT)
         self._answer_deadline: int | None = now + options.answer_timeout_ns
         self._heartbeat_at: int | None = None
+        self._doubt_at: int | None = None
+        self._probe_at: int | None = None
         self._probe_deadline: int | None = None
         self._unanswered = 0
         self._more_held: deque[MoreHeld] = deque()
@@ -206,17 +217,22 @@ class AgentSession:
         return self._transmit(message, ref=ref)
 
     def poke(self, now: int) -> None:
-        """The network may have changed, and the transport probes: hear something soon, or end."""
-        if self._probe_deadline is None:
-            self._probe_deadline = now + self._options.probe_timeout_ns
+        """The network may have changed: probe at once, and hear something soon, or end."""
+        self._probe(now, self._options.probe_timeout_ns)
 
     def alive(self) -> None:
         """The portal was heard (data, or the transport's answer to a probe)."""
-        self._probe_deadline = None
+        self._doubt_at = self._probe_at = self._probe_deadline = None
 
     def poll_timeout(self) -> int:
         """When `handle_timeout` is due (ns)."""
-        deadlines = (self._answer_deadline, self._heartbeat_at, self._probe_deadline)
+        deadlines = (
+            self._answer_deadline,
+            self._heartbeat_at,
+            self._doubt_at,
+            self._probe_at,
+            self._probe_deadline,
+        )
         return min(deadline for deadline in deadlines if deadline is not None)
 
     def handle_timeout(self, now: int) -> None:
@@ -224,6 +240,13 @@ class AgentSession:
             self.outcome = "the portal did not answer the join"
         elif self._probe_deadline is not None and now >= self._probe_deadline:
             self.outcome = "no answer to a probe"
+        elif self._probe_at is not None and now >= self._probe_at:
+            self._probe_at = now + self._options.probe_interval_ns
+            self._ping()
+        elif self._doubt_at is not None and now >= self._doubt_at:
+            self._doubt_at = None
+            if self._probe_deadline is None:
+                self._probe(now, self._options.doubt_timeout_ns)
         elif self._heartbeat_at is not None and now >= self._heartbeat_at:
             self._beat(now)
 
@@ -290,8 +313,17 @@ class AgentSession:
             self.outcome = f"{self._unanswered} heartbeats without an answer"
             return
         self._unanswered += 1
+        if self._doubt_at is None and self._probe_deadline is None:
+            self._doubt_at = now + self._options.doubt_after_ns
         self._heartbeat_at = now + self._options.heartbeat_interval_ns
         self._transmit(Heartbeat(sent_ns=now))
+
+    def _probe(self, now: int, timeout_ns: int) -> None:
+        """Ask at once, even while an earlier probe is unanswered; the first deadline holds."""
+        if self._probe_deadline is None:
+            self._probe_deadline = now + timeout_ns
+        self._probe_at = now + self._options.probe_interval_ns
+        self._ping()
 
     def _transmit(self, message: object, *, ref: int | None = None) -> bool:
         taken = self._send(encode_frame(message, ref=ref, limit=AGENT_FRAME_LIMIT))
@@ -365,7 +397,6 @@ class Dialer:
             return
         now = self._clock.monotonic_ns()
         self._session.poke(now)
-        self._connection.ping()
         remaining_ns = max(0, self._session.poll_timeout() - now)
         self._waiting.deadline = min(
             self._waiting.deadline, trio.current_time() + remaining_ns / NS_PER_S
@@ -496,6 +527,7 @@ class Dialer:
             self._agent,
             self._events,
             send=connection.send,
+            ping=connection.ping,
             learned=self._learn,
             options=self._options,
             highest_epoch=self._highest_epoch,

@@ -8,9 +8,8 @@ within one is `kind, body`, as in a frame of its own.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, final
 
-import attrs
 import msgspec
 from msgspec import Meta, Raw, Struct
 
@@ -159,11 +158,26 @@ RUNTIME_KINDS: Final[Mapping[int, type]] = {
 """Part of the protocol between nodes, as are the kinds of an application, from 64 on."""
 
 
-@attrs.frozen
+@final
 class Enclosed:
-    """A message of any registered class within another, where the field cannot name its class."""
+    """A message of any registered class within another, where the field cannot name its class.
 
-    message: Any
+    Not an attrs class, since msgspec would write that by itself, and lose the class of `message`.
+    """
+
+    __slots__ = ("message",)
+
+    def __init__(self, message: Any) -> None:
+        self.message = message
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Enclosed) and self.message == other.message
+
+    def __hash__(self) -> int:
+        return hash(self.message)
+
+    def __repr__(self) -> str:
+        return f"Enclosed({self.message!r})"
 
 
 def make_codec(

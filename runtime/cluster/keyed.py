@@ -34,7 +34,17 @@ from uuid import UUID
 
 import attrs
 
-from runtime.actor import Actor, ActorRef, CallError, Dead, NamedRef, Raise, Unreachable, handles
+from runtime.actor import (
+    Actor,
+    ActorError,
+    ActorRef,
+    CallError,
+    Dead,
+    NamedRef,
+    Raise,
+    Unreachable,
+    handles,
+)
 from runtime.clock import NS_PER_MS, NS_PER_S
 from runtime.cluster.leases import LeaseFenced, LeaseHeld, LeaseStore, LeaseUnavailable
 from runtime.cluster.tenure import ROSTER, RosterChanged, Tenure
@@ -101,6 +111,10 @@ def keeper_name(kind: str) -> tuple[str, str]:
     return ("keeper", kind)
 
 
+class NotEntitled(ActorError):
+    """The node's lease has lapsed, or the key is another's: ask again, and maybe elsewhere."""
+
+
 class KeyedActor(Actor):
     """The base of keyed actors. `kind` names their keeper. A subclass that defines `started` calls
     this one's first (it need not: `took_over` is the place)."""
@@ -114,6 +128,7 @@ class KeyedActor(Actor):
         """The fencing token: of this ownership, and higher than that of any before."""
         self._leases = store
         self._incarnation = 0
+        self._lapses = 0
 
     async def took_over(self) -> None:
         """The lease is ours: come up. What this raises is a start failure."""
@@ -123,18 +138,54 @@ class KeyedActor(Actor):
 
     @property
     def is_entitled(self) -> bool:
-        """Whether the lease stands now: without it nothing may be decided."""
+        """Whether the lease stands now, and always did: else nothing may be decided."""
         tenure = self.tenure
-        return tenure.incarnation == self._incarnation and tenure.holds(self.context.now())
+        return (
+            tenure.incarnation == self._incarnation
+            and tenure.lapses == self._lapses
+            and tenure.holds(self.context.now())
+        )
 
     async def confirm(self) -> bool:
-        """`is_entitled`, but a lease that has lapsed gets a while to be renewed."""
+        """`is_entitled`; but a lease that has lapsed gets a while to be renewed. Then the key is
+        taken once more: if nobody had it meanwhile all is as before, under the next epoch, and
+        else this actor ends. Raises what the store does."""
         end_ns = self.context.now() + LAPSE_PATIENCE_NS
+        tenure = self.tenure
         while not self.is_entitled:
-            if self.tenure.incarnation != self._incarnation or self.context.now() >= end_ns:
+            if tenure.incarnation != self._incarnation or self.context.now() >= end_ns:
                 return False
-            await self.sleep(LAPSE_CHECK_NS)
+            if tenure.holds(self.context.now()) and not await self._take_again():
+                self.stop(FENCED)
+                return False
+            if not self.is_entitled:
+                await self.sleep(LAPSE_CHECK_NS)
         return True
+
+    async def _take_again(self) -> bool:
+        """False if the key is another's, or was: what this actor knows is not the truth then."""
+        lapses = self.tenure.lapses
+        try:
+            epoch = await self._acquire_once()
+        except LeaseHeld:
+            return False
+        except LeaseFenced:
+            return True  # it has lapsed again
+        if epoch != self.epoch + 1:
+            return False
+        self.epoch, self._lapses = epoch, lapses
+        return True
+
+    async def _acquire_once(self) -> int:
+        epoch: int = await self.perform(
+            partial(
+                self._leases.acquire,
+                self.key,
+                owner=self.tenure.node,
+                incarnation=self._incarnation,
+            )
+        )
+        return epoch
 
     async def started(self) -> None:
         if await self._acquire():
@@ -161,16 +212,9 @@ class KeyedActor(Actor):
         tenure = self.tenure
         end_ns = self.context.now() + ACQUIRE_PATIENCE_NS
         while tenure.is_ours(self.key):
-            self._incarnation = tenure.incarnation
+            self._incarnation, self._lapses = tenure.incarnation, tenure.lapses
             try:
-                self.epoch = await self.perform(
-                    partial(
-                        self._leases.acquire,
-                        self.key,
-                        owner=tenure.node,
-                        incarnation=tenure.incarnation,
-                    )
-                )
+                self.epoch = await self._acquire_once()
             except (LeaseHeld, LeaseFenced) as error:
                 if self.context.now() >= end_ns:
                     raise

@@ -177,7 +177,8 @@ class Member(Actor):
                 _log.warning("lease_lapsed", node=self._tenure.node, cause=type(error).__name__)
         else:
             self._renewals += 1
-            if self._tenure.renewed(rows, sent_ns + self._settings.ttl_ns):
+            until_ns = sent_ns + self._settings.ttl_ns
+            if self._tenure.renewed(rows, until_ns, self.context.now()):
                 names = {row.name: row.draining for row in self._tenure.rows}
                 _log.info("nodes", living=sorted(names), draining=sorted(filter(names.get, names)))
                 self.publish(ROSTER, RosterChanged())

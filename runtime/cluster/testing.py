@@ -26,6 +26,7 @@ from runtime.actor import DEFAULT_DEADLINE_NS
 from runtime.clock import NS_PER_MS, NS_PER_S, VirtualClock
 from runtime.cluster.frames import FrameSplitter, FrameWriter, MessageCodec
 from runtime.cluster.link import Congested, Unreachable
+from runtime.cluster.node import ClusterNode
 from runtime.cluster.remote import RemoteActors
 from runtime.inspection import Report
 from runtime.randomness import SeededRandomness
@@ -56,10 +57,21 @@ class HeapNode:
     scheduler: Scheduler
     host: HeapHost
     remote: RemoteActors
+    cluster: ClusterNode | None = None
+    """Its membership, if it has one: it then learns of links, as `remote` would."""
     alive: bool = True
     stopped: bool = False
     waiting: list[Callable[[], None]] = attrs.Factory(list)
     """What came while it was stopped."""
+
+    def link_changed(self, other: str, is_up: bool) -> None:
+        """The link with another node stands now, or is lost."""
+        if self.cluster is not None:
+            self.cluster.link_changed(other, is_up)
+        elif is_up:
+            self.remote.node_up(other)
+        else:
+            self.remote.node_down(other)
 
 
 class HeapCluster:
@@ -226,15 +238,15 @@ class HeapCluster:
             return
         self._link_number += 1
         self._links[pair] = self._link_number
-        node.remote.node_up(other.name)
-        other.remote.node_up(node.name)
+        node.link_changed(other.name, True)
+        other.link_changed(node.name, True)
 
     def _disconnect(self, node: HeapNode, other: HeapNode) -> None:
         if self._links.pop(_pair(node.name, other.name), None) is None:
             return
         for one, its_peer in ((node, other), (other, node)):
             if one.alive:
-                self._do(one, partial(one.remote.node_down, its_peer.name))
+                self._do(one, partial(one.link_changed, its_peer.name, False))
 
     def _lose_by_silence(self, node: HeapNode, other: HeapNode) -> None:
         pair = _pair(node.name, other.name)

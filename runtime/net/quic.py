@@ -17,6 +17,11 @@ What is decided here:
 - **A stranger is sent away.** A packet of a connection that this process does not know (it was
   restarted) is answered by a stateless reset (section 10.3), so that the client need not wait
   for its idle timeout.
+- **A closed port is a hint.** When the server's process died, its machine answers the client's next
+  datagram by ICMP. That can be forged, so the client asks the server itself for a second, eight
+  times, and any packet of the server's keeps the connection (`runtime.net.quic_suspicion`); a dial
+  alone ends by two refusals. The socket is not connected for this (`connect` would fix its source
+  address, and with it the network that the client is in): it keeps ICMP errors by IP_RECVERR.
 - **No 0-RTT and no resumption**: nothing is sent before the server's chain was checked.
 
 What reaches into aioquic for that is in `runtime.net.quic_core`.
@@ -41,6 +46,7 @@ from runtime.net.quic_connection import (
     CONNECTION_REFUSED,
     HANDSHAKE_TIMEOUT,
     IDLE_TIMEOUT,
+    PORT_CLOSED,
     STATELESS_RESET,
     QuicClosed,
     QuicConnection,
@@ -54,6 +60,7 @@ __all__ = [
     "CONNECTION_REFUSED",
     "HANDSHAKE_TIMEOUT",
     "IDLE_TIMEOUT",
+    "PORT_CLOSED",
     "STATELESS_RESET",
     "QuicClosed",
     "QuicConnection",
@@ -173,7 +180,7 @@ async def connect_quic(
     _check_route(remote, mark)
     configuration.verify_mode = ssl.CERT_NONE  # `verify` decides
     any_host = "::" if ":" in remote.host else "0.0.0.0"  # noqa: S104  # the kernel chooses
-    udp = UdpSocket.bind(Address(any_host, 0), mark=mark, dont_fragment=True)
+    udp = UdpSocket.bind(Address(any_host, 0), mark=mark, dont_fragment=True, tell_refusals=True)
     endpoint = ClientEndpoint(udp, limits, configuration, remote, verify)
     failure: Exception | None = None
     async with trio.open_nursery() as nursery:

@@ -23,6 +23,7 @@ CONNECTION_REFUSED: Final = 0x2
 IDLE_TIMEOUT: Final = -1
 STATELESS_RESET: Final = -2
 HANDSHAKE_TIMEOUT: Final = -3
+PORT_CLOSED: Final = -4
 
 _MAX_REASON_CHARACTERS: Final = 200
 _NS_PER_S: Final = 10**9
@@ -30,7 +31,8 @@ _NS_PER_S: Final = 10**9
 
 class QuicClosed(Exception):
     """The connection is over. `code` is the peer's or our own error code (RFC 9000, section 20),
-    or IDLE_TIMEOUT, STATELESS_RESET or HANDSHAKE_TIMEOUT; `reason` is printable and short."""
+    or IDLE_TIMEOUT, STATELESS_RESET, HANDSHAKE_TIMEOUT or PORT_CLOSED; `reason` is printable and
+    short."""
 
     def __init__(self, code: int, reason: str) -> None:
         printable = "".join(c if c.isprintable() else "?" for c in reason[:_MAX_REASON_CHARACTERS])
@@ -136,10 +138,12 @@ class QuicConnection:
         return data
 
     def ping(self) -> None:
-        """Send a PING at once: the peer learns of a new path, and `on_pong` tells of its answer."""
+        """Send a PING at once, however much is under way: the peer learns of a new path, and
+        `on_pong` tells of its answer."""
         if self._closed is None and self._established:
             self._pings += 1
             self._core.send_ping(self._pings)
+            self._core.probe()
             self._endpoint.mark(self)
 
     def close(self, code: int = 0, reason: str = "", *, linger_ns: int = 0) -> None:

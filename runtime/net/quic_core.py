@@ -17,6 +17,7 @@ from aioquic.quic.connection import (
     MAX_STREAM_DATA_FRAME_CAPACITY,
     QuicConnection,
     QuicConnectionState,
+    QuicReceiveContext,
 )
 from aioquic.quic.events import ConnectionTerminated
 from aioquic.quic.packet import QuicFrameType, QuicProtocolVersion
@@ -73,6 +74,7 @@ class QuicCore(QuicConnection):
         )
         self._window = window
         self._consumed = 0
+        self.packets_heard = 0
         streams_of_peer = 1 if configuration.is_client else 0
         for limit, value in (
             (self._local_max_streams_bidi, streams_of_peer),
@@ -100,6 +102,14 @@ class QuicCore(QuicConnection):
         """Whether any packet of the peer could be read yet (a server's connection)."""
         return self._state is not QuicConnectionState.FIRSTFLIGHT
 
+    def probe(self) -> None:
+        """Have the next packet ask for an answer, even beyond the congestion window."""
+        self._probe_pending = True
+
+    def probe_timeout(self) -> float:
+        """How long an answer may take (seconds): PTO, RFC 9002, section 6.2.1."""
+        return self._loss.get_probe_timeout()
+
     def ended_by_peer(self) -> ConnectionTerminated | None:
         """How the peer closed, at once: aioquic itself tells only after its draining period."""
         return self._close_event if self._state is QuicConnectionState.DRAINING else None
@@ -124,6 +134,12 @@ class QuicCore(QuicConnection):
             cid.stateless_reset_token and hmac.compare_digest(cid.stateless_reset_token, tail)
             for cid in (self._peer_cid, *self._peer_cid_available)
         )
+
+    def _payload_received(
+        self, context: QuicReceiveContext, plain: bytes, crypto_frame_required: bool = False
+    ) -> tuple[bool, bool]:
+        self.packets_heard += 1  # it could be decrypted, so the peer sealed it
+        return super()._payload_received(context, plain, crypto_frame_required)
 
     def _replenish_connection_ids(self) -> None:
         super()._replenish_connection_ids()

@@ -41,6 +41,7 @@ from runtime.net.quic_connection import (
     CONNECTION_REFUSED,
     HANDSHAKE_TIMEOUT,
     IDLE_TIMEOUT,
+    PORT_CLOSED,
     STATELESS_RESET,
     QuicClosed,
     QuicConnection,
@@ -52,11 +53,13 @@ from runtime.net.quic_core import (
     QuicCore,
     QuicLimits,
 )
+from runtime.net.quic_suspicion import Suspicion
 from runtime.net.udp import UdpSocket
 from runtime.service import get_logger
 
 _NO_APPLICATION_PROTOCOL: Final = 0x100 + 120
 _MAX_RESET_BYTES: Final = 43
+_REFUSALS_OF_A_DIAL: Final = 2
 _NS_PER_S: Final = 10**9
 
 log = get_logger("quic")
@@ -116,6 +119,9 @@ class Endpoint(ABC):
 
     @abstractmethod
     def datagram(self, data: bytes, sender: Address) -> None: ...
+
+    def refused(self, remote: Address) -> None:
+        """The kernel was told that nobody listens at `remote`; it may be a lie."""
 
     @abstractmethod
     def established(self, connection: QuicConnection) -> None: ...
@@ -179,6 +185,9 @@ class Endpoint(ABC):
             await self.socket.wait_readable()
             for data, sender in self.socket.receive_batch():
                 self.datagram(data, sender)
+            # After the datagrams: what the peer said before its end is no answer to a probe.
+            for remote in self.socket.take_refusals():
+                self.refused(remote)
             self.flush()
 
     async def _keep_time(self) -> None:
@@ -268,7 +277,11 @@ class Endpoint(ABC):
 
 
 class ClientEndpoint(Endpoint):
-    """The endpoint of one connection that was dialled."""
+    """The endpoint of one connection that was dialled.
+
+    A refusal by the peer's machine ends a dial when it comes a second time (QUIC has repeated
+    itself by then); of a connection that stood it raises a suspicion only.
+    """
 
     def __init__(
         self,
@@ -282,6 +295,8 @@ class ClientEndpoint(Endpoint):
         self._verify = verify
         self._refusal: Exception | None = None
         self._ready = trio.Event()
+        self._refusals = 0
+        self.suspicion = Suspicion()
         core = QuicCore(configuration, limits.receive_window_bytes)
         self.connection = QuicConnection(core, self, remote)
         now = trio.current_time()
@@ -298,7 +313,29 @@ class ClientEndpoint(Endpoint):
         return self.connection
 
     def datagram(self, data: bytes, sender: Address) -> None:
+        core = self.connection._core
+        heard = core.packets_heard
         self.receive(self.connection, data, sender)
+        if core.packets_heard != heard:
+            self._refusals = 0
+            self.suspicion.heard()
+
+    def refused(self, remote: Address) -> None:
+        connection = self.connection
+        if remote != connection.remote or connection.closed is not None:
+            return
+        if connection._established:
+            self.suspicion.hint(trio.current_time(), connection._core.probe_timeout())
+            self._schedule(connection, self.suspicion.poll_timeout())
+            return
+        self._refusals += 1
+        if self._refusals >= _REFUSALS_OF_A_DIAL:
+            self._finish(connection, QuicClosed(PORT_CLOSED, "nobody listens at its port"))
+
+    def step(self, connection: QuicConnection) -> None:
+        super().step(connection)
+        if connection.closed is None:
+            self._schedule(connection, self.suspicion.poll_timeout())
 
     def established(self, connection: QuicConnection) -> None:
         try:
@@ -313,6 +350,16 @@ class ClientEndpoint(Endpoint):
 
     def shut_down(self) -> None:
         self.connection.close()
+
+    def _tick(self, connection: QuicConnection, now: float) -> None:
+        match self.suspicion.handle_timeout(now):
+            case "probe":
+                connection._core.probe()
+            case "gone" if connection.closed is None:
+                reason = "its port is closed, and it does not answer"
+                self._finish(connection, QuicClosed(PORT_CLOSED, reason))
+                return
+        super()._tick(connection, now)
 
 
 class ServerEndpoint(Endpoint):

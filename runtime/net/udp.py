@@ -36,6 +36,12 @@ _SEGMENT_BYTES: Final = struct.Struct("=H")
 _GRO_BYTES: Final = struct.Struct("=i")
 _GRO_SPACE: Final = socket.CMSG_SPACE(_GRO_BYTES.size)
 _MAX_SEGMENTS: Final = 64
+# Errors that ICMP reports are queued with the address that they are about (ip(7), ipv6(7)).
+_IP_RECVERR: Final = 11
+_IPV6_RECVERR: Final = 25
+_ERROR: Final = struct.Struct("=IBBBxII")
+_ERROR_SPACE: Final = socket.CMSG_SPACE(_ERROR.size + 28)  # and a sockaddr_in6
+_FROM_ICMP: Final = (2, 3)
 _MAX_TRAIN_BYTES: Final = 65_487  # beside an IP header with options
 # After a refused train so many go one by one, before another is tried (a path may change).
 _TRAINS_AFTER_REFUSAL: Final = 1_000
@@ -64,7 +70,9 @@ class UdpSocket:
     waiting one is woken with trio.ClosedResourceError.
     """
 
-    def __init__(self, raw: socket.socket, *, trains: bool = False) -> None:
+    def __init__(
+        self, raw: socket.socket, *, trains: bool = False, tell_refusals: bool = False
+    ) -> None:
         self._socket = raw
         self._buffer = bytearray(MAX_DATAGRAM_BYTES)
         self._view = memoryview(self._buffer)
@@ -76,6 +84,7 @@ class UdpSocket:
         )
         self._takes_trains = _enable(raw, _UDP_GRO) if trains else False
         self._plain_trains = 0 if trains else -1
+        self._tells_refusals = tell_refusals
         self._received_datagrams = 0
         self._received_bytes = 0
         self._receive_errors = 0
@@ -95,6 +104,7 @@ class UdpSocket:
         dont_fragment: bool = False,
         dual_stack: bool = False,
         trains: bool = False,
+        tell_refusals: bool = False,
     ) -> UdpSocket:
         """Bind to `address` (port 0: one that is free). Needs no running event loop.
 
@@ -103,7 +113,9 @@ class UdpSocket:
         `dont_fragment` refuses what is larger than the path instead of letting it be cut up.
         An IPv6 socket carries IPv6 alone, unless it is bound to `::` with `dual_stack`: then IPv4
         passes too, under its plain addresses. With `trains` runs of datagrams of one size pass
-        the kernel as one where it can do that (UDP_SEGMENT, UDP_GRO). Raises OSError.
+        the kernel as one where it can do that (UDP_SEGMENT, UDP_GRO). With `tell_refusals` the
+        kernel keeps the ICMP errors that it gets, and `take_refusals` has to be called after each
+        `wait_readable`, which returns again until they are taken. Raises OSError.
         """
         raw = socket.socket(address.family, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
         try:
@@ -117,10 +129,12 @@ class UdpSocket:
                 raw.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             if dont_fragment:
                 _forbid_fragments(raw)
+            if tell_refusals:
+                _keep_errors(raw)
             _grow(raw, socket.SO_RCVBUF, _SO_RCVBUFFORCE, buffer_bytes)
             _grow(raw, socket.SO_SNDBUF, _SO_SNDBUFFORCE, buffer_bytes)
             raw.bind(address)
-            return cls(raw, trains=trains)
+            return cls(raw, trains=trains, tell_refusals=tell_refusals)
         except BaseException:
             raw.close()
             raise
@@ -179,6 +193,29 @@ class UdpSocket:
         self._received_bytes += total
         return batch
 
+    def take_refusals(self, limit: int = 64) -> list[Address]:
+        """Whither datagrams went that came back as "port unreachable", oldest first, of up to
+        `limit` errors that have come; nothing without `tell_refusals`. Never waits.
+
+        They prove nothing, since anybody who knows both addresses can forge them. Errors of other
+        kinds are left out: a path that has no route now may have one in a second.
+        """
+        refusals: list[Address] = []
+        if not self._tells_refusals:
+            return refusals
+        for _ in range(limit):
+            try:
+                _, notes, _, name = self._socket.recvmsg(0, _ERROR_SPACE, socket.MSG_ERRQUEUE)
+            except OSError:
+                break
+            for _, kind, note in notes:
+                if kind not in (_IP_RECVERR, _IPV6_RECVERR) or len(note) < _ERROR.size:
+                    continue
+                code, origin, *_ = _ERROR.unpack_from(note)
+                if code == errno.ECONNREFUSED and origin in _FROM_ICMP:
+                    refusals.append(self._sender(name))
+        return refusals
+
     def send(self, data: bytes | bytearray | memoryview, address: tuple[str, int]) -> bool:
         """Hand one datagram to the kernel; False, counted, when the kernel does not take it.
 
@@ -187,7 +224,7 @@ class UdpSocket:
         if self._carries_both and ":" not in address[0]:
             address = (_MAPPED + address[0], address[1])
         try:
-            self._sent_bytes += self._socket.sendto(data, address)
+            self._sent_bytes += self._send_once(data, address)
         except BlockingIOError:
             self._dropped_full += 1
             return False
@@ -199,6 +236,17 @@ class UdpSocket:
             return False
         self._sent_datagrams += 1
         return True
+
+    def _send_once(self, data: bytes | bytearray | memoryview, address: tuple[str, int]) -> int:
+        try:
+            return self._socket.sendto(data, address)
+        except BlockingIOError:
+            raise
+        except OSError:
+            # The kernel may have told an error of an earlier datagram, and not sent this one.
+            if not self._tells_refusals:
+                raise
+            return self._socket.sendto(data, address)
 
     def send_batch(self, datagrams: Sequence[bytes], address: tuple[str, int]) -> int:
         """Hand datagrams for one address to the kernel, in order; how many it took.
@@ -323,6 +371,13 @@ def _forbid_fragments(raw: socket.socket) -> None:
     raw.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _PMTUDISC_PROBE)
     if raw.family == socket.AF_INET6:
         raw.setsockopt(socket.IPPROTO_IPV6, _IPV6_MTU_DISCOVER, _PMTUDISC_PROBE)
+
+
+def _keep_errors(raw: socket.socket) -> None:
+    if raw.family == socket.AF_INET6:
+        raw.setsockopt(socket.IPPROTO_IPV6, _IPV6_RECVERR, 1)
+    else:
+        raw.setsockopt(socket.IPPROTO_IP, _IP_RECVERR, 1)
 
 
 def _grow(raw: socket.socket, option: int, force: int, size: int) -> None:

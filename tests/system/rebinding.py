@@ -18,10 +18,21 @@ class Rebinding:
         self.inside = UdpSocket.bind(ANY)
         self.outside = UdpSocket.bind(ANY)
         self.client: Address | None = None
+        self._back = trio.Event()
 
     def rebind(self, host: str = "127.0.0.1") -> None:
         old, self.outside = self.outside, UdpSocket.bind(Address(host, 0))
         old.close()
+
+    def go_away(self) -> None:
+        """Close the inside port: the client's datagrams are refused by the kernel."""
+        self.inside.close()
+        self._back = trio.Event()
+
+    def come_back(self) -> None:
+        """Open the same inside port again."""
+        self.inside = UdpSocket.bind(self.inside.local_address)
+        self._back.set()
 
     async def run(self) -> None:
         """Carry datagrams until cancelled; then close."""
@@ -35,7 +46,11 @@ class Rebinding:
 
     async def outward(self) -> None:
         while True:
-            await self.inside.wait_readable()
+            try:
+                await self.inside.wait_readable()
+            except trio.ClosedResourceError:
+                await self._back.wait()
+                continue
             for data, client in self.inside.receive_batch():
                 self.client = client
                 self.outside.send(data, self.server)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from time import monotonic_ns
 
 import attrs
 import pytest
@@ -19,6 +20,7 @@ from tests.system.test_channel_quic import (
     QUICK,
     Portal,
     S,
+    behind_nat,
     dialing,
     portal,
     portal_process,
@@ -63,6 +65,64 @@ async def test_an_agent_whose_node_was_killed_goes_to_another_without_a_back_off
                 await until(lambda: stands_at(dialer, other))
                 assert agent.losses == 1
     assert agent.messages == [INIT, INIT]
+
+
+# Of these nothing but a closed port, or QUIC's idle timeout, ends a connection that is silent.
+HEARTY = attrs.evolve(
+    PATIENT, missed_heartbeats=10**6, doubt_after_ns=3_600 * S, probe_timeout_ns=3_600 * S
+)
+
+
+async def test_a_node_that_was_killed_is_noticed_by_its_closed_port(tmp_path: Path) -> None:
+    agent = Agent()
+    async with portal() as other:
+        with portal_process(0, tmp_path, other.at) as (first, port):
+            async with dialing(f"127.0.0.1:{port}", agent, options=HEARTY) as dialer:
+                await until(lambda: dialer.connected and dialer.statistics().doors == 2)
+                first.kill()
+                first.wait()
+                killed_ns = monotonic_ns()
+                await until(lambda: stands_at(dialer, other))
+                # A heartbeat, a second of probes, a handshake: far from the idle timeout.
+                assert monotonic_ns() - killed_ns < HEARTY.quic.idle_timeout_ns
+                assert "port is closed" in dialer.statistics().last_error
+                assert dialer.statistics().dials == 2
+                assert agent.losses == 1
+    assert agent.messages == [INIT, INIT]
+
+
+async def test_a_node_that_fell_silent_is_doubted_and_left_before_quic_gives_it_up() -> None:
+    """Its port is open, so that no kernel tells of its end."""
+    options = attrs.evolve(
+        HEARTY,
+        doubt_after_ns=300 * MS,
+        doubt_timeout_ns=300 * MS,
+        probe_interval_ns=50 * MS,
+    )
+    agent = Agent()
+    async with portal() as first, behind_nat(first) as nat, portal() as other:
+        first.answer = telling(other.at)
+        async with dialing(nat.at, agent, options=options) as dialer:
+            await until(lambda: dialer.statistics().doors == 2 and dialer.connected)
+            with UdpSocket.bind(Address("127.0.0.1", 0)) as nobody:
+                nat.server = nobody.local_address
+                await until(lambda: stands_at(dialer, other))
+            assert dialer.statistics().last_error == "no answer to a probe"
+            assert agent.losses == 1
+
+
+async def test_a_door_whose_port_is_closed_is_passed_by_without_a_handshake_timeout() -> None:
+    options = attrs.evolve(QUICK, quic=attrs.evolve(QUICK.quic, handshake_timeout_ns=3_600 * S))
+    with UdpSocket.bind(Address("127.0.0.1", 0)) as gone:
+        closed = str(gone.local_address)
+    async with portal() as only:
+        only.answer = telling(closed)
+        async with dialing(only.at, Agent(), options=options) as dialer:
+            await until(lambda: dialer.statistics().doors == 2 and dialer.connected)
+            only.desks[0].channel.close(Disconnect(reason="draining", retry=True))
+            await until(lambda: len(only.desks) == 2 and stands_at(dialer, only))
+            assert dialer.statistics().dials >= 3
+            assert "nobody listens" in dialer.statistics().last_error
 
 
 async def test_a_draining_node_sends_an_agent_to_the_other_at_once() -> None:

@@ -24,13 +24,7 @@ from runtime.control import (
 from runtime.net.address import Address
 from runtime.observe import MAX_CONNECTIONS, Health, make_registry, serve_observability
 
-pytestmark = pytest.mark.system
-
-
-@pytest.fixture(autouse=True)
-async def deadline() -> AsyncIterator[None]:
-    with trio.fail_after(60):
-        yield
+pytestmark = [pytest.mark.system, pytest.mark.timeout(60)]
 
 
 # --- observability -----------------------------------------------------------------------------

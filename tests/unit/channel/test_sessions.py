@@ -93,10 +93,13 @@ class Pair:
         )
         self.agent = Agent(join)
         self.doors: list[Sequence[str]] = []
+        self.pings: list[int] = []
+        self.transport_lives = False
         self.session = AgentSession(
             self.agent,
             TO_CLIENT,
             send=self._take,
+            ping=self._ask,
             learned=self.doors.append,
             options=DialerOptions(),
             highest_epoch=highest_epoch,
@@ -112,6 +115,11 @@ class Pair:
     def _take(self, data: bytes) -> bool:
         self.up += data
         return True
+
+    def _ask(self) -> None:
+        self.pings.append(self.now)
+        if self.transport_lives:
+            self.session.alive()
 
     def exchange(self) -> None:
         """Carry bytes until there are none."""
@@ -306,11 +314,54 @@ def test_a_probe_is_answered_by_the_first_sign_of_life() -> None:
 
 def test_three_heartbeats_without_an_answer_end_the_session_and_silence_the_channel() -> None:
     pair = joined()
+    pair.transport_lives = True  # its kernel and QUIC answer; the node does not
     pair.run_for(100 * S, connected=False)
     assert pair.session.outcome == "3 heartbeats without an answer"
     assert pair.down.end == (CLOSE_CODES["unavailable"], "silent")
     pair.portal.lost("gone")
     assert pair.desk.ends == ["silent"]
+
+
+def test_a_heartbeat_that_nothing_follows_is_doubted_probed_for_and_ends_the_session() -> None:
+    options = DialerOptions()
+    pair = joined()
+    pair.run_for(15 * S)
+    assert (pair.pings, pair.session.outcome) == ([], None)
+    silent_from = pair.now
+    pair.run_for(100 * S, connected=False)
+    assert pair.session.outcome == "no answer to a probe"
+    doubted = 20 * S + options.doubt_after_ns
+    count = options.doubt_timeout_ns // options.probe_interval_ns
+    assert pair.pings == [doubted + n * options.probe_interval_ns for n in range(count)]
+    given_up = doubted + options.doubt_timeout_ns
+    assert given_up - silent_from < options.quic.idle_timeout_ns
+    # However soon after a heartbeat's answer it fell silent, QUIC alone would have taken longer:
+    # its idle time begins anew with the heartbeat.
+    longest = options.heartbeat_interval_ns + given_up - 20 * S
+    assert longest < options.heartbeat_interval_ns + options.quic.idle_timeout_ns
+
+
+@pytest.mark.parametrize("answered", range(1, 7))
+def test_one_answered_probe_of_several_keeps_the_session(answered: int) -> None:
+    """All that was sent before it, heartbeat and answers too, was lost."""
+    pair = joined()
+    pair.run_for(13 * S - 1, connected=False)
+    while len(pair.pings) < answered:
+        pair.run_for(S // 4, connected=False)
+    assert pair.session.outcome is None
+    pair.session.alive()
+    pair.run_for(60 * S)
+    assert pair.session.outcome is None
+    assert len(pair.pings) == answered
+
+
+def test_a_poke_repeats_its_probe() -> None:
+    pair = joined()
+    pair.session.poke(pair.now)
+    pair.session.poke(pair.now)
+    assert pair.pings == [0, 0]
+    pair.run_for(100 * S, connected=False)
+    assert pair.pings == [0, *range(0, 5 * S, S // 2)]
 
 
 def test_a_poke_ends_the_session_soon_unless_something_is_heard() -> None:

@@ -93,7 +93,8 @@ class Node(Actor):
                     self.seen.append(("early", self.reply(self.context.caller, value)))
                 case ("reply later", delay_ns):
                     assert self.context.caller is not None
-                    self.send_after(delay_ns, ReplyNow(self.context.caller, len(self.seen)))
+                    if self.context.caller.waiting:  # else the timer would race with its next call
+                        self.send_after(delay_ns, ReplyNow(self.context.caller, len(self.seen)))
                     return LATER
                 case ("link", other):
                     self.link(self.refs[other])

@@ -226,6 +226,12 @@ def test_an_actor_gets_each_failure_as_its_own_error(two: Two, message: object, 
     assert two.ask(message, NS_PER_S) == error
 
 
+def test_a_message_travels_within_another_and_keeps_its_class(two: Two) -> None:
+    there = two.b.scheduler.spawn(Relay())
+    ask = Ask(two.there, Enclosed(Add(2)))
+    assert two.cluster.call("a", ActorRef("b", there.number), ask) == Total(2)
+
+
 def test_errors_reach_whoever_calls_from_outside(two: Two) -> None:
     there = refs_of(two)[0]
     with pytest.raises(Refused, match="ValueError: less than nothing"):

@@ -52,6 +52,43 @@ async def test_what_the_kernel_refuses_is_counted_and_not_raised() -> None:
         assert udp.statistics().dropped_refused == 2
 
 
+def closed_port(host: str) -> Address:
+    with UdpSocket.bind(Address(host, 0)) as gone:
+        return gone.local_address
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+async def test_a_closed_port_is_told_and_costs_no_other_datagram(host: str) -> None:
+    nobody = closed_port(host)
+    with (
+        UdpSocket.bind(Address(host, 0), tell_refusals=True) as udp,
+        UdpSocket.bind(Address(host, 0)) as somebody,
+    ):
+        assert udp.send(b"is anybody there?", nobody)
+        # The kernel tells of the refusal instead of sending this one; it goes out all the same.
+        assert udp.send(b"hello", somebody.local_address)
+        assert await receive_all(somebody, 1) == [(b"hello", udp.local_address)]
+        with trio.fail_after(10):
+            await udp.wait_readable()
+        assert udp.receive_batch() == []
+        assert udp.take_refusals() == [nobody]
+        assert udp.take_refusals() == []
+        somebody.send(b"and you", udp.local_address)
+        assert await receive_all(udp, 1) == [(b"and you", somebody.local_address)]
+
+
+async def test_refusals_are_taken_in_bounded_batches_and_only_when_asked_for() -> None:
+    nobody = closed_port("127.0.0.1")
+    with UdpSocket.bind(ANY, tell_refusals=True) as udp, UdpSocket.bind(ANY) as plain:
+        for _ in range(5):
+            assert udp.send(b"x", nobody)
+            assert plain.send(b"x", nobody)
+        with trio.fail_after(10):
+            await udp.wait_readable()
+        assert [len(udp.take_refusals(limit=3)) for _ in range(3)] == [3, 2, 0]
+        assert plain.take_refusals() == []
+
+
 async def test_closing_wakes_whoever_waits_and_is_harmless_twice() -> None:
     udp = UdpSocket.bind(ANY)
     async with trio.open_nursery() as nursery:
