@@ -7,7 +7,7 @@ portal's answer. Both say at each join what they hold, as agents do, and note wh
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, Literal
 from uuid import UUID
 
 import attrs
@@ -36,7 +36,7 @@ from channel.messages import (
 from runtime.clock import SystemClock
 from runtime.randomness import SystemRandomness
 
-ANSWER_S: Final = 25.0
+ANSWER_S: Final = 5.0
 """How long a client waits before it asks anew: its node may be stopped."""
 KEM_PUBLIC_KEY: Final = bytes(1184)
 KEM_CIPHERTEXT: Final = bytes(1088)
@@ -48,6 +48,7 @@ Answer = AuthorizationCreated | AuthorizationDenied | None
 class _LightAgent:
     """What both kinds have in common."""
 
+    kind: Literal["client", "gateway"]
     events: dict[str, type]
 
     def __init__(self, token: str, name: str) -> None:
@@ -84,7 +85,7 @@ class _LightAgent:
             challenge.nonce, challenge.portal, self._token_id, self._tunnel_key
         )
         return Join(
-            kind="client" if self.events is TO_CLIENT else "gateway",
+            kind=self.kind,
             token=self._token,
             device_key=device_key_of(self._seed),
             signature=sign_join(self._seed, statement),
@@ -139,6 +140,7 @@ class _LightAgent:
 
 
 class LightGateway(_LightAgent):
+    kind = "gateway"
     events = TO_GATEWAY
 
 
@@ -149,11 +151,12 @@ class _Waiting:
 
 
 class LightClient(_LightAgent):
+    kind = "client"
     events = TO_CLIENT
 
     def __init__(self, token: str, name: str) -> None:
         super().__init__(token, name)
-        self.granted: list[UUID] = []
+        self.granted: dict[UUID, None] = {}
         """Ids of all authorisations that were ever granted."""
         self.gateway_id: UUID | None = None
         self._waiting: dict[UUID, _Waiting] = {}
@@ -180,7 +183,7 @@ class LightClient(_LightAgent):
 
     def answered(self, resource_id: UUID, answer: Answer) -> None:
         if isinstance(answer, AuthorizationCreated):
-            self.granted.append(answer.authorization_id)
+            self.granted[answer.authorization_id] = None
             self.gateway_id = answer.gateway.id
         waiting = self._waiting.get(resource_id)
         if waiting is not None:
