@@ -88,11 +88,8 @@ class RequestsOfAccount(AuthorizationsOfAccount):
     async def _decide(self, ask: DecideAccess, caller: Caller) -> object:
         """A `Grant`, an `AuthorizationDenied`, or LATER: the caller waits for a connection, or for
         agents that are still to come to a new owner."""
-        try:
-            if not await self.confirm():
-                return Raise(NotEntitled())
-        except Unavailable:
-            return self._denial(ask, "unavailable")
+        if not await self.confirm():
+            return Raise(NotEntitled())
         online = self._clients.current(ask.client_id, ask.number)
         if online is None:
             if self._expects("client", ask.client_id):

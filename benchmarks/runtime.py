@@ -12,8 +12,9 @@ threads of the process, user and system), not of the wall's, so that others on t
 little. `cast` in Erlang is a bare process in a `receive` loop; `server_cast` is a
 `gen_server`, which, as an actor does, dispatches and guards each message in a library.
 
-Messages between two nodes are by the wall clock, see `benchmarks.node_links`. A figure that was not
-measured is null. The last line is one JSON object.
+Messages between two nodes are by the wall clock (`benchmarks.node_links`), and so is the time for
+which a dead node's accounts are away (`benchmarks.node_death`). A figure that was not measured is
+null. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -58,8 +59,9 @@ KEYS: Final = (
 )  # fmt: skip
 FIGURES: Final = (
     "cast", "server_cast", "call", "mailbox_call", "awaiting_call", "spawn", "idle_bytes",
-    "msgs_per_s", "msgs_per_s_one_core", "round_trip_ms",
+    "msgs_per_s", "msgs_per_s_one_core", "round_trip_ms", "node_death_to_service_s",
 )  # fmt: skip
+SMALL: Final = ("round_trip_ms", "node_death_to_service_s")
 BURST: Final = 500
 """Casts before the receiver gets to work, in every one of the systems."""
 
@@ -410,9 +412,9 @@ def in_own_process(peer: str, quick: bool) -> dict[str, float]:
     return figures
 
 
-def node_links(quick: bool) -> dict[str, float]:
-    """Figures of two nodes, on all cores that there are."""
-    command = [sys.executable, "-m", "benchmarks.node_links"]
+def figures_of(part: str, quick: bool) -> dict[str, float]:
+    """What a part of this benchmark measures by itself, on all cores that there are."""
+    command = [sys.executable, "-m", f"benchmarks.{part}"]
     output = subprocess.run(
         command + ["--quick"] * quick, capture_output=True, text=True, check=True, timeout=300
     ).stdout
@@ -432,9 +434,10 @@ def measure(rounds: int, quick: bool, console: Console) -> dict[str, list[dict[s
                 now = {peer: in_own_process(peer, quick) for peer in installed()}
                 if erlang is not None:
                     now["erlang"] = erlang.measure(amounts)
-            now["holloway"] |= node_links(quick)
+            now["holloway"] |= figures_of("node_links", quick)
             for peer, figures in now.items():
                 taken.setdefault(peer, []).append(figures)
+    taken["holloway"][-1] |= figures_of("node_death", quick)
     releases = {"erlang": "missing" if erlang is None else f"OTP {erlang.release}"}
     optimized = "--enable-optimizations" in (sysconfig.get_config_var("CONFIG_ARGS") or "")
     build = f"{platform.python_version()} ({'profiled' if optimized else 'plain'} build)"
@@ -483,6 +486,8 @@ def summary(taken: dict[str, list[dict[str, float]]], idle: int) -> dict[str, An
         figures[key] = None if value is None else round(value)
     round_trip_ms = median(taken, "holloway", "round_trip_ms")
     figures["cross_node_round_trip_ms_p50"] = round_trip_ms and round(round_trip_ms, 3)
+    death_s = median(taken, "holloway", "node_death_to_service_s")
+    figures["node_death_to_service_s"] = death_s and round(death_s, 2)
     figures["cast_vs_erlang"] = ratio(taken, "cast", "erlang")
     figures["cast_vs_gen_server"] = ratio(taken, "cast", "erlang", "server_cast")
     figures["cast_vs_pykka"] = ratio(taken, "cast", "pykka")
@@ -509,7 +514,7 @@ def table(taken: dict[str, list[dict[str, float]]]) -> Table:
         cells = []
         for rounds in taken.values():
             values = [each[figure] for each in rounds if figure in each]
-            form = ",.2f" if figure == "round_trip_ms" else ",.0f"
+            form = ",.2f" if figure in SMALL else ",.0f"
             least, middle, most = (
                 f"{each(values):{form}}" if values else "" for each in (min, statistics.median, max)
             )

@@ -65,8 +65,8 @@ class NodeAnswers:
 
     def status(self) -> dict[str, Any]:
         """Of this node alone; no secret."""
-        control, node = self._control.statistics(), self._process.statistics()
-        links = () if node.links is None else node.links.links
+        control, linked = self._control.statistics(), self._process.link_statistics()
+        links = () if linked is None else linked.links
         return {
             "node": self._process.name,
             "pid": os.getpid(),

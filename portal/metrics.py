@@ -16,6 +16,8 @@ GAUGES = frozenset(
         *("actors_accounts", "actors_sessions", "actors_gateways"),
         *("actors_relays", "actors_admissions", "channel_channels", "channel_unjoined"),
         *("database_idle", "database_used", "database_waiting"),
+        *("runtime_actors", "runtime_queued", "runtime_timers", "runtime_effects_in_flight"),
+        *("node_living", "node_holds_lease", "node_links", "node_calls", "node_watches"),
     }
 )
 DURATIONS_S = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)

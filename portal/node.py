@@ -353,6 +353,7 @@ class _Node:
                 "door": door.statistics,
                 "channel": channels.statistics,
                 "actors": control.statistics,
+                "runtime": host.scheduler.statistics,
                 "node": process.statistics,
                 "database": store.statistics,
             }

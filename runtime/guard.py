@@ -33,13 +33,15 @@ class Guard:
     process pass through it. `failures` counts what it held back.
 
     Whoever found the mistake can repeat it at will, so only the 1st, 2nd, 4th, 8th, ... failure
-    is logged, with its traceback (which holds no values).
+    is logged, with its traceback (which holds no values). Exceptions of `passes` are no mistakes of
+    ours, but how the handling says what is wrong with the input: they go on to whoever asked.
     """
 
-    __slots__ = ("_component", "failures")
+    __slots__ = ("_component", "_passes", "failures")
 
-    def __init__(self, component: str) -> None:
+    def __init__(self, component: str, passes: tuple[type[Exception], ...] = ()) -> None:
         self._component = component
+        self._passes = passes
         self.failures = 0
 
     def __enter__(self) -> None:
@@ -51,7 +53,7 @@ class Guard:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> bool:
-        if error is None or not isinstance(error, Exception):
+        if not isinstance(error, Exception) or isinstance(error, self._passes):
             return False
         self.failures += 1
         if self.failures & (self.failures - 1) == 0:

@@ -8,12 +8,14 @@ import gc
 from collections.abc import Callable
 from typing import Any, Final
 
+import attrs
 import trio
 from outcome import Error, Outcome, Value
 
 from runtime.actor import DEFAULT_DEADLINE_NS, ActorRef, Caller
 from runtime.clock import NS_PER_S
 from runtime.errors import Dead
+from runtime.inspection import SchedulerStatistics
 from runtime.mailroom import Effect
 from runtime.refs import AnyRef
 from runtime.scheduler import Scheduler
@@ -36,6 +38,18 @@ def collect_rarely() -> None:
     gc.set_threshold(*COLLECTOR_THRESHOLDS)
 
 
+@attrs.frozen(kw_only=True)
+class HostStatistics:
+    """Counts since `run` began, and what the scheduler holds now."""
+
+    runs: int
+    """Times that the scheduler was run: each ends in a checkpoint, or in sleep."""
+    parks: int
+    """Times that there was nothing to do."""
+    effects: int
+    scheduler: SchedulerStatistics
+
+
 class TrioHost:
     """Hosts one scheduler in one trio run.
 
@@ -51,6 +65,9 @@ class TrioHost:
     def __init__(self, scheduler: Scheduler) -> None:
         self.scheduler = scheduler
         self._closed = False
+        self._runs = 0
+        self._parks = 0
+        self._effects = 0
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Run the scheduler until cancelled. Has the process collect garbage less often."""
@@ -61,16 +78,27 @@ class TrioHost:
             try:
                 while True:
                     scheduler.run(MESSAGES_PER_CHECKPOINT)
+                    self._runs += 1
                     for effect in scheduler.drain_effects():
+                        self._effects += 1
                         effects.start_soon(self._perform, effect)
                     if scheduler.has_work:
                         await trio.lowlevel.checkpoint()
                     else:
+                        self._parks += 1
                         await self._park()
             finally:
                 self._closed = True
                 scheduler.unpark()
                 scheduler.shutdown()
+
+    def statistics(self) -> HostStatistics:
+        return HostStatistics(
+            runs=self._runs,
+            parks=self._parks,
+            effects=self._effects,
+            scheduler=self.scheduler.statistics(),
+        )
 
     def cast(self, ref: AnyRef, message: object) -> bool:
         """Send and go on; see `Scheduler.cast`."""

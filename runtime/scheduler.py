@@ -7,9 +7,9 @@
     scheduler.next_deadline()            # when to call run() again if nothing else happens
 
 `runtime.host` does this on trio, `runtime.testing` on a simulated clock. docs/runtime.md tells the
-whole story. Not thread-safe. Three floors: `runtime.mailroom` (mail and time), `runtime.lifetimes`
-(ends), and here the turns. A call has two ways, on the spot in the caller (`_call`) and through the
-mailbox (`_take`); tests hold them equal.
+whole story. Not thread-safe. Four floors: `runtime.mailroom` (mail and time), `runtime.lifetimes`
+(ends), `runtime.calls` (calls that are waited for), and here the turns. A call has two ways, on the
+spot in the caller (`_call`) and through the mailbox (`_take`); tests hold them equal.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from inspect import iscoroutine
 from typing import Any, Final
 
 from runtime import inspection
-from runtime.actor import DEFAULT_DEADLINE_NS, Actor
+from runtime.actor import Actor
+from runtime.calls import Calls
 from runtime.clock import Clock
 from runtime.context import (
     DEAD,
@@ -32,7 +33,6 @@ from runtime.context import (
     RUNNING,
     SUSPEND,
     SUSPENDED,
-    Abroad,
     Caller,
     Coalesced,
     Context,
@@ -43,9 +43,8 @@ from runtime.context import (
     SystemMail,
     Timer,
 )
-from runtime.errors import CallError, Dead, LimitReached, NameTaken, NoHandler, Overloaded
+from runtime.errors import Dead, LimitReached, NameTaken, NoHandler
 from runtime.inspection import ActorStatistics, Report, SchedulerStatistics, UnhandledReport
-from runtime.lifetimes import Lifetimes
 from runtime.mailroom import MAX_SPARE_MAILBOXES, Effect
 from runtime.overload import Overload
 from runtime.randomness import Randomness
@@ -67,7 +66,7 @@ that a reference from before never means another actor."""
 _RECENT_MASK: Final = RECENT_MESSAGES - 1
 
 
-class Scheduler(Lifetimes):
+class Scheduler(Calls):
     """Runs actors on one node.
 
     `report` is called with a CrashReport for every crash and an UnhandledReport for every dropped
@@ -107,11 +106,9 @@ class Scheduler(Lifetimes):
         self._next_number = self._first_number
         self._restarted = 0
         self._calls_in_caller = 0
-        self._calls_by_mailbox = 0
-        self._calls_elsewhere = 0
         self._unhandled = 0
 
-    # --- for everybody (also: cast, stop, watch, resolve, registry, pubsub) ----------------------
+    # --- for everybody (also: cast, call_soon, stop, watch, resolve, registry, pubsub) -----------
 
     def spawn(
         self,
@@ -169,67 +166,6 @@ class Scheduler(Lifetimes):
         if context._unstarted:
             self._enqueue(context)
         return ref
-
-    def call_soon(
-        self,
-        ref: AnyRef,
-        message: object,
-        answered: Callable[[Any, Exception | None], None],
-        *,
-        deadline_ns: int = DEFAULT_DEADLINE_NS,
-        sender: ActorRef | None = None,
-    ) -> Caller:
-        """A call from outside: `answered(value, None)` or `answered(None, error)` is called once,
-        from within `run`, or at once when the call is refused (Dead, Overloaded). It must not
-        raise. Give the result to `forget` to lose interest. `sender` is an actor of another node
-        that calls."""
-        context = self.resolve(ref)
-        if context is None or context._state == DEAD:
-            return self._call_soon_elsewhere(ref, message, answered, deadline_ns)
-        caller = Caller(context, message, None, answered, sender)
-        if not self._has_room(context):
-            caller._callee = None
-            answered(None, Overloaded(context.label, context.mailbox_limit))
-            return caller
-        self._calls_by_mailbox += 1
-        self._timers.arm(caller, self.clock.monotonic_ns() + deadline_ns)
-        self._deliver(context, caller)
-        if self._waker is not None:  # the deadline may be earlier than what the shell waits for
-            self._wake()
-        return caller
-
-    def _call_soon_elsewhere(
-        self,
-        ref: AnyRef,
-        message: object,
-        answered: Callable[[Any, Exception | None], None],
-        deadline_ns: int,
-    ) -> Caller:
-        elsewhere = self._elsewhere(ref)
-        if elsewhere is None:
-            answered(None, self._why_not(ref))
-            return Caller(None, None, None)
-        caller = Caller(Abroad(repr(ref)), None, None, answered)
-        self._timers.arm(caller, self.clock.monotonic_ns() + deadline_ns)
-        try:
-            elsewhere.call(ref, message, caller, None, deadline_ns)
-        except CallError as error:
-            self.forget(caller)
-            answered(None, error)
-            return caller
-        self._calls_elsewhere += 1
-        self._wake()
-        return caller
-
-    def answer_from(self, caller: Caller, value: Any, error: Exception | None) -> bool:
-        """The answer of another node to a call of ours. False, and counted, if it is late."""
-        return self._answer(caller, value, error)
-
-    def forget(self, caller: Caller) -> None:
-        """Nobody waits for this call from outside any more: `answered` will not be called."""
-        if caller.waiting:
-            self._timers.cancel(caller)
-            self._close(caller)
 
     # --- for the shell (also: drain_effects, complete, next_deadline, shutdown) ------------------
 
@@ -604,27 +540,4 @@ class Scheduler(Lifetimes):
             self._crash(callee, failure)
         elif self._finish(callee, result):
             self._settle(callee)
-        return caller
-
-    def _call_elsewhere(
-        self, context: Context, ref: AnyRef, message: object, deadline_ns: int
-    ) -> Caller:
-        """Send a call to another node. Raises Unreachable, Overloaded, or Dead: it is of ours."""
-        elsewhere = self._elsewhere(ref)
-        if elsewhere is None:
-            raise self._why_not(ref)
-        caller = Caller(Abroad(repr(ref)), None, context)
-        elsewhere.call(ref, message, caller, context.ref, deadline_ns)
-        self._calls_elsewhere += 1
-        return caller
-
-    def _post(self, context: Context, callee: Context, message: object) -> Caller:
-        """Put a call into the callee's mailbox. Raises CallCycle or Overloaded."""
-        if callee._wait is not None or callee is context:
-            self._refuse_cycle(context, callee)
-        if not self._has_room(callee):
-            raise Overloaded(callee.label, callee.mailbox_limit)
-        self._calls_by_mailbox += 1
-        caller = Caller(callee, message, context)
-        self._deliver(callee, caller)
         return caller

@@ -85,6 +85,13 @@ class Leases:
             return Held, "", owner.name
         return None
 
+    def take_over(self, account_id: UUID, life: Life) -> None:
+        """The life becomes the owner. An expired one that was so before is given up with that."""
+        before = self.owners.get(account_id)
+        if before is not None and before.name != life.name and before.state is State.EXPIRED:
+            before.state = State.EXPELLED
+        self.owners[account_id] = life
+
 
 class LeaseMachine(RuleBasedStateMachine):
     """The rules of nodes. `stores` are empty at the start of each example."""

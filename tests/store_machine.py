@@ -611,7 +611,7 @@ class StoreMachine(LeaseMachine):
         assert kind == "done"
         assert epoch > self.model.epochs.get(account_id, 0), "an epoch only grows"
         self.model.epochs[account_id] = epoch
-        self.leases.owners[account_id] = node
+        self.leases.take_over(account_id, node)
 
     @rule(account_id=accounts, life=choices)
     def release(self, account_id: UUID, life: int) -> None:

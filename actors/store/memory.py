@@ -339,6 +339,8 @@ class MemoryStore:
         book = self._books[key]
         if book.owner != owner and self._stands(book.owner, book.incarnation):
             raise Held(key, book.owner)
+        if book.owner != owner:
+            await self.expel_node(book.owner, book.incarnation)
         book.epoch += 1
         book.owner, book.incarnation = owner, incarnation
         return book.epoch

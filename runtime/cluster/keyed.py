@@ -33,6 +33,7 @@ from typing import Any, ClassVar, Final
 from uuid import UUID
 
 import attrs
+import structlog
 
 from runtime.actor import (
     Actor,
@@ -42,6 +43,8 @@ from runtime.actor import (
     Dead,
     NamedRef,
     Raise,
+    Refused,
+    Timer,
     Unreachable,
     handles,
 )
@@ -53,7 +56,6 @@ from runtime.supervisor import ChildSpec, DynamicSupervisor, Restart
 
 ACQUIRE_PATIENCE_NS: Final = 10 * NS_PER_S
 """How long an actor waits for the lease of its key before it gives up."""
-ACQUIRE_RETRY_NS: Final = 40 * NS_PER_MS
 HAND_OVER_PATIENCE_NS: Final = 5 * NS_PER_S
 """How long an actor that has to move may take over its mail before it is ended."""
 HAND_OVER_CHECK_NS: Final = NS_PER_S // 2
@@ -68,6 +70,13 @@ MOVED: Final = "moved"
 """The reason of an actor that ended since its key lives elsewhere now."""
 FENCED: Final = "fenced"
 """The reason of an actor whose node was given up for dead: it owns nothing any more."""
+OVERDUE: Final = "overdue"
+"""The reason of an actor that had to move, and did not in HAND_OVER_PATIENCE_NS."""
+NOT_TAKEN_UP: Final = frozenset({MOVED, "normal", "no such actor"})
+"""The reasons of an end in good order: what lies in the mailbox then was not begun with. Of an
+actor that was cut off nobody knows; who called it gets Dead."""
+
+_log = structlog.get_logger("holloway.cluster")
 
 
 @attrs.frozen
@@ -106,6 +115,14 @@ class _Check:
     """See whether what has to move has moved."""
 
 
+@attrs.define
+class _Move:
+    """An actor that has to move, and whether it knows."""
+
+    since_ns: int
+    is_told: bool = False
+
+
 def keeper_name(kind: str) -> tuple[str, str]:
     """The registered name of a node's keeper."""
     return ("keeper", kind)
@@ -128,64 +145,30 @@ class KeyedActor(Actor):
         """The fencing token: of this ownership, and higher than that of any before."""
         self._leases = store
         self._incarnation = 0
-        self._lapses = 0
 
     async def took_over(self) -> None:
         """The lease is ours: come up. What this raises is a start failure."""
 
     async def about_to_move(self) -> None:
-        """The last thing before the lease is given up. What this raises is dropped."""
+        """The last thing before the lease is given up. What this raises is logged, and dropped.
+        Calls that are kept (LATER) are made once more at the next place: keep none with which
+        something was begun."""
 
     @property
     def is_entitled(self) -> bool:
-        """Whether the lease stands now, and always did: else nothing may be decided."""
+        """Whether the lease stands now: without it nothing may be decided. (Had it lapsed, and
+        somebody taken the key meanwhile, the node would be in another tenure.)"""
         tenure = self.tenure
-        return (
-            tenure.incarnation == self._incarnation
-            and tenure.lapses == self._lapses
-            and tenure.holds(self.context.now())
-        )
+        return tenure.incarnation == self._incarnation and tenure.holds(self.context.now())
 
     async def confirm(self) -> bool:
-        """`is_entitled`; but a lease that has lapsed gets a while to be renewed. Then the key is
-        taken once more: if nobody had it meanwhile all is as before, under the next epoch, and
-        else this actor ends. Raises what the store does."""
+        """`is_entitled`, but a lease that has lapsed gets a while to be renewed."""
         end_ns = self.context.now() + LAPSE_PATIENCE_NS
-        tenure = self.tenure
         while not self.is_entitled:
-            if tenure.incarnation != self._incarnation or self.context.now() >= end_ns:
+            if self.tenure.incarnation != self._incarnation or self.context.now() >= end_ns:
                 return False
-            if tenure.holds(self.context.now()) and not await self._take_again():
-                self.stop(FENCED)
-                return False
-            if not self.is_entitled:
-                await self.sleep(LAPSE_CHECK_NS)
+            await self.sleep(LAPSE_CHECK_NS)
         return True
-
-    async def _take_again(self) -> bool:
-        """False if the key is another's, or was: what this actor knows is not the truth then."""
-        lapses = self.tenure.lapses
-        try:
-            epoch = await self._acquire_once()
-        except LeaseHeld:
-            return False
-        except LeaseFenced:
-            return True  # it has lapsed again
-        if epoch != self.epoch + 1:
-            return False
-        self.epoch, self._lapses = epoch, lapses
-        return True
-
-    async def _acquire_once(self) -> int:
-        epoch: int = await self.perform(
-            partial(
-                self._leases.acquire,
-                self.key,
-                owner=self.tenure.node,
-                incarnation=self._incarnation,
-            )
-        )
-        return epoch
 
     async def started(self) -> None:
         if await self._acquire():
@@ -204,18 +187,27 @@ class KeyedActor(Actor):
             return  # it came back meanwhile
         try:
             await self.about_to_move()
-        finally:
-            await self.give_up(MOVED)
+        except Exception as error:
+            _log.warning("about_to_move_failed", key=str(self.key), cause=type(error).__name__)
+        await self.give_up(MOVED)
 
     async def _acquire(self) -> bool:
         """Take the lease. False if the key lives elsewhere now. Raises what the store does."""
         tenure = self.tenure
         end_ns = self.context.now() + ACQUIRE_PATIENCE_NS
+        pause_ns = FIRST_RETRY_NS
         while tenure.is_ours(self.key):
-            self._incarnation, self._lapses = tenure.incarnation, tenure.lapses
+            self._incarnation = tenure.incarnation
             try:
-                self.epoch = await self._acquire_once()
-            except (LeaseHeld, LeaseFenced) as error:
+                self.epoch = await self.perform(
+                    partial(
+                        self._leases.acquire,
+                        self.key,
+                        owner=tenure.node,
+                        incarnation=tenure.incarnation,
+                    )
+                )
+            except (LeaseHeld, LeaseFenced, LeaseUnavailable) as error:
                 if self.context.now() >= end_ns:
                     raise
                 if isinstance(error, LeaseHeld):
@@ -223,7 +215,8 @@ class KeyedActor(Actor):
                     self.cast(keeper, Relinquish(self.key, tenure.node))
             else:
                 return True
-            await self.sleep(ACQUIRE_RETRY_NS)
+            await self.sleep(pause_ns + self.context.randomness.integer(pause_ns))
+            pause_ns = min(2 * pause_ns, LAST_RETRY_NS)
         return False
 
     async def _release(self) -> None:
@@ -240,7 +233,8 @@ class KeyedActor(Actor):
 
 
 class _Releaser(Actor):
-    """Gives up a lease for which no actor lives any more (it crashed, and its key moved)."""
+    """Gives up a lease for which no actor lives any more (it crashed, and its key moved). While it
+    does, the key has no actor here: the lease of that one would be given up."""
 
     def __init__(self, key: UUID, tenure: Tenure, store: LeaseStore) -> None:
         self._key = key
@@ -286,7 +280,8 @@ class Keeper(DynamicSupervisor):
         self._store = store
         self._factory = factory
         self._incarnation = tenure.incarnation
-        self._moving_since_ns: dict[UUID, int] = {}
+        self._moving: dict[UUID, _Move] = {}
+        self._next_check: Timer | None = None
 
     async def started(self) -> None:
         await super().started()
@@ -303,9 +298,9 @@ class Keeper(DynamicSupervisor):
         key = message.key
         if not self._tenure.is_ours(key) or not self._tenure.holds(self.context.now()):
             return Located(None, False)
+        if key in self._moving or self.child(_release_of(key)) is not None:
+            return Located(None, False)  # it moved away, and comes back: first that has to end
         child = self.child(key)
-        if child is not None and key in self._moving_since_ns:
-            return Located(None, False)  # it moved away, and comes back: first it has to end
         if child is None and message.start:
             try:
                 child = self._start(key)
@@ -322,8 +317,14 @@ class Keeper(DynamicSupervisor):
         child = self.child(key)
         if child is not None:
             self._hand_over(key, child)
-        else:
-            self.spawn(_Releaser(key, self._tenure, self._store), label=f"release {key}")
+            self._check_later()
+            return
+        release = partial(_Releaser, key, self._tenure, self._store)
+        with suppress(LimitReached):  # it is asked for again
+            self.start_child(
+                ChildSpec(id=_release_of(key), factory=release, restart=Restart.TEMPORARY),
+                reuse=True,
+            )
 
     @handles(RosterChanged)
     def _on_roster_changed(self, message: RosterChanged) -> None:
@@ -332,6 +333,7 @@ class Keeper(DynamicSupervisor):
 
     @handles(_Check)
     def _on_check(self, message: _Check) -> None:
+        self._next_check = None
         self._move()
 
     def _start(self, key: UUID) -> ActorRef:
@@ -346,34 +348,34 @@ class Keeper(DynamicSupervisor):
 
     def _move(self) -> None:
         """Hand over what lives elsewhere now; end what does not let itself be handed over."""
-        now_ns = self.context.now()
         for key in self.keys:
             child = self.child(key)
             if child is None or self._tenure.is_ours(key):
-                self._moving_since_ns.pop(key, None)
-                continue
-            if now_ns - self._moving_since_ns.get(key, now_ns) >= HAND_OVER_PATIENCE_NS:
-                self.stop_actor(child, MOVED)
+                self._moving.pop(key, None)
             else:
                 self._hand_over(key, child)
-        gone = [key for key in self._moving_since_ns if self.child(key) is None]
-        for key in gone:
-            del self._moving_since_ns[key]
-        if self._moving_since_ns:
-            self.send_after(HAND_OVER_CHECK_NS, _Check())
+        for key in [key for key in self._moving if self.child(key) is None]:
+            del self._moving[key]
+        self._check_later()
 
     def _hand_over(self, key: UUID, child: ActorRef) -> None:
-        if key in self._moving_since_ns:
-            return
-        if self.cast(child, HandOver()):
-            self._moving_since_ns[key] = self.context.now()
+        now_ns = self.context.now()
+        move = self._moving.setdefault(key, _Move(now_ns))
+        if now_ns - move.since_ns >= HAND_OVER_PATIENCE_NS:
+            self.stop_actor(child, OVERDUE)
+        elif not move.is_told:  # a full mailbox does not take it: it is told with the next check
+            move.is_told = self.cast(child, HandOver())
+
+    def _check_later(self) -> None:
+        if self._moving and self._next_check is None:
+            self._next_check = self.send_after(HAND_OVER_CHECK_NS, _Check())
 
     def _end_if_fenced(self) -> None:
         """This node was given up for dead: nothing of before is ours."""
         if self._incarnation == self._tenure.incarnation and not self._tenure.is_superseded:
             return
         self._incarnation = self._tenure.incarnation
-        self._moving_since_ns.clear()
+        self._moving.clear()
         for key in self.keys:
             child = self.child(key)
             if child is not None:
@@ -396,7 +398,7 @@ class KeyedActors:
     async def locate(self, actor: Actor, key: UUID, *, deadline_ns: int) -> ActorRef:
         """The key's actor, started if need be; it may still be coming up. `actor` is who asks, in
         a coroutine handler. Asks again while the key moves. Raises Unreachable after the deadline,
-        Refused or LimitReached when its node takes no more."""
+        LimitReached (Refused, if that is another node) when its node takes no more."""
         context = actor.context
         end_ns = context.now() + deadline_ns
         pause_ns = FIRST_RETRY_NS
@@ -407,6 +409,8 @@ class KeyedActors:
                 patience_ns = max(1, min(left_ns, LOCATE_DEADLINE_NS))
                 try:
                     located: Located = await actor.call(keeper, Locate(key), patience_ns)
+                except Refused:
+                    raise
                 except CallError:
                     pass
                 else:
@@ -420,14 +424,27 @@ class KeyedActors:
 
     async def call(self, actor: Actor, key: UUID, message: object, deadline_ns: int) -> Any:
         """Call the key's actor; when it ended, or its node could not be reached, before it took the
-        message up, once more at its next place. Raises as `Actor.call` does, and as `locate`."""
+        message up, once more at its next place. Raises as `Actor.call` does, and as `locate`; Dead
+        also when the actor did not come up, since there may be no such key."""
         context = actor.context
         end_ns = context.now() + deadline_ns
         while True:
             ref = await self.locate(actor, key, deadline_ns=max(1, end_ns - context.now()))
             try:
                 return await actor.call(ref, message, max(1, end_ns - context.now()))
-            except (Dead, Unreachable):
-                if context.now() >= end_ns:
+            except (Dead, Unreachable) as error:
+                if context.now() >= end_ns or not _may_be_repeated(error):
                     raise
             await actor.sleep(FIRST_RETRY_NS)
+
+
+def _release_of(key: UUID) -> tuple[str, UUID]:
+    """The id of a keeper's child that gives up the lease of the key."""
+    return ("release", key)
+
+
+def _may_be_repeated(error: Dead | Unreachable) -> bool:
+    """Whether a call that ended so was surely not taken up."""
+    if isinstance(error, Unreachable):
+        return True
+    return error.reason in NOT_TAKEN_UP or error.reason.startswith("crashed")

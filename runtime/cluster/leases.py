@@ -80,9 +80,10 @@ class LeaseStore(Protocol):
     async def renew_node(
         self, name: str, incarnation: int, *, draining: bool, ttl_ns: int
     ) -> tuple[NodeRow, ...]:
-        """Prolong the node's lease to `ttl_ns` from now, also when it has expired meanwhile, and
-        return all nodes, this one among them, by name. Raises LeaseFenced, also when the node has
-        left, or made room for another while it was dead."""
+        """Prolong the node's lease to `ttl_ns` from now, also when it has expired meanwhile and
+        nothing that it owned was taken over, and return all nodes, this one among them, by name.
+        Raises LeaseFenced, also when the node has left, or made room for another while it was
+        dead."""
 
     async def nodes(self) -> tuple[NodeRow, ...]:
         """All nodes, by name. (For operators; a node learns them by `renew_node`.)"""
@@ -100,7 +101,10 @@ class LeaseStore(Protocol):
 
         Raises, in this order: what the store raises for a key that it does not know; LeaseFenced
         unless the lease of (owner, incarnation) stands; LeaseHeld while another node owns it whose
-        lease stands. What an earlier life of the same node owned is free."""
+        lease stands. What an earlier life of the same node owned is free.
+
+        A node whose lease has expired, and whose key is taken over so, is expelled with that: were
+        it to go on as before, two actors of the key would live, both of them entitled."""
 
     async def release(self, key: UUID, *, owner: str, incarnation: int) -> None:
         """Give up the ownership of the key, so that another node need not wait for the end of our

@@ -147,7 +147,7 @@ class NodeLinks:
         self._nursery: trio.Nursery | None = None
         self._peers: dict[str, _Peer] = {}
         self._connection_by_node: dict[str, _Connection] = {}
-        self._guard = Guard("cluster.links")
+        self._guard = Guard("cluster.links", passes=(LinkProtocolError,))
         self._unproven = 0
         self._dialled = 0
         self._dials_failed = 0

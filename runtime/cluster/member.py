@@ -5,6 +5,7 @@ keeps the node's `Tenure` true, and gives nodes up for dead that surely are.
     database unreachable   the lease runs out by itself; nothing is decided here from then on
     given up by others     the node owned nothing any more: it begins a new tenure
     name taken             `Tenure.is_superseded`: the process has to end
+    a stranger's link      it has joined since the last renewal: renew now, and know it
     a link is lost         whose address refuses connections is dead: it is expelled at once, and
                            not only when its lease ends. Were that wrong, it would do no harm: who
                            is expelled notices, and what it owned is fenced
@@ -20,9 +21,9 @@ from typing import Final
 import attrs
 import structlog
 
-from runtime.actor import Actor, ActorError, Timer, handles
+from runtime.actor import Actor, ActorError, Raise, Timer, handles
 from runtime.clock import NS_PER_MS, NS_PER_S
-from runtime.cluster.leases import LeaseFenced, LeaseStore, LeaseUnavailable, NodeRow
+from runtime.cluster.leases import ClusterFull, LeaseFenced, LeaseStore, LeaseUnavailable, NodeRow
 from runtime.cluster.tenure import ROSTER, RosterChanged, Tenure
 
 MEMBER: Final = "cluster member"
@@ -70,13 +71,20 @@ class LinkLost:
 
 
 @attrs.frozen
+class LinkFound:
+    """There is a link with this node now."""
+
+    node: str
+
+
+@attrs.frozen
 class BeginDraining:
     """Call: own nothing new, and give away what is owned; answered when all nodes can know."""
 
 
 @attrs.frozen
 class Leave:
-    """Call: give up the lease for good. Answered when that is written."""
+    """Call: give up the lease for good. Answered when that is written; raises LeaseUnavailable."""
 
 
 @attrs.frozen(kw_only=True)
@@ -119,8 +127,7 @@ class Member(Actor):
         self._identity = identity
         self._refuses = refuses
         self._settings = settings or LeaseSettings()
-        self._draining = False
-        self._has_left = False
+        self._is_joining = False  # a join was sent, and what became of it is not known
         self._timer: Timer | None = None
         self._renewals = 0
         self._renewals_failed = 0
@@ -136,19 +143,29 @@ class Member(Actor):
 
     @handles(BeginDraining)
     async def _on_begin_draining(self, message: BeginDraining) -> None:
-        self._draining = True
+        self._tenure.is_draining = True
         await self._renew()
 
     @handles(Leave)
-    async def _on_leave(self, message: Leave) -> None:
-        self._has_left = True
-        self._tenure.was_lost()
-        await self.perform(self._store.leave_node, self._tenure.node, self._tenure.incarnation)
+    async def _on_leave(self, message: Leave) -> Raise | None:
+        tenure = self._tenure
+        tenure.has_left = True
+        tenure.was_lost()
+        try:
+            await self.perform(self._store.leave_node, tenure.node, tenure.incarnation)
+        except LeaseUnavailable as error:
+            return Raise(error)
+        return None
+
+    @handles(LinkFound)
+    def _on_link_found(self, message: LinkFound) -> None:
+        if self._tenure.row(message.node) is None:
+            self.cast(self.context.ref, Renew())
 
     @handles(LinkLost)
     def _on_link_lost(self, message: LinkLost) -> None:
         row = self._tenure.row(message.node)
-        if row is not None and not self._has_left:
+        if row is not None and not self._tenure.has_left:
             self.spawn(_Examination(self._store, row, self._refuses), label=f"is {row.name} dead?")
 
     @handles(AskMember)
@@ -161,7 +178,7 @@ class Member(Actor):
         )
 
     async def _renew(self) -> None:
-        if self._has_left or self._tenure.is_superseded:
+        if self._tenure.has_left or self._tenure.is_superseded:
             return
         if self._timer is not None:
             self.cancel(self._timer)
@@ -178,7 +195,7 @@ class Member(Actor):
         else:
             self._renewals += 1
             until_ns = sent_ns + self._settings.ttl_ns
-            if self._tenure.renewed(rows, until_ns, self.context.now()):
+            if self._tenure.renewed(rows, until_ns):
                 names = {row.name: row.draining for row in self._tenure.rows}
                 _log.info("nodes", living=sorted(names), draining=sorted(filter(names.get, names)))
                 self.publish(ROSTER, RosterChanged())
@@ -189,21 +206,27 @@ class Member(Actor):
                 self._store.renew_node,
                 self._tenure.node,
                 self._tenure.incarnation,
-                draining=self._draining,
+                draining=self._tenure.is_draining,
                 ttl_ns=self._settings.ttl_ns,
             ),
-            deadline_ns=self._settings.ttl_ns,
+            deadline_ns=self._patience_ns,
         )
         return rows
+
+    @property
+    def _patience_ns(self) -> int:
+        """So that after one request that is lost another can still be in time."""
+        return self._settings.ttl_ns // 2
 
     async def _was_fenced(self, error: LeaseFenced) -> None:
         tenure = self._tenure
         tenure.was_lost()
-        if error.superseded:
+        if error.superseded and not self._is_joining:
             tenure.is_superseded = True
             _log.error("node_superseded", node=tenure.node)
             self.publish(ROSTER, RosterChanged())
             return
+        self._is_joining = True
         try:
             incarnation: int = await self.perform(
                 partial(
@@ -213,10 +236,15 @@ class Member(Actor):
                     door_address=self._identity.door_address,
                     version=self._identity.version,
                     ttl_ns=self._settings.ttl_ns,
-                )
+                ),
+                deadline_ns=self._patience_ns,
             )
-        except LeaseUnavailable:
-            return  # the next renewal is fenced again, and comes here
+        except (LeaseUnavailable, ClusterFull, ActorError) as failure:
+            # The next renewal is fenced again, and comes here. If this join was carried out and
+            # only its answer lost, then as superseded: by ourselves.
+            _log.warning("rejoin_failed", node=tenure.node, cause=type(failure).__name__)
+            return
+        self._is_joining = False
         tenure.began_anew(incarnation)
         self._tenures += 1
         _log.warning("tenure_began_anew", node=tenure.node, incarnation=incarnation)

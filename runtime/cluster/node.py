@@ -17,7 +17,15 @@ from runtime.actor import ActorRef
 from runtime.cluster.frames import MessageCodec
 from runtime.cluster.leases import MAX_NODE_LEASE_NS, LeaseStore
 from runtime.cluster.link import Unreachable
-from runtime.cluster.member import MEMBER, Identity, LeaseSettings, LinkLost, Member, Refuses
+from runtime.cluster.member import (
+    MEMBER,
+    Identity,
+    LeaseSettings,
+    LinkFound,
+    LinkLost,
+    Member,
+    Refuses,
+)
 from runtime.cluster.remote import RemoteActors
 from runtime.cluster.tenure import Tenure
 from runtime.presence.crdt import Replica
@@ -101,17 +109,19 @@ class ClusterNode:
         """The link to a node stands now, or is lost."""
         if is_up:
             self.remote.node_up(node)
+            self._tell(MEMBER, LinkFound(node))
             return
         self.remote.node_down(node)
-        for name, message in ((TRACKER, NodeLost(node)), (MEMBER, LinkLost(node))):
-            ref = self.scheduler.registry.whereis(name)
-            if ref is not None:
-                self.scheduler.cast(ref, message)
+        self._tell(TRACKER, NodeLost(node))
+        self._tell(MEMBER, LinkLost(node))
 
     def _hear_presence(self, node: str, message: Any) -> None:
-        tracker = self.scheduler.registry.whereis(TRACKER)
-        if tracker is not None:
-            self.scheduler.cast(tracker, FromNode(node, message))
+        self._tell(TRACKER, FromNode(node, message))
+
+    def _tell(self, name: str, message: object) -> None:
+        ref = self.scheduler.registry.whereis(name)
+        if ref is not None:
+            self.scheduler.cast(ref, message)
 
     def _tracker(self) -> Tracker:
         return _NodeTracker(self._lives(), self.remote, self._settings.presence)

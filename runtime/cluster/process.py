@@ -26,7 +26,7 @@ from runtime.cluster.links import NodeLinks, NodeLinksStatistics, open_link_list
 from runtime.cluster.member import BeginDraining, Identity, Leave
 from runtime.cluster.membership import Membership, check_node_name
 from runtime.cluster.node import NOWHERE, ClusterNode, ClusterSettings, no_links
-from runtime.cluster.remote import RemoteActors, RemoteStatistics
+from runtime.cluster.remote import RemoteActors
 from runtime.cluster.tenure import ROSTER, RosterChanged, Tenure
 from runtime.host import TrioHost
 from runtime.net.address import Address, join_host_port, split_host_port
@@ -53,10 +53,23 @@ class NodeSuperseded(Exception):
 
 @attrs.frozen(kw_only=True)
 class NodeStatistics:
-    """The links of this node, and what went over them."""
+    """This node among the others: now, and counts since the start."""
 
-    links: NodeLinksStatistics | None
-    remote: RemoteStatistics
+    living: int
+    """Nodes with a lease, this one among them."""
+    holds_lease: bool
+    links: int
+    links_lost: int
+    links_refused: int
+    """Connections that did not prove membership, or sent what no node may."""
+    calls: int
+    """To other nodes, under way."""
+    watches: int
+    sent: int
+    unsent: int
+    received: int
+    answers_lost: int
+    broadcasts: int
 
 
 class _Follower(Actor):
@@ -222,10 +235,26 @@ class NodeProcess:
 
     def statistics(self) -> NodeStatistics:
         assert self._node is not None
+        remote = self._node.remote.statistics()
+        links = self.link_statistics()
         return NodeStatistics(
-            links=None if self._links is None else self._links.statistics(),
-            remote=self._node.remote.statistics(),
+            living=len(self.tenure.rows),
+            holds_lease=self.tenure.holds(self._clock.monotonic_ns()),
+            links=0 if links is None else len(links.links),
+            links_lost=0 if links is None else links.lost,
+            links_refused=0 if links is None else links.refused_membership + links.refused_protocol,
+            calls=remote.calls,
+            watches=remote.watches,
+            sent=remote.sent,
+            unsent=remote.unsent,
+            received=remote.received,
+            answers_lost=remote.answers_lost,
+            broadcasts=remote.broadcasts,
         )
+
+    def link_statistics(self) -> NodeLinksStatistics | None:
+        """The links one by one; None for a node that has none."""
+        return None if self._links is None else self._links.statistics()
 
     async def _tell_member(self, host: TrioHost, message: object) -> None:
         member = None if self._node is None else self._node.member

@@ -114,7 +114,8 @@ class RemoteActors:
         self._codec = codec
         self._send = send
         self._ids = count(1)
-        self._nodes: dict[str, None] = {}
+        self._nodes: dict[str, int] = {}  # with the number of the link
+        self._links_seen = 0
         self._calls: dict[int, _Pending] = {}
         self._sweep_at = 64
         self._watching: dict[int, _Watching] = {}
@@ -158,7 +159,8 @@ class RemoteActors:
 
     def node_up(self, node: str) -> None:
         """There is a link with `node` now."""
-        self._nodes[node] = None
+        self._links_seen += 1
+        self._nodes[node] = self._links_seen
 
     def node_down(self, node: str) -> None:
         """The link with `node` is lost, and with it all that went over it."""
@@ -312,8 +314,13 @@ class RemoteActors:
             self.tell(node, Failure(call.id, "NoHandler", f"kind {call.kind}"))
             return
 
+        link = self._nodes.get(node)
+
         def answered(value: Any, error: Exception | None) -> None:
-            self._answer(node, call.id, value, error)
+            if self._nodes.get(node) == link:
+                self._answer(node, call.id, value, error)
+            else:  # nobody waits; in another life of the node the id may be that of another call
+                self._answers_lost += 1
 
         if call.number:
             ref: AnyRef = ActorRef(self._scheduler.node, call.number)

@@ -34,13 +34,13 @@ class Tenure:
         self.incarnation = incarnation
         self.is_superseded = False
         """Another process has taken the node's name: this one has to end."""
+        self.is_draining = False
+        """The node wants to own nothing any more. Set by its `Member`, for its whole process."""
+        self.has_left = False
+        """The node has given up its lease for good."""
         self.rows: tuple[NodeRow, ...] = ()
         self.placement = Placement()
-        self.lapses = 0
-        """How often the lease had run out before it was renewed: each time, others may have taken
-        what was owned here."""
         self._lease_until_ns = 0
-        self._had_lease = False
 
     def holds(self, now_ns: int) -> bool:
         """Whether the node's lease stands, by its own clock (monotonic ns)."""
@@ -62,12 +62,9 @@ class Tenure:
         """The door addresses of all nodes that take newcomers, by the nodes' names."""
         return tuple(row.door_address for row in self.rows if not row.draining)
 
-    def renewed(self, rows: tuple[NodeRow, ...], until_ns: int, now_ns: int) -> bool:
+    def renewed(self, rows: tuple[NodeRow, ...], until_ns: int) -> bool:
         """The node's lease was renewed up to `until_ns`, and these are all nodes. Whether anything
         is different for others to act on."""
-        if self._had_lease and not self.holds(now_ns):
-            self.lapses += 1
-        self._had_lease = True
         self._lease_until_ns = until_ns
         living = tuple(row for row in rows if row.remaining_ns > 0)
         before, self.rows = self.rows, living

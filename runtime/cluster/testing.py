@@ -10,8 +10,8 @@
 Each node is a scheduler of its own on the real core of remote actors; messages travel as the bytes
 of real frames, in order, after a latency drawn from the seed. Only sockets and TLS are left out. A
 link is up between any two nodes that live and are not parted; it is lost at once when a node is
-killed (the end of a TCP connection), and after `silence_ns` when nothing comes through any more
-(a partition, or a node that is stopped as by SIGSTOP).
+killed (the end of a TCP connection) or says what no node may, and after `silence_ns` when nothing
+comes through any more (a partition, or a node that is stopped as by SIGSTOP).
 """
 
 from __future__ import annotations
@@ -24,9 +24,13 @@ import attrs
 
 from runtime.actor import DEFAULT_DEADLINE_NS
 from runtime.clock import NS_PER_MS, NS_PER_S, VirtualClock
-from runtime.cluster.frames import FrameSplitter, FrameWriter, MessageCodec
+from runtime.cluster.frames import (
+    FrameSplitter,
+    FrameWriter,
+    LinkProtocolError,
+    MessageCodec,
+)
 from runtime.cluster.link import Congested, Unreachable
-from runtime.cluster.node import ClusterNode
 from runtime.cluster.remote import RemoteActors
 from runtime.inspection import Report
 from runtime.randomness import SeededRandomness
@@ -37,6 +41,7 @@ from runtime.timers import TimerHeap
 
 MAX_IN_FLIGHT: Final = 65_536
 """Messages under way from one node to another."""
+REDIAL_NS: Final = NS_PER_S // 10
 
 
 @attrs.define(eq=False)
@@ -57,21 +62,12 @@ class HeapNode:
     scheduler: Scheduler
     host: HeapHost
     remote: RemoteActors
-    cluster: ClusterNode | None = None
-    """Its membership, if it has one: it then learns of links, as `remote` would."""
+    link_changed: Callable[[str, bool], None]
+    """What is told that the link to a node stands or is lost: `remote`, or who comes before it."""
     alive: bool = True
     stopped: bool = False
     waiting: list[Callable[[], None]] = attrs.Factory(list)
     """What came while it was stopped."""
-
-    def link_changed(self, other: str, is_up: bool) -> None:
-        """The link with another node stands now, or is lost."""
-        if self.cluster is not None:
-            self.cluster.link_changed(other, is_up)
-        elif is_up:
-            self.remote.node_up(other)
-        else:
-            self.remote.node_down(other)
 
 
 class HeapCluster:
@@ -91,6 +87,7 @@ class HeapCluster:
     ) -> None:
         self.clock = clock or VirtualClock()
         self.nodes: dict[str, HeapNode] = {}
+        self.protocol_errors: list[str] = []
         self._codec = codec
         self._randomness = randomness
         self._latency_ns = latency_ns
@@ -127,7 +124,8 @@ class HeapCluster:
             effect_delay_ns=self._effect_delay_ns,
         )
         remote = RemoteActors(scheduler, self._codec, self._sender(name))
-        node = self.nodes[name] = HeapNode(name, number, scheduler, host, remote)
+        node = HeapNode(name, number, scheduler, host, remote, partial(_tell, remote))
+        self.nodes[name] = node
         for other in self.nodes.values():
             self._connect(node, other)
         return node
@@ -246,7 +244,7 @@ class HeapCluster:
             return
         for one, its_peer in ((node, other), (other, node)):
             if one.alive:
-                self._do(one, partial(one.link_changed, its_peer.name, False))
+                self._do(one, partial(_lose, one, its_peer.name))
 
     def _lose_by_silence(self, node: HeapNode, other: HeapNode) -> None:
         pair = _pair(node.name, other.name)
@@ -290,10 +288,25 @@ class HeapCluster:
             return
 
         def receive() -> None:
-            if self._links.get(_pair(name, to)) == number:
+            if self._links.get(_pair(name, to)) != number:
+                return
+            try:
                 node.remote.receive(name, self._decoded(data))
+            except LinkProtocolError as error:
+                self.protocol_errors.append(str(error))
+                self._break(name, to)
 
         self._do(node, receive)
+
+    def _break(self, name: str, to: str) -> None:
+        """End the link between two nodes; they dial anew."""
+        self._disconnect(self.nodes[name], self.nodes[to])
+
+        def dial() -> None:
+            if name in self.nodes and to in self.nodes:
+                self._connect(self.nodes[name], self.nodes[to])
+
+        self._at(self.clock.monotonic_ns() + REDIAL_NS, dial)
 
     def _decoded(self, data: bytes) -> list[tuple[int, Any]]:
         messages: list[tuple[int, Any]] = []
@@ -320,6 +333,17 @@ class HeapCluster:
 
     def _draw(self, most: int) -> int:
         return self._randomness.integer(most + 1)
+
+
+def _tell(remote: RemoteActors, node: str, is_up: bool) -> None:
+    if is_up:
+        remote.node_up(node)
+    else:
+        remote.node_down(node)
+
+
+def _lose(node: HeapNode, other: str) -> None:
+    node.link_changed(other, False)
 
 
 def _pair(name: str, other: str) -> tuple[str, str]:

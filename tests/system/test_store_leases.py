@@ -96,12 +96,30 @@ async def test_a_node_that_was_stopped_and_resumed_can_do_no_harm(store: Store) 
         await store.acquire(ACME.id, **one)
     assert not fenced.value.superseded
     await store.release(ACME.id, **one)  # it owns nothing any more: harmless
-    await renew(store, one)  # nobody expelled it, so it lives again, without the account
+    with pytest.raises(Fenced) as over:  # or what it has of the account would go on with it
+        await renew(store, one)
+    assert not over.value.superseded
     with pytest.raises(Held) as held_by_two:
-        await store.acquire(ACME.id, **one)
+        await store.acquire(ACME.id, **await joined(store, "one"))
     assert held_by_two.value.owner == "two"
     await store.write_authorization(access(), epoch=epoch + 1)
     assert len(await store.authorizations(ACME.id)) == 1
+
+
+async def test_a_lease_that_lapsed_is_renewed_with_all_that_nobody_took_over(store: Store) -> None:
+    one, two = await joined(store, "one"), await joined(store, "two")
+    await store.acquire(ACME.id, **one)
+    await store.release(ACME.id, **one)
+    await renew(store, one, ttl_ns=0)
+    await store.acquire(ACME.id, **two)  # it was nobody's: no sign that `one` has to be fenced
+    await store.release(ACME.id, **two)
+    await renew(store, one)
+    epoch = await store.acquire(ACME.id, **one)
+    await renew(store, one, ttl_ns=0)
+    await renew(store, one)
+    with pytest.raises(Held):
+        await store.acquire(ACME.id, **two)
+    await store.write_authorization(access(), epoch=epoch)
 
 
 async def test_a_node_that_was_given_up_cannot_come_back_but_by_joining(store: Store) -> None:
@@ -378,6 +396,30 @@ async def test_a_lease_that_ends_while_its_node_waits_has_ended(
             await until_waiting(database, 2)
             while (await real.nodes())[1].remaining_ns:
                 await trio.sleep(0.02)
+
+
+async def test_a_renewal_waits_for_a_take_over_that_is_under_way(
+    real: PostgresStore, database: Logins
+) -> None:
+    one, two = await joined(real, "one"), await joined(real, "two")
+    await real.acquire(ACME.id, **one)
+    await renew(real, one, ttl_ns=0)
+    refusals = list[type[BaseException]]()
+
+    async def return_to_life() -> None:
+        with pytest.raises(Fenced) as refusal:
+            await renew(real, one)
+        refusals.append(refusal.type)
+
+    async with trio.open_nursery() as nursery:
+        with psycopg.connect(database.application) as other:
+            other.execute("SELECT set_config('holloway.installation', 'on', true)")
+            other.execute("SELECT FROM node WHERE name = 'one' FOR NO KEY UPDATE")
+            nursery.start_soon(lambda: real.acquire(ACME.id, **two))
+            await until_waiting(database, 1)
+            nursery.start_soon(return_to_life)
+            await until_waiting(database, 2)
+    assert refusals == [Fenced]
 
 
 @contextmanager

@@ -39,8 +39,11 @@ SHELLS = {
 }
 SHELL_FOLDERS = ("relays/transports/", "tunnel/shell/", "actors/store/")
 RUNTIME_CORES = (
-    "actor", "errors", "inspection", "lifetimes", "mailroom", "pubsub", "registry", "scheduler",
-    "faults", "seeded_scheduler", "supervisor", "testing", "timers", "net/quic_core",
+    "actor", "calls", "errors", "faults", "inspection", "lifetimes", "mailroom", "pubsub",
+    "registry", "scheduler", "seeded_scheduler", "supervisor", "testing", "timers",
+    "cluster/envelopes", "cluster/frames", "cluster/keyed", "cluster/leases", "cluster/link",
+    "cluster/member", "cluster/node", "cluster/placement", "cluster/remote", "cluster/reporter",
+    "cluster/tenure", "cluster/testing", "presence/crdt", "presence/tracker", "net/quic_core",
 )  # fmt: skip
 
 FORBIDDEN_MODULES = frozenset({

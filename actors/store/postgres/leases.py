@@ -5,7 +5,8 @@ Every comparison with a lease's end is made by the database's clock at the momen
 
 Locks. A join locks the row of `node_sequence`, so joins follow one another; renewals, expulsions
 and farewells touch one row of `node` each. An acquisition locks the account, then its lease, as the
-removal of an account does, and reads nodes without a lock. So none of them waits in a circle.
+removal of an account does, and last, if it takes over from a dead node, the row of that one. So
+none of them waits in a circle.
 """
 
 from __future__ import annotations
@@ -60,7 +61,12 @@ _INCARNATION: LiteralString = "SELECT incarnation FROM node WHERE name = %s"
 _LOCK_ACCOUNT: LiteralString = "SELECT FROM account WHERE id = %s FOR NO KEY UPDATE"
 _LOCK_LEASE: LiteralString = "SELECT owner, incarnation FROM lease WHERE account_id = %s FOR UPDATE"
 _STANDING: LiteralString = """
-SELECT name, incarnation, lease_until > clock_timestamp() FROM node WHERE name IN (%s, %s)
+SELECT name, incarnation, lease_until > clock_timestamp(), expelled
+FROM node WHERE name IN (%s, %s)
+"""
+_EXPEL_EXPIRED: LiteralString = """
+UPDATE node SET lease_until = '-infinity'
+WHERE name = %s AND incarnation = %s AND lease_until <= clock_timestamp() RETURNING name
 """
 _ACQUIRE: LiteralString = """
 INSERT INTO lease (account_id, epoch, owner, incarnation) VALUES (%s, 1, %s, %s)
@@ -126,13 +132,16 @@ async def acquire(connection: TrioConnection, key: UUID, *, owner: str, incarnat
     holder, held_by = leases[0] if leases else ("", 0)
     # A statement of its own, so that it sees what was committed while we waited.
     nodes = {
-        name: (life, stands)
-        for name, life, stands in await _fetch(connection, _STANDING, [owner, holder])
+        name: (life, stands, expelled)
+        for name, life, stands, expelled in await _fetch(connection, _STANDING, [owner, holder])
     }
-    if nodes.get(owner) != (incarnation, True):
-        life, _ = nodes.get(owner, (0, False))
+    life, stands, expelled = nodes.get(owner, (0, False, False))
+    if (life, stands) != (incarnation, True):
         raise _is_over(owner, incarnation, superseded=life > incarnation)
-    if holder != owner and nodes.get(holder) == (held_by, True):
+    life, stands, expelled = nodes.get(holder, (None, False, False))
+    is_over = holder == owner or life != held_by or expelled
+    # Else its row is locked from here on: it has renewed its lease before, and keeps the key.
+    if not is_over and (stands or not await _fetch(connection, _EXPEL_EXPIRED, [holder, held_by])):
         raise Held(key, holder)
     ((epoch,),) = await _fetch(connection, _ACQUIRE, [key, owner, incarnation])
     return int(epoch)

@@ -31,6 +31,7 @@ class Node:
 
     name: str
     heap: HeapNode
+    cluster: ClusterNode
     tenure: Tenure
     plane: ControlPlane
     is_cut_off: bool = False
@@ -80,7 +81,7 @@ class ClusterWorld(World):
         heap = self.cluster.add(name, incarnation=incarnation)
         tenure = Tenure(name, incarnation)
         store: Any = Reach(self, name)
-        heap.cluster = ClusterNode(
+        cluster = ClusterNode(
             heap.scheduler,
             heap.remote,
             tenure,
@@ -100,9 +101,10 @@ class ClusterWorld(World):
             limits=self.limits,
             doors=lambda: tuple(map(DoorAddress, tenure.doors())),
         )
-        heap.cluster.start()
+        heap.link_changed = cluster.link_changed
+        cluster.start()
         plane.start()
-        node = self.nodes[name] = Node(name, heap, tenure, plane)
+        node = self.nodes[name] = Node(name, heap, cluster, tenure, plane)
         return node
 
     async def _refuses(self, address: str) -> bool:
@@ -162,8 +164,7 @@ class ClusterWorld(World):
     def drain(self, name: str, *agents: Agent) -> None:
         """In good order, as SIGTERM does it; these agents were connected to it."""
         node = self.nodes[name]
-        assert node.heap.cluster is not None
-        member = node.heap.cluster.member
+        member = node.cluster.member
         assert member is not None
         self.cluster.call(name, member, BeginDraining())
         node.plane.drain()

@@ -50,6 +50,16 @@ def test_the_trace_of_a_failure_shows_no_values(capfd: pytest.CaptureFixture[str
 
 
 @pytest.mark.usefixtures("as_in_production")
+def test_what_says_that_the_input_is_wrong_passes_and_is_no_failure() -> None:
+    guard = Guard("test", passes=(KeyError,))
+    with pytest.raises(KeyError), guard:
+        raise KeyError("the other side's fault")
+    with guard:
+        raise ValueError("ours")
+    assert guard.failures == 1
+
+
+@pytest.mark.usefixtures("as_in_production")
 async def test_cancelling_passes_through() -> None:
     guard = Guard("test")
     with trio.move_on_after(0) as scope, guard:

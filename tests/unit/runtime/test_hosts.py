@@ -70,6 +70,11 @@ async def test_a_trio_task_casts_and_calls(nursery: trio.Nursery):
     with trio.fail_after(10):
         await greeter.heard.wait()
         assert await host.call(ref, Hello()) == "hello"
+    told = host.statistics()
+    assert told.scheduler.messages_handled == 2
+    assert told.runs >= 2
+    assert told.parks >= 1
+    assert told.effects == 0
 
 
 async def test_mail_that_came_before_the_host_ran_is_not_lost(nursery: trio.Nursery):

@@ -399,6 +399,40 @@ def test_a_stranger_cannot_answer_for_another_node(two: Two) -> None:
     assert answers == []
 
 
+class Sleeper(Actor):
+    """Answers after a second."""
+
+    @handles(Add)
+    async def add(self, message: Add) -> Total:
+        await self.sleep(NS_PER_S)
+        return Total(message.amount)
+
+
+def test_an_answer_to_an_earlier_life_of_the_caller_is_no_answer_to_the_next(two: Two) -> None:
+    """Both lives number their calls from one on."""
+    slow, kept = two.b.scheduler.spawn(Sleeper()), two.there
+    two.a.scheduler.call_soon(ActorRef("b", slow.number), Add(666), lambda value, error: None)
+    two.cluster.run_for(NS_PER_S // 10)
+    two.cluster.kill("a")
+    again = two.cluster.add("a")
+    answers: list[object] = []
+    again.scheduler.call_soon(
+        ActorRef("b", kept.number), Keep(), lambda value, error: answers.append(value)
+    )
+    two.cluster.run_for(2 * NS_PER_S)
+    assert answers == []
+    assert two.b.remote.statistics().answers_lost == 1
+
+
+def test_who_says_what_no_node_may_is_cut_off_and_dials_anew(two: Two) -> None:
+    two.a.remote.tell("b", Add(1))
+    two.cluster.run_for(10 * NS_PER_MS)
+    assert not two.cluster.is_linked("a", "b")
+    assert len(two.cluster.protocol_errors) == 1
+    two.cluster.run_for(NS_PER_S)
+    assert two.ask(Add(1)) == Total(1)
+
+
 def test_the_same_seed_gives_the_same_run() -> None:
     def run(seed: int) -> list[int]:
         two = Two(seed)
