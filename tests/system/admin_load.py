@@ -26,8 +26,8 @@ class Site:
     account_id: UUID
     acknowledged: str | None
     in_doubt: set[str | None] = attrs.Factory(set)
-    busy: bool = False
-    """A call is under way."""
+    calls: int = 0
+    """So many were begun and ended: an odd number while one is under way."""
 
 
 @attrs.define
@@ -86,11 +86,8 @@ class Admin:
             await self._change(id, site, "DELETE", DELETED)
 
     async def _change(self, id: UUID, site: Site, method: str, name: str | None) -> None:
-        site.busy = True
-        try:
-            answer = await self._call(site.account_id, method, f"/v1/sites/{id}", name)
-        finally:
-            site.busy = False
+        site.calls += 1
+        answer = await self._call(site.account_id, method, f"/v1/sites/{id}", name)
         if answer is None or answer.status_code == 503:
             site.in_doubt.add(name)
         elif answer.is_success:
@@ -99,6 +96,7 @@ class Admin:
         else:
             # Only a change in doubt can have been in the way.
             assert site.in_doubt, f"{method} of {site}: {answer.status_code} {answer.text}"
+        site.calls += 1
 
     async def _call(
         self, account_id: UUID, method: str, path: str, name: str | None

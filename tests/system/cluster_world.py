@@ -477,6 +477,8 @@ class World:
                     recovery.seconds.append(time.monotonic() - begun)
                     return
                 recovery.refusals += 1
+                if "HOLLOWAY_KEEP" in os.environ:
+                    print(f"      {time.monotonic() - begun:.1f} {customer.client.name} {last[customer.id]}"[:150])
                 await trio.sleep(AGAIN_S)
 
         with trio.move_on_after(PATIENCE_S) as patience:
