@@ -19,7 +19,7 @@ from portal.node import run_portal
 from portal.settings import PortalSettings, SettingsError
 from runtime.cluster.hosting import ClusterError
 from runtime.cluster.leases import ClusterFull
-from runtime.cluster.process import NodeSuperseded
+from runtime.cluster.process import NodeFailed, NodeSuperseded
 from runtime.cluster.ray_settings import RayRefused
 from runtime.service import SecretUnavailable, configure_logging
 
@@ -49,6 +49,7 @@ def portal(settings: Annotated[PortalSettings, Parameter(name="*")] | None = Non
         InvalidToken,
         StoreError,
         NodeSuperseded,
+        NodeFailed,
         ClusterError,
         ClusterFull,
         RayRefused,

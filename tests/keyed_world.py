@@ -37,7 +37,7 @@ from runtime.cluster.testing import HeapCluster, HeapNode
 from runtime.inspection import CrashReport, Report
 from runtime.randomness import SeededRandomness, uuid7
 from runtime.supervisor import ChildSpec, Supervisor
-from runtime.testing import heap_sleep
+from runtime.testing import Faults, heap_sleep
 
 KIND = "tally"
 DAY = timedelta(days=1)
@@ -251,7 +251,7 @@ class _Begin:
     pass
 
 
-class _Asker(Actor):
+class Asker(Actor):
     """Makes one call."""
 
     def __init__(self, actors: KeyedActors, asked: Asked, add: Add, deadline_ns: int) -> None:
@@ -310,6 +310,7 @@ class KeyedWorld:
         latency_ns: tuple[int, int] = (NS_PER_MS // 10, NS_PER_MS),
         effect_delay_ns: tuple[int, int] = (0, 0),
         store_delay_ns: tuple[int, int] = (NS_PER_MS // 5, 2 * NS_PER_MS),
+        faults: Faults | None = None,
     ) -> None:
         self.randomness = SeededRandomness(seed, "keyed world")
         self.cluster = HeapCluster(
@@ -317,6 +318,7 @@ class KeyedWorld:
             self.randomness.child("cluster"),
             latency_ns=latency_ns,
             effect_delay_ns=effect_delay_ns,
+            faults=faults,
             report=self._report,
         )
         self.store_delay_ns = store_delay_ns
@@ -331,6 +333,7 @@ class KeyedWorld:
         self.fail_to_move: set[UUID] = set()
         self.kept: set[UUID] = set()
         self.move_takes_ns = 0
+        self.over: list[tuple[str, HeapNode]] = []
         self.parted: set[frozenset[str]] = set()
         self.keys = tuple(self._make_account(number) for number in range(keys))
 
@@ -352,7 +355,7 @@ class KeyedWorld:
             incarnation=incarnation,
         )
         heap.link_changed = cluster.link_changed
-        cluster.start()
+        heap.scheduler.watch(cluster.start(), lambda reason: self.over.append((name, heap)))
         keeper = ChildSpec(
             id="keeper",
             factory=lambda: Keeper(
@@ -415,7 +418,7 @@ class KeyedWorld:
         self.asked.append(asked)
         node = self.nodes[name]
         add = Add(id, takes_ns, stays)
-        node.heap.scheduler.spawn(_Asker(node.actors, asked, add, deadline_ns))
+        node.heap.scheduler.spawn(Asker(node.actors, asked, add, deadline_ns))
         return asked
 
     def ask_all(self, **named: Any) -> list[Asked]:
@@ -430,7 +433,13 @@ class KeyedWorld:
                 node.heap.scheduler.cast(ref, message)
 
     def run_for(self, duration_ns: int) -> None:
+        """Let time pass. A process whose membership has ended for good ends then, as NodeProcess
+        does."""
         self.cluster.run_for(duration_ns)
+        over, self.over = self.over, []
+        for name, heap in over:
+            if name in self.nodes and self.nodes[name].heap is heap:
+                self.kill(name)
 
     def run_asking(self, duration_ns: int, every_ns: int = 10 * NS_PER_MS) -> list[Asked]:
         """Let time pass, with a call again and again, of each key in turn and from each node."""

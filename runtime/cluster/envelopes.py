@@ -15,6 +15,7 @@ from msgspec import Meta, Raw, Struct
 
 from runtime.cluster.frames import LinkProtocolError, MessageCodec
 from runtime.cluster.keyed import Locate, Located, Relinquish
+from runtime.cluster.member import Renew
 from runtime.cluster.reporter import AskNode, NodeAnswer
 from runtime.presence.tracker import Farewell, Heartbeat, Transfer, TransferRequest
 from runtime.refs import (
@@ -154,6 +155,7 @@ RUNTIME_KINDS: Final[Mapping[int, type]] = {
     54: Relinquish,
     55: AskNode,
     56: NodeAnswer,
+    57: Renew,
 }
 """Part of the protocol between nodes, as are the kinds of an application, from 64 on."""
 

@@ -25,6 +25,9 @@ MAX_FRAME_BYTES: Final = 4 * 1024 * 1024
 """The length field of a frame, at most."""
 MAX_FRAME_MESSAGES: Final = 4_096
 """Messages in one frame."""
+FULL_FRAME_BYTES: Final = 16 * 1024
+"""A frame that has so much takes no further message: what is in it waits for its end, and whoever
+reads gets a TLS record of this size at a time."""
 
 HEADER: Final = Struct("!IHQ")
 _LENGTH: Final = Struct("!I")
@@ -141,9 +144,13 @@ class FrameWriter:
             raise TypeError(f"{type(message).__name__} may not cross a link: it is not registered")
         if not 0 <= target <= MAX_TARGET:
             raise ValueError("the target is out of range")
-        if kind != self._kind or self._count == MAX_FRAME_MESSAGES:
-            self._begin(kind)
         data = self.data
+        if (
+            kind != self._kind
+            or self._count == MAX_FRAME_MESSAGES
+            or len(data) - self._start >= FULL_FRAME_BYTES
+        ):
+            self._begin(kind)
         before = len(data)
         try:
             self._encode_into((target, message), data, -1)

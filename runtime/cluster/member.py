@@ -21,7 +21,7 @@ from typing import Final
 import attrs
 import structlog
 
-from runtime.actor import Actor, ActorError, Raise, Timer, handles
+from runtime.actor import Actor, ActorError, NamedRef, Raise, Timer, handles
 from runtime.clock import NS_PER_MS, NS_PER_S
 from runtime.cluster.leases import ClusterFull, LeaseFenced, LeaseStore, LeaseUnavailable, NodeRow
 from runtime.cluster.tenure import ROSTER, RosterChanged, Tenure
@@ -60,7 +60,8 @@ class Identity:
 
 @attrs.frozen
 class Renew:
-    """It is time to renew the lease (or sooner than time)."""
+    """It is time to renew the lease, or sooner than time: a node says so to the others when there
+    is something to learn by it."""
 
 
 @attrs.frozen
@@ -145,6 +146,7 @@ class Member(Actor):
     async def _on_begin_draining(self, message: BeginDraining) -> None:
         self._tenure.is_draining = True
         await self._renew()
+        self._have_others_look()
 
     @handles(Leave)
     async def _on_leave(self, message: Leave) -> Raise | None:
@@ -155,6 +157,7 @@ class Member(Actor):
             await self.perform(self._store.leave_node, tenure.node, tenure.incarnation)
         except LeaseUnavailable as error:
             return Raise(error)
+        self._have_others_look()
         return None
 
     @handles(LinkFound)
@@ -212,6 +215,12 @@ class Member(Actor):
             deadline_ns=self._patience_ns,
         )
         return rows
+
+    def _have_others_look(self) -> None:
+        """There is something about this node that the others should know at once."""
+        for row in self._tenure.rows:
+            if row.name != self._tenure.node:
+                self.cast(NamedRef(MEMBER, row.name), Renew())
 
     @property
     def _patience_ns(self) -> int:

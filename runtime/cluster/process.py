@@ -17,7 +17,7 @@ from typing import Any, Final
 import attrs
 import trio
 
-from runtime.actor import Actor, CallError, handles
+from runtime.actor import Actor, CallError, handles, is_abnormal
 from runtime.clock import NS_PER_S, Clock
 from runtime.cluster.frames import MessageCodec
 from runtime.cluster.leases import LeaseStore, LeaseUnavailable
@@ -72,6 +72,10 @@ class NodeStatistics:
     broadcasts: int
 
 
+class NodeFailed(Exception):
+    """What makes this process a node has ended, and could not be started anew."""
+
+
 class _Follower(Actor):
     """Tells the process when the roster changed."""
 
@@ -118,7 +122,7 @@ class NodeProcess:
         self._link_settings = link_settings
         self._links: NodeLinks | None = None
         self._node: ClusterNode | None = None
-        self._superseded = trio.Event()
+        self._over = trio.Event()
         self._changed: Callable[[], None] = lambda: None
 
     @classmethod
@@ -211,18 +215,21 @@ class NodeProcess:
                 randomness=self._randomness,
                 settings=self._link_settings,
             )
-        node.start()
+        scheduler.watch(node.start(), self._ended)
         scheduler.spawn(_Follower(self), label="roster")
         return node
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Carry messages until cancelled. Raises NodeSuperseded."""
+        """Carry messages until cancelled. Raises NodeSuperseded, NodeFailed."""
         async with trio.open_nursery() as nursery:
             if self._links is not None:
                 await nursery.start(self._links.run, self._listeners)
             task_status.started()
-            await self._superseded.wait()
+            await self._over.wait()
+            nursery.cancel_scope.cancel()
+        if self.tenure.is_superseded:
             raise NodeSuperseded(self.name)
+        raise NodeFailed(f"the node {self.name!r} is no member any more: see the crashes above")
 
     async def drain(self, host: TrioHost) -> None:
         """Own no key any more, if another node can: all nodes know it, and hand-over begins. Raises
@@ -277,10 +284,14 @@ class NodeProcess:
             receive(node, messages[start : start + MESSAGES_AT_ONCE])
             await trio.lowlevel.checkpoint()
 
+    def _ended(self, reason: str) -> None:
+        if is_abnormal(reason):  # and not the end of the whole scheduler
+            self._over.set()
+
     def _follow(self) -> None:
         """The roster changed: keep links with the nodes that live, and see whether we may go on."""
         if self.tenure.is_superseded:
-            self._superseded.set()
+            self._over.set()
         self._changed()
         if self._links is None:
             return

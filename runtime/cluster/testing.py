@@ -36,7 +36,7 @@ from runtime.inspection import Report
 from runtime.randomness import SeededRandomness
 from runtime.refs import AnyRef
 from runtime.scheduler import Scheduler
-from runtime.testing import HeapHost
+from runtime.testing import FaultInjector, Faults, HeapHost, SeededScheduler
 from runtime.timers import TimerHeap
 
 MAX_IN_FLIGHT: Final = 65_536
@@ -72,7 +72,7 @@ class HeapNode:
 
 class HeapCluster:
     """See the module. `latency_ns` is (least, most) of one way, `silence_ns` after what time of
-    silence a link is lost."""
+    silence a link is lost. `faults` are drawn anew for each life of a node."""
 
     def __init__(
         self,
@@ -83,6 +83,7 @@ class HeapCluster:
         latency_ns: tuple[int, int] = (NS_PER_MS // 10, NS_PER_MS),
         silence_ns: int = 3 * NS_PER_S,
         effect_delay_ns: tuple[int, int] = (0, 0),
+        faults: Faults | None = None,
         report: Callable[[Report], None] | None = None,
     ) -> None:
         self.clock = clock or VirtualClock()
@@ -93,6 +94,7 @@ class HeapCluster:
         self._latency_ns = latency_ns
         self._silence_ns = silence_ns
         self._effect_delay_ns = effect_delay_ns
+        self._faults = faults
         self._report = report
         self._events = TimerHeap()
         self._links: dict[tuple[str, str], int] = {}  # which link of the pair (both ways) stands
@@ -109,14 +111,7 @@ class HeapCluster:
         number = incarnation or self._incarnations.get(name, 0) + 1
         self._incarnations[name] = number
         drawn = self._randomness.child(f"{name}/{number}")
-        scheduler = Scheduler(
-            clock=self.clock,
-            randomness=drawn,
-            node=name,
-            incarnation=number,
-            report=self._report,
-            crash_details=True,
-        )
+        scheduler = self._scheduler(name, number, drawn)
         host = HeapHost(
             scheduler,
             self.clock,
@@ -129,6 +124,25 @@ class HeapCluster:
         for other in self.nodes.values():
             self._connect(node, other)
         return node
+
+    def _scheduler(self, name: str, number: int, drawn: SeededRandomness) -> Scheduler:
+        options: dict[str, Any] = {
+            "clock": self.clock,
+            "randomness": drawn,
+            "node": name,
+            "incarnation": number,
+            "report": self._report,
+            "crash_details": True,
+        }
+        if self._faults is None:
+            return Scheduler(**options)
+        faults = attrs.evolve(self._faults, seed=drawn.child("faults").integer(2**32))
+        return SeededScheduler(injector=FaultInjector(faults), **options)
+
+    def heal_faults(self) -> None:
+        """From now on no fault is injected on any node that runs."""
+        for node in self.nodes.values():
+            node.host.heal()
 
     def kill(self, name: str) -> None:
         """End a node at once, as by SIGKILL."""

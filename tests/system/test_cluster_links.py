@@ -357,10 +357,13 @@ async def test_a_slow_reader_makes_its_sender_wait_and_loses_nothing():
                 sent += 1
                 if sent % 16 == 0:
                     await trio.sleep(0.002)
-        assert sent < 5_000
-        with trio.move_on_after(1.5) as waited:
-            await a.links.send_when_possible("b", 1, Note(sent, text))
-        assert waited.cancelled_caught
+        while True:  # a busy kernel may still find room for some
+            assert sent < 5_000
+            with trio.move_on_after(1.5) as waited:
+                await a.links.send_when_possible("b", 1, Note(sent, text))
+            if waited.cancelled_caught:
+                break
+            sent += 1
         assert a.links.linked()
         assert b.links.linked(), "deafness of our own is not silence of the other"
         b.open.set()

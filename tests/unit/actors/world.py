@@ -506,10 +506,13 @@ class World:
 
     def account_actor(self) -> ActorRef:
         """The account's actor, started if it does not live."""
-        located = self.host.call(NamedRef(keeper_name(ACCOUNT)), Locate(self.account.id))
-        assert located.ref is not None
-        ref: ActorRef = located.ref
-        return ref
+        for _ in range(100):  # a portal that has just started has not renewed its lease yet
+            located = self.host.call(NamedRef(keeper_name(ACCOUNT)), Locate(self.account.id))
+            if located.ref is not None:
+                ref: ActorRef = located.ref
+                return ref
+            self.host.run_for(S // 100)
+        raise AssertionError("the account is not served")
 
     def relays(self) -> tuple[OnlineRelay, ...]:
         directory = self.plane.relay_directory

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from runtime.clock import NS_PER_S
 from runtime.cluster.frames import (
+    FULL_FRAME_BYTES,
     MAX_FRAME_BYTES,
     MAX_FRAME_MESSAGES,
     FrameSplitter,
@@ -274,7 +275,12 @@ class Parcel:
     content: Any
 
 
-PARCELS = MessageCodec({16: Note, 18: Parcel})
+@attrs.frozen
+class Nudge:
+    """The smallest message."""
+
+
+PARCELS = MessageCodec({16: Note, 18: Parcel, 19: Nudge})
 SENT = st.tuples(
     st.integers(0, 2**64 - 1),
     st.builds(Note, st.text(max_size=5), st.integers(0, 9)) | st.builds(Parcel, st.binary()),
@@ -312,19 +318,24 @@ def test_messages_are_framed_by_class_and_what_cannot_be_sent_leaves_nothing(
     assert writer.messages == len(sent)
 
 
+VAST_BYTES = MAX_FRAME_BYTES - 100
+"""Fits into a frame of its own, but not beside another message."""
+
+
 def test_a_frame_takes_only_so_many_messages_and_bytes_and_the_next_takes_the_rest():
     writer = FrameWriter(PARCELS)
     for number in range(MAX_FRAME_MESSAGES + 1):
-        writer.append(number, Note("x", number))
+        writer.append(number % 100, Nudge())
     assert [number for _, number, _ in written(writer)] == [MAX_FRAME_MESSAGES, 1]
     writer = FrameWriter(PARCELS)
-    half = Parcel(bytes(MAX_FRAME_BYTES // 2))
-    for _ in range(2):
-        writer.append(1, half)
-    with pytest.raises(ValueError, match="at most"):
-        writer.append(1, Parcel(bytes(MAX_FRAME_BYTES)))
-    writer.append(2, Parcel(b""))
-    assert written(writer) == [(18, 1, [(1, half)]), (18, 2, [(1, half), (2, Parcel(b""))])]
+    small, full, vast = (Parcel(bytes(size)) for size in (100, FULL_FRAME_BYTES, VAST_BYTES))
+    for parcel in (small, full, small, vast, small):
+        writer.append(1, parcel)
+        with pytest.raises(ValueError, match="at most"):
+            writer.append(1, Parcel(bytes(MAX_FRAME_BYTES)))
+    one, two, three, four = (messages for _, _, messages in written(writer))
+    assert one == [(1, small), (1, full)]
+    assert (two, three, four) == ([(1, small)], [(1, vast)], [(1, small)])
 
 
 @pytest.mark.parametrize("number", [0, 2, 2**64 - 1])
