@@ -63,6 +63,7 @@ from actors.store.interface import (
     Invalid,
     InvalidReference,
     NotFound,
+    Outdated,
     Put,
     Unavailable,
 )
@@ -358,21 +359,23 @@ class AccountActor(QuestionsOfAccount):
                 randomness = self._services.randomness
                 id = uuid7(self._services.clock, randomness)
                 row = new_device(self._snapshot, ask, id=id, at=at, randomness=randomness)
-            if row == known or await self._put(row, ask):
+            if row == known or await self._put(row, known, ask):
                 return row
         return self._refusal("unavailable")
 
-    async def _put(self, row: Client | Gateway, ask: EnrolDevice) -> bool:
+    async def _put(
+        self, row: Client | Gateway, before: Client | Gateway | None, ask: EnrolDevice
+    ) -> bool:
         """Write a device's row; False if something else came first, which is known then."""
         try:
             await self._do(
                 self._services.store.apply,
                 self._account_id,
-                [Put(row)],
+                [Put(row, before)],
                 who=f"token {ask.token.id}",
                 at=self.context.utc_now(),
             )
-        except (Conflict, InvalidReference, NotFound):
+        except (Conflict, InvalidReference, NotFound, Outdated):
             await self._pull()
             return False
         await self._pull()

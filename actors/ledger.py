@@ -90,6 +90,7 @@ class Connection:
     A key is None as long as that side has not confirmed that it holds the connection (after a
     restart of the portal). It is `pending` until the gateway took the first authorisation; other
     requests for it wait meanwhile (`waiting`), and so do the gateway's candidates (`early`).
+    `opened_for` is the resource of the request that made it.
     """
 
     id: UUID
@@ -99,6 +100,7 @@ class Connection:
     gateway_key: bytes | None
     ice: IceParameters
     pending: bool
+    opened_for: UUID | None = None
     made_ns: int = 0
     waiting: list[tuple[Caller, object]] = attrs.Factory(list)
     early: list[Candidates] = attrs.Factory(list)

@@ -119,12 +119,17 @@ class RequestsOfAccount(AuthorizationsOfAccount):
                 return self._hold(ask, caller)
             return self._denial(ask, "offline")
         connection = self._connection(online, gateway, ask)
+        if connection is not None and connection.pending and connection.opened_for == resource_id:
+            # A client asks for a resource once at a time: whoever made this never heard our answer
+            # (its node, or the link to it, was lost), asks once more, and must not wait for itself.
+            self._drop(connection)
+            connection = None
         if connection is not None and connection.pending:
             connection.waiting.append((caller, ask))
             return LATER
         is_new = connection is None
         if connection is None:
-            connection = self._new_connection(online, gateway)
+            connection = self._new_connection(online, gateway, resource_id)
         try:
             if is_new:
                 await self._end_older(connection)
@@ -231,7 +236,9 @@ class RequestsOfAccount(AuthorizationsOfAccount):
             if row.gateway_id == connection.gateway_id and row.connection_id != connection.id:
                 await self._end(live, "replaced")
 
-    def _new_connection(self, client: OnlineAgent, gateway: OnlineAgent) -> Connection:
+    def _new_connection(
+        self, client: OnlineAgent, gateway: OnlineAgent, resource_id: UUID
+    ) -> Connection:
         connection = Connection(
             id=uuid7(self._services.clock, self._services.randomness),
             client_id=client.id,
@@ -240,6 +247,7 @@ class RequestsOfAccount(AuthorizationsOfAccount):
             gateway_key=gateway.tunnel_key,
             ice=new_ice(self._services.randomness),
             pending=True,
+            opened_for=resource_id,
         )
         self._connections.put(connection)
         return connection

@@ -39,12 +39,17 @@ class NotFound(StoreError):
 
 
 class Conflict(StoreError):
-    """A value that must be unique is taken (`field` names it), or the row changed meanwhile."""
+    """A value that must be unique is taken (`field` names it)."""
 
     def __init__(self, kind: str, field: str) -> None:
         super().__init__(f"{kind}: {field} is taken")
         self.kind = kind
         self.field = field
+
+
+class Outdated(StoreError):
+    """The entity is not any more as the caller read it: another writer was faster, or removed it.
+    To read it and decide anew is the way on."""
 
 
 class InvalidReference(StoreError):
@@ -96,9 +101,13 @@ class Unavailable(StoreError, LeaseUnavailable):
 
 @attrs.frozen
 class Put:
-    """Insert the entity, or replace the one that has its id. `account_id` and `id` never change."""
+    """Insert the entity, or replace the one that has its id. `account_id` and `id` never change.
+
+    With `before`, replace that alone, as the caller read it: who writes back what it has read takes
+    nobody's change back, whatever other nodes write meanwhile. Otherwise Outdated is raised."""
 
     entity: Entity
+    before: Entity | None = None
 
 
 @attrs.frozen
@@ -145,7 +154,8 @@ class Store(LeaseStore, Protocol):
         Serialised on the account's row, which numbers the changes (1, 2, ...). The first mutation
         of a new account is `Put(Account)`. A Put that changes nothing makes no change. Removing
         an account removes everything in it.
-        Raises Conflict, Invalid, InvalidReference, NotFound, Unavailable; then nothing was done.
+        Raises Conflict, Invalid, InvalidReference, NotFound, Outdated, Unavailable; then nothing
+        was done.
         """
 
     async def get(self, account_id: UUID, kind: EntityKind, id: UUID) -> Entity:

@@ -43,6 +43,7 @@ from actors.store.interface import (
     LastOperator,
     Mutation,
     NotFound,
+    Outdated,
     Put,
     Remove,
 )
@@ -440,8 +441,8 @@ class _Transaction:
 
     def carry_out(self, mutation: Mutation) -> None:
         match mutation:
-            case Put(entity=entity):
-                self._put(entity)
+            case Put(entity=entity, before=before):
+                self._put(entity, before)
             case Remove(kind=kind, id=id):
                 if id not in self._book.entities[kind]:
                     raise NotFound(f"{kind} {id}")
@@ -451,7 +452,7 @@ class _Transaction:
         while self._undo:
             self._undo.pop()()
 
-    def _put(self, entity: Entity) -> None:
+    def _put(self, entity: Entity, expected: Entity | None) -> None:
         owner = entity.id if isinstance(entity, Account) else entity.account_id
         if owner != self._account_id:
             raise ValueError("an entity belongs to the account that it is put into")
@@ -462,6 +463,8 @@ class _Transaction:
         before = self._book.entities[kind].get(entity.id)
         if before == entity:
             return
+        if expected is not None and before != expected:
+            raise Outdated(f"{kind} {entity.id}")
         unique = self._store._unique
         for key in _unique_keys(before) if before else ():
             self._delete(unique, key)

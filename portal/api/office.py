@@ -15,7 +15,7 @@ from litestar import Request
 from litestar.di import NamedDependency
 
 from actors.model import KIND_OF, Account, Entity, EntityKind
-from actors.store.interface import Mutation, NotFound, Put, Remove, Store
+from actors.store.interface import Mutation, NotFound, Outdated, Put, Remove, Store
 from portal.api.authentication import Caller, caller_of
 from portal.api.pagination import Page, PageRequest
 from portal.api.problems import Problem, not_found
@@ -24,6 +24,8 @@ from runtime.randomness import Randomness, uuid7
 
 E = TypeVar("E", bound=Entity)
 ACCOUNT_HEADER = "Holloway-Account"
+UPDATE_ATTEMPTS = 5
+"""An entity that other nodes change so often in the midst of an update is given up: 409."""
 
 
 class Live(Protocol):
@@ -59,7 +61,8 @@ class Office:
 
     @asynccontextmanager
     async def writing(self, account_id: UUID) -> AsyncIterator[None]:
-        """Held from reading an entity to writing it back, so that no update loses another's."""
+        """Held from reading an entity to writing it back, so that those of this node need not try
+        again; that no update loses another's is `Put.before`'s doing."""
         lock = self._locks.get(account_id)
         if lock is None:
             lock = self._locks[account_id] = trio.Lock()
@@ -110,20 +113,29 @@ class Desk:
         return entity
 
     async def update(self, entity_type: type[E], id: UUID, changes: dict[str, Any]) -> E:
-        """Replace these fields. For checks that need the present entity see `revise`."""
-        async with self.revise(entity_type, id) as revision:
-            revision.changes = changes
-        return revision.entity
+        """Replace these fields. For checks that need the present entity see `revise`. What other
+        nodes change at the same moment stays."""
+        for attempts_left in reversed(range(UPDATE_ATTEMPTS)):
+            try:
+                async with self.revise(entity_type, id) as revision:
+                    revision.changes = changes
+            except Outdated:
+                if not attempts_left:
+                    raise
+            else:
+                return revision.entity
+        raise AssertionError
 
     @asynccontextmanager
     async def revise(self, entity_type: type[E], id: UUID) -> AsyncIterator[Revision[E]]:
-        """Read an entity, have its changes worked out by the body, write it back; meanwhile
-        nobody else of this node writes to the account. Raises Problem 404."""
+        """Read an entity, have its changes worked out by the body, write it back, unless another
+        node was faster. Those of this node wait for one another. Raises Problem 404, Outdated."""
         async with self.office.writing(self.account_id):
             revision = Revision(await self.get(entity_type, id))
             yield revision
-            revision.entity = attrs.evolve(revision.entity, **revision.changes)
-            await self.apply(Put(revision.entity))
+            before = revision.entity
+            revision.entity = attrs.evolve(before, **revision.changes)
+            await self.apply(Put(revision.entity, before))
 
     async def remove(self, kind: EntityKind, id: UUID) -> None:
         """Remove an entity and all that refers to it. Raises Problem 404."""

@@ -16,6 +16,7 @@ from actors.store.interface import (
     InvalidReference,
     LastOperator,
     NotFound,
+    Outdated,
     StoreError,
     Unavailable,
 )
@@ -118,6 +119,10 @@ def of_store(error: StoreError) -> Problem:
             "not_found",
             f"{error.field} {message}. Check the id.",
             errors=(FieldError(field=error.field, message=message),),
+        )
+    if isinstance(error, Outdated):
+        return Problem(
+            409, "changed_meanwhile", "Somebody else changed this just now. Look, and try again."
         )
     if isinstance(error, LastOperator):
         return Problem(

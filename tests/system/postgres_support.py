@@ -1,24 +1,32 @@
-"""One embedded PostgreSQL for a whole test session, and a fresh database for each test.
+"""PostgreSQL for tests: one embedded for a whole session with a fresh database for each test, and
+one that is not ours, as an administrator would run it.
 
-It lives in a thread with an event loop of its own, since every test has its own.
+The embedded one lives in a thread with an event loop of its own, since every test has its own.
 """
 
 from __future__ import annotations
 
 import os
+import pwd
 import queue
 import shutil
+import signal
+import socket
+import subprocess
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
+from typing import Any
 
+import attrs
 import psycopg
 import trio
 
-from actors.store.embedded import DATABASE, EmbeddedPostgres
+from actors.store.embedded import ACCOUNTS, DATABASE, EmbeddedPostgres, find_programs
 from actors.store.postgres import Logins, migrate
 
 QUICK = {"fsync": "off", "full_page_writes": "off", "synchronous_commit": "off"}
@@ -27,6 +35,10 @@ QUICK = {"fsync": "off", "full_page_writes": "off", "synchronous_commit": "off"}
 MEMORY = Path("/dev/shm")
 """Where the clusters of tests live if they can: a loaded disk makes each of them slow."""
 NEEDED_BYTES = 2 * 10**9
+
+PASSWORD = "correct horse"
+"""Of everybody at a foreign server."""
+PATIENCE_S = 60
 
 _numbers = count(1)
 
@@ -100,3 +112,75 @@ def _drop(connection: psycopg.Connection, name: str) -> None:
             connection.execute(f"DROP DATABASE {name}")
             return
     connection.execute(f"DROP DATABASE {name}")
+
+
+# --- one that is not ours ------------------------------------------------------------------------
+
+
+@attrs.frozen
+class ForeignServer:
+    """A PostgreSQL on loopback with SCRAM passwords, as an administrator would run it."""
+
+    port: int
+
+    def url(self, user: str, database: str, password: str = PASSWORD, port: int = 0) -> str:
+        """`port` is that of something in between."""
+        password = password.replace(" ", "%20")
+        return f"postgresql://{user}:{password}@localhost:{port or self.port}/{database}"
+
+    def administer(self, *statements: str, database: str = "postgres") -> None:
+        with psycopg.connect(self.url("admin", database), autocommit=True) as connection:
+            for statement in statements:
+                connection.execute(statement)
+
+
+@contextmanager
+def foreign_server(directory: Path) -> Iterator[ForeignServer]:
+    """Run one in this directory, which is given to the account that it runs as."""
+    identity = _unprivileged(directory)
+    password_file = directory / "password"
+    password_file.write_text(PASSWORD)
+    password_file.chmod(0o644)
+    programs = find_programs() / "bin"
+    data = directory / "data"
+    subprocess.run(
+        [programs / "initdb", "-D", data, "-U", "admin", "-A", "scram-sha-256", "-E", "UTF8",
+         "--locale=C", "--no-sync", f"--pwfile={password_file}"],
+        check=True, capture_output=True, cwd=directory, **identity,
+    )  # fmt: skip
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    process = subprocess.Popen(
+        [programs / "postgres", "-D", data, "-c", f"port={port}", "-c", "fsync=off",
+         "-c", "listen_addresses=127.0.0.1", "-c", f"unix_socket_directories={directory}"],
+        cwd=directory, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **identity,
+    )  # fmt: skip
+    try:
+        server = ForeignServer(port)
+        _wait_for(server)
+        yield server
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait(PATIENCE_S)
+
+
+def _unprivileged(directory: Path) -> dict[str, Any]:
+    if os.geteuid() != 0:
+        return {}
+    for name in ACCOUNTS:
+        with suppress(KeyError):
+            account = pwd.getpwnam(name)
+            os.chown(directory, account.pw_uid, account.pw_gid)
+            return {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []}
+    raise AssertionError("no unprivileged account")
+
+
+def _wait_for(server: ForeignServer) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            psycopg.connect(server.url("admin", "postgres")).close()
+            return
+        except psycopg.OperationalError:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
+import httpx
 import pytest
+import trio
 
 from actors.model import Relay
+from actors.store.postgres import Logins, PostgresStore
 from channel.credentials import decode_token
 from channel.messages import SocketAddress
 from tests.system.portal_support import installation, made, world
@@ -543,3 +548,31 @@ async def test_the_documentation_page_loads_nothing_from_elsewhere(tmp_path: Pat
         assert "http" not in page.text
         assert "default-src 'none'" in page.headers["content-security-policy"]
         assert "unsafe" not in page.headers["content-security-policy"]
+
+
+async def test_nodes_that_change_one_entity_at_once_take_nothing_back(
+    tmp_path: Path, database: Logins
+) -> None:
+    async with AsyncExitStack() as stack:
+        nodes = []
+        for name in "ab":
+            store = await stack.enter_async_context(PostgresStore.open(database, migrated=True))
+            nodes.append(
+                await stack.enter_async_context(installation(tmp_path / name, store=store))
+            )
+        _, admin = await nodes[0].admin_of("acme")
+        one, other = [await stack.enter_async_context(node.client(admin)) for node in nodes]
+        user = await made(one, "principals", name="Uwe")
+        path = f"/v1/principals/{user['id']}"
+
+        async def change(client: httpx.AsyncClient, **fields: Any) -> None:
+            answer = await client.patch(path, json=fields)
+            assert answer.status_code == 200, answer.text
+
+        for number in range(20):
+            fields = {"name": f"Uwe {number}", "email": f"uwe-{number}@example.org"}
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(partial(change, one, name=fields["name"]))
+                nursery.start_soon(partial(change, other, email=fields["email"]))
+            now = (await one.get(path)).json()
+            assert fields.items() <= now.items()

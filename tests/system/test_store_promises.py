@@ -33,6 +33,7 @@ from actors.store.interface import (
     InvalidReference,
     Mutation,
     NotFound,
+    Outdated,
     Put,
     Remove,
     Store,
@@ -126,6 +127,21 @@ async def test_a_put_of_what_is_there_makes_no_change(store: Store) -> None:
     await fill(store)
     assert await apply(store, *map(Put, EVERYTHING)) == []
     assert (await store.contents(ACME.id)).number == len(EVERYTHING)
+
+
+async def test_who_writes_back_what_it_read_takes_no_change_back(store: Store) -> None:
+    await fill(store)
+    moved, renamed = attrs.evolve(HALL, name="Loft"), attrs.evolve(HALL, name="Attic")
+    assert await apply(store, Put(moved, before=HALL)) == [(12, "site", True)]
+    with pytest.raises(Outdated):
+        await apply(store, Put(renamed, before=HALL))
+    assert await apply(store, Put(moved, before=HALL)) == [], "it may be said again"
+    assert await apply(store, Put(renamed, before=moved)) == [(13, "site", True)]
+    await apply(store, Remove("site", HALL.id))
+    number = (await store.contents(ACME.id)).number
+    with pytest.raises(Outdated):
+        await apply(store, Put(moved, before=renamed))
+    assert (await store.contents(ACME.id)).number == number
 
 
 async def test_no_mutation_at_all_is_no_change(store: Store) -> None:

@@ -2,104 +2,31 @@
 
 from __future__ import annotations
 
-import os
-import pwd
-import signal
-import socket
-import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import Any
 from uuid import UUID
 
-import attrs
 import psycopg
 import pytest
 import trio
 
 from actors.model import Account
-from actors.store.embedded import ACCOUNTS, find_programs
 from actors.store.interface import Put, StoreError, Unavailable
 from actors.store.postgres import Logins, MigrationError, PostgresStore
-from tests.system.postgres_support import own_directory
+from tests.system.postgres_support import PASSWORD, ForeignServer, foreign_server, own_directory
 
 pytestmark = pytest.mark.system
 
 AT = datetime(2026, 1, 1, tzinfo=UTC)
 ACME = Account(id=UUID(int=0xA), name="Acme", slug="acme", created_at=AT)
-PASSWORD = "correct horse"
 PATIENCE_S = 60
-
-
-@attrs.frozen
-class ForeignServer:
-    """A PostgreSQL on loopback with SCRAM passwords, as an administrator would run it."""
-
-    port: int
-
-    def url(self, user: str, database: str, password: str = PASSWORD) -> str:
-        password = password.replace(" ", "%20")
-        return f"postgresql://{user}:{password}@localhost:{self.port}/{database}"
-
-    def administer(self, *statements: str) -> None:
-        with psycopg.connect(self.url("admin", "postgres"), autocommit=True) as connection:
-            for statement in statements:
-                connection.execute(statement)
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[ForeignServer]:
-    with own_directory("foreign") as directory:
-        identity = unprivileged(directory)
-        password_file = directory / "password"
-        password_file.write_text(PASSWORD)
-        password_file.chmod(0o644)
-        programs = find_programs() / "bin"
-        data = directory / "data"
-        subprocess.run(
-            [programs / "initdb", "-D", data, "-U", "admin", "-A", "scram-sha-256", "-E", "UTF8",
-             "--locale=C", "--no-sync", f"--pwfile={password_file}"],
-            check=True, capture_output=True, cwd=directory, **identity,
-        )  # fmt: skip
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            port = free.getsockname()[1]
-        process = subprocess.Popen(
-            [programs / "postgres", "-D", data, "-c", f"port={port}", "-c", "fsync=off",
-             "-c", "listen_addresses=127.0.0.1", "-c", f"unix_socket_directories={directory}"],
-            cwd=directory, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **identity,
-        )  # fmt: skip
-        try:
-            server = ForeignServer(port)
-            wait_for(server)
-            yield server
-        finally:
-            process.send_signal(signal.SIGINT)
-            process.wait(PATIENCE_S)
-
-
-def unprivileged(directory: Path) -> dict[str, Any]:
-    if os.geteuid() != 0:
-        return {}
-    for name in ACCOUNTS:
-        with suppress(KeyError):
-            account = pwd.getpwnam(name)
-            os.chown(directory, account.pw_uid, account.pw_gid)
-            return {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []}
-    raise AssertionError("no unprivileged account")
-
-
-def wait_for(server: ForeignServer) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while True:
-        try:
-            psycopg.connect(server.url("admin", "postgres")).close()
-            return
-        except psycopg.OperationalError:
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+    with own_directory("foreign") as directory, foreign_server(directory) as running:
+        yield running
 
 
 async def use(database: str | Logins) -> None:

@@ -16,7 +16,7 @@ import attrs
 
 from actors.model import ENTITIES, KIND_OF, Account, Change, Entity, EntityKind
 from actors.store.codec import from_json, to_json
-from actors.store.interface import Mutation, NotFound, Put
+from actors.store.interface import Mutation, NotFound, Outdated, Put
 from actors.store.postgres.connection import TrioConnection
 from actors.store.postgres.mapping import TABLES
 from actors.store.rules import REFERRERS, REMOVAL_ORDER
@@ -95,7 +95,7 @@ class _Work:
 
     async def carry_out(self, mutation: Mutation) -> None:
         if isinstance(mutation, Put):
-            await self._put(mutation.entity)
+            await self._put(mutation.entity, mutation.before)
             return
         entities = await self._find(mutation.kind, "id", mutation.id)
         if not entities:
@@ -116,7 +116,7 @@ class _Work:
                 [self._account_id],
             )
 
-    async def _put(self, entity: Entity) -> None:
+    async def _put(self, entity: Entity, expected: Entity | None) -> None:
         owner = entity.id if isinstance(entity, Account) else entity.account_id
         if owner != self._account_id:
             raise ValueError("an entity belongs to the account that it is put into")
@@ -124,8 +124,10 @@ class _Work:
         table = TABLES[kind]
         known = await self._find(kind, "id", entity.id)
         before = known[0] if known else None
-        if before == entity:
+        if before == entity:  # also when this is done once more, after a lost connection
             return
+        if expected is not None and before != expected:
+            raise Outdated(f"{kind} {entity.id}")
         if before is not None:
             await self._connection.execute(table.update, table.changed_row(entity))
         else:

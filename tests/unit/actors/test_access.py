@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import attrs
 
+from actors.messages import DecideAccess, Grant
 from actors.model import Site
 from actors.services import Limits
 from channel.messages import (
@@ -11,10 +12,11 @@ from channel.messages import (
     AuthorizationRevoked,
     Authorize,
     Candidates,
+    RequestAuthorization,
     Revoke,
 )
 
-from .world import CIPHERTEXT, World
+from .world import CIPHERTEXT, KEM, World
 
 
 def test_a_client_reaches_a_resource_that_a_policy_allows() -> None:
@@ -328,3 +330,19 @@ def test_an_unapproved_gateway_and_one_of_another_site_are_never_asked() -> None
     assert answer.reason == "offline"
     assert near.refused == "awaiting_approval"
     assert not elsewhere.heard(Authorize)
+
+
+def test_who_never_heard_the_answer_asks_once_more_and_does_not_wait_for_itself() -> None:
+    world = World()
+    world.policy()
+    world.gateway()
+    client = world.client()
+    (online,) = world.presence().clients
+    request = RequestAuthorization(resource_id=world.web.id, kem_public_key=KEM)
+    ask = DecideAccess(client_id=client.id, number=online.number, request=request)
+    first, second = world.call(ask), world.call(ask)
+    assert isinstance(first, Grant)
+    assert isinstance(second, Grant)
+    assert first.authorize.connection_id != second.authorize.connection_id
+    assert world.live() == set(world.rows(live=True)) == {second.authorization_id}
+    assert not world.crashes

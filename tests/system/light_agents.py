@@ -1,0 +1,196 @@
+"""Clients and gateways that have everything of an agent but tunnels: a real channel, by the real
+`Dialer`, and a book of what they hold. Hundreds of them fit into one process.
+
+A gateway acknowledges whatever it is asked to authorise. A client asks for a resource and gets the
+portal's answer. Both say at each join what they hold, as agents do, and note what was cut.
+"""
+
+from __future__ import annotations
+
+from typing import Final, Literal
+from uuid import UUID
+
+import attrs
+import trio
+
+from channel.credentials import decode_token, device_key_of, join_statement, sign_join
+from channel.dialer import Dialer
+from channel.frames import Frame
+from channel.messages import (
+    TO_CLIENT,
+    TO_GATEWAY,
+    Ack,
+    AuthorizationCreated,
+    AuthorizationDenied,
+    AuthorizationRevoked,
+    Authorize,
+    Challenge,
+    ClientInit,
+    GatewayInit,
+    Held,
+    Join,
+    RelayJoin,
+    RequestAuthorization,
+    Revoke,
+)
+from runtime.clock import SystemClock
+from runtime.randomness import SystemRandomness
+
+ANSWER_S: Final = 5.0
+"""How long a client waits before it asks anew: its node may be stopped."""
+KEM_PUBLIC_KEY: Final = bytes(1184)
+KEM_CIPHERTEXT: Final = bytes(1088)
+
+Answer = AuthorizationCreated | AuthorizationDenied | None
+"""None: the channel was lost, or nobody answered in time."""
+
+
+class _LightAgent:
+    """What both kinds have in common."""
+
+    kind: Literal["client", "gateway"]
+    events: dict[str, type]
+
+    def __init__(self, token: str, name: str) -> None:
+        decoded = decode_token(token)
+        randomness = SystemRandomness()
+        self.name = name
+        self.held: dict[UUID, UUID] = {}
+        """The connection of each authorisation that lives, as far as this agent was told."""
+        self.cut: dict[UUID, str] = {}
+        """Authorisations that the portal ended, and why."""
+        self.joins = 0
+        self._token = token
+        self._token_id = decoded.id
+        self._seed = randomness.bytes(32)
+        self._tunnel_key = randomness.bytes(32)
+        self._outbox: list[tuple[object, int | None]] = []
+        self.dialer = Dialer(
+            portal=decoded.portal,
+            pin=decoded.pin,
+            events=self.events,
+            agent=self,
+            clock=SystemClock(),
+            randomness=randomness,
+            on_frame=self._flush,
+        )
+
+    @property
+    def door(self) -> str | None:
+        """The door of the node where this agent is; None while it is nowhere."""
+        return self.dialer.statistics().door if self.dialer.connected else None
+
+    def join(self, challenge: Challenge, now: int) -> Join | RelayJoin:
+        statement = join_statement(
+            challenge.nonce, challenge.portal, self._token_id, self._tunnel_key
+        )
+        return Join(
+            kind=self.kind,
+            token=self._token,
+            device_key=device_key_of(self._seed),
+            signature=sign_join(self._seed, statement),
+            tunnel_key=self._tunnel_key,
+            name=self.name,
+            incarnation=now,
+            held=tuple(
+                Held(authorization_id=id, connection_id=connection_id)
+                for id, connection_id in self.held.items()
+            ),
+        )
+
+    def receive(self, frame: Frame, now: int) -> None:
+        message = frame.message
+        match message:
+            case ClientInit() | GatewayInit():
+                self.joins += 1
+                lives = {each.authorization_id for each in message.authorizations}
+                for id in self.held.keys() - lives:
+                    self._end(id, "absent from the init")
+            case Authorize():
+                self.held[message.authorization_id] = message.connection_id
+                ciphertext = None if message.kem_public_key is None else KEM_CIPHERTEXT
+                ack = Ack(
+                    authorization_id=message.authorization_id, kem_ciphertext=ciphertext
+                )
+                self._outbox.append((ack, frame.ref))
+            case AuthorizationCreated():
+                self.held[message.authorization_id] = message.connection_id
+                self.answered(message.resource_id, message)
+            case AuthorizationDenied():
+                self.answered(message.resource_id, message)
+            case Revoke() | AuthorizationRevoked():
+                self._end(message.authorization_id, message.reason)
+            case _:
+                pass
+
+    def answered(self, resource_id: UUID, answer: Answer) -> None:
+        """The portal has answered a request."""
+
+    def channel_lost(self, now: int) -> None:
+        self._outbox.clear()
+
+    def _end(self, id: UUID, reason: str) -> None:
+        if self.held.pop(id, None) is not None:
+            self.cut[id] = reason
+
+    def _flush(self) -> None:
+        outbox, self._outbox = self._outbox, []
+        for message, ref in outbox:
+            self.dialer.send(message, ref=ref)
+
+
+class LightGateway(_LightAgent):
+    kind = "gateway"
+    events = TO_GATEWAY
+
+
+@attrs.define
+class _Waiting:
+    event: trio.Event = attrs.field(factory=trio.Event)
+    answer: Answer = None
+
+
+class LightClient(_LightAgent):
+    kind = "client"
+    events = TO_CLIENT
+
+    def __init__(self, token: str, name: str) -> None:
+        super().__init__(token, name)
+        self.granted: dict[UUID, None] = {}
+        """Ids of all authorisations that were ever granted."""
+        self.gateway_id: UUID | None = None
+        self._waiting: dict[UUID, _Waiting] = {}
+        self._asking = trio.Lock()
+
+    async def ask(self, resource_id: UUID) -> Answer:
+        """Ask for access anew, whatever is held."""
+        async with self._asking:
+            waiting = self._waiting[resource_id] = _Waiting()
+            connected = () if self.gateway_id is None else (self.gateway_id,)
+            request = RequestAuthorization(
+                resource_id=resource_id,
+                kem_public_key=KEM_PUBLIC_KEY,
+                connected_gateway_ids=connected,
+            )
+            try:
+                if not self.dialer.send(request):
+                    return None
+                with trio.move_on_after(ANSWER_S):
+                    await waiting.event.wait()
+                return waiting.answer
+            finally:
+                del self._waiting[resource_id]
+
+    def answered(self, resource_id: UUID, answer: Answer) -> None:
+        if isinstance(answer, AuthorizationCreated):
+            self.granted[answer.authorization_id] = None
+            self.gateway_id = answer.gateway.id
+        waiting = self._waiting.get(resource_id)
+        if waiting is not None:
+            waiting.answer = answer
+            waiting.event.set()
+
+    def channel_lost(self, now: int) -> None:
+        super().channel_lost(now)
+        for waiting in self._waiting.values():
+            waiting.event.set()
