@@ -67,7 +67,14 @@ from actors.store.interface import (
     Put,
     Unavailable,
 )
-from channel.messages import Disconnect, Held, IpText, LiveAuthorization, ResourceUpdated
+from channel.messages import (
+    MAX_RESOURCES,
+    Disconnect,
+    Held,
+    IpText,
+    LiveAuthorization,
+    ResourceUpdated,
+)
 from channel.messages import Resource as ToldResource
 from runtime.actor import Caller, Down, Raise, handles
 from runtime.cluster.keyed import NotEntitled
@@ -264,7 +271,7 @@ class AccountActor(QuestionsOfAccount):
 
     def _visible(self, client_id: UUID) -> dict[UUID, ToldResource]:
         resources = visible_resources(self._snapshot, client_id)
-        return {id: as_told(resources[id]) for id in sorted(resources)}
+        return {id: as_told(resources[id]) for id in sorted(resources)[:MAX_RESOURCES]}
 
     async def _check_presences(self) -> None:
         """Part with agents that may not be connected any more."""

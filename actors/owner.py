@@ -77,6 +77,8 @@ from runtime.presence.tracker import Track
 HELD_WINDOW = 4
 """So many `MoreHeld` are under way at a time."""
 ATTACH_DEADLINE_NS = 10 * 10**9
+LOCATE_NS = 2 * 10**9
+"""For one of the attempts to find where the account lives: all of them outlast a node's lease."""
 MAX_ATTACH_ATTEMPTS = 6
 MAX_PROBES = 16
 """So many newcomers at a time may wait for a sign of life of one agent."""
@@ -311,7 +313,7 @@ class AgentOwner(ChannelOwner, ABC):
         for _ in range(MAX_ATTACH_ATTEMPTS):
             try:
                 account = await self._services.accounts.locate(
-                    self, self._account_id, deadline_ns=ATTACH_DEADLINE_NS
+                    self, self._account_id, deadline_ns=LOCATE_NS
                 )
                 answer = await self.call(account, ask, ATTACH_DEADLINE_NS)
             except ActorError:

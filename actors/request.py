@@ -25,6 +25,7 @@ from runtime.actor import (
     NodeLost,
     Refused,
     TimedOut,
+    Unreachable,
     handles,
 )
 from runtime.cluster.envelopes import Enclosed
@@ -109,7 +110,7 @@ class AccessRequest(Actor):
             ack: Ack = await self.call(grant.gateway, order, deadline_ns)
             reason: str = ack.refusal
         except (CallError, Stale) as error:  # Stale: the account has another owner by now
-            silent = isinstance(error, TimedOut)
+            silent = isinstance(error, TimedOut | Unreachable | NodeLost)
             reason = "no answer"
         if not reason:
             if not grant.is_new_connection or ack.kem_ciphertext is not None:

@@ -33,7 +33,7 @@ from actors.policy.engine import Allowed, Denied, Request, decide
 from actors.services import Services
 from actors.store.interface import Unavailable
 from channel.messages import AuthorizationCreated, AuthorizationDenied, Authorize, Revoke
-from runtime.actor import LATER, Caller, CallError, Raise, handles
+from runtime.actor import LATER, Caller, CallError, Raise, Timer, handles
 from runtime.cluster.keyed import NotEntitled
 from runtime.cluster.node import TRACKER
 from runtime.presence.crdt import Presence
@@ -49,6 +49,8 @@ SETTLE_NS = 3 * 10**9
 """So long a new owner waits for the agents that are present."""
 SETTLE_LEAST_NS = 500 * 10**6
 """So long it waits for any agent, if there are other nodes: presence may not have come through."""
+SWEEP_NS = 20 * 10**6
+"""So long after an arrival the requests that wait are looked at, all together."""
 MAX_HELD_ASKS = 10_000
 """Requests that wait for them."""
 
@@ -67,6 +69,7 @@ class RequestsOfAccount(AuthorizationsOfAccount):
         self._settled_by_ns = 0
         self._settles_least_by_ns = 0
         self._held_asks: list[tuple[Caller, DecideAccess]] = []
+        self._sweep: Timer | None = None
 
     # --- requests ----------------------------------------------------------------------------
 
@@ -158,7 +161,8 @@ class RequestsOfAccount(AuthorizationsOfAccount):
 
     def _has_arrived(self, online: OnlineAgent) -> None:
         self._expected.discard(f"{online.kind}:{online.id}")
-        self._let_go()
+        if self._held_asks and (self._sweep is None or not self._sweep.pending):
+            self._sweep = self.send_after(SWEEP_NS, _Settled())  # many come at once
 
     def _expects(self, kind: Literal["client", "gateway"], id: UUID) -> bool:
         now_ns = self.context.now()

@@ -45,6 +45,8 @@ from runtime.randomness import SystemRandomness
 from runtime.service import configure_logging, get_logger
 
 BODY: Final = "portal.cluster:run_node"
+LOGS: Final = "log"
+"""Below the state directory: the logs of nodes that are no process of ours."""
 DRAIN_MARGIN_S: Final = 15.0
 """Beyond `drain_timeout_s`, for a node to end."""
 
@@ -59,6 +61,8 @@ async def run_node(handle: NodeHandle) -> None:
     `embedded` (whether the database is the one in `state_dir`, which runs already)."""
     plain = dict(handle.settings)
     embedded = bool(plain.pop("embedded", False))
+    if (log_file := plain.pop("log_file", None)) is not None:
+        _write_to(Path(log_file))
     settings = attrs.evolve(from_plain(plain), node=handle.name)
     configure_logging(settings.log_format, settings.log_level)
     database = EmbeddedPostgres(settings.state_dir / "database").logins() if embedded else None
@@ -67,6 +71,15 @@ async def run_node(handle: NodeHandle) -> None:
             partial(run_portal, settings, stop=handle.drain_requested, database=database)
         )
         handle.started({"status": node.answers.status, "tree": node.control.tree})
+
+
+def _write_to(file: Path) -> None:
+    """Have all that this process says from now on appended to a file: Ray would lose it."""
+    file.parent.mkdir(mode=0o700, exist_ok=True)
+    descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600)
+    for stream in (1, 2):
+        os.dup2(descriptor, stream)
+    os.close(descriptor)
 
 
 def to_plain(settings: PortalSettings) -> dict[str, Any]:
@@ -118,11 +131,32 @@ async def _run_nodes(settings: PortalSettings) -> None:
                         allowed_uids={0, os.geteuid()},
                     )
                 )
-                await nodes.start_all()
-                await anext(signals)
+                stopping = trio.Event()
+                nursery.start_soon(_hear, signals, stopping, nursery.cancel_scope)
+                async with trio.open_nursery() as starting:
+                    starting.start_soon(_until, stopping, starting.cancel_scope)
+                    await nodes.start_all()
+                    starting.cancel_scope.cancel()
+                await stopping.wait()
                 if not settings.ray_address:
                     await nodes.drain_all()
                 nursery.cancel_scope.cancel()
+
+
+async def _hear(
+    signals: AsyncIterator[int], stopping: trio.Event, everything: trio.CancelScope
+) -> None:
+    """The first signal ends all in good order, the second at once."""
+    await anext(signals)
+    stopping.set()
+    await anext(signals)
+    log.warning("ended_at_once", reason="a second signal")
+    everything.cancel()
+
+
+async def _until(event: trio.Event, scope: trio.CancelScope) -> None:
+    await event.wait()
+    scope.cancel()
 
 
 def _share(settings: PortalSettings) -> None:
@@ -209,7 +243,10 @@ class _Nodes:
         """Start a node, or leave one as it is that a command before us has started."""
         plain = to_plain(of_node(self._settings, self._number_by_name[name]))
         try:
-            status = await self._cluster.start(name, plain | {"embedded": self._embedded})
+            log_file = str(self._settings.state_dir / LOGS / f"{name}.log")
+            plain |= {"embedded": self._embedded, "log_file": log_file}
+            log.info("node_starting", node=name, log_file=log_file)
+            status = await self._cluster.start(name, plain)
         except NodeExists:
             log.info("node_found", node=name)
         else:

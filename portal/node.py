@@ -405,9 +405,14 @@ class _Node:
         channels.refuse_newcomers()
         control.drain(round(spread_ns * DRAIN_SPREAD))
         with trio.move_on_after(self._settings.drain_timeout_s):
-            while channels.statistics().channels:
+            while channels.statistics().channels or self._still_owns(control, process):
                 await trio.sleep(DRAIN_POLL_S)
         channels.drain(spread_ns)
+
+    def _still_owns(self, control: ControlPlane, process: NodeProcess) -> bool:
+        """Whether accounts are still to go to other nodes, if there are any that take them."""
+        has_takers = any(not row.draining for row in process.tenure.rows)
+        return has_takers and control.statistics().accounts > 0
 
     async def _renew_certificates(self, door: Door, channels: ChannelServer) -> None:
         while True:

@@ -174,8 +174,20 @@ def of_node(settings: PortalSettings, number: int) -> PortalSettings:
         listen=moved("listen"),
         api_listen=moved("api_listen"),
         observability=moved("observability"),
-        link_listen=settings.link_listen or "127.0.0.1:0",
+        node_address=_moved_host(settings.node_address, number),
+        link_listen=moved("link_listen") or "127.0.0.1:0",
     )
+
+
+def _moved_host(text: str, number: int) -> str:
+    """As `moved`, for an address that may have a name."""
+    if not text:
+        return ""
+    try:
+        host, port = split_host_port(text)
+    except ValueError as error:
+        raise SettingsError(f"node_address: {error}") from None
+    return join_host_port(host, port + number - 1)
 
 
 def _door(settings: PortalSettings, listen: Address, host: str) -> DoorAddress:

@@ -21,7 +21,7 @@ import msgspec
 FIRST_MESSAGE_KIND: Final = 16
 MAX_KIND: Final = 2**16 - 1
 MAX_TARGET: Final = 2**64 - 1
-MAX_FRAME_BYTES: Final = 4 * 1024 * 1024
+MAX_FRAME_BYTES: Final = 64 * 1024 * 1024
 """The length field of a frame, at most."""
 MAX_FRAME_MESSAGES: Final = 4_096
 """Messages in one frame."""

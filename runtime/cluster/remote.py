@@ -211,7 +211,8 @@ class RemoteActors:
     # --- for the scheduler (see `mailroom.Elsewhere`) ---
 
     def cast(self, ref: AnyRef, message: object) -> bool:
-        """Send and go on. Raises TypeError for a message that may not travel."""
+        """Send and go on; False also for what is too long to travel. Raises TypeError for a message
+        that may not travel."""
         node = _node_of(ref)
         try:
             if isinstance(ref, ActorRef):
@@ -220,6 +221,9 @@ class RemoteActors:
                 kind, body = self._codec.pack(message)
                 self._post(node, NODE, NamedCast(encode_ref(ref), kind, Raw(body)))
         except NoLink:
+            return False
+        except ValueError:
+            self._unsent += 1
             return False
         return True
 

@@ -36,7 +36,6 @@ import trio
 
 from actors.model import (
     Account,
-    Authorization,
     Entity,
     Group,
     Membership,
@@ -159,7 +158,9 @@ class Recovery:
             return f"no account, {self.refusals} requests"
         middle, last = ordered[len(ordered) // 2], ordered[-1]
         tried = f"{self.refusals} requests before"
-        return f"{len(ordered)} accounts, half after {middle:.1f} s, all after {last:.1f} s, {tried}"
+        return (
+            f"{len(ordered)} accounts, half after {middle:.1f} s, all after {last:.1f} s, {tried}"
+        )
 
 
 class Ray:
@@ -171,9 +172,7 @@ class Ray:
         self.raylets: list[RayMachine] = []
 
     def start(self) -> None:
-        self.head = self._keep(
-            RayMachine.head(MachineSettings(directory=self._directory / "h"))
-        )
+        self.head = self._keep(RayMachine.head(MachineSettings(directory=self._directory / "h")))
         self.address = self.head.ready()
         self.raylets = [self._join() for _ in range(3)]
         for raylet in self.raylets:
@@ -270,16 +269,12 @@ class World:
         async with AsyncExitStack() as stack:
             self._prepare()
             await migrate(Logins.of(self._url("holloway_login")))
-            self._server.administer(
-                "SET search_path = holloway; " + AUDIT, database="holloway"
-            )
+            self._server.administer("SET search_path = holloway; " + AUDIT, database="holloway")
             # Its connections bear no node's name.
             store = PostgresStore.open(self._url("holloway_login"), migrated=True)
             self.store = await stack.enter_async_context(store)
             through = self.ray.raylets[0].settings.directory
-            opened = open_ray_cluster(
-                self.ray.address, self.ray.head.access, BODY, through=through
-            )
+            opened = open_ray_cluster(self.ray.address, self.ray.head.access, BODY, through=through)
             self.cluster: RayCluster = await stack.enter_async_context(opened)
             self._nursery = await stack.enter_async_context(trio.open_nursery())
             try:
@@ -290,9 +285,7 @@ class World:
                 begun = time.monotonic()
                 await self._populate()
                 await self.settle()
-                print(
-                    f"{2 * ATTENDED} agents have joined after {time.monotonic() - begun:.1f} s"
-                )
+                print(f"{2 * ATTENDED} agents have joined after {time.monotonic() - begun:.1f} s")
                 self._begin_load()
                 self._started.put(None)
                 await trio.sleep_forever()
@@ -478,7 +471,11 @@ class World:
                     return
                 recovery.refusals += 1
                 if "HOLLOWAY_KEEP" in os.environ:
-                    print(f"      {time.monotonic() - begun:.1f} {customer.client.name} {last[customer.id]}"[:150])
+                    print(
+                        f"      {time.monotonic() - begun:.1f} {customer.client.name} {last[customer.id]}"[
+                            :150
+                        ]
+                    )
                 await trio.sleep(AGAIN_S)
 
         with trio.move_on_after(PATIENCE_S) as patience:

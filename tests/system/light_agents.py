@@ -109,9 +109,7 @@ class _LightAgent:
             case Authorize():
                 self.held[message.authorization_id] = message.connection_id
                 ciphertext = None if message.kem_public_key is None else KEM_CIPHERTEXT
-                ack = Ack(
-                    authorization_id=message.authorization_id, kem_ciphertext=ciphertext
-                )
+                ack = Ack(authorization_id=message.authorization_id, kem_ciphertext=ciphertext)
                 self._outbox.append((ack, frame.ref))
             case AuthorizationCreated():
                 self.held[message.authorization_id] = message.connection_id

@@ -42,7 +42,7 @@ async def check(world: World, what: str, begun: float) -> None:
         assert answer.reason == "forbidden"
     await world.in_thread(check_database, world)
     taken = cut(world)
-    print('    taken:', dict(taken - world.taken))
+    print("    taken:", dict(taken - world.taken))
     world.taken = taken
 
 
@@ -180,9 +180,7 @@ def test_the_database_is_out_of_reach_of_one_node_and_of_all(world: World) -> No
     async def events() -> None:
         name = "n3"
         door = world.nodes[name].door
-        owned = {
-            id for (id,) in world.query("SELECT account_id FROM lease WHERE owner = %s", name)
-        }
+        owned = {id for (id,) in world.query("SELECT account_id FROM lease WHERE owner = %s", name)}
         elsewhere = [
             each for each in world.customers
             if each.id in owned and door not in (each.client.door, each.gateway.door)
