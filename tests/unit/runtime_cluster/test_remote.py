@@ -467,8 +467,9 @@ def test_an_answer_that_is_too_long_for_a_frame_is_refused_and_the_node_goes_on(
     assert two.cluster.call("a", two.there, Print(10)) == "x" * 10
 
 
-def test_a_message_that_is_too_long_for_a_frame_is_a_mistake_of_who_sends_it() -> None:
+def test_a_message_that_is_too_long_for_a_frame_is_not_sent_and_counted() -> None:
     two = Two()
-    with pytest.raises(ValueError, match="a frame has at most"):
-        two.a.scheduler.cast(two.there, News("x" * MAX_FRAME_BYTES))
+    before = two.a.remote.statistics().unsent
+    assert not two.a.scheduler.cast(two.there, News("x" * MAX_FRAME_BYTES))
+    assert two.a.remote.statistics().unsent == before + 1
     assert two.cluster.call("a", two.there, Add(1)) == Total(1)
