@@ -16,7 +16,7 @@ SECRET = re.compile(r"token$|password|secret|preshared|private|stamp|seed|^key$|
 # Fields whose names sound like it: identifiers, times, counts, public halves, and values whose
 # class keeps the secret itself.
 HARMLESS_TYPES = re.compile(
-    r"^(UUID|int|bool|Secret|Token|DecodedToken|Credentials|IceCredentials|KemKey|FlowKey)\b"
+    r"^(UUID|int|bool|Path|Secret|Token|DecodedToken|Credentials|IceCredentials|KemKey|FlowKey)\b"
 )
 
 
