@@ -472,7 +472,7 @@ def attendance_topic(account_id: UUID) -> str:
 class Denial:
     """From a request to its session: what to tell the client, or None if access was granted."""
 
-    resource_id: UUID
+    request: ActorRef
     answer: AuthorizationDenied | None
 
 

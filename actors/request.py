@@ -67,7 +67,7 @@ class AccessRequest(Actor):
     @handles(_Begin)
     async def _on_begin(self, message: _Begin) -> None:
         answer = await self._carry_through()
-        self.cast(self._session, Denial(self._ask.request.resource_id, answer))
+        self.cast(self._session, Denial(self.context.ref, answer))
         self.stop()
 
     async def _carry_through(self) -> AuthorizationDenied | None:

@@ -197,9 +197,7 @@ class SessionActor(AgentOwner):
 
     @handles(Denial)
     def _on_denial(self, message: Denial) -> None:
-        for ref, resource_id in list(self._pending.items()):
-            if resource_id == message.resource_id:
-                del self._pending[ref]
+        self._pending.pop(message.request, None)
         if message.answer is not None:
             self.say(message.answer)
 
@@ -214,6 +212,9 @@ class SessionActor(AgentOwner):
         told = _Told(message.resource_id, message.connection_id, known)
         self._told[message.authorization_id] = told
         self.say(message)
+        for ref, resource_id in list(self._pending.items()):
+            if resource_id == message.resource_id:  # answered: the client may ask again from now on
+                del self._pending[ref]
 
     @handles(AuthorizationRenewed)
     def _on_renewed(self, message: AuthorizationRenewed) -> None:

@@ -1,9 +1,9 @@
 """A portal of several nodes under load, and whatever may happen to it.
 
 200 accounts, 40 of them with a client and a gateway on real channels, three nodes on three raylets.
-Admins change accounts and clients ask for access without a pause, while nodes come, go, are killed and
-stopped, links and the database fail. After each event every client is granted access anew, and then
-`check` looks whether
+Admins change accounts and clients ask for access without a pause, while nodes come, go, are killed
+and stopped, links and the database fail. After each event every client is granted access anew, and
+then `check` looks whether
 - all that admins were told to be done is there;
 - every authorisation was written by the owner of its account, and epochs never went back;
 - every authorisation that a client was granted is in the database;
@@ -63,7 +63,10 @@ def check_database(world: World) -> None:
         ) AS ordered WHERE epoch < before
     """
     assert world.query(back) == []
-    shared = "SELECT account_id, epoch FROM written GROUP BY 1, 2 HAVING count(DISTINCT (owner, incarnation)) > 1"
+    shared = """
+        SELECT account_id, epoch FROM written GROUP BY 1, 2
+        HAVING count(DISTINCT (owner, incarnation)) > 1
+    """
     assert world.query(shared) == [], "one epoch, two owners"
     granted = {id for customer in world.customers for id in list(customer.client.granted)}
     reason_by_id = dict(world.query('SELECT id, end_reason FROM "authorization"'))
@@ -185,7 +188,7 @@ def test_the_database_is_out_of_reach_of_one_node_and_of_all(world: World) -> No
             each for each in world.customers
             if each.id in owned and door not in (each.client.door, each.gateway.door)
         ]  # fmt: skip
-        begun = time.monotonic()
+        time.monotonic()
         world.between.tell("hold", world.nodes[name].database)
         print("no database for the owner, agents elsewhere:", await world.served(elsewhere))
 
@@ -200,7 +203,7 @@ def test_the_database_is_out_of_reach_of_one_node_and_of_all(world: World) -> No
         await check(world, "no database for one node", time.monotonic())
 
         databases = [node.database for node in world.nodes.values()]
-        begun = time.monotonic()
+        time.monotonic()
         world.between.tell("refuse", *databases)
         await trio.sleep(8)
         granted = world.asked["granted"]

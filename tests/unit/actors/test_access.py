@@ -3,8 +3,9 @@ from __future__ import annotations
 import attrs
 
 from actors.messages import DecideAccess, Grant
-from actors.model import Site
+from actors.model import Resource, Site
 from actors.services import Limits
+from channel.frames import Frame
 from channel.messages import (
     Ack,
     AuthorizationCreated,
@@ -16,7 +17,7 @@ from channel.messages import (
     Revoke,
 )
 
-from .world import CIPHERTEXT, KEM, World
+from .world import CIPHERTEXT, KEM, ClientAgent, World
 
 
 def test_a_client_reaches_a_resource_that_a_policy_allows() -> None:
@@ -345,4 +346,29 @@ def test_who_never_heard_the_answer_asks_once_more_and_does_not_wait_for_itself(
     assert isinstance(second, Grant)
     assert first.authorize.connection_id != second.authorize.connection_id
     assert world.live() == set(world.rows(live=True)) == {second.authorization_id}
+    assert not world.crashes
+
+
+class Eager(ClientAgent):
+    """Asks for `wanted` once more in the moment in which it is told that it may have it."""
+
+    wanted: Resource | None = None
+
+    def hear(self, frame: Frame) -> None:
+        super().hear(frame)
+        if isinstance(frame.message, AuthorizationCreated) and self.wanted is not None:
+            wanted, self.wanted = self.wanted, None
+            self.request(wanted)
+
+
+def test_a_client_that_asks_again_as_soon_as_it_is_answered_is_answered_again() -> None:
+    world = World()
+    world.policy()
+    world.gateway()
+    client = Eager(world, "laptop", world.user_token, "203.0.113.7")
+    client.join()
+    client.wanted = world.web
+    client.ask(world.web)
+    first, second = client.heard(AuthorizationCreated)
+    assert world.live() == {second.authorization_id} != {first.authorization_id}
     assert not world.crashes
