@@ -57,11 +57,12 @@ from portal.settings import PortalSettings
 from runtime.clock import SystemClock
 from runtime.cluster.hosting import ClusterError, NodeStatus
 from runtime.cluster.ray_cluster import RayCluster, open_ray_cluster
-from runtime.cluster.ray_machine import MachineSettings, RayMachine
+from runtime.cluster.ray_machine import RayMachine
 from runtime.randomness import SystemRandomness, uuid7
 from tests.system.admin_load import Admin, Record
 from tests.system.forwarder import Forwarders
 from tests.system.light_agents import Answer, LightClient, LightGateway
+from tests.system.own_raylets import Ray
 from tests.system.postgres_support import ForeignServer, foreign_server, own_directory
 from tests.system.test_portal_node import free_port
 
@@ -160,47 +161,6 @@ class Recovery:
         return f"{len(ordered)} accounts, {when}, {self.refusals} requests before"
 
 
-class Ray:
-    """A head and three raylets. The first raylet is the one through which we look."""
-
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
-        self.started: list[RayMachine] = []
-        self.raylets: list[RayMachine] = []
-
-    def start(self) -> None:
-        self.head = self._keep(RayMachine.head(MachineSettings(directory=self._directory / "h")))
-        self.address = self.head.ready()
-        self.raylets = [self._join() for _ in range(3)]
-        for raylet in self.raylets:
-            raylet.ready()
-
-    def _keep(self, machine: RayMachine) -> RayMachine:
-        self.started.append(machine)
-        return machine
-
-    def _join(self) -> RayMachine:
-        directory = self._directory / f"r{len(self.started)}"
-        settings = MachineSettings(directory=directory, access=self.head.access, slots=8)
-        return self._keep(RayMachine.join(settings, self.address))
-
-    def replace(self, raylet: RayMachine) -> None:
-        """Start another in place of one that was killed."""
-        raylet.end()
-        self.raylets.remove(raylet)
-        self.raylets.append(self._join())
-        self.raylets[-1].ready()
-
-    def head_returns(self) -> None:
-        port = int(self.address.rpartition(":")[2])
-        self.head = self._keep(RayMachine.head(self.head.settings, port=port))
-        self.head.ready()
-
-    def end(self) -> None:
-        for machine in reversed(self.started):
-            machine.end()
-
-
 class World:
     """See the module. Methods that are coroutines belong to its thread: `run` them."""
 
@@ -220,7 +180,8 @@ class World:
         self._thread = threading.Thread(target=self._run, name="world")
         self._started: queue.Queue[BaseException | None] = queue.Queue()
         self._number = 0
-        self.taken: Counter[str] = Counter()
+        self.held: frozenset[UUID] = frozenset()
+        """The authorisations that both their agents held when `note_held` was called last."""
         self.asked: Counter[str] = Counter()
         """What became of the requests of the load."""
 
@@ -491,37 +452,56 @@ class World:
         ]
 
     async def denied(self) -> list[Answer]:
-        """What some clients are told about a resource that no policy opens."""
+        """What some clients are told about a resource that no policy opens, as soon as anybody can
+        tell them."""
         answers: list[Answer] = []
         for customer in self.customers[:: ATTENDED // 8]:
-            answers.append(await customer.client.ask(customer.closed_id))
+
+            async def told(customer: Customer = customer) -> Answer:
+                answer = await customer.client.ask(customer.closed_id)
+                is_late = isinstance(answer, AuthorizationDenied) and answer.reason == "unavailable"
+                return None if is_late else answer
+
+            answers.append(await until(told))
         return answers
 
     async def explained(self) -> int:
-        """Ask each node about its share of the quiet accounts; how many could be reached."""
+        """Ask each node about its share of the quiet accounts, and another where one is away; how
+        many users may reach their resource."""
         token = (self.state / "operator-token").read_text().strip()
         doors = [node.door for node in self.nodes.values()]
         allowed = 0
-        headers = {"authorization": f"Bearer {token}"}
-        for number, door in enumerate(doors):
-            async with httpx.AsyncClient(
-                base_url=f"https://{door}", verify=self.tls, headers=headers, timeout=60,
-                trust_env=False,
-            ) as client:  # fmt: skip
-                for quiet in self.quiet[number :: len(doors)]:
+        async with httpx.AsyncClient(
+            verify=self.tls, headers={"authorization": f"Bearer {token}"}, timeout=60,
+            trust_env=False,
+        ) as client:  # fmt: skip
+
+            async def explain(quiet: Quiet, door: str) -> bool | None:
+                with suppress(httpx.TransportError):
                     answer = await client.post(
-                        "/v1/policies/explain",
+                        f"https://{door}/v1/policies/explain",
                         headers={"holloway-account": str(quiet.id)},
                         json={
                             "principal_id": str(quiet.principal_id),
                             "resource_id": str(quiet.resource_id),
                         },
                     )
-                    while answer.status_code in (429, 503):
+                    if answer.status_code not in (429, 503):
+                        return bool(answer.json()["allowed"])
+                return None
+
+            for number, quiet in enumerate(self.quiet):
+                with trio.fail_after(PATIENCE_S):
+                    while (found := await explain(quiet, doors[number % len(doors)])) is None:
+                        number += 1
                         await trio.sleep(AGAIN_S)
-                        answer = await client.send(answer.request)
-                    allowed += answer.json()["allowed"]
+                allowed += found
         return allowed
+
+    def note_held(self) -> None:
+        self.held = frozenset(
+            id for each in self.customers for id in each.client.held.keys() & each.gateway.held
+        )
 
     # --- load ------------------------------------------------------------------------------------
 
