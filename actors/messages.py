@@ -417,11 +417,6 @@ class RelaysChanged:
 
 
 @attrs.frozen
-class DoorsChanged:
-    """Published on `DOORS`: `Services.doors` may be others now."""
-
-
-@attrs.frozen
 class CheckToken:
     """To every relay's actor: its token may have been deleted."""
 
@@ -447,8 +442,6 @@ OWNERS = "channels"
 """Topic to which every actor that owns a channel listens, for `End`."""
 REVOCATIONS = "relay revocations"
 """Topic of all nodes, of `RevokeRelayUse`."""
-DOORS = "doors"
-"""Topic of `DoorsChanged`, of this node alone."""
 DIRECTORY = "relay directory"
 """Registered name of the relay directory."""
 

@@ -15,7 +15,6 @@ from actors.attachment import Channel
 from actors.enrolment import occupied, refusal
 from actors.messages import (
     DIRECTORY,
-    DOORS,
     OWNERS,
     RELAYS,
     AgentMoved,
@@ -26,7 +25,6 @@ from actors.messages import (
     CandidatesFrom,
     ClientTruth,
     Closed,
-    DoorsChanged,
     End,
     FromOwner,
     GatewayTruth,
@@ -110,7 +108,7 @@ class ChannelOwner(Actor):
 
     def started(self) -> None:
         self.subscribe(OWNERS)
-        self.subscribe(DOORS)
+        self.subscribe(ROSTER)
 
     def terminated(self, reason: str) -> None:
         goodbye = refusal("shutting_down") if reason == "shutdown" else self._goodbye
@@ -160,8 +158,8 @@ class ChannelOwner(Actor):
             self._told_doors = ()
             self._tell_doors()
 
-    @handles(DoorsChanged)
-    def _on_doors_changed(self, message: DoorsChanged) -> None:
+    @handles(RosterChanged)
+    def _on_roster_changed(self, message: RosterChanged) -> None:
         if self._told_doors is not None:
             self._tell_doors()
 
@@ -230,7 +228,6 @@ class AgentOwner(ChannelOwner, ABC):
 
     def started(self) -> None:
         super().started()
-        self.subscribe(ROSTER)
         limits, factor = self._services.limits, self.candidates_factor
         self._candidates = Bucket(
             limits.candidates_per_s * factor, limits.candidates_burst * factor, self.context.now()
@@ -372,6 +369,7 @@ class AgentOwner(ChannelOwner, ABC):
     @handles(RosterChanged)
     def _on_roster_changed(self, message: RosterChanged) -> None:
         """The account may live elsewhere now, and its actor may not be able to say so."""
+        super()._on_roster_changed(message)
         account = self._account
         owner = self._services.tenure.owner_of(self._account_id)
         if account is not None and owner not in (None, account.node):

@@ -49,7 +49,7 @@ from channel.messages import (
     SocketAddress,
 )
 from runtime.actor import Actor, ActorRef, CallError, Down, NamedRef, Timer, handles
-from runtime.cluster.tenure import ROSTER, RosterChanged
+from runtime.cluster.tenure import RosterChanged
 from runtime.randomness import uuid7
 from runtime.secret import Secret
 
@@ -208,7 +208,6 @@ class RelayActor(ChannelOwner):
     def started(self) -> None:
         super().started()
         self.subscribe(RELAY_OWNERS)
-        self.subscribe(ROSTER)
         self.cast(self.context.ref, _Begin())
 
     @handles(_Begin)
@@ -293,6 +292,7 @@ class RelayActor(ChannelOwner):
 
     @handles(RosterChanged)
     def _on_roster_changed(self, message: RosterChanged) -> None:
+        super()._on_roster_changed(message)
         self._register_soon(0)
 
     @handles(_Register)

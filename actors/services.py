@@ -61,8 +61,8 @@ class Services:
     `prove_address` says whether a relay answers at an address that it announced.
 
     `doors` are the channel listeners of all nodes that take agents now, as far as this node knows;
-    agents are told no more than MAX_DOORS of them, and of none at all nothing. Whenever it changes,
-    `DoorsChanged` has to be published on `DOORS` (see `ControlPlane.doors_changed`).
+    agents are told no more than MAX_DOORS of them, and of none at all nothing. They are looked at
+    when the roster changes (`runtime.cluster.tenure`).
     """
 
     store: Store

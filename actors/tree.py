@@ -32,11 +32,9 @@ from actors.gateway import GatewayActor
 from actors.messages import (
     ACCOUNT,
     DIRECTORY,
-    DOORS,
     OWNERS,
     RELAY_OWNERS,
     CheckToken,
-    DoorsChanged,
     End,
     Wake,
     account_name,
@@ -78,8 +76,8 @@ class ControlPlane:
 
     `prove_address` is asked, as an effect, whether a relay answers at an address; `tenure` is that
     of this node in its cluster (see `runtime.cluster.node`, which must run on the same scheduler).
-    `doors` are the addresses of all nodes that take agents now (call `doors_changed` when they are
-    others). Methods are to be called where the scheduler runs.
+    `doors` are the addresses of all nodes that take agents now. Methods are to be called where the
+    scheduler runs.
     """
 
     def __init__(
@@ -162,10 +160,6 @@ class ControlPlane:
     def wake_relays(self) -> None:
         """A token of relays was deleted: on all nodes they are asked for theirs."""
         self._scheduler.broadcast(RELAY_OWNERS, CheckToken())
-
-    def doors_changed(self) -> None:
-        """`doors` may be others now: agents are told."""
-        self._scheduler.pubsub.publish(DOORS, DoorsChanged())
 
     @property
     def accounts(self) -> KeyedActors:

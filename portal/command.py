@@ -19,7 +19,7 @@ from portal.node import run_portal
 from portal.settings import DEFAULT_STATE_DIR, PortalSettings, SettingsError
 from runtime.cluster.hosting import ClusterError
 from runtime.cluster.leases import ClusterFull
-from runtime.cluster.process import NodeFailed, NodeSuperseded
+from runtime.cluster.process import MembershipEnded, NodeSuperseded
 from runtime.cluster.ray_settings import RayRefused
 from runtime.service import SecretUnavailable, configure_logging
 
@@ -49,7 +49,7 @@ def portal(settings: Annotated[PortalSettings, Parameter(name="*")] | None = Non
         InvalidToken,
         StoreError,
         NodeSuperseded,
-        NodeFailed,
+        MembershipEnded,
         ClusterError,
         ClusterFull,
         RayRefused,

@@ -290,7 +290,7 @@ class _Node:
             tenure=process.tenure,
             doors=partial(_doors, process.tenure) if has_others else tuple,
         )
-        process.attach(scheduler, node_codec(), changed=control.doors_changed)
+        process.attach(scheduler, node_codec())
         control.start()
         await nursery.start(host.run)
         await nursery.start(process.run)

@@ -7,36 +7,17 @@ from collections.abc import Callable
 from typing import Any
 
 from runtime.actor import DEFAULT_DEADLINE_NS
-from runtime.clock import Clock
 from runtime.context import DEAD, Abroad, Caller, Context
 from runtime.errors import CallError, Overloaded
-from runtime.inspection import Report
 from runtime.lifetimes import Lifetimes
-from runtime.randomness import Randomness
 from runtime.refs import ActorRef, AnyRef
 
 
 class Calls(Lifetimes):
     """The part of a scheduler that carries calls to those who have to answer them."""
 
-    def __init__(
-        self,
-        *,
-        clock: Clock,
-        randomness: Randomness,
-        node: str,
-        report: Callable[[Report], None] | None,
-        crash_details: bool,
-    ) -> None:
-        super().__init__(
-            clock=clock,
-            randomness=randomness,
-            node=node,
-            report=report,
-            crash_details=crash_details,
-        )
-        self._calls_by_mailbox = 0
-        self._calls_elsewhere = 0
+    _calls_by_mailbox = 0
+    _calls_elsewhere = 0
 
     # --- from outside of the actors ---------------------------------------------------------------
 

@@ -220,16 +220,13 @@ class KeyedActor(Actor):
         return False
 
     async def _release(self) -> None:
-        tenure = self.tenure
-        with suppress(LeaseUnavailable):  # then whoever wants it asks for it, or waits for our end
-            await self.perform(
-                partial(
-                    self._leases.release,
-                    self.key,
-                    owner=tenure.node,
-                    incarnation=self._incarnation,
-                )
-            )
+        await _release(self, self._leases, self.key, self.tenure.node, self._incarnation)
+
+
+async def _release(actor: Actor, store: LeaseStore, key: UUID, node: str, incarnation: int) -> None:
+    """Give up a lease. If the store is away, whoever wants it asks for it, or waits for our end."""
+    with suppress(LeaseUnavailable):
+        await actor.perform(partial(store.release, key, owner=node, incarnation=incarnation))
 
 
 class _Releaser(Actor):
@@ -247,15 +244,7 @@ class _Releaser(Actor):
     @handles(_Check)
     async def _on_check(self, message: _Check) -> None:
         tenure = self._tenure
-        with suppress(LeaseUnavailable):  # it is asked for again
-            await self.perform(
-                partial(
-                    self._store.release,
-                    self._key,
-                    owner=tenure.node,
-                    incarnation=tenure.incarnation,
-                )
-            )
+        await _release(self, self._store, self._key, tenure.node, tenure.incarnation)
         self.stop()
 
 

@@ -11,7 +11,7 @@ await process.leave(host)                   # in good order
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Final
 
 import attrs
@@ -72,7 +72,7 @@ class NodeStatistics:
     broadcasts: int
 
 
-class NodeFailed(Exception):
+class MembershipEnded(Exception):
     """What makes this process a node has ended, and could not be started anew."""
 
 
@@ -123,7 +123,6 @@ class NodeProcess:
         self._links: NodeLinks | None = None
         self._node: ClusterNode | None = None
         self._over = trio.Event()
-        self._changed: Callable[[], None] = lambda: None
 
     @classmethod
     async def join(
@@ -180,15 +179,8 @@ class NodeProcess:
             link_settings=link_settings or LinkSettings(),
         )
 
-    def attach(
-        self,
-        scheduler: Scheduler,
-        codec: MessageCodec,
-        *,
-        changed: Callable[[], None] = lambda: None,
-    ) -> ClusterNode:
-        """Join the scheduler of this node to the cluster, and start the actors that it needs.
-        `changed` is called when the roster (`tenure`) has changed; it must not raise."""
+    def attach(self, scheduler: Scheduler, codec: MessageCodec) -> ClusterNode:
+        """Join the scheduler of this node to the cluster, and start the actors that it needs."""
         if scheduler.node != self.name:
             raise ValueError("the scheduler is of another node")
         remote = RemoteActors(scheduler, codec, self._send)
@@ -203,7 +195,6 @@ class NodeProcess:
             settings=self._settings,
         )
         self._node = node
-        self._changed = changed
         if self._membership is not None:
             self._links = NodeLinks(
                 self._membership,
@@ -220,7 +211,7 @@ class NodeProcess:
         return node
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Carry messages until cancelled. Raises NodeSuperseded, NodeFailed."""
+        """Carry messages until cancelled. Raises NodeSuperseded, MembershipEnded."""
         async with trio.open_nursery() as nursery:
             if self._links is not None:
                 await nursery.start(self._links.run, self._listeners)
@@ -229,7 +220,9 @@ class NodeProcess:
             nursery.cancel_scope.cancel()
         if self.tenure.is_superseded:
             raise NodeSuperseded(self.name)
-        raise NodeFailed(f"the node {self.name!r} is no member any more: see the crashes above")
+        raise MembershipEnded(
+            f"the node {self.name!r} is no member any more: see the crashes above"
+        )
 
     async def drain(self, host: TrioHost) -> None:
         """Own no key any more, if another node can: all nodes know it, and hand-over begins. Raises
@@ -292,7 +285,6 @@ class NodeProcess:
         """The roster changed: keep links with the nodes that live, and see whether we may go on."""
         if self.tenure.is_superseded:
             self._over.set()
-        self._changed()
         if self._links is None:
             return
         self._links.set_peers(

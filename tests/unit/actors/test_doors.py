@@ -10,6 +10,7 @@ from channel.messages import (
     Portals,
     RelayInit,
 )
+from runtime.cluster.tenure import ROSTER, RosterChanged
 
 from .world import Agent, World
 
@@ -25,7 +26,7 @@ def world_of(*doors: DoorAddress) -> World:
 
 def change(world: World, *doors: DoorAddress) -> None:
     world.doors = doors
-    world.plane.doors_changed()
+    world.scheduler.pubsub.publish(ROSTER, RosterChanged())
     world.host.run_until_idle()
 
 

@@ -10,7 +10,7 @@ from actors.store.memory import MemoryStore
 from runtime.clock import SystemClock
 from runtime.cluster.envelopes import make_codec
 from runtime.cluster.member import MEMBER, Renew
-from runtime.cluster.process import NodeFailed, NodeProcess, NodeSuperseded
+from runtime.cluster.process import MembershipEnded, NodeProcess, NodeSuperseded
 from runtime.host import TrioHost
 from runtime.randomness import SystemRandomness
 from runtime.scheduler import Scheduler
@@ -39,7 +39,7 @@ class Running:
             await nursery.start(self.host.run)
             try:
                 await self.process.run()
-            except (NodeFailed, NodeSuperseded) as error:
+            except (MembershipEnded, NodeSuperseded) as error:
                 self.errors.append(error)
             nursery.cancel_scope.cancel()
 
@@ -87,7 +87,7 @@ async def test_a_process_whose_member_fails_again_and_again_ends() -> None:
                 running.scheduler.stop(running.member(), "crashed: on purpose")
                 while running.member() is None and not running.errors:
                     await trio.sleep(0.005)
-    assert [type(error) for error in running.errors] == [NodeFailed]
+    assert [type(error) for error in running.errors] == [MembershipEnded]
 
 
 async def test_the_end_of_all_actors_is_no_failure() -> None:
