@@ -7,17 +7,17 @@ Exactly one lives for an account, fenced by the epoch that it got from the store
   higher number stands;
 - the live authorisations and the connections that carry them.
 
-It is one actor in four files, since its state has one owner: `authorizations` (how they live and
-end), `requests` (access is asked for), `questions` (of the API), and this one (its own life, the
-feed, enrolment, presence). What can be said without waiting stands in `ledger`, `consequences`,
-`choice` and `enrolment`.
+It is one actor in five files, since its state has one owner: `authorizations` (how they live and
+end), `requests` (access is asked for), `questions` (of the API), `following` (the feed, and what
+changes mean), and this one (its own life, enrolment, presence). What can be said without waiting
+stands in `ledger`, `consequences`, `choice` and `enrolment`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from datetime import datetime, timedelta
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 from uuid import UUID
 
 import attrs
@@ -25,7 +25,7 @@ import structlog
 
 from actors.attendance import Attendance, OnlineAgent
 from actors.authorizations import AGAIN_NS
-from actors.consequences import Touched, as_told, end_reason, is_rebuilt, rejudge
+from actors.consequences import as_told, end_reason, is_rebuilt, rejudge
 from actors.enrolment import (
     RangeExhausted,
     device_refusal,
@@ -37,9 +37,9 @@ from actors.enrolment import (
     refusal,
     renewed_device,
 )
+from actors.following import FeedOfAccount
 from actors.ledger import LAST_CALL_NS, Live
 from actors.messages import (
-    REVOCATIONS,
     AgentMoved,
     AttachClient,
     AttachGateway,
@@ -49,13 +49,9 @@ from actors.messages import (
     GatewayLoad,
     GatewayTruth,
     Occupied,
-    RevokeRelayUse,
-    VisibleResources,
-    Wake,
 )
-from actors.model import Authorization, Change, Client, Gateway
-from actors.policy.engine import Denied, Snapshot, visible_resources
-from actors.questions import QuestionsOfAccount
+from actors.model import Authorization, Client, Gateway
+from actors.policy.engine import Denied, Snapshot
 from actors.services import Services
 from actors.store.interface import (
     MAX_PAGE,
@@ -68,14 +64,11 @@ from actors.store.interface import (
     Unavailable,
 )
 from channel.messages import (
-    MAX_RESOURCES,
     Disconnect,
     Held,
     IpText,
     LiveAuthorization,
-    ResourceUpdated,
 )
-from channel.messages import Resource as ToldResource
 from runtime.actor import Caller, Down, Raise, handles
 from runtime.cluster.keyed import NotEntitled
 from runtime.randomness import uuid7
@@ -84,7 +77,6 @@ MAX_ENROL_ATTEMPTS = 5
 CLOCK_SLACK = timedelta(seconds=5)
 """How far the clocks of those that write changes and authorisations may lie apart."""
 
-_Side = tuple[Attendance, dict[UUID, Any]]
 _log = structlog.get_logger("holloway.account")
 
 
@@ -102,16 +94,7 @@ class _Follow:
     moved: AgentMoved
 
 
-@attrs.frozen
-class _AgentDue:
-    """An agent's token may have expired."""
-
-    kind: Literal["client", "gateway"]
-    id: UUID
-    number: int
-
-
-class AccountActor(QuestionsOfAccount):
+class AccountActor(FeedOfAccount):
     """See the module. Started on demand under the name `account_name(account_id)`."""
 
     mailbox_limit: ClassVar[int] = 20_000
@@ -119,7 +102,6 @@ class AccountActor(QuestionsOfAccount):
     def __init__(self, services: Services, account_id: UUID) -> None:
         super().__init__(services, account_id)
         self._joined = 0
-        self._news: list[Change] = []
 
     # --- life --------------------------------------------------------------------------------
 
@@ -196,136 +178,6 @@ class AccountActor(QuestionsOfAccount):
             else:
                 high = middle
         return low
-
-    # --- the feed ----------------------------------------------------------------------------
-
-    @handles(Wake)
-    async def _on_wake(self, message: Wake) -> None:
-        try:
-            await self._pull()
-        except Unavailable:
-            self._wake_again()
-
-    async def _pull(self) -> None:
-        """Catch up with the feed, and see to it that what changed has its consequences."""
-        while changes := await self._changes_after(self._snapshot.number):
-            self._news += [change for change in changes if self._snapshot.apply(change)]
-            await self._follow()
-        if self._news:
-            await self._follow()
-        await self._write_ends()
-
-    async def _changes_after(self, number: int) -> tuple[Change, ...]:
-        changes: tuple[Change, ...] = await self._do(
-            self._services.store.changes, self._account_id, after=number, limit=MAX_PAGE
-        )
-        return changes
-
-    async def _follow(self) -> None:
-        """Carry out the consequences of the news. Raises Unavailable if some could not be written;
-        the news are then kept, and followed once more (which is harmless) with the next pull."""
-        touched = Touched.by(self._news)
-        failure: Unavailable | None = None
-        for live in self._ledger:
-            try:
-                if live.authorization.resource_id in touched.rebuilt:
-                    await self._end(live, "resource_changed")
-                elif touched.concerns(live.authorization, self._snapshot):
-                    await self._review(live)
-            except Unavailable as error:
-                failure = error
-        self._tell_updated(touched.updated)
-        if touched.presences:
-            await self._check_presences()
-        for change in self._news:
-            if change.kind in ("client", "gateway") and change.after is None:
-                self._revoke_relay_use(change.entity_id, is_gone=True)  # connected or not
-        for online in self._clients:
-            if touched.concerns_view(online.id, online.visible, self._snapshot):
-                self._tell_visible(online)
-        self._arm()
-        if failure is not None:
-            self._wake_again()
-            raise failure
-        self._news.clear()
-        if self._snapshot.account is None:
-            self.stop()
-
-    def _tell_updated(self, resource_ids: Iterable[UUID]) -> None:
-        for id in resource_ids:
-            resource = self._snapshot.resources.get(id)
-            carriers = {
-                each.authorization.gateway_id
-                for each in self._ledger
-                if each.authorization.resource_id == id
-            }
-            for gateway_id in carriers if resource is not None else ():
-                assert resource is not None
-                self._tell(self._gateways, gateway_id, ResourceUpdated(resource=as_told(resource)))
-
-    def _tell_visible(self, online: OnlineAgent) -> None:
-        visible = self._visible(online.id)
-        if visible != online.visible:
-            online.visible = visible
-            self._command(online.ref, VisibleResources(visible))
-
-    def _visible(self, client_id: UUID) -> dict[UUID, ToldResource]:
-        resources = visible_resources(self._snapshot, client_id)
-        return {id: as_told(resources[id]) for id in sorted(resources)[:MAX_RESOURCES]}
-
-    async def _check_presences(self) -> None:
-        """Part with agents that may not be connected any more."""
-        for attendance, rows in self._sides():
-            for online in attendance:
-                await self._check_presence(attendance, online, rows.get(online.id))
-
-    async def _check_presence(
-        self, attendance: Attendance, online: OnlineAgent, row: Client | Gateway | None
-    ) -> None:
-        """What an agent loses with its right to be connected ends before it is sent away."""
-        refused = device_refusal(
-            self._snapshot, row, online.token_id, online.remote, self.context.utc_now()
-        )
-        if refused is None:
-            self._watch_token(online)
-            return
-        is_client = online.kind == "client"
-        of_agent = self._ledger.of_client if is_client else self._ledger.of_gateway
-        for live in of_agent(online.id):
-            await self._end(live, refused.reason)
-        attendance.remove(online)
-        self._command(online.ref, End(refused))
-        if row is not None:  # else its removal says so
-            self._revoke_relay_use(online.id, is_gone=False)
-
-    def _revoke_relay_use(self, agent_id: UUID, *, is_gone: bool) -> None:
-        self.broadcast(REVOCATIONS, RevokeRelayUse(agent_id, is_gone))
-
-    def _watch_token(self, online: OnlineAgent) -> None:
-        expires_at = self._snapshot.tokens[online.token_id].expires_at
-        if expires_at == online.token_expires_at:
-            return
-        online.token_expires_at = expires_at
-        if expires_at is not None:
-            delay = (expires_at - self.context.utc_now()) // timedelta(microseconds=1) * 1_000
-            self.send_after(max(0, delay), _AgentDue(online.kind, online.id, online.number))
-
-    @handles(_AgentDue)
-    async def _on_agent_due(self, message: _AgentDue) -> None:
-        attendance, rows = self._side(message.kind)
-        online = attendance.get(message.id)
-        if online is not None and online.number == message.number:
-            online.token_expires_at = None
-            await self._check_presence(attendance, online, rows.get(online.id))
-
-    def _sides(self) -> tuple[_Side, _Side]:
-        return self._side("client"), self._side("gateway")
-
-    def _side(self, kind: Literal["client", "gateway"]) -> _Side:
-        """Who of this kind is connected, and the rows of all that are known."""
-        if kind == "client":
-            return self._clients, self._snapshot.clients
-        return self._gateways, self._snapshot.gateways
 
     # --- enrolment ---------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Hashable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 from uuid import UUID
 
 import attrs
@@ -36,7 +36,6 @@ from actors.store.interface import (
     Conflict,
     Contents,
     Fenced,
-    Full,
     Held,
     Invalid,
     InvalidReference,
@@ -47,25 +46,19 @@ from actors.store.interface import (
     Put,
     Remove,
 )
+from actors.store.memory_nodes import MemoryNodes
 from actors.store.rules import (
     REFERRERS,
     REMOVAL_ORDER,
     UNIQUE,
     check_limit,
     check_mutations,
-    check_node,
-    check_ttl,
     validate,
 )
 from runtime.clock import Clock, SystemClock
-from runtime.cluster.leases import NodeRow
 from runtime.cluster.membership import check_node_name
-from runtime.cluster.placement import MAX_NODES
 
 T = TypeVar("T")
-
-EXPELLED: Final = -(2**63)
-"""The end of the lease of a node that was given up for dead: before every instant."""
 
 
 @attrs.define
@@ -83,27 +76,13 @@ class _Book:
     authorizations: dict[UUID, Authorization] = attrs.Factory(dict)
 
 
-@attrs.define(kw_only=True)
-class _Node:
-    """A node that has joined and not left. `until_ns`: the end of its lease, or EXPELLED."""
-
-    incarnation: int
-    link_address: str
-    door_address: str
-    version: str
-    draining: bool = False
-    until_ns: int
-
-
-class MemoryStore:
+class MemoryStore(MemoryNodes):
     """`actors.store.interface.Store` in memory. Not for use from several threads.
 
     `clock` is that of the nodes' leases: the machine's own unless a virtual world gives another."""
 
     def __init__(self, clock: Clock | None = None) -> None:
-        self._clock = clock or SystemClock()
-        self._nodes: dict[str, _Node] = {}
-        self._incarnation = 0
+        super().__init__(clock or SystemClock())
         self._books: dict[UUID, _Book] = {}
         self._unique: dict[Hashable, UUID] = {}
         self._token_uses: dict[UUID, int] = {}
@@ -267,67 +246,6 @@ class MemoryStore:
         self._token_uses.pop(id, None)
         self._relays = {key: each for key, each in self._relays.items() if each.token_id != id}
 
-    # --- leases of nodes ---
-
-    async def join_node(
-        self, name: str, *, link_address: str, door_address: str, version: str, ttl_ns: int
-    ) -> int:
-        """See `LeaseStore.join_node`. Raises Full."""
-        check_node(name, link_address=link_address, door_address=door_address, version=version)
-        check_ttl(ttl_ns)
-        if name not in self._nodes and len(self._nodes) >= MAX_NODES:
-            dead = [each for each in self._nodes if not self._stands(each)]
-            if not dead:
-                raise Full(f"{MAX_NODES} nodes live")
-            del self._nodes[min(dead, key=lambda each: (self._nodes[each].until_ns, each))]
-        self._incarnation += 1
-        self._nodes[name] = _Node(
-            incarnation=self._incarnation,
-            link_address=link_address,
-            door_address=door_address,
-            version=version,
-            until_ns=self._clock.monotonic_ns() + ttl_ns,
-        )
-        return self._incarnation
-
-    async def renew_node(
-        self, name: str, incarnation: int, *, draining: bool, ttl_ns: int
-    ) -> tuple[NodeRow, ...]:
-        """See `LeaseStore.renew_node`. Raises Fenced."""
-        check_ttl(ttl_ns)
-        node = self._life(name, incarnation)
-        if node is None or node.until_ns == EXPELLED:
-            raise self._is_over(name, incarnation)
-        node.draining = draining
-        node.until_ns = self._clock.monotonic_ns() + ttl_ns
-        return await self.nodes()
-
-    async def nodes(self) -> tuple[NodeRow, ...]:
-        """See `LeaseStore.nodes`."""
-        now_ns = self._clock.monotonic_ns()
-        return tuple(
-            NodeRow(
-                name=name,
-                incarnation=node.incarnation,
-                link_address=node.link_address,
-                door_address=node.door_address,
-                version=node.version,
-                draining=node.draining,
-                remaining_ns=0 if node.until_ns == EXPELLED else max(0, node.until_ns - now_ns),
-            )
-            for name, node in sorted(self._nodes.items())
-        )
-
-    async def expel_node(self, name: str, incarnation: int) -> None:
-        """See `LeaseStore.expel_node`."""
-        if (node := self._life(name, incarnation)) is not None:
-            node.until_ns = EXPELLED
-
-    async def leave_node(self, name: str, incarnation: int) -> None:
-        """See `LeaseStore.leave_node`."""
-        if self._life(name, incarnation) is not None:
-            del self._nodes[name]
-
     # --- leases of accounts ---
 
     async def acquire(self, key: UUID, *, owner: str, incarnation: int) -> int:
@@ -391,25 +309,6 @@ class MemoryStore:
         return tuple(self._relays[id] for id in sorted(self._relays))
 
     # --- helpers ---
-
-    def _life(self, name: str, incarnation: int) -> _Node | None:
-        node = self._nodes.get(name)
-        return node if node is not None and node.incarnation == incarnation else None
-
-    def _stands(self, name: str, incarnation: int | None = None) -> bool:
-        """Whether the node (in this life of it) has a lease that has not expired."""
-        node = self._nodes.get(name)
-        return (
-            node is not None
-            and incarnation in (None, node.incarnation)
-            and node.until_ns > self._clock.monotonic_ns()
-        )
-
-    def _is_over(self, name: str, incarnation: int) -> Fenced:
-        node = self._nodes.get(name)
-        superseded = node is not None and node.incarnation > incarnation
-        reason = "was superseded" if superseded else "has no lease"
-        return Fenced(f"node {name}, incarnation {incarnation}, {reason}", superseded=superseded)
 
     def _table(self, account_id: UUID, kind: EntityKind) -> dict[UUID, Entity]:
         book = self._books.get(account_id)
