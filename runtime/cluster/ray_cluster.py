@@ -305,7 +305,7 @@ class RayCluster:
 
 def _connect(address: str, namespace: str, through: Path | None) -> None:
     import ray
-    from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
+    from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]  # of C
 
     logging.getLogger("ray").setLevel(logging.ERROR)
     if ray.is_initialized():

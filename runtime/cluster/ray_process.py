@@ -30,7 +30,7 @@ WATCH_S: Final = 0.5
 _PR_SET_CHILD_SUBREAPER: Final = 36
 
 
-class _Machine(Node):  # type: ignore[misc]
+class _Machine(Node):  # type: ignore[misc]  # Ray is untyped
     def start_api_server(self, *, include_dashboard: bool | None, raise_on_failure: bool) -> None:
         """No dashboard, nor the process that stands in for it."""
 

@@ -361,7 +361,7 @@ class World:
         doors = [node.door for node in self.nodes.values()]
         door = doors[number % len(doors)]  # any names the portal; and agents begin there
         for kind, of in (("client", {"principal_id": user.id}), ("gateway", {"site_id": site.id})):
-            token, text = self._make_token(kind, account.id, door, **of)  # type: ignore[arg-type]
+            token, text = self._make_token(kind, account.id, door, **of)
             tokens.append(token)
             texts.append(text)
         entities: Sequence[Entity] = (
@@ -395,7 +395,7 @@ class World:
             name=kind,
             hash=hash_token(kind, id, secret),
             created_at=clock.utc_now(),
-            **of,  # type: ignore[arg-type]
+            **of,
         )
         return token, encode_token(kind, id, secret, door, self._pin).reveal_text()
 
