@@ -110,10 +110,10 @@ def is_rebuilt(change: Change) -> bool:
     before, after = change.before, change.after
     if not isinstance(before, model.Resource) or not isinstance(after, model.Resource):
         return False
-    return (before.address, before.kind, before.site_id) != (
+    return (before.address, before.kind, before.site_ids) != (
         after.address,
         after.kind,
-        after.site_id,
+        after.site_ids,
     )
 
 
@@ -125,7 +125,7 @@ def rejudge(snapshot: Snapshot, authorization: Authorization, instant: datetime)
         return decision
     resource = snapshot.resources[authorization.resource_id]
     gateway = snapshot.gateways.get(authorization.gateway_id)
-    if gateway is None or not gateway.approved or gateway.site_id != resource.site_id:
+    if gateway is None or not gateway.approved or gateway.site_id not in resource.site_ids:
         return Denied("forbidden", ("gateway",))
     return decision
 

@@ -171,8 +171,7 @@ class RequestsOfAccount(AuthorizationsOfAccount):
         return now_ns < self._settled_by_ns and f"{kind}:{id}" in self._expected
 
     def _expects_gateway_for(self, resource_id: UUID) -> bool:
-        site_id = self._snapshot.resources[resource_id].site_id
-        ids = self._snapshot.gateways_by_site.get(site_id, ())
+        ids = self._snapshot.gateways_of(self._snapshot.resources[resource_id])
         return any(self._expects("gateway", id) for id in ids if self._gateways.get(id) is None)
 
     def _hold(self, ask: DecideAccess, caller: Caller) -> object:
@@ -197,7 +196,7 @@ class RequestsOfAccount(AuthorizationsOfAccount):
         resource = self._snapshot.resources[ask.request.resource_id]
         now_ns = self.context.now()
         gateways = []
-        for id in self._snapshot.gateways_by_site.get(resource.site_id, ()):
+        for id in self._snapshot.gateways_of(resource):
             online = self._gateways.get(id)
             if online is None or id in ask.tried or not self._snapshot.gateways[id].approved:
                 continue
