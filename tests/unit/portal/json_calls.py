@@ -18,7 +18,7 @@ from portal.api.frontdoor import FrontDoor
 from portal.api.office import Office
 from runtime.clock import SystemClock
 from runtime.randomness import SystemRandomness
-from tests.system.portal_support import NobodyOnline, make_token
+from tests.system.portal_support import Agents, key_ring, make_token
 
 Call = tuple[str, str, Any]
 
@@ -67,9 +67,10 @@ def target(store: Store) -> Target:
         store=store,
         clock=SystemClock(),
         randomness=SystemRandomness(),
-        live=NobodyOnline(),
+        live=Agents(),
         portal="portal.example:443",
         pin=bytes(32),
+        keys=key_ring(),
     )
     now = office.clock.utc_now()
     account = Account(id=office.new_id(), name="Acme", slug="acme", created_at=now)
@@ -79,7 +80,7 @@ def target(store: Store) -> Target:
     group = Group(id=office.new_id(), **common)
     site = Site(id=office.new_id(), **common)
     resource = Resource(
-        id=office.new_id(), site_id=site.id, kind="cidr", address="10.0.0.0/8", **common
+        id=office.new_id(), site_ids=(site.id,), kind="cidr", address="10.0.0.0/8", **common
     )
     token, text = make_token(office, "api", account_id=account.id, principal_id=admin.id)
     patient = Authenticator(office.store, office.clock, calls_per_s=10**6)
