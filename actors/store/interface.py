@@ -314,8 +314,8 @@ class Store(LeaseStore, Protocol):
     # --- logs ---
 
     async def write_logs(self, rows: Sequence[Log]) -> None:
-        """Append at most MAX_LOGS rows; each account's in one transaction. A row that is there is
-        left as it is, so the call may be made again. Raises Invalid."""
+        """Append at most MAX_LOGS rows, all or none. A row that is there is left as it is, so the
+        call may be made again. Raises Invalid, InvalidReference for an account that never was."""
 
     async def logs(
         self,
