@@ -33,6 +33,7 @@ from portal.api.pagination import Page, PageRequest
 from portal.api.problems import Problem, not_found, of_store, unavailable
 from runtime.clock import Clock
 from runtime.randomness import Randomness, uuid7
+from runtime.secret import Secret
 
 E = TypeVar("E", bound=Entity)
 T = TypeVar("T")
