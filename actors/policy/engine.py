@@ -38,6 +38,7 @@ __all__ = [
     "Gap",
     "Request",
     "Snapshot",
+    "allowed_until",
     "candidates",
     "common_violations",
     "decide",
@@ -160,18 +161,22 @@ def expiry_by(
     snapshot: Snapshot, request: Request, policy_id: UUID, instant: datetime
 ) -> datetime | None:
     """When access by this policy alone ends, or None if it does not allow the request."""
-    principal = principal_of(snapshot, request)
-    if principal is None:
-        return None
-    found = snapshot.policies_for(principal, request.resource_id)
-    policy = next((policy for policy in found if policy.id == policy_id), None)
-    if policy is None:
-        return None
-    if common_violations(snapshot, request, instant):
-        return None
-    if policy.violated(facts_of(snapshot, request, instant)):
-        return None
-    return policy.expiry(instant, token_expiry(snapshot, request))
+    for policy in _allowing(snapshot, request, instant):
+        if policy.id == policy_id:
+            return policy.expiry(instant, token_expiry(snapshot, request))
+    return None
+
+
+def allowed_until(
+    snapshot: Snapshot, request: Request, instant: datetime, limit: datetime
+) -> datetime | None:
+    """Until when one policy keeps on allowing the request by renewal, so that leases do not count;
+    `limit` if it does so until then. None if none allows it."""
+    token_expires_at = token_expiry(snapshot, request)
+    if token_expires_at is not None and token_expires_at < limit:
+        limit = token_expires_at
+    ends = [policy.end(instant, limit) for policy in _allowing(snapshot, request, instant)]
+    return max(ends, default=None)
 
 
 def candidates(
@@ -234,6 +239,16 @@ def visible_resources(snapshot: Snapshot, client_id: UUID) -> dict[UUID, Resourc
 
 
 # --- helpers ---
+
+
+def _allowing(snapshot: Snapshot, request: Request, instant: datetime) -> list[CompiledPolicy]:
+    """The policies that allow a request."""
+    client, principal, token = _subject(snapshot, request)
+    if principal is None or _common(snapshot, request, principal, token, instant):
+        return []
+    facts = _facts(snapshot, request, client, token, instant)
+    policies = snapshot.policies_for(principal, request.resource_id)
+    return [policy for policy in policies if not policy.violated(facts)]
 
 
 def _subject(

@@ -82,15 +82,20 @@ class CompiledPolicy:
 
     def expiry(self, instant: datetime, token_expires_at: datetime | None) -> datetime:
         """When access by this policy, which must allow at the instant, ends at the latest."""
-        expires_at = instant + self.lease
-        if token_expires_at is not None and token_expires_at < expires_at:
-            expires_at = token_expires_at
-        policy_expires_at = self.policy.expires_at
-        if policy_expires_at is not None and policy_expires_at < expires_at:
-            expires_at = policy_expires_at
+        limit = instant + self.lease
+        if token_expires_at is not None and token_expires_at < limit:
+            limit = token_expires_at
+        return self.end(instant, limit)
+
+    def end(self, instant: datetime, limit: datetime) -> datetime:
+        """When this policy, which must allow at the instant, allows no more: by its own expiry or
+        the end of its time window, but never after `limit` (nor `MAX_HORIZON` if it has one)."""
+        expires_at = self.policy.expires_at
+        if expires_at is not None and expires_at < limit:
+            limit = expires_at
         if self.windows is not None:
-            expires_at = self.windows.end(instant, expires_at) or instant
-        return expires_at
+            limit = self.windows.end(instant, limit) or instant
+        return limit
 
 
 class Table(Mapping[UUID, _E]):
@@ -150,7 +155,7 @@ class Snapshot:
         self.everyone_groups: set[int] = set()
         self.groups_by_principal: dict[int, frozenset[int]] = {}
         self.principals_by_group: dict[int, set[int]] = {}
-        self.clients_by_principal: dict[int, frozenset[int]] = {}
+        self.sessions_by_principal: dict[int, frozenset[int]] = {}
         self.policies_by_resource: dict[int, dict[int, tuple[CompiledPolicy, ...]]] = {}
         """By resource and group."""
         self.policies_by_group: dict[int, dict[int, CompiledPolicy]] = {}
@@ -250,6 +255,13 @@ class Snapshot:
         found = [policy for policies in by_group.values() for policy in policies]
         return sorted(found, key=lambda policy: policy.id.int)
 
+    def compiled(self, policy_id: UUID) -> CompiledPolicy | None:
+        """A policy, compiled."""
+        policy = self.policies.by_key.get(policy_id.int)
+        return (
+            None if policy is None else self.policies_by_group[policy.group_id.int][policy_id.int]
+        )
+
     def members_of(self, group_id: UUID) -> Iterator[Principal]:
         """The principals in a group."""
         principals = self.principals.by_key
@@ -261,10 +273,10 @@ class Snapshot:
             if principal is not None:
                 yield principal
 
-    def clients_of(self, principal: Principal) -> Iterator[Client]:
-        """The devices of a principal."""
-        for key in self.clients_by_principal.get(principal.id.int, ()):
-            yield self.clients.by_key[key]
+    def sessions_of(self, principal: Principal) -> Iterator[Token]:
+        """The tokens by which devices of a principal come."""
+        for key in self.sessions_by_principal.get(principal.id.int, ()):
+            yield self.tokens.by_key[key]
 
     def gateways_of(self, resource: Resource) -> Iterator[UUID]:
         """The gateways that may carry a resource, each once: those of its sites."""
@@ -306,10 +318,9 @@ class Snapshot:
                 by_group = self.policies_by_resource.setdefault(entity.resource_id.int, {})
                 by_group[group] = (*by_group.get(group, ()), policy)
                 self.policies_by_group.setdefault(group, {})[entity.id.int] = policy
-            case Client():
-                principal = entity.principal_id.int
-                clients = self.clients_by_principal.get(principal, _NO_KEYS)
-                self.clients_by_principal[principal] = clients | {entity.id.int}
+            case Token(kind="client", principal_id=UUID() as owner):
+                tokens = self.sessions_by_principal.get(owner.int, _NO_KEYS)
+                self.sessions_by_principal[owner.int] = tokens | {entity.id.int}
             case Gateway():
                 self.gateways_by_site.setdefault(entity.site_id.int, set()).add(entity.id.int)
             case _:
@@ -326,10 +337,13 @@ class Snapshot:
                 _drop(self.groups_by_principal, principal_id, group_id.int)
                 _discard(self.principals_by_group, group_id, principal_id.int)
             case Policy():
-                del self.policies_by_group[entity.group_id.int][id.int]
+                of_group = self.policies_by_group[entity.group_id.int]
+                del of_group[id.int]
+                if not of_group:
+                    del self.policies_by_group[entity.group_id.int]
                 self._drop_candidate(entity)
-            case Client():
-                _drop(self.clients_by_principal, entity.principal_id, id.int)
+            case Token(kind="client", principal_id=UUID() as owner):
+                _drop(self.sessions_by_principal, owner, id.int)
             case Gateway():
                 _discard(self.gateways_by_site, entity.site_id, id.int)
             case _:

@@ -11,12 +11,15 @@ from datetime import UTC, datetime, time, timedelta
 from zoneinfo import ZoneInfo
 
 from actors.model import (
+    ENTITIES,
     Account,
     AuthProviderCondition,
     Client,
     ClientPostureCondition,
+    Conditions,
     CurrentTimeCondition,
     Entity,
+    EntityKind,
     Fact,
     FactTest,
     Group,
@@ -28,6 +31,7 @@ from actors.model import (
     Resource,
     Token,
 )
+from actors.policy.circumstances import Circumstances
 
 MINUTE = timedelta(minutes=1)
 
@@ -127,6 +131,31 @@ def compare_versions(one: str, other: str) -> int | None:
         if a != b:
             return a - b
     return 0
+
+
+def conditions_hold(conditions: Conditions, facts: Circumstances) -> bool:
+    """Whether all conditions hold in circumstances that are stated."""
+    region = conditions.remote_ip_location_region
+    if region is not None and not region_holds(region, facts.region):
+        return False
+    remote = conditions.remote_ip
+    if remote is not None and not address_holds(remote, facts.remote_ip):
+        return False
+    provider = conditions.auth_provider
+    if provider is not None and not provider_holds(provider, facts.auth_provider_id):
+        return False
+    hours = conditions.current_time
+    if hours is not None and not is_open(hours, facts.instant):
+        return False
+    verified = conditions.client_verified
+    if verified is not None and facts.client_verified is not verified.value:
+        return False
+    posture = conditions.client_posture
+    return posture is None or posture_holds(posture, facts.posture)
+
+
+def kind_of(entity: Entity) -> EntityKind:
+    return next(kind for kind, each in ENTITIES.items() if type(entity) is each)
 
 
 def decide(
