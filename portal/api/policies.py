@@ -182,7 +182,7 @@ async def explain_policies(desk: TheDesk, data: JSONBody[ExplainRequest]) -> Exp
         remote_ip=remote_ip or (connection.remote_ip if connection else None),
         token_id=data.token_id or token_id,
     )
-    explanation = explain(Snapshot.of(contents), request, instant)
+    explanation = explain(Snapshot.of(contents, desk.office.regions), request, instant)
     decision = explanation.decision
     denied = decision if isinstance(decision, Denied) else None
     return ExplainAnswer(
