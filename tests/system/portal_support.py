@@ -18,6 +18,7 @@ import trio
 from actors.model import Client, Gateway, Token, TokenKind
 from actors.store.interface import Put, Store
 from actors.store.memory import MemoryStore
+from actors.store.sealing import KeyRing
 from channel.credentials import encode_token, hash_token
 from portal.api.application import create_api
 from portal.api.office import Office
@@ -26,6 +27,7 @@ from portal.doors import Door
 from runtime.clock import Clock, SystemClock
 from runtime.net.address import Address
 from runtime.randomness import SystemRandomness
+from runtime.secret import Secret
 
 
 class NobodyOnline:
@@ -119,6 +121,7 @@ async def installation(
         live=NobodyOnline(),
         portal="127.0.0.1:443",
         pin=authority.pin,
+        key_ring=KeyRing({1: Secret(bytes(32))}, SystemRandomness()),
     )
     tls = ssl.create_default_context(cadata=authority.certificate_pem.decode())
     served = Door(
