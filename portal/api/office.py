@@ -40,7 +40,6 @@ from portal.api.problems import (
     not_found,
     of_store,
     tests_failed,
-    unavailable,
 )
 from portal.api.snapshots import Snapshots
 from runtime.clock import Clock
@@ -107,7 +106,7 @@ class Office:
     live: Live
     portal: str
     pin: bytes
-    keys: KeyRing | None = None
+    key_ring: KeyRing
     regions: Regions = NOWHERE
     _locks: WeakValueDictionary[UUID, trio.Lock] = attrs.field(
         factory=WeakValueDictionary, repr=False, init=False
@@ -172,13 +171,10 @@ class Desk:
     def seal(
         self, secret: str | None, table: EntityKind, column: str, row_id: UUID
     ) -> SealedSecret | None:
-        """A secret as the store keeps it. Raises Problem 503 where there is no key for it."""
+        """A secret as the store keeps it."""
         if secret is None:
             return None
-        keys = self.office.keys
-        if keys is None:
-            raise unavailable("This portal has no key for secrets; see docs/operating.md.")
-        return keys.seal(
+        return self.office.key_ring.seal(
             Secret(secret), table=table, column=column, account_id=self.account_id, row_id=row_id
         )
 

@@ -188,9 +188,7 @@ class PostgresStore(PostgresRecords):
 
     async def count(self, account_id: UUID, kind: EntityKind) -> int:
         """See `Store.count`."""
-        rows = await self._select(
-            of_account(account_id), TABLES[kind].count_own, [account_id]
-        )
+        rows = await self._select(of_account(account_id), TABLES[kind].count_own, [account_id])
         return int(rows[0][0])
 
     async def changes(

@@ -70,7 +70,7 @@ def target(store: Store) -> Target:
         live=Agents(),
         portal="portal.example:443",
         pin=bytes(32),
-        keys=key_ring(),
+        key_ring=key_ring(),
     )
     now = office.clock.utc_now()
     account = Account(id=office.new_id(), name="Acme", slug="acme", created_at=now)
