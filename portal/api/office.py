@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import datetime
 from typing import Any, Literal, Protocol, TypeGuard, TypeVar, cast
 from uuid import UUID
@@ -19,6 +19,7 @@ from actors.limits import limit_of
 from actors.messages import PresenceChanged
 from actors.model import KIND_OF, Account, Entity, EntityKind, SealedSecret
 from actors.policy.conditions import NOWHERE, Regions
+from actors.policy.engine import Snapshot
 from actors.policy.proposals import newly_failing_tests, propose
 from actors.store.interface import (
     InvalidReference,
@@ -112,11 +113,7 @@ class Office:
         factory=WeakValueDictionary, repr=False, init=False
     )
 
-    snapshots: Snapshots = attrs.field(init=False, repr=False)
-
-    @snapshots.default
-    def _make_snapshots(self) -> Snapshots:
-        return Snapshots(self.store, self.regions)
+    snapshots: Snapshots = attrs.field(factory=Snapshots, repr=False, init=False)
 
     def new_id(self) -> UUID:
         return uuid7(self.clock, self.randomness)
@@ -177,6 +174,15 @@ class Desk:
         return self.office.key_ring.seal(
             Secret(secret), table=table, column=column, account_id=self.account_id, row_id=row_id
         )
+
+    def snapshot(self) -> AbstractAsyncContextManager[Snapshot]:
+        """The account as it is now, for a question; see `Snapshots.of`."""
+        office = self.office
+        return office.snapshots.of(self.account_id, office.store, office.regions)
+
+    async def work(self, question: Callable[[], T]) -> T:
+        """Work a question out beside the event loop; see `Snapshots.work`."""
+        return await self.office.snapshots.work(question)
 
     async def show(self, entity_type: type[E], id: UUID) -> E:
         """The entity that the answer is about. Raises Problem 404, 412; NotModified."""
@@ -271,9 +277,9 @@ class Desk:
         return await self.office.store.count(self.account_id, "policy_test") > 0
 
     async def _check_tests(self, mutations: Sequence[Mutation]) -> int:
-        snapshots, now = self.office.snapshots, self.now
-        async with snapshots.of(self.account_id) as snapshot:
-            failing = await snapshots.work(
+        now = self.now
+        async with self.snapshot() as snapshot:
+            failing = await self.work(
                 lambda: newly_failing_tests(propose(snapshot, mutations), now)
             )
             if failing:

@@ -39,9 +39,7 @@ class _Place:
 class Snapshots:
     """At most MAX_SNAPSHOTS accounts; the one that was asked longest ago gives way."""
 
-    def __init__(self, store: Store, regions: Regions) -> None:
-        self._store = store
-        self._regions = regions
+    def __init__(self) -> None:
         self._places: OrderedDict[UUID, _Place] = OrderedDict()
         self._workers: trio.CapacityLimiter | None = None
 
@@ -49,7 +47,7 @@ class Snapshots:
         return len(self._places)
 
     @asynccontextmanager
-    async def of(self, account_id: UUID) -> AsyncIterator[Snapshot]:
+    async def of(self, account_id: UUID, store: Store, regions: Regions) -> AsyncIterator[Snapshot]:
         """The account as it is now: to be read, not changed, and by nobody else meanwhile. Raises
         NotFound and what the store raises."""
         place = self._places.setdefault(account_id, _Place())
@@ -57,7 +55,7 @@ class Snapshots:
         while len(self._places) > MAX_SNAPSHOTS:
             self._places.popitem(last=False)
         async with place.lock:
-            yield await self._forward(account_id, place)
+            yield await self._forward(account_id, place, store, regions)
 
     async def work(self, question: Callable[[], T]) -> T:
         """Work something out in a thread. It cannot be stopped, so it must be bounded."""
@@ -65,14 +63,14 @@ class Snapshots:
             self._workers = trio.CapacityLimiter(WORKERS)
         return await trio.to_thread.run_sync(question, limiter=self._workers)
 
-    async def _forward(self, account_id: UUID, place: _Place) -> Snapshot:
+    async def _forward(
+        self, account_id: UUID, place: _Place, store: Store, regions: Regions
+    ) -> Snapshot:
         snapshot, caught_up = place.snapshot, 0
         place.snapshot = None  # whatever fails, it is loaded anew
         while snapshot is not None and caught_up < MAX_CATCH_UP:
             try:
-                changes = await self._store.changes(
-                    account_id, after=snapshot.number, limit=MAX_PAGE
-                )
+                changes = await store.changes(account_id, after=snapshot.number, limit=MAX_PAGE)
                 for change in changes:
                     snapshot.apply(change)
             except (Gap, Pruned):
@@ -83,7 +81,7 @@ class Snapshots:
                     break
                 place.snapshot = snapshot
                 return snapshot
-        contents = await self._store.contents(account_id)
-        snapshot = await self.work(lambda: Snapshot.of(contents, self._regions))
+        contents = await store.contents(account_id)
+        snapshot = await self.work(lambda: Snapshot.of(contents, regions))
         place.snapshot = snapshot
         return snapshot

@@ -243,10 +243,10 @@ async def world(here: Installation, client: httpx.AsyncClient) -> dict[str, str]
     policy_test = await made(
         client,
         "policy_tests",
-        name="Uwe reaches the intranet",
-        principal_id=user["id"],
+        name="Nora does not reach the intranet",
+        principal_id=(await made(client, "principals", name="Nora"))["id"],
         resource_id=resource["id"],
-        expected="allowed",
+        expected="denied",
     )
     token = await made(client, "tokens", kind="client", name="laptop", principal_id=user["id"])
     gateway_token = await made(client, "tokens", kind="gateway", name="gw", site_id=site["id"])

@@ -1,4 +1,4 @@
-"""The stream of events over real HTTPS: changes in order and without gaps, presence, and its end."""
+"""The stream of events over real HTTPS: changes in order and without gaps, presence, its end."""
 
 from __future__ import annotations
 

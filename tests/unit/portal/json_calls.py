@@ -177,6 +177,8 @@ def near(
     if "enum" in schema:
         return st.sampled_from(schema["enum"]) | anything
     match schema.get("type"):
+        case "object" if "properties" not in schema:
+            return st.dictionaries(TEXTS, anything, max_size=3) | anything
         case "object":
             fields = {
                 name: near(document, each, anything, ids)
