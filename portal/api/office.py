@@ -17,6 +17,7 @@ from litestar.di import NamedDependency
 from actors.model import KIND_OF, Account, Entity, EntityKind
 from actors.policy.conditions import NOWHERE, Regions
 from actors.store.interface import Mutation, NotFound, Outdated, Put, Remove, Store
+from actors.store.sealing import KeyRing
 from portal.api.authentication import Caller, caller_of
 from portal.api.pagination import Page, PageRequest
 from portal.api.problems import Problem, not_found
@@ -54,6 +55,7 @@ class Office:
     live: Live
     portal: str
     pin: bytes
+    key_ring: KeyRing
     regions: Regions = NOWHERE
     _locks: WeakValueDictionary[UUID, trio.Lock] = attrs.field(
         factory=WeakValueDictionary, repr=False, init=False
