@@ -16,6 +16,7 @@ from actors.messages import (
     AttachClient,
     ClientTruth,
     Denial,
+    IsAnswered,
     KnownConnection,
     Received,
     VisibleResources,
@@ -93,6 +94,7 @@ class SessionActor(AgentOwner):
             held=held,
             number=self._number,
             connections=self._known_connections(),
+            asking=frozenset(self._pending.values()),
         )
 
     async def _introduce(self, truth: ClientTruth) -> None:
@@ -121,6 +123,9 @@ class SessionActor(AgentOwner):
             )
         self._say_renewed(truth.authorizations)
         self._on_visible(VisibleResources(truth.resources))
+
+    def is_amid(self) -> bool:
+        return bool(self._pending)
 
     def _held_now(self) -> tuple[Held, ...]:
         return tuple(
@@ -200,6 +205,10 @@ class SessionActor(AgentOwner):
         self._pending.pop(message.request, None)
         if message.answer is not None:
             self.say(message.answer)
+
+    @handles(IsAnswered)
+    def _on_is_answered(self, message: IsAnswered) -> bool:
+        return message.request not in self._pending
 
     @handles(AuthorizationCreated)
     def _on_created(self, message: AuthorizationCreated) -> None:
