@@ -302,6 +302,7 @@ class AccountActor(FeedOfAccount):
                 return online
             lives = self._ledger.of_gateway(online.id)
             is_back = ask.number is not None
+            # What a former owner ordered and is not held by now is refused as stale, and given up.
             under_way = {each for each in lives if is_back and not each.acknowledged}
             held_ids = {each.connection_id for each in ask.held}
             held_ids |= {each.authorization.connection_id for each in under_way}
