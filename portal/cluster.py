@@ -30,7 +30,8 @@ from portal.node import PortalNode, database_url, only_cause, run_portal
 from portal.own_ray import open_own_ray
 from portal.settings import MAX_LOCAL_NODES, PortalSettings, SettingsError, check, of_node
 from runtime.clock import NS_PER_S, SystemClock
-from runtime.cluster.hosting import (
+from runtime.control import serve_control
+from runtime.hosting.interface import (
     Cluster,
     ClusterError,
     DrainTimedOut,
@@ -38,9 +39,8 @@ from runtime.cluster.hosting import (
     NodeFailed,
     NodeHandle,
 )
-from runtime.cluster.ray_cluster import open_ray_cluster
-from runtime.cluster.ray_settings import RayAccess, RayTls
-from runtime.control import serve_control
+from runtime.hosting.ray_cluster import open_ray_cluster
+from runtime.hosting.ray_settings import RayAccess, RayTls
 from runtime.randomness import SystemRandomness
 from runtime.service import configure_logging, get_logger
 

@@ -16,9 +16,9 @@ from typing import Final
 
 import trio
 
-from runtime.cluster.hosting import ClusterUnavailable
-from runtime.cluster.ray_cluster import RayCluster, open_ray_cluster
-from runtime.cluster.ray_machine import MachineSettings, RayMachine
+from runtime.hosting.interface import ClusterUnavailable
+from runtime.hosting.ray_cluster import RayCluster, open_ray_cluster
+from runtime.hosting.ray_machine import MachineSettings, RayMachine
 from runtime.service import get_logger
 
 WATCH_S: Final = 0.5
