@@ -60,6 +60,8 @@ class MachineSettings:
     slots: int = 64
     """Ray's CPUs: a unit of accounting, not a limit of the machine. A head has none."""
     object_store_bytes: int = MIN_OBJECT_STORE_BYTES
+    lock: int | None = None
+    """A descriptor that it keeps open until Ray's processes are gone; see `own_directory`."""
 
     def __attrs_post_init__(self) -> None:
         if self.slots < 1 or self.object_store_bytes < MIN_OBJECT_STORE_BYTES:
@@ -102,6 +104,7 @@ class RayMachine:
                 stdout=subprocess.PIPE,
                 stderr=log,
                 start_new_session=True,
+                pass_fds=() if settings.lock is None else (settings.lock,),
             )
         self._address: str | None = None
 
