@@ -26,7 +26,7 @@ from tests.system.test_channel_quic import (
     portal_process,
     until,
 )
-from tests.unit.channel.agents import INIT, Agent, Desk
+from tests.unit.channel.agents import INIT, JOIN, Agent, Desk
 from tests.unit.channel.certificates import Authority
 
 pytestmark = pytest.mark.system
@@ -89,6 +89,23 @@ async def test_a_node_that_was_killed_is_noticed_by_its_closed_port(tmp_path: Pa
                 assert dialer.statistics().dials == 2
                 assert agent.losses == 1
     assert agent.messages == [INIT, INIT]
+
+
+async def test_an_idle_gateway_notices_that_its_node_was_killed(tmp_path: Path) -> None:
+    """It has no heartbeat to send and nobody to talk to: what it sends is keepalives."""
+    options = attrs.evolve(HEARTY, heartbeat_interval_ns=3_600 * S, keepalive_interval_ns=100 * MS)
+    agent = Agent(attrs.evolve(JOIN, kind="gateway"))
+    async with portal() as other:
+        with portal_process(0, tmp_path, other.at) as (first, port):
+            async with dialing(f"127.0.0.1:{port}", agent, options=options) as dialer:
+                await until(lambda: dialer.connected and dialer.statistics().doors == 2)
+                first.kill()
+                first.wait()
+                await until(lambda: stands_at(dialer, other))
+                assert "port is closed" in dialer.statistics().last_error
+                assert dialer.statistics().dials == 2
+                assert agent.losses == 1
+                await until(lambda: other.server.statistics().dropped_unread)
 
 
 async def test_a_node_that_fell_silent_is_doubted_and_left_before_quic_gives_it_up() -> None:
