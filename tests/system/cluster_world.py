@@ -55,9 +55,9 @@ from portal.cluster import BODY, to_plain
 from portal.first_start import load_cluster_secret, load_reset_key, prepare_state
 from portal.settings import PortalSettings
 from runtime.clock import SystemClock
-from runtime.cluster.hosting import ClusterError, NodeStatus
-from runtime.cluster.ray_cluster import RayCluster, open_ray_cluster
-from runtime.cluster.ray_machine import RayMachine
+from runtime.hosting.interface import ClusterError, NodeStatus
+from runtime.hosting.ray_cluster import RayCluster, open_ray_cluster
+from runtime.hosting.ray_machine import RayMachine
 from runtime.randomness import SystemRandomness, uuid7
 from tests.system.admin_load import Admin, Record
 from tests.system.forwarder import Forwarders
