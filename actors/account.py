@@ -71,6 +71,7 @@ from channel.messages import (
 )
 from runtime.actor import Caller, Down, Raise, handles
 from runtime.cluster.keyed import NotEntitled
+from runtime.links import NO_CONNECTION
 from runtime.randomness import uuid7
 
 MAX_ENROL_ATTEMPTS = 5
@@ -290,7 +291,8 @@ class AccountActor(FeedOfAccount):
             if not await self.confirm():
                 return Raise(NotEntitled())
             before = self._gateways.get(ask.gateway_id)
-            if ask.number is None and before and before.ref not in (caller.ref, ask.replaces):
+            owner = ask.owner or caller.ref
+            if ask.number is None and before and before.ref not in (owner, ask.replaces):
                 return Occupied(before.ref)
             online = self._arrive(
                 self._gateways, self._snapshot.gateways.get(ask.gateway_id), ask, caller
@@ -331,8 +333,9 @@ class AccountActor(FeedOfAccount):
         )
         if refused is not None:
             return refused
+        owner = ask.owner or caller.ref
         assert row is not None
-        assert caller.ref is not None
+        assert owner is not None
         kind: Literal["client", "gateway"] = "client" if isinstance(row, Client) else "gateway"
         limits = self._services.limits
         limit = limits.clients_online if kind == "client" else limits.gateways_online
@@ -341,14 +344,14 @@ class AccountActor(FeedOfAccount):
             return self._refusal("limits_exceeded", f"too many {kind}s online")
         self._joined += 1
         number = ask.number if ask.number is not None else self.epoch << 32 | self._joined
-        if before is not None and before.ref != caller.ref:
+        if before is not None and before.ref != owner:
             if before.number > number:
                 return refusal("superseded")
             self._command(before.ref, End(refusal("superseded")))
         online = OnlineAgent(
             kind=kind,
             id=row.id,
-            ref=caller.ref,
+            ref=owner,
             number=number,
             token_id=ask.token_id,
             tunnel_key=ask.tunnel_key,
@@ -396,6 +399,8 @@ class AccountActor(FeedOfAccount):
             if online is None:
                 continue
             attendance.remove(online)
+            if message.reason == NO_CONNECTION:
+                self._expect_back(online)
             if online.kind == "client":
                 for live in self._ledger.of_client(online.id):
                     if not live.acknowledged:

@@ -121,6 +121,8 @@ class AttachClient:
     held: tuple[Held, ...]
     number: int | None = None
     connections: tuple[KnownConnection, ...] = ()
+    owner: ActorRef | None = None
+    """The owner of the channel, if it is not the caller."""
 
 
 @attrs.frozen(kw_only=True)
@@ -138,6 +140,7 @@ class AttachGateway:
     held: tuple[Held, ...]
     number: int | None = None
     replaces: ActorRef | None = None
+    owner: ActorRef | None = None
 
 
 @attrs.frozen
@@ -181,6 +184,22 @@ class GatewayTruth:
     interface: Interface
     authorizations: tuple[LiveAuthorization, ...]
     resources: tuple[Resource, ...]
+
+
+@attrs.frozen
+class Attached:
+    """From an `Attaching` to the owner of the channel: the truth of an agent at `remote`."""
+
+    account: ActorRef
+    remote: IpText
+    truth: ClientTruth | GatewayTruth
+
+
+@attrs.frozen
+class NotAttached:
+    """From an `Attaching` to the owner of the channel: part with the agent so."""
+
+    disconnect: Disconnect
 
 
 @attrs.frozen(kw_only=True)
@@ -360,6 +379,19 @@ class AccountStatistics:
     candidates_refused: int
 
 
+# --- couriers ------------------------------------------------------------------------------------
+
+
+@attrs.frozen
+class CarryOrder:
+    """Call the actor of a gateway with this order (an `Authorize`), for somebody on a node that
+    does not reach it."""
+
+    gateway: ActorRef
+    order: FromOwner
+    deadline_ns: int
+
+
 # --- the relay directory -------------------------------------------------------------------------
 
 
@@ -442,6 +474,8 @@ OWNERS = "channels"
 """Topic to which every actor that owns a channel listens, for `End`."""
 REVOCATIONS = "relay revocations"
 """Topic of all nodes, of `RevokeRelayUse`."""
+COURIERS = "couriers"
+"""Registered name of each node's `Couriers`."""
 DIRECTORY = "relay directory"
 """Registered name of the relay directory."""
 

@@ -12,7 +12,17 @@ from uuid import UUID
 
 import attrs
 
-from actors.messages import Acknowledge, DecideAccess, Denial, FromOwner, GiveUp, Grant, Stale
+from actors.messages import (
+    COURIERS,
+    Acknowledge,
+    CarryOrder,
+    DecideAccess,
+    Denial,
+    FromOwner,
+    GiveUp,
+    Grant,
+    Stale,
+)
 from actors.services import Services
 from channel.messages import Ack, AuthorizationDenied, RequestAuthorization
 from runtime.actor import (
@@ -22,6 +32,7 @@ from runtime.actor import (
     CallError,
     Crashed,
     Dead,
+    NamedRef,
     NodeLost,
     Refused,
     TimedOut,
@@ -106,8 +117,7 @@ class AccessRequest(Actor):
         """The gateway's acknowledgement, or None once the account knows that there is none."""
         silent = False
         try:
-            order = FromOwner(grant.epoch, Enclosed(grant.authorize))
-            ack: Ack = await self.call(grant.gateway, order, deadline_ns)
+            ack = await self._order(grant, deadline_ns)
             reason: str = ack.refusal
         except (CallError, Stale) as error:  # Stale: the account has another owner by now
             silent = isinstance(error, TimedOut | Unreachable | NodeLost)
@@ -124,6 +134,19 @@ class AccessRequest(Actor):
             tried = self._ask.tried | {grant.gateway_id}
             self._ask = attrs.evolve(self._ask, tried=tried, fresh=False)
         return None
+
+    async def _order(self, grant: Grant, deadline_ns: int) -> Ack:
+        """Directly, or where no link leads there by way of the account's node. Raises CallError."""
+        order = FromOwner(grant.epoch, Enclosed(grant.authorize))
+        try:
+            ack: Ack = await self.call(grant.gateway, order, deadline_ns)
+        except Unreachable:
+            owner = self._services.tenure.owner_of(self._account_id)
+            if owner is None or owner in (self._services.tenure.node, grant.gateway.node):
+                raise
+            carry = CarryOrder(grant.gateway, order, deadline_ns)
+            ack = await self.call(NamedRef(COURIERS, owner), carry, deadline_ns)
+        return ack
 
     async def _give_up(self, message: GiveUp) -> None:
         """Tell the account. If it cannot be told, the authorisation ends by itself there, since

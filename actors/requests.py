@@ -49,6 +49,9 @@ SETTLE_NS = 3 * 10**9
 """So long a new owner waits for the agents that are present."""
 SETTLE_LEAST_NS = 500 * 10**6
 """So long it waits for any agent, if there are other nodes: presence may not have come through."""
+RETURN_NS = 5 * 10**9
+"""So long an agent is waited for whose node is out of reach: it comes from another, or over the
+link when that is back."""
 SWEEP_NS = 20 * 10**6
 """So long after an arrival the requests that wait are looked at, all together."""
 MAX_HELD_ASKS = 10_000
@@ -164,6 +167,12 @@ class RequestsOfAccount(AuthorizationsOfAccount):
         if self._held_asks and (self._sweep is None or not self._sweep.pending):
             self._sweep = self.send_after(SWEEP_NS, _Settled())  # many come at once
 
+    def _expect_back(self, online: OnlineAgent) -> None:
+        """The link to the agent's node is lost; the agent itself may be in the best of health."""
+        self._expected.add(f"{online.kind}:{online.id}")
+        self._settled_by_ns = max(self._settled_by_ns, self.context.now() + RETURN_NS)
+        self.send_after(RETURN_NS, _Settled())
+
     def _expects(self, kind: Literal["client", "gateway"], id: UUID) -> bool:
         now_ns = self.context.now()
         if now_ns < self._settles_least_by_ns:
@@ -183,6 +192,8 @@ class RequestsOfAccount(AuthorizationsOfAccount):
 
     @handles(_Settled)
     def _on_settled(self, message: _Settled) -> None:
+        if self.context.now() >= self._settled_by_ns:
+            self._expected.clear()
         self._let_go()
 
     def _let_go(self) -> None:

@@ -75,6 +75,8 @@ class SessionActor(AgentOwner):
         self._told: dict[UUID, _Told] = {}
         self._visible: dict[UUID, Resource] = {}
         self._pending: dict[ActorRef, UUID] = {}
+        self._unasked: dict[UUID, RequestAuthorization] = {}
+        """Requests that came while the account was being looked for."""
 
     def started(self) -> None:
         super().started()
@@ -160,7 +162,7 @@ class SessionActor(AgentOwner):
     def _request(self, request: RequestAuthorization) -> None:
         if (
             self._number is None
-            or len(self._pending) >= self._services.limits.pending_requests
+            or len(self._pending) + len(self._unasked) >= self._services.limits.pending_requests
             or not self._requests.take(self.context.now())
         ):
             self._counts["requests_shed"] += 1
@@ -168,6 +170,18 @@ class SessionActor(AgentOwner):
             return
         if request.resource_id in self._pending.values():
             return  # its answer is on the way
+        if self.is_attaching:
+            self._unasked[request.resource_id] = request
+        else:
+            self._ask(request)
+
+    def attached(self) -> None:
+        unasked, self._unasked = self._unasked, {}
+        for request in unasked.values():
+            self._ask(request)
+
+    def _ask(self, request: RequestAuthorization) -> None:
+        assert self._number is not None
         try:
             ref = self.spawn(
                 AccessRequest(

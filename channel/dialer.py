@@ -474,9 +474,12 @@ class Dialer:
             reason=outcome.reason,
             detail=outcome.detail,
             retry=outcome.retry,
+            to=outcome.door,
         )
         if not outcome.retry:
             raise Refused(outcome.reason, outcome.detail)
+        if outcome.door is not None:
+            return None if self._doors.sent_on(outcome.door, now) else outcome.retry_after_ns
         if outcome.reason in _ELSEWHERE:
             self._doors.sent_away(now)
             # What the node asks for is for those who come back to it.
