@@ -15,7 +15,7 @@ stands in `ledger`, `consequences`, `choice` and `enrolment`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from datetime import datetime, timedelta
 from typing import ClassVar, Literal
 from uuid import UUID
@@ -40,6 +40,7 @@ from actors.enrolment import (
 from actors.following import FeedOfAccount
 from actors.ledger import LAST_CALL_NS, Live
 from actors.messages import (
+    DRAINING,
     AgentMoved,
     AttachClient,
     AttachGateway,
@@ -114,7 +115,7 @@ class AccountActor(FeedOfAccount):
         now_ns, instant = self.context.now(), self.context.utc_now()
         rows = await self._live_rows(instant)
         for row in rows:
-            self._ledger.add(row, now_ns=now_ns, instant=instant, acknowledged=True)
+            self._ledger.add(row, now_ns=now_ns, instant=instant, stage="presumed")
         for live in await self._granted_for_another_place(rows):
             await self._end(live, "resource_changed")
         for live in self._ledger:
@@ -256,14 +257,15 @@ class AccountActor(FeedOfAccount):
             )
             if isinstance(online, Disconnect):
                 return online
+            lives = self._ledger.of_client(online.id)
+            under_way = {each for each in lives if each.authorization.resource_id in ask.asking}
             held_ids = {each.connection_id for each in ask.held}
+            held_ids |= {each.authorization.connection_id for each in under_way}
             for connection in self._connections.of_client(online.id):
                 self._keep_or_forget(connection, held_ids, client_key=ask.tunnel_key)
             for known in ask.connections:
                 self._restore(known, online)
-            told = await self._reconcile(
-                self._ledger.of_client(online.id), ask.held, remote=ask.remote
-            )
+            told = await self._reconcile(lives, ask.held, under_way, remote=ask.remote)
             for live in told:
                 self._restore_half(live, client_key=ask.tunnel_key)
         except Unavailable:
@@ -299,10 +301,14 @@ class AccountActor(FeedOfAccount):
             )
             if isinstance(online, Disconnect):
                 return online
+            lives = self._ledger.of_gateway(online.id)
+            is_back = ask.number is not None
+            under_way = {each for each in lives if is_back and not each.acknowledged}
             held_ids = {each.connection_id for each in ask.held}
+            held_ids |= {each.authorization.connection_id for each in under_way}
             for connection in self._connections.of_gateway(online.id):
                 self._keep_or_forget(connection, held_ids, gateway_key=ask.tunnel_key)
-            told = await self._reconcile(self._ledger.of_gateway(online.id), ask.held)
+            told = await self._reconcile(lives, ask.held, under_way)
             for live in told:
                 self._restore_half(live, gateway_key=ask.tunnel_key)
         except Unavailable:
@@ -366,19 +372,28 @@ class AccountActor(FeedOfAccount):
         return online
 
     async def _reconcile(
-        self, lives: Iterable[Live], held: tuple[Held, ...], *, remote: IpText | None = None
+        self,
+        lives: Iterable[Live],
+        held: tuple[Held, ...],
+        under_way: Collection[Live],
+        *,
+        remote: IpText | None = None,
     ) -> list[Live]:
-        """End what the agent does not hold or may not have, and give the rest, caught up with:
-        of the address that the client has now, and renewed if that is overdue."""
+        """End what the agent does not hold or may not have, and give what it holds, caught up with:
+        of the address that the client has now, and renewed if that is overdue. What is under way
+        to the agent is neither ended nor given: who carries it acknowledges it, or gives it up."""
         held_ids = {each.authorization_id for each in held}
         stay: list[Live] = []
         for live in lives:
-            if live.id not in held_ids:
+            if live.id not in held_ids and live not in under_way:
                 await self._end(live, "absent")
                 continue
             if remote is not None and live.authorization.remote_ip != remote:
                 await self._rewrite(live, attrs.evolve(live.authorization, remote_ip=remote))
             await self._review(live)
+            if self._ledger.get(live.id) is live and live.id not in held_ids:
+                self._ledger.doubt(live, self.context.now())
+                continue
             if self._ledger.get(live.id) is live and live.due_ns >= live.deadline_ns - LAST_CALL_NS:
                 await self._renew(live)
             if self._ledger.get(live.id) is live:
@@ -399,9 +414,9 @@ class AccountActor(FeedOfAccount):
             if online is None:
                 continue
             attendance.remove(online)
-            if message.reason == NO_CONNECTION:
+            if message.reason in (DRAINING, NO_CONNECTION):
                 self._expect_back(online)
-            if online.kind == "client":
+            if online.kind == "client" and message.reason != NO_CONNECTION:
                 for live in self._ledger.of_client(online.id):
                     if not live.acknowledged:
                         await self._end(live, "abandoned")

@@ -105,6 +105,9 @@ class GatewayActor(AgentOwner):
         for resource in truth.resources:
             self.say(ResourceUpdated(resource=resource))
 
+    def is_amid(self) -> bool:
+        return any(caller.waiting for _, caller in self._pending.values())
+
     def _held_now(self) -> tuple[Held, ...]:
         return tuple(
             Held(authorization_id=id, connection_id=connection_id)

@@ -8,7 +8,7 @@ What an agent said arrives at the actor that owns its channel as `Received`, `Mo
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Literal
+from typing import Final, Literal
 from uuid import UUID
 
 import attrs
@@ -109,7 +109,8 @@ class AttachClient:
     """A client's connection stands (or stood when the account actor was started anew).
 
     `number` is None for a new connection, which then gets the highest. `held` is what the agent
-    has; what is live and not in it ends. `connections` are those that the session knows whole.
+    has; what is live and not in it ends, unless it is the answer to a request that is under way:
+    `asking` are the resources of those. `connections` are those that the session knows whole.
     Answered by `ClientTruth` or `Disconnect`.
     """
 
@@ -121,6 +122,7 @@ class AttachClient:
     held: tuple[Held, ...]
     number: int | None = None
     connections: tuple[KnownConnection, ...] = ()
+    asking: frozenset[UUID] = frozenset()
     owner: ActorRef | None = None
     """The owner of the channel, if it is not the caller."""
 
@@ -472,6 +474,8 @@ RELAY_OWNERS = "relay channels"
 """Topic to which the actors of relays listen, for `CheckToken`."""
 OWNERS = "channels"
 """Topic to which every actor that owns a channel listens, for `End`."""
+DRAINING: Final = "draining"
+"""The reason with which the owner of a channel ends whose agent goes to another door."""
 REVOCATIONS = "relay revocations"
 """Topic of all nodes, of `RevokeRelayUse`."""
 COURIERS = "couriers"
@@ -493,6 +497,13 @@ def attendance_topic(account_id: UUID) -> str:
     """The presence topic of the agents of an account: each is there, on whatever node, by the key
     `kind:id`."""
     return f"account {account_id}"
+
+
+@attrs.frozen
+class IsAnswered:
+    """From a request to its session: whether the client was answered. Answered by a bool."""
+
+    request: ActorRef
 
 
 @attrs.frozen

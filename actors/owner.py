@@ -16,6 +16,7 @@ from actors.attachment import Channel
 from actors.enrolment import refusal
 from actors.messages import (
     DIRECTORY,
+    DRAINING,
     OWNERS,
     RELAYS,
     AgentMoved,
@@ -88,6 +89,9 @@ LOST_RIGHTS: Final[frozenset[RefusalCode]] = frozenset(
     {"invalid_token", "token_expired", "account_disabled", "awaiting_approval"}
 )
 """Whoever is sent away so may not use relays either."""
+LINGER_NS = 1 * 10**9
+"""So long an agent that is sent to another door may wait for what is under way."""
+LINGER_CHECK_NS = 10 * 10**6
 
 _log = structlog.get_logger("holloway.channel")
 
@@ -109,6 +113,7 @@ class ChannelOwner(Actor):
         self._relay_by_id: dict[UUID, ActorRef] = {}
         self._told_doors: tuple[DoorAddress, ...] | None = None  # None: before the init
         self._goodbye: Disconnect | None = refusal("unavailable", "the portal lost its place")
+        self._lingers_until_ns: int | None = None
         self._counts: Counter[str] = Counter()
 
     def started(self) -> None:
@@ -129,13 +134,27 @@ class ChannelOwner(Actor):
     def _on_end(self, message: End) -> None:
         if message.after_ns:
             self.send_after(message.after_ns, End(message.disconnect))
+        elif message.disconnect.reason == DRAINING and self._lingers():
+            self.send_after(LINGER_CHECK_NS, message)
         else:
             self.part(message.disconnect)
 
+    def _lingers(self) -> bool:
+        """Whether to carry through what is under way, before the agent is sent to another door."""
+        now_ns = self.context.now()
+        if self._lingers_until_ns is None:
+            self._lingers_until_ns = now_ns + LINGER_NS
+        return self.is_amid() and now_ns < self._lingers_until_ns
+
+    def is_amid(self) -> bool:
+        """Whether somebody waits for an answer that travels over this channel."""
+        return False
+
     def part(self, disconnect: Disconnect) -> None:
-        """Say this as the last thing."""
+        """Say this as the last thing. Who watches us learns by the reason of our end whether the
+        agent will be back at once."""
         self._goodbye = disconnect
-        self.stop()
+        self.stop(DRAINING if disconnect.reason == DRAINING else "normal")
 
     def refuse(self, reason: RefusalCode, detail: str = "") -> None:
         self.part(refusal(reason, detail, randomness=self._services.randomness))

@@ -45,6 +45,8 @@ class Limits:
     candidates_per_s: int = 100
     candidates_burst: int = 500
     gateway_answer_ns: int = 1 * _S
+    gateway_last_answer_ns: int = 4 * _S
+    """For all that were silent, when no other is left."""
     """How long a gateway may take to acknowledge before the next one is asked."""
     request_deadline_ns: int = 15 * _S
     relays_per_agent: int = 2

@@ -149,16 +149,16 @@ class Recovery:
     """How long it took until accounts were served again, in seconds since the event."""
 
     seconds: list[float]
-    refusals: int
-    """Requests that were denied, or not answered, before."""
+    refusals: Counter[str] = attrs.Factory(Counter)
+    """Requests that were denied (why), or not answered, before."""
 
     def __str__(self) -> str:
         ordered = sorted(self.seconds)
         if not ordered:
-            return f"no account, {self.refusals} requests"
+            return f"no account, {dict(self.refusals)}"
         middle, last = ordered[len(ordered) // 2], ordered[-1]
         when = f"half after {middle:.1f} s, all after {last:.1f} s"
-        return f"{len(ordered)} accounts, {when}, {self.refusals} requests before"
+        return f"{len(ordered)} accounts, {when}, {dict(self.refusals)} before"
 
 
 class World:
@@ -427,7 +427,7 @@ class World:
     ) -> Recovery:
         """Have every client ask, again and again, until it is granted; how long that took."""
         begun = time.monotonic() if since is None else since
-        recovery = Recovery(seconds=[], refusals=0)
+        recovery = Recovery(seconds=[])
         limiter = trio.CapacityLimiter(AT_ONCE)
         last: dict[UUID, str] = {}
 
@@ -440,7 +440,7 @@ class World:
                     del last[customer.id]
                     recovery.seconds.append(time.monotonic() - begun)
                     return
-                recovery.refusals += 1
+                recovery.refusals[what_became(answer)] += 1
                 await trio.sleep(AGAIN_S)
 
         with trio.move_on_after(PATIENCE_S) as patience:
@@ -550,13 +550,7 @@ class World:
         """Requests of clients at random, one after the other begun, each answered in its time."""
 
         async def ask(customer: Customer) -> None:
-            answer = await customer.client.ask(customer.resource_id)
-            if answer is None:
-                self.asked["unanswered"] += 1
-            elif isinstance(answer, AuthorizationDenied):
-                self.asked[answer.reason] += 1
-            else:
-                self.asked["granted"] += 1
+            self.asked[what_became(await customer.client.ask(customer.resource_id))] += 1
 
         while True:
             self._nursery.start_soon(ask, random.choice(self.customers))
@@ -599,6 +593,13 @@ def open_world() -> Iterator[World]:
         left = [pid for machine in ray.started for pid in machine.processes()]
         shutil.rmtree(short, ignore_errors=True)
     assert left == []
+
+
+def what_became(answer: Answer) -> str:
+    """Of a request."""
+    if answer is None:
+        return "unanswered"
+    return answer.reason if isinstance(answer, AuthorizationDenied) else "granted"
 
 
 async def until(holds: Callable[[], Awaitable[Any]], seconds: float = PATIENCE_S) -> Any:

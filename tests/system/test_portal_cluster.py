@@ -16,15 +16,17 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 from itertools import combinations
+from uuid import UUID
 
 import pytest
 import trio
 
 from channel.messages import AuthorizationDenied
-from tests.system.cluster_world import World, open_world, until
+from tests.system.cluster_world import Recovery, World, open_world, until
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
 
@@ -35,7 +37,7 @@ def world() -> Iterator[World]:
         yield world
 
 
-async def check(world: World, what: str, begun: float) -> None:
+async def check(world: World, what: str, begun: float) -> Recovery:
     """See the module. `begun` is when the event `what` was."""
     recovery = await world.served_since(begun)
     print(f"{what}: {recovery}")
@@ -46,6 +48,7 @@ async def check(world: World, what: str, begun: float) -> None:
     assert await world.explained() == len(world.quiet)
     await world.settle()
     world.note_held()
+    return recovery
 
 
 def check_database(world: World) -> None:
@@ -70,10 +73,14 @@ def check_database(world: World) -> None:
         HAVING count(DISTINCT (owner, incarnation)) > 1
     """
     assert world.query(shared) == [], "one epoch, two owners"
-    granted = {id for customer in world.customers for id in list(customer.client.granted)}
+    granted = granted_to(world)
     reason_by_id = dict(world.query('SELECT id, end_reason FROM "authorization"'))
     assert granted <= reason_by_id.keys()
     assert {reason_by_id[id] for id in world.held} <= {"", "replaced"}
+
+
+def granted_to(world: World) -> set[UUID]:
+    return {id for customer in world.customers for id in list(customer.client.granted)}
 
 
 def test_at_first_all_are_served(world: World) -> None:
@@ -81,18 +88,27 @@ def test_at_first_all_are_served(world: World) -> None:
 
 
 def test_a_node_joins_and_another_drains(world: World) -> None:
+    """As agents see it, no call is refused, and nothing that was granted is taken back."""
+
     async def events() -> None:
         world.asked.clear()
+        before = granted_to(world)
         begun = time.monotonic()
         name = await world.start_node()
         print(f"{name} is up after {time.monotonic() - begun:.1f} s")
-        await check(world, "node joined", time.monotonic())
+        joined = await check(world, "node joined", time.monotonic())
         assert (await world.status_of(name))["accounts"] > 0
         begun = time.monotonic()
         await world.drain_node("n2")
         print(f"n2 has drained after {time.monotonic() - begun:.1f} s")
-        await check(world, "node drained", begun)
+        drained = await check(world, "node drained", begun)
         print("requests meanwhile:", dict(world.asked))
+        fresh = granted_to(world) - before
+        rows = await world.in_thread(world.query, 'SELECT id, end_reason FROM "authorization"')
+        print("how all grants ended:", dict(Counter(reason for _, reason in rows)))
+        assert {reason for id, reason in rows if id in fresh} <= {"", "replaced"}
+        assert set(world.asked) == {"granted"}
+        assert not joined.refusals + drained.refusals
 
     world.run(events)
 

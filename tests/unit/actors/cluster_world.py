@@ -44,6 +44,8 @@ class ClusterWorld(World):
     step_ns = 20 * MS
     door_at = "{}.example:443"
     """The door of a node, by its name."""
+    latency_ns = (MS // 10, MS)
+    """Least and most of one way between two nodes."""
 
     def __init__(self, *names: str, seed: int = 1, **options: Any) -> None:
         self.names = names
@@ -58,6 +60,7 @@ class ClusterWorld(World):
             node_codec(),
             self.randomness.child("cluster"),
             clock=self.clock,
+            latency_ns=self.latency_ns,
             effect_delay_ns=self.effect_delay_ns,
             report=self._report,
         )
@@ -183,14 +186,24 @@ class ClusterWorld(World):
 
     def drain(self, name: str, *agents: Agent) -> None:
         """In good order, as SIGTERM does it; these agents were connected to it."""
-        node = self.nodes[name]
-        member = node.cluster.member
-        assert member is not None
-        self.cluster.call(name, member, BeginDraining())
-        node.plane.drain()
+        self.begin_draining(name)
         self.cluster.run_for(S)
-        self.cluster.call(name, member, Leave())
+        self.end_draining(name, *agents)
+
+    def begin_draining(self, name: str, spread_ns: int = 0) -> None:
+        """Have its accounts and its agents go to other nodes."""
+        self._tell_member(name, BeginDraining())
+        self.nodes[name].plane.drain(spread_ns)
+
+    def end_draining(self, name: str, *agents: Agent) -> None:
+        """It leaves, and ends; these agents are still connected to it."""
+        self._tell_member(name, Leave())
         self.kill(name, *agents)
+
+    def _tell_member(self, name: str, message: object) -> None:
+        member = self.nodes[name].cluster.member
+        assert member is not None
+        self.cluster.call(name, member, message)
 
 
 class Reach:
