@@ -293,7 +293,8 @@ class AccountActor(FeedOfAccount):
             if not await self.confirm():
                 return Raise(NotEntitled())
             before = self._gateways.get(ask.gateway_id)
-            if ask.number is None and before and before.ref not in (caller.ref, ask.replaces):
+            owner = ask.owner or caller.ref
+            if ask.number is None and before and before.ref not in (owner, ask.replaces):
                 return Occupied(before.ref)
             online = self._arrive(
                 self._gateways, self._snapshot.gateways.get(ask.gateway_id), ask, caller
@@ -339,8 +340,9 @@ class AccountActor(FeedOfAccount):
         )
         if refused is not None:
             return refused
+        owner = ask.owner or caller.ref
         assert row is not None
-        assert caller.ref is not None
+        assert owner is not None
         kind: Literal["client", "gateway"] = "client" if isinstance(row, Client) else "gateway"
         limits = self._services.limits
         limit = limits.clients_online if kind == "client" else limits.gateways_online
@@ -349,14 +351,14 @@ class AccountActor(FeedOfAccount):
             return self._refusal("limits_exceeded", f"too many {kind}s online")
         self._joined += 1
         number = ask.number if ask.number is not None else self.epoch << 32 | self._joined
-        if before is not None and before.ref != caller.ref:
+        if before is not None and before.ref != owner:
             if before.number > number:
                 return refusal("superseded")
             self._command(before.ref, End(refusal("superseded")))
         online = OnlineAgent(
             kind=kind,
             id=row.id,
-            ref=caller.ref,
+            ref=owner,
             number=number,
             token_id=ask.token_id,
             tunnel_key=ask.tunnel_key,

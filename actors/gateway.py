@@ -157,7 +157,7 @@ class GatewayActor(AgentOwner):
 
     @handles(Authorize)
     def _on_authorize(self, message: Authorize) -> object:
-        caller = self.context.caller
+        caller = self._asker
         id = message.authorization_id
         if caller is None:
             return None

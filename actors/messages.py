@@ -123,6 +123,8 @@ class AttachClient:
     number: int | None = None
     connections: tuple[KnownConnection, ...] = ()
     asking: frozenset[UUID] = frozenset()
+    owner: ActorRef | None = None
+    """The owner of the channel, if it is not the caller."""
 
 
 @attrs.frozen(kw_only=True)
@@ -140,6 +142,7 @@ class AttachGateway:
     held: tuple[Held, ...]
     number: int | None = None
     replaces: ActorRef | None = None
+    owner: ActorRef | None = None
 
 
 @attrs.frozen
@@ -183,6 +186,22 @@ class GatewayTruth:
     interface: Interface
     authorizations: tuple[LiveAuthorization, ...]
     resources: tuple[Resource, ...]
+
+
+@attrs.frozen
+class Attached:
+    """From an `Attaching` to the owner of the channel: the truth of an agent at `remote`."""
+
+    account: ActorRef
+    remote: IpText
+    truth: ClientTruth | GatewayTruth
+
+
+@attrs.frozen
+class NotAttached:
+    """From an `Attaching` to the owner of the channel: part with the agent so."""
+
+    disconnect: Disconnect
 
 
 @attrs.frozen(kw_only=True)
@@ -362,6 +381,19 @@ class AccountStatistics:
     candidates_refused: int
 
 
+# --- couriers ------------------------------------------------------------------------------------
+
+
+@attrs.frozen
+class CarryOrder:
+    """Call the actor of a gateway with this order (an `Authorize`), for somebody on a node that
+    does not reach it."""
+
+    gateway: ActorRef
+    order: FromOwner
+    deadline_ns: int
+
+
 # --- the relay directory -------------------------------------------------------------------------
 
 
@@ -446,6 +478,8 @@ DRAINING: Final = "draining"
 """The reason with which the owner of a channel ends whose agent goes to another door."""
 REVOCATIONS = "relay revocations"
 """Topic of all nodes, of `RevokeRelayUse`."""
+COURIERS = "couriers"
+"""Registered name of each node's `Couriers`."""
 DIRECTORY = "relay directory"
 """Registered name of the relay directory."""
 

@@ -14,7 +14,9 @@ from uuid import UUID
 import attrs
 
 from actors.messages import (
+    COURIERS,
     Acknowledge,
+    CarryOrder,
     DecideAccess,
     Denial,
     FromOwner,
@@ -32,6 +34,7 @@ from runtime.actor import (
     CallError,
     Crashed,
     Dead,
+    NamedRef,
     NodeLost,
     Refused,
     TimedOut,
@@ -146,8 +149,7 @@ class AccessRequest(Actor):
         """The gateway's acknowledgement, or None once the account knows that there is none."""
         silent = moved = False
         try:
-            order = FromOwner(grant.epoch, Enclosed(grant.authorize))
-            ack: Ack = await self.call(grant.gateway, order, deadline_ns)
+            ack = await self._order(grant, deadline_ns)
             reason: str = ack.refusal
         except (CallError, Stale) as error:
             silent = isinstance(error, TimedOut | Unreachable | NodeLost)
@@ -172,6 +174,19 @@ class AccessRequest(Actor):
             tried = self._ask.tried | {grant.gateway_id}
             self._ask = attrs.evolve(self._ask, tried=tried, fresh=False)
         return None
+
+    async def _order(self, grant: Grant, deadline_ns: int) -> Ack:
+        """Directly, or where no link leads there by way of the account's node. Raises CallError."""
+        order = FromOwner(grant.epoch, Enclosed(grant.authorize))
+        try:
+            ack: Ack = await self.call(grant.gateway, order, deadline_ns)
+        except Unreachable:
+            owner = self._services.tenure.owner_of(self._account_id)
+            if owner is None or owner in (self._services.tenure.node, grant.gateway.node):
+                raise
+            carry = CarryOrder(grant.gateway, order, deadline_ns)
+            ack = await self.call(NamedRef(COURIERS, owner), carry, deadline_ns)
+        return ack
 
     def _try_the_silent(self) -> None:
         """No other gateway is left."""

@@ -41,8 +41,9 @@ from runtime.presence.tracker import WhoIsPresent
 from runtime.randomness import uuid7
 
 UNAVAILABLE_AFTER_NS = 2 * 10**9
-RETURN_NS = 3 * 10**9
-"""So long an agent is expected whose node drains, or was lost, and which knows other doors."""
+RETURN_NS = 5 * 10**9
+"""So long an agent is expected whose node drains, or was lost: it knows other doors, and may be
+sent to ours, or come over the link when that is back."""
 SUSPECT_NS = 10 * 10**9
 """So long a gateway that left a request without an answer is asked last."""
 SETTLING_NS = 5 * 10**9

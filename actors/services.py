@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 
 import attrs
 
@@ -76,6 +77,18 @@ class Services:
     prove_address: Callable[[SocketAddress], Awaitable[bool]]
     limits: Limits = Limits()
     doors: Callable[[], tuple[DoorAddress, ...]] = tuple
+
+    def door_of(self, node: str, now_ns: int) -> DoorAddress | None:
+        """The door of another node that lives and takes agents, unless it is that of this node too.
+        None also where this node cannot know: its own lease has ended."""
+        row, own = self.tenure.row(node), self.tenure.row(self.tenure.node)
+        if row is None or row.draining or not self.tenure.holds(now_ns):
+            return None
+        if own is not None and own.door_address == row.door_address:
+            return None
+        with suppress(ValueError):
+            return DoorAddress(row.door_address)
+        return None
 
 
 class Bucket:

@@ -43,7 +43,7 @@ from channel.messages import (
     ResourceRemoved,
     ResourceUpserted,
 )
-from runtime.actor import ActorError, ActorRef, Down, handles
+from runtime.actor import LATER, ActorError, ActorRef, Caller, Down, handles
 
 OVERLOAD_RETRY_NS = 1 * 10**9
 
@@ -76,6 +76,10 @@ class SessionActor(AgentOwner):
         self._told: dict[UUID, _Told] = {}
         self._visible: dict[UUID, Resource] = {}
         self._pending: dict[ActorRef, UUID] = {}
+        self._unasked: dict[UUID, RequestAuthorization] = {}
+        """Requests that came while the account was being looked for."""
+        self._doubts: list[tuple[Caller, IsAnswered]] = []
+        """At most one of each request under way."""
 
     def started(self) -> None:
         super().started()
@@ -125,7 +129,7 @@ class SessionActor(AgentOwner):
         self._on_visible(VisibleResources(truth.resources))
 
     def is_amid(self) -> bool:
-        return bool(self._pending)
+        return bool(self._pending or self._unasked)
 
     def _held_now(self) -> tuple[Held, ...]:
         return tuple(
@@ -165,7 +169,7 @@ class SessionActor(AgentOwner):
     def _request(self, request: RequestAuthorization) -> None:
         if (
             self._number is None
-            or len(self._pending) >= self._services.limits.pending_requests
+            or len(self._pending) + len(self._unasked) >= self._services.limits.pending_requests
             or not self._requests.take(self.context.now())
         ):
             self._counts["requests_shed"] += 1
@@ -173,6 +177,21 @@ class SessionActor(AgentOwner):
             return
         if request.resource_id in self._pending.values():
             return  # its answer is on the way
+        if self.is_attaching:
+            self._unasked[request.resource_id] = request
+        else:
+            self._ask(request)
+
+    def attached(self) -> None:
+        doubts, self._doubts = self._doubts, []
+        for caller, doubt in doubts:
+            self.reply(caller, doubt.request not in self._pending)
+        unasked, self._unasked = self._unasked, {}
+        for request in unasked.values():
+            self._ask(request)
+
+    def _ask(self, request: RequestAuthorization) -> None:
+        assert self._number is not None
         try:
             ref = self.spawn(
                 AccessRequest(
@@ -207,7 +226,11 @@ class SessionActor(AgentOwner):
             self.say(message.answer)
 
     @handles(IsAnswered)
-    def _on_is_answered(self, message: IsAnswered) -> bool:
+    def _on_is_answered(self, message: IsAnswered) -> object:
+        caller = self.context.caller
+        if self.is_attaching and caller is not None:  # the answer may be among what is held
+            self._doubts.append((caller, message))
+            return LATER
         return message.request not in self._pending
 
     @handles(AuthorizationCreated)

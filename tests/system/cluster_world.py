@@ -55,9 +55,9 @@ from portal.cluster import BODY, to_plain
 from portal.first_start import load_cluster_secret, load_reset_key, prepare_state
 from portal.settings import PortalSettings
 from runtime.clock import SystemClock
-from runtime.cluster.hosting import ClusterError, NodeStatus
-from runtime.cluster.ray_cluster import RayCluster, open_ray_cluster
-from runtime.cluster.ray_machine import RayMachine
+from runtime.hosting.interface import ClusterError, NodeStatus
+from runtime.hosting.ray_cluster import RayCluster, open_ray_cluster
+from runtime.hosting.ray_machine import RayMachine
 from runtime.randomness import SystemRandomness, uuid7
 from tests.system.admin_load import Admin, Record
 from tests.system.forwarder import Forwarders
@@ -304,6 +304,17 @@ class World:
         await self.cluster.drain(name)
         del self.nodes[name]
 
+    async def part(self, name: str, other: str) -> None:
+        """Let nothing pass between two nodes, whoever of them dials; undone by `join`."""
+        for one, dialler in ((name, other), (other, name)):
+            self.between.part(self.nodes[one].links, await self.pid_of(dialler))
+
+    def join(self, name: str, other: str) -> None:
+        self.between.tell("release", self.nodes[name].links, self.nodes[other].links)
+
+    async def are_linked(self, name: str, other: str) -> bool:
+        return other in (await self.status_of(name))["links"]
+
     async def pid_of(self, name: str) -> int:
         return int((await self.cluster.ask(name, "status"))["pid"])
 
@@ -359,8 +370,10 @@ class World:
         policy = new(Policy, group_id=group.id, resource_id=opened.id)
         tokens, texts = [], []
         doors = [node.door for node in self.nodes.values()]
-        door = doors[number % len(doors)]  # any names the portal; and agents begin there
         for kind, of in (("client", {"principal_id": user.id}), ("gateway", {"site_id": site.id})):
+            # Any door names the portal, and agents begin there: every second pair at two of them.
+            is_astray = kind == "gateway" and number % 2 == 1
+            door = doors[(number + is_astray) % len(doors)]
             token, text = self._make_token(kind, account.id, door, **of)
             tokens.append(token)
             texts.append(text)
@@ -450,6 +463,19 @@ class World:
             for each in self.customers
             if doors.get(owners[each.id]) == each.client.door == each.gateway.door
         ]
+
+    async def places(self) -> dict[UUID, tuple[str, str, str]]:
+        """The nodes of each customer's account, client and gateway."""
+        name_by_door = {node.door: name for name, node in self.nodes.items()}
+        owners = dict(await self.in_thread(self.query, "SELECT account_id, owner FROM lease"))
+        return {
+            each.id: (
+                owners[each.id],
+                name_by_door.get(each.client.door or "", ""),
+                name_by_door.get(each.gateway.door or "", ""),
+            )
+            for each in self.customers
+        }
 
     async def denied(self) -> list[Answer]:
         """What some clients are told about a resource that no policy opens, as soon as anybody can

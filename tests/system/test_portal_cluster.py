@@ -18,6 +18,8 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
+from itertools import combinations
 from uuid import UUID
 
 import pytest
@@ -171,25 +173,6 @@ def test_a_node_is_stopped_and_resumed(world: World) -> None:
     world.run(events)
 
 
-def test_all_links_are_silent(world: World) -> None:
-    async def events() -> None:
-        links = [node.links for node in world.nodes.values()]
-        world.between.tell("hold", *links)
-        begun = time.monotonic()
-
-        async def parted() -> bool:
-            return not any([(await world.status_of(name))["links"] for name in world.nodes])
-
-        await until(parted)
-        print(f"no links after {time.monotonic() - begun:.1f} s")
-        at_home = await world.at_home()
-        print("meanwhile, agents and account at one node:", await world.served(at_home))
-        world.between.tell("release", *links)
-        await check(world, "links were silent", time.monotonic())
-
-    world.run(events)
-
-
 def test_the_database_is_out_of_reach_of_one_node_and_of_all(world: World) -> None:
     async def events() -> None:
         name = "n3"
@@ -220,6 +203,68 @@ def test_the_database_is_out_of_reach_of_one_node_and_of_all(world: World) -> No
         assert world.asked["granted"] == granted
         world.between.tell("release", *databases)
         await check(world, "no database for all, 10 s", time.monotonic())
+
+    world.run(events)
+
+
+def test_a_pair_of_nodes_is_parted(world: World) -> None:
+    async def events() -> None:
+        await world.settle()
+        places = await world.places()
+
+        def across(pair: tuple[str, str]) -> int:
+            """How many have their agents on both sides of it, and their account beyond."""
+            return sum(
+                {client, gateway} == {*pair} and owner not in pair
+                for owner, client, gateway in places.values()
+            )
+
+        one, other = max(combinations(world.nodes, 2), key=across)
+        apart = [each for each in world.customers if {one, other} <= {*places[each.id]}]
+        assert apart, "nobody is at both"
+        beyond = across((one, other))
+        print(f"of {len(apart)} at {one} and {other}, {beyond} have their account beyond")
+        world.note_held()
+        world.asked.clear()
+        await world.part(one, other)
+        begun = time.monotonic()
+
+        async def parted() -> bool:
+            return not (await world.are_linked(one, other) or await world.are_linked(other, one))
+
+        await until(parted)
+        print(f"{one} and {other} are parted after {time.monotonic() - begun:.1f} s")
+        others = [each for each in world.customers if each not in apart]
+        print("meanwhile, the others:", await world.served(others, since=begun))
+        print("meanwhile, those at both:", await world.served(apart, since=begun))
+        print("meanwhile, all once more:", await world.served())
+        assert await parted()
+        print("requests meanwhile:", dict(world.asked))
+        world.join(one, other)
+        await check(world, f"{one} and {other} were parted", time.monotonic())
+        await until(partial(world.are_linked, one, other))
+
+    world.run(events)
+
+
+def test_all_links_are_silent(world: World) -> None:
+    async def events() -> None:
+        links = [node.links for node in world.nodes.values()]
+        world.between.tell("hold", *links)
+        begun = time.monotonic()
+
+        async def parted() -> bool:
+            return not any([(await world.status_of(name))["links"] for name in world.nodes])
+
+        await until(parted)
+        print(f"no links after {time.monotonic() - begun:.1f} s")
+        at_home = await world.at_home()
+        print("meanwhile, agents and account at one node:", await world.served(at_home))
+        # Agents stay where they were sent: from here on they are all at home.
+        print("meanwhile, all, each at its account's node:", await world.served_since(begun))
+        assert await parted()
+        world.between.tell("release", *links)
+        await check(world, "links were silent", time.monotonic())
 
     world.run(events)
 

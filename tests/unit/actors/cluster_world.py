@@ -42,6 +42,8 @@ class ClusterWorld(World):
     """Agents join at the node `at`. Time passes a little at each step, since messages travel."""
 
     step_ns = 20 * MS
+    door_at = "{}.example:443"
+    """The door of a node, by its name."""
     latency_ns = (MS // 10, MS)
     """Least and most of one way between two nodes."""
 
@@ -70,7 +72,7 @@ class ClusterWorld(World):
 
     def add_node(self, name: str) -> Node:
         identity = Identity(
-            link_address=f"{name}.nodes:1", door_address=f"{name}.example:443", version="1"
+            link_address=f"{name}.nodes:1", door_address=self.door_at.format(name), version="1"
         )
         incarnation = run(
             self.store.join_node(
@@ -152,6 +154,24 @@ class ClusterWorld(World):
     def others(self, *names: str) -> list[str]:
         """All nodes but these."""
         return [name for name in self.nodes if name not in names]
+
+    def node_of(self, agent: Agent) -> str | None:
+        """The node at which an agent is."""
+        attachment: Any = agent.line.attachment if agent.line is not None else None
+        for name, node in self.nodes.items():
+            if agent.is_connected and attachment._scheduler is node.heap.scheduler:
+                return name
+        return None
+
+    def follow(self, *agents: Agent) -> None:
+        """Have agents that were sent on to a door join there, as their dialers do."""
+        for agent in agents:
+            assert agent.line is not None
+            assert agent.line.closed is not None
+            door = agent.line.closed.door
+            assert door is not None, agent.line.closed
+            self.at = door.partition(".")[0]
+            agent.join()
 
     # --- what happens to nodes ---
 
