@@ -110,10 +110,10 @@ def is_rebuilt(change: Change) -> bool:
     before, after = change.before, change.after
     if not isinstance(before, model.Resource) or not isinstance(after, model.Resource):
         return False
-    return (before.address, before.kind, before.site_id) != (
+    return (before.address, before.kind, before.site_ids) != (
         after.address,
         after.kind,
-        after.site_id,
+        after.site_ids,
     )
 
 
@@ -125,7 +125,7 @@ def rejudge(snapshot: Snapshot, authorization: Authorization, instant: datetime)
         return decision
     resource = snapshot.resources[authorization.resource_id]
     gateway = snapshot.gateways.get(authorization.gateway_id)
-    if gateway is None or not gateway.approved or gateway.site_id != resource.site_id:
+    if gateway is None or not gateway.approved or gateway.site_id not in resource.site_ids:
         return Denied("forbidden", ("gateway",))
     return decision
 
@@ -152,7 +152,8 @@ def end_reason(decision: Denied) -> str:
 
 
 def as_told(resource: model.Resource) -> messages.Resource:
-    """A resource as agents are told of it."""
+    """A resource as agents are told of it. A pool of devices, which no gateway carries, is not."""
+    assert resource.kind != "device_pool"
     return messages.Resource(
         id=resource.id,
         name=resource.name,

@@ -53,7 +53,9 @@ class FeedOfAccount(QuestionsOfAccount):
             self._wake_again()
 
     async def _pull(self) -> None:
-        """Catch up with the feed, and see to it that what changed has its consequences."""
+        """Catch up with the feed, and see to it that what changed has its consequences. Who has
+        slept for longer than changes are kept (`Pruned`) starts anew from the account's contents,
+        as after every other error that is not expected here."""
         while changes := await self._changes_after(self._snapshot.number):
             self._news += [change for change in changes if self._snapshot.apply(change)]
             await self._follow()
@@ -117,7 +119,8 @@ class FeedOfAccount(QuestionsOfAccount):
 
     def _visible(self, client_id: UUID) -> dict[UUID, ToldResource]:
         resources = visible_resources(self._snapshot, client_id)
-        return {id: as_told(resources[id]) for id in sorted(resources)[:MAX_RESOURCES]}
+        carried = [id for id in sorted(resources) if resources[id].kind != "device_pool"]
+        return {id: as_told(resources[id]) for id in carried[:MAX_RESOURCES]}
 
     async def _check_presences(self) -> None:
         """Part with agents that may not be connected any more."""

@@ -40,11 +40,11 @@ class QuestionsOfAccount(RequestsOfAccount):
             token_id=token_id,
         )
         resource = self._snapshot.resources.get(ask.resource_id)
-        gateways = resource and self._snapshot.gateways_by_site.get(resource.site_id)
+        gateways = () if resource is None else self._snapshot.gateways_of(resource)
         return ExplainAnswer(
             explanation=explain(self._snapshot, request, ask.at or self.context.utc_now()),
             online_gateway_ids=tuple(
-                id for id in sorted(gateways or ()) if self._gateways.get(id) is not None
+                id for id in sorted(gateways) if self._gateways.get(id) is not None
             ),
         )
 

@@ -181,10 +181,10 @@ class RequestsOfAccount(AuthorizationsOfAccount):
         return now_ns < max(until_ns, self._settles_least_by_ns)
 
     def _expects_gateway_for(self, ask: DecideAccess) -> bool:
-        site_id = self._snapshot.resources[ask.request.resource_id].site_id
+        resource = self._snapshot.resources[ask.request.resource_id]
         return any(
             self._expects("gateway", id)
-            for id in self._snapshot.gateways_by_site.get(site_id, ())
+            for id in self._snapshot.gateways_of(resource)
             if id not in ask.tried and self._gateways.get(id) is None
         )
 
@@ -210,7 +210,7 @@ class RequestsOfAccount(AuthorizationsOfAccount):
         resource = self._snapshot.resources[ask.request.resource_id]
         now_ns = self.context.now()
         gateways = []
-        for id in self._snapshot.gateways_by_site.get(resource.site_id, ()):
+        for id in self._snapshot.gateways_of(resource):
             online = self._gateways.get(id)
             if online is None or id in ask.tried or not self._snapshot.gateways[id].approved:
                 continue

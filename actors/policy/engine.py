@@ -29,14 +29,18 @@ import attrs
 from actors.model import (
     KIND_OF,
     Account,
+    AuthProvider,
     Change,
     Client,
+    Directory,
     Entity,
     EntityKind,
     Gateway,
     Group,
+    Identity,
     Membership,
     Policy,
+    PolicyTest,
     Principal,
     RemoteIpCondition,
     Resource,
@@ -133,10 +137,18 @@ class Snapshot:
         self.policies_by_resource: dict[UUID, dict[UUID, CompiledPolicy]] = {}
         self.policies_by_group: dict[UUID, dict[UUID, CompiledPolicy]] = {}
         self.gateways_by_site: dict[UUID, set[UUID]] = {}
+        self.auth_providers: dict[UUID, AuthProvider] = {}
+        self.directories: dict[UUID, Directory] = {}
+        self.identities: dict[UUID, Identity] = {}
+        self.policy_tests: dict[UUID, PolicyTest] = {}
         self._tables = cast(  # each holds its own kind only
             "dict[EntityKind, dict[UUID, Entity]]",
             {
                 "principal": self.principals,
+                "auth_provider": self.auth_providers,
+                "directory": self.directories,
+                "identity": self.identities,
+                "policy_test": self.policy_tests,
                 "group": self.groups,
                 "membership": self.memberships,
                 "site": self.sites,
@@ -188,6 +200,11 @@ class Snapshot:
                 yield group_id
         if principal.kind == "user":
             yield from self.everyone_groups
+
+    def gateways_of(self, resource: Resource) -> Iterator[UUID]:
+        """The gateways that may carry a resource, each once: those of its sites."""
+        for site_id in resource.site_ids:
+            yield from self.gateways_by_site.get(site_id, ())
 
     def entities(self) -> tuple[Entity, ...]:
         """Everything but the account itself, in no particular order."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
+from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -10,14 +11,17 @@ import msgspec
 from litestar import Router, get
 
 from actors.model import Change, Entity, EntityKind
+from actors.store.interface import Pruned
+from actors.store.validity import SECRETS
 from portal.api.inject import TheDesk, ThePage
 from portal.api.pagination import Page
 
-HIDDEN_FIELDS = ("hash",)
+HIDDEN_FIELDS = ("hash", *SECRETS.values())
 
 
 class ChangeView(msgspec.Struct, frozen=True, kw_only=True):
-    """One mutation. `before` is null for a creation, `after` for a removal; hashes are left out."""
+    """One mutation. `before` is null for a creation, `after` for a removal; hashes and sealed
+    secrets are not shown."""
 
     number: int
     at: datetime
@@ -42,10 +46,12 @@ class ChangeView(msgspec.Struct, frozen=True, kw_only=True):
 
 @get("/")
 async def list_changes(desk: TheDesk, page: ThePage) -> Page[ChangeView]:
-    """List changes, oldest first."""
-    found = await desk.office.store.changes(
-        desk.account_id, after=page.after_number(), limit=page.limit
-    )
+    """List changes, oldest first, from the first one on that is still kept."""
+    read = partial(desk.office.store.changes, desk.account_id, limit=page.limit)
+    try:
+        found = await read(after=page.after_number())
+    except Pruned as gone:
+        found = await read(after=gone.number)
     return page.page(tuple(map(ChangeView.of, found)), found[-1].number if found else None)
 
 

@@ -16,6 +16,7 @@ from litestar.di import NamedDependency
 
 from actors.model import KIND_OF, Account, Entity, EntityKind
 from actors.store.interface import Mutation, NotFound, Outdated, Put, Remove, Store
+from actors.store.sealing import KeyRing
 from portal.api.authentication import Caller, caller_of
 from portal.api.pagination import Page, PageRequest
 from portal.api.problems import Problem, not_found
@@ -52,6 +53,7 @@ class Office:
     live: Live
     portal: str
     pin: bytes
+    key_ring: KeyRing
     _locks: WeakValueDictionary[UUID, trio.Lock] = attrs.field(
         factory=WeakValueDictionary, repr=False, init=False
     )

@@ -254,7 +254,10 @@ def _gateways_online(
         return None
     entities = contents.entities
     sites = {
-        each.site_id for each in entities if isinstance(each, Resource) and each.id == resource_id
+        site_id
+        for each in entities
+        if isinstance(each, Resource) and each.id == resource_id
+        for site_id in each.site_ids
     }
     return tuple(
         each.id

@@ -52,7 +52,12 @@ from channel.credentials import encode_token, hash_token
 from channel.messages import AuthorizationCreated, AuthorizationDenied
 from portal.authority import Authority
 from portal.cluster import BODY, to_plain
-from portal.first_start import load_cluster_secret, load_reset_key, prepare_state
+from portal.first_start import (
+    load_cluster_secret,
+    load_key_ring,
+    load_reset_key,
+    prepare_state,
+)
 from portal.settings import PortalSettings
 from runtime.clock import SystemClock
 from runtime.hosting.interface import ClusterError, NodeStatus
@@ -262,6 +267,7 @@ class World:
         self.tls = ssl.create_default_context(cadata=authority.certificate_pem.decode())
         self._address = f"127.0.0.1:{free_port()}"
         load_cluster_secret(PortalSettings(state_dir=self.state), randomness)
+        load_key_ring(PortalSettings(state_dir=self.state), randomness)
         load_reset_key(self.state, randomness)
 
     def _url(self, name: str, port: int = 0) -> str:
@@ -364,7 +370,7 @@ class World:
         group, site = new(Group, name="Staff"), new(Site, name="Berlin")
         member = new(Membership, group_id=group.id, principal_id=user.id)
         opened, closed = (
-            new(Resource, site_id=site.id, name=name, kind="cidr", address=address)
+            new(Resource, site_ids=(site.id,), name=name, kind="cidr", address=address)
             for name, address in (("open", "10.1.0.0/16"), ("closed", "10.2.0.0/16"))
         )
         policy = new(Policy, group_id=group.id, resource_id=opened.id)

@@ -18,6 +18,7 @@ import trio
 from actors.model import Client, Gateway, Token, TokenKind
 from actors.store.interface import Put, Store
 from actors.store.memory import MemoryStore
+from actors.store.sealing import KeyRing
 from channel.credentials import encode_token, hash_token
 from portal.api.application import create_api
 from portal.api.office import Office
@@ -26,6 +27,7 @@ from portal.doors import Door
 from runtime.clock import Clock, SystemClock
 from runtime.net.address import Address
 from runtime.randomness import SystemRandomness
+from runtime.secret import Secret
 
 
 class NobodyOnline:
@@ -119,6 +121,7 @@ async def installation(
         live=NobodyOnline(),
         portal="127.0.0.1:443",
         pin=authority.pin,
+        key_ring=KeyRing({1: Secret(bytes(32))}, SystemRandomness()),
     )
     tls = ssl.create_default_context(cadata=authority.certificate_pem.decode())
     served = Door(
@@ -152,7 +155,12 @@ async def world(here: Installation, client: httpx.AsyncClient) -> dict[str, str]
     membership = await made(client, "memberships", group_id=group["id"], principal_id=user["id"])
     site = await made(client, "sites", name="Berlin")
     resource = await made(
-        client, "resources", site_id=site["id"], name="Intranet", kind="cidr", address="10.1.0.0/16"
+        client,
+        "resources",
+        site_ids=[site["id"]],
+        name="Intranet",
+        kind="cidr",
+        address="10.1.0.0/16",
     )
     policy = await made(client, "policies", group_id=group["id"], resource_id=resource["id"])
     token = await made(client, "tokens", kind="client", name="laptop", principal_id=user["id"])

@@ -12,12 +12,14 @@ from hypothesis import strategies as st
 
 from actors.model import Account, Entity, Group, Principal, Resource, Site
 from actors.store.interface import Put, Store
+from actors.store.sealing import KeyRing
 from portal.api.application import create_api
 from portal.api.authentication import Authenticator
 from portal.api.frontdoor import FrontDoor
 from portal.api.office import Office
 from runtime.clock import SystemClock
 from runtime.randomness import SystemRandomness
+from runtime.secret import Secret
 from tests.system.portal_support import NobodyOnline, make_token
 
 Call = tuple[str, str, Any]
@@ -70,6 +72,7 @@ def target(store: Store) -> Target:
         live=NobodyOnline(),
         portal="portal.example:443",
         pin=bytes(32),
+        key_ring=KeyRing({1: Secret(bytes(32))}, SystemRandomness()),
     )
     now = office.clock.utc_now()
     account = Account(id=office.new_id(), name="Acme", slug="acme", created_at=now)
@@ -79,7 +82,7 @@ def target(store: Store) -> Target:
     group = Group(id=office.new_id(), **common)
     site = Site(id=office.new_id(), **common)
     resource = Resource(
-        id=office.new_id(), site_id=site.id, kind="cidr", address="10.0.0.0/8", **common
+        id=office.new_id(), site_ids=(site.id,), kind="cidr", address="10.0.0.0/8", **common
     )
     token, text = make_token(office, "api", account_id=account.id, principal_id=admin.id)
     patient = Authenticator(office.store, office.clock, calls_per_s=10**6)
