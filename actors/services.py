@@ -7,6 +7,7 @@ from contextlib import suppress
 
 import attrs
 
+from actors.policy.conditions import NOWHERE, Regions
 from actors.store.interface import Store
 from channel.messages import DoorAddress, SocketAddress
 from runtime.clock import Clock
@@ -65,7 +66,8 @@ class Services:
 
     `doors` are the channel listeners of all nodes that take agents now, as far as this node knows;
     agents are told no more than MAX_DOORS of them, and of none at all nothing. They are looked at
-    when the roster changes (`runtime.cluster.tenure`).
+    when the roster changes (`runtime.cluster.tenure`). `regions` says in which country an address
+    is.
     """
 
     store: Store
@@ -77,6 +79,7 @@ class Services:
     prove_address: Callable[[SocketAddress], Awaitable[bool]]
     limits: Limits = Limits()
     doors: Callable[[], tuple[DoorAddress, ...]] = tuple
+    regions: Regions = NOWHERE
 
     def door_of(self, node: str, now_ns: int) -> DoorAddress | None:
         """The door of another node that lives and takes agents, unless it is that of this node too.

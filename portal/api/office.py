@@ -15,6 +15,7 @@ from litestar import Request
 from litestar.di import NamedDependency
 
 from actors.model import KIND_OF, Account, Entity, EntityKind
+from actors.policy.conditions import NOWHERE, Regions
 from actors.store.interface import Mutation, NotFound, Outdated, Put, Remove, Store
 from actors.store.sealing import KeyRing
 from portal.api.authentication import Caller, caller_of
@@ -45,7 +46,8 @@ class Live(Protocol):
 
 @attrs.frozen(kw_only=True)
 class Office:
-    """What all calls share. `portal` (`host:port`) and `pin` go into every token."""
+    """What all calls share. `portal` (`host:port`) and `pin` go into every token; `regions` are the
+    countries of addresses."""
 
     store: Store
     clock: Clock
@@ -54,6 +56,7 @@ class Office:
     portal: str
     pin: bytes
     key_ring: KeyRing
+    regions: Regions = NOWHERE
     _locks: WeakValueDictionary[UUID, trio.Lock] = attrs.field(
         factory=WeakValueDictionary, repr=False, init=False
     )

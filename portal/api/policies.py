@@ -227,7 +227,7 @@ async def explain_policies(desk: TheDesk, data: JSONBody[ExplainRequest]) -> Exp
         remote_ip=remote_ip or (online or {}).get(data.client_id or data.resource_id),
         token_id=data.token_id or token_id,
     )
-    explanation = explain(Snapshot.of(contents), request, instant)
+    explanation = explain(Snapshot.of(contents, desk.office.regions), request, instant)
     decision = explanation.decision
     denied = decision if isinstance(decision, Denied) else None
     return ExplainAnswer(
