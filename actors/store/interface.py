@@ -339,7 +339,11 @@ class Store(LeaseStore, Protocol):
     ) -> tuple[Authorization, ...]:
         """Authorisations by id; with `live_at` only those neither ended nor expired then."""
 
-    # --- relays of the installation ---
+    # --- the installation ---
+
+    async def check_keys(self, fingerprints: Mapping[int, bytes]) -> None:
+        """Remember the fingerprint (32 bytes) of each encryption key by its number, for ever.
+        Raises Conflict, and remembers none, when a number stands for another key already."""
 
     async def put_relay(self, relay: Relay) -> None:
         """Insert, or replace the relay that has its id."""
