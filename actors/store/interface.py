@@ -156,8 +156,10 @@ class Answer:
     """
 
     token_id: UUID
-    key: Annotated[str, Meta(min_length=1, max_length=MAX_KEY, pattern=r"^[!-~]+$(?!\n)")]
-    request_hash: Annotated[bytes, Meta(min_length=32, max_length=32)]
+    key: Annotated[str, Meta(min_length=1, max_length=MAX_KEY, pattern=r"^[!-~]+$(?!\n)")] = (
+        attrs.field(repr=False)
+    )
+    request_hash: Annotated[bytes, Meta(min_length=32, max_length=32)] = attrs.field(repr=False)
     status: Annotated[int, Meta(ge=100, le=599)]
     body: Annotated[bytes, Meta(max_length=MAX_ANSWER_BYTES)] = attrs.field(repr=False)
     at: datetime
