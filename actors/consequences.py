@@ -152,7 +152,8 @@ def end_reason(decision: Denied) -> str:
 
 
 def as_told(resource: model.Resource) -> messages.Resource:
-    """A resource as agents are told of it."""
+    """A resource as agents are told of it. A pool of devices, which no gateway carries, is not."""
+    assert resource.kind != "device_pool"
     return messages.Resource(
         id=resource.id,
         name=resource.name,

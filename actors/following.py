@@ -117,7 +117,8 @@ class FeedOfAccount(QuestionsOfAccount):
 
     def _visible(self, client_id: UUID) -> dict[UUID, ToldResource]:
         resources = visible_resources(self._snapshot, client_id)
-        return {id: as_told(resources[id]) for id in sorted(resources)[:MAX_RESOURCES]}
+        carried = [id for id in sorted(resources) if resources[id].kind != "device_pool"]
+        return {id: as_told(resources[id]) for id in carried[:MAX_RESOURCES]}
 
     async def _check_presences(self) -> None:
         """Part with agents that may not be connected any more."""

@@ -554,6 +554,7 @@ MEMBERS: dict[EntityKind, dict[str, EntityKind]] = {
 """Fields with several ids. When one of the entities goes, its id goes from the field; what has
 lost its last site goes too."""
 
+
 @attrs.frozen(kw_only=True)
 class Change:
     """One mutation of an account, numbered without gaps in commit order.

@@ -161,7 +161,7 @@ class Access:
             Resource(
                 id=self._id("resource"),
                 account_id=account,
-                site_id=self._id("site"),
+                site_ids=(self._id("site"),),
                 name="Echo",
                 kind="ip",
                 address=ECHO_IP,

@@ -240,7 +240,7 @@ http {{
                 "name": "Intranet",
                 "kind": "cidr",
                 "address": RESOURCE,
-                "site_id": self.ids["site"],
+                "site_ids": [self.ids["site"]],
                 "filters": [{"protocol": "tcp", "port_start": 80, "port_end": 80}],
             },
         )

@@ -28,27 +28,43 @@ from actors.model import (
     KIND_OF,
     REFERENCES,
     Account,
+    AccountLimits,
     Authorization,
+    AuthProvider,
+    AuthProviderCondition,
     Change,
     Client,
+    ClientPostureCondition,
+    ClientVerifiedCondition,
     Conditions,
     CurrentTimeCondition,
     DayWindow,
+    Directory,
+    DnsUpstream,
     Entity,
     EntityKind,
+    Fact,
+    FactTest,
     Gateway,
     Group,
+    Identity,
     Membership,
     Policy,
+    PolicyTest,
     Principal,
+    RegionCondition,
     Relay,
     RemoteIpCondition,
     Resource,
+    Retention,
+    SealedSecret,
     Site,
     TimeRange,
     Token,
 )
 from actors.store.interface import (
+    ANSWER_KEPT,
+    Answer,
     Conflict,
     Contents,
     Fenced,
@@ -57,12 +73,16 @@ from actors.store.interface import (
     LastOperator,
     Mutation,
     NotFound,
+    Outdated,
+    Pruned,
     Put,
     Remove,
+    Repeated,
     Store,
 )
 from channel.messages import Filter, IpText, SocketAddress
-from tests.lease_machine import LONG_NS, LeaseMachine, Refusal, choices, lease_steps, ttls
+from tests.lease_machine import LONG_NS, Refusal, choices, lease_steps, ttls
+from tests.records_machine import Records, RecordsMachine
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 ACCOUNT_IDS = [UUID(int=0xA00 + n) for n in range(2)]
@@ -88,9 +108,53 @@ networks = st.sampled_from(["10.0.0.0/8", "192.0.2.0/24", "2001:db8::/32", "0.0.
 ipv4s = st.sampled_from(["100.64.0.1", "100.64.0.2", "100.72.0.1", "10.0.0.1"]).map(IPv4Address)
 ipv6s = st.sampled_from(["fd48:4c57:5900::1", "fd48:4c57:5900::2", "fd00::1"]).map(IPv6Address)
 ranges_ipv4 = st.sampled_from(["100.64.0.0/11", "100.64.0.0/16"]).map(ip_network)
+UPSTREAMS = (
+    DnsUpstream(kind="do53", address="192.0.2.53"),
+    DnsUpstream(kind="do53", address="[2001:db8::53]:5353"),
+    DnsUpstream(kind="doh", address="https://dns.example/dns-query"),
+)
+retentions = st.builds(
+    Retention,
+    changes_days=st.sampled_from([1, 2]), authorizations_days=st.sampled_from([1, 2]),
+    sessions_days=st.sampled_from([1, 2]), flows_days=st.sampled_from([1, 2]),
+    requests_days=st.sampled_from([1, 400]),
+)  # fmt: skip
 filters = st.builds(Filter, protocol=st.sampled_from(["tcp", "udp"]), port_start=st.integers(0, 9))
+facts = st.one_of(
+    st.builds(Fact, name=st.just("os_version"), value=st.sampled_from(["14.2", "14.10"])),
+    st.builds(Fact, name=st.just("disk_encrypted"), value=st.booleans()),
+    st.builds(Fact, name=st.just("build"), value=st.integers(-(2**63), 2**63 - 1)),
+)
+postures = st.lists(facts, max_size=2, unique_by=lambda fact: fact.name).map(tuple)
+secrets = st.none() | st.builds(
+    SealedSecret, key_id=st.integers(0, 2), box=st.binary(min_size=40, max_size=60)
+)
 conditions = st.builds(
     Conditions,
+    remote_ip_location_region=st.none()
+    | st.builds(
+        RegionCondition,
+        operator=st.sampled_from(["is_in", "is_not_in"]),
+        values=st.sampled_from([("DE",), ("AT", "CH")]),
+    ),
+    auth_provider=st.none()
+    | st.builds(
+        AuthProviderCondition,
+        operator=st.just("is_in"),
+        values=st.tuples(st.deferred(lambda: ids("auth_provider"))),
+    ),
+    client_verified=st.none() | st.builds(ClientVerifiedCondition, value=st.booleans()),
+    client_posture=st.none()
+    | st.builds(
+        ClientPostureCondition,
+        facts=st.sampled_from(
+            [
+                (FactTest(name="os_version", operator="at_least", value="14.9"),),
+                (FactTest(name="build", operator="at_most", value=7),),
+                (FactTest(name="disk_encrypted", operator="is", value=True),),
+            ]
+        ),
+    ),
     remote_ip=st.none()
     | st.builds(
         RemoteIpCondition,
@@ -134,43 +198,101 @@ def entities_by_kind(account_id: UUID) -> dict[EntityKind, st.SearchStrategy[Any
 
     def token(kind: str) -> st.SearchStrategy[Token]:
         principal_id, site_id = owners.get(kind, (st.none(), st.none()))
+        provider = st.none() | ids("auth_provider") if kind == "client" else st.none()
+        scopes = (
+            st.sampled_from([(), ("*:read", "policies:write")]) if kind == "api" else st.just(())
+        )
         return st.builds(
             Token, **common, id=ids("token"), kind=st.just(kind), name=names, hash=keys,
             principal_id=principal_id, site_id=site_id, max_uses=st.sampled_from([None, 1, 2]),
             expires_at=st.none() | instants, allowed_sources=st.just(()) | st.tuples(networks),
+            auth_provider_id=provider, scopes=scopes,
         )  # fmt: skip
+
+    some_sites = st.lists(site, min_size=1, max_size=3, unique=True).map(tuple)
+    some_devices = st.lists(ids("client"), max_size=3, unique=True).map(tuple)
+    lying = {**common, "id": ids("resource"), "name": names}
+    lying["filters"] = st.lists(filters, max_size=2).map(tuple)
+    directory = ids("directory")
 
     return {
         "account": st.builds(
             Account, id=st.just(account_id), name=names, slug=st.sampled_from(["a", "b"]),
             range_ipv4=ranges_ipv4, created_at=instants, disabled=st.booleans(),
+            search_domain=st.sampled_from([None, "corp.example"]),
+            dns_upstreams=st.sampled_from([(), UPSTREAMS]),
+            limits=st.builds(AccountLimits, principals=st.sampled_from([None, 0, 7])),
+            retention=retentions,
         ),
         "principal": st.builds(
             Principal, **common, id=user, name=names,
             kind=st.sampled_from(["user", "service_account"]),
             email=st.sampled_from([None, "a@example.com"]),
         ),
+        "auth_provider": st.builds(
+            AuthProvider, **common, id=ids("auth_provider"), name=names,
+            kind=st.sampled_from(["oidc", "google", "okta", "entra"]), client_secret=secrets,
+            issuer=st.just("https://id.example/realm"), client_id=st.just("holloway"),
+            context=st.sampled_from(["clients", "both"]), disabled=st.booleans(),
+        ) | st.builds(
+            AuthProvider, **common, id=ids("auth_provider"), name=names, kind=st.just("email")
+        ),
+        "directory": st.builds(
+            Directory, **common, id=directory, name=names, credentials=secrets,
+            kind=st.sampled_from(["google", "scim"]), synced_at=st.none() | instants,
+            last_error=st.sampled_from(["", "429"]),
+        ),
+        "identity": st.builds(
+            Identity, **common, id=ids("identity"), principal_id=user,
+            auth_provider_id=ids("auth_provider"), issuer=st.just("https://id.example/realm"),
+            subject=st.sampled_from(["s1", "s2"]),
+        ),
         "group": st.builds(
             Group, **common, id=ids("group"), name=names,
             kind=st.sampled_from(["static", "static", "everyone"]),
+        ) | st.builds(
+            Group, **common, id=ids("group"), name=names, kind=st.just("synced"),
+            directory_id=directory, external_id=st.sampled_from(["g1", "g2"]),
         ),
         "membership": st.builds(
             Membership, **common, id=ids("membership"), group_id=ids("group"), principal_id=user
         ),
-        "site": st.builds(Site, **common, id=site, name=names),
-        "resource": st.builds(
-            Resource, **common, id=ids("resource"), site_id=site, name=names,
-            kind=st.just("cidr"), address=networks,
-            filters=st.lists(filters, max_size=2).map(tuple),
+        "site": st.builds(
+            Site, **common, id=site, name=names,
+            kind=st.sampled_from(["static", "static", "internet"]),
+        ),
+        "resource": st.one_of(
+            st.builds(
+                Resource, **lying, site_ids=some_sites, kind=st.just("cidr"), address=networks
+            ),
+            st.builds(
+                Resource, **lying, site_ids=some_sites, kind=st.just("dns"),
+                address=st.sampled_from(["*.corp.example", "**.example", "db-?.corp.example"]),
+                ip_stack=st.sampled_from(["v4", "v6", "dual"]),
+            ),
+            st.builds(Resource, **lying, site_ids=st.tuples(site), kind=st.just("internet")),
+            st.builds(
+                Resource, **lying, site_ids=st.just(()), kind=st.just("device_pool"),
+                device_ids=some_devices,
+            ),
         ),
         "policy": st.builds(
             Policy, **common, id=ids("policy"), group_id=ids("group"), resource_id=ids("resource"),
             conditions=conditions, description=st.sampled_from(["", "two\nlines"]),
             expires_at=st.none() | instants, lease_s=st.sampled_from([60, 86_400]),
         ),
+        "policy_test": st.builds(
+            PolicyTest, **common, id=ids("policy_test"), name=names, principal_id=user,
+            resource_id=ids("resource"), expected=st.sampled_from(["allowed", "denied"]),
+            at=st.none() | instants, remote_ip=st.sampled_from([None, IpText("2001:db8::7")]),
+            auth_provider_id=st.none() | ids("auth_provider"),
+            client_verified=st.sampled_from([None, True]), posture=postures,
+        ),
         "token": st.sampled_from(["client", "api", "gateway", "gateway", "client", "relay"])
         .flatmap(token),
-        "client": st.builds(Client, **agent, **address, id=ids("client"), principal_id=user),
+        "client": st.builds(
+            Client, **agent, **address, id=ids("client"), principal_id=user, posture=postures
+        ),
         "gateway": st.builds(Gateway, **agent, **address, id=ids("gateway"), site_id=site),
     }  # fmt: skip
 
@@ -191,6 +313,7 @@ def population(account_id: UUID) -> list[Put]:
     number = ACCOUNT_IDS.index(account_id)
     common: dict[str, Any] = {"account_id": account_id, "created_at": START}
     person, group, place = id_of("principal", 0), id_of("group", 0), id_of("site", 0)
+    provider = id_of("auth_provider", 0)
     enrolling, joining = id_of("token", 2 * number), id_of("token", 2 * number + 1)
     address = {"ipv4": IPv4Address("100.64.0.1"), "ipv6": IPv6Address("fd48:4c57:5900::1")}
     other = {"ipv4": IPv4Address("100.64.0.2"), "ipv6": IPv6Address("fd48:4c57:5900::2")}
@@ -199,16 +322,38 @@ def population(account_id: UUID) -> list[Put]:
         Principal(**common, id=person, name="Hall"),
         Group(**common, id=group, name="Hall"),
         Group(**common, id=id_of("group", 1), name="Loft", kind="everyone"),
+        AuthProvider(
+            **common, id=provider, name="Hall", kind="oidc", issuer="https://id.example/realm",
+            client_id="holloway", client_secret=SealedSecret(key_id=1, box=bytes(40)),
+        ),
+        Directory(**common, id=id_of("directory", 0), name="Hall", kind="okta"),
+        Identity(
+            **common, id=id_of("identity", 0), principal_id=person, auth_provider_id=provider,
+            issuer="https://id.example/realm", subject="s1",
+        ),
+        Group(
+            **common, id=id_of("group", 2), name="Käfer", kind="synced",
+            directory_id=id_of("directory", 0), external_id="g1",
+        ),
         Membership(**common, id=id_of("membership", 0), group_id=group, principal_id=person),
         Site(**common, id=place, name="Hall"),
+        Site(**common, id=id_of("site", 1), name="Loft", kind="internet"),
         Resource(
-            **common, id=id_of("resource", 0), site_id=place, name="Hall", kind="cidr",
-            address="10.0.0.0/8",
+            **common, id=id_of("resource", 0), site_ids=(place, id_of("site", 1)), name="Hall",
+            kind="cidr", address="10.0.0.0/8",
+        ),
+        Resource(
+            **common, id=id_of("resource", 1), site_ids=(id_of("site", 1),), name="Loft",
+            kind="internet",
+        ),
+        PolicyTest(
+            **common, id=id_of("policy_test", 0), name="Hall", principal_id=person,
+            resource_id=id_of("resource", 0), expected="allowed", auth_provider_id=provider,
         ),
         Policy(**common, id=id_of("policy", 0), group_id=group, resource_id=id_of("resource", 0)),
         Token(
             **common, id=enrolling, kind="client", name="T", hash=bytes(32), principal_id=person,
-            max_uses=1,
+            max_uses=1, auth_provider_id=provider,
         ),
         Token(**common, id=joining, kind="gateway", name="T", hash=bytes(32), site_id=place),
         Client(
@@ -219,6 +364,10 @@ def population(account_id: UUID) -> list[Put]:
             **common, **other, id=id_of("gateway", 0), site_id=place, token_id=joining,
             device_key=bytes(32), name="G",
         ),
+        Resource(
+            **common, id=id_of("resource", 2), site_ids=(), name="Käfer", kind="device_pool",
+            device_ids=(id_of("client", 0),),
+        ),
     ]  # fmt: skip
     return [Put(entity) for entity in everything]
 
@@ -227,25 +376,34 @@ def population(account_id: UUID) -> list[Put]:
 
 
 UNIQUE_TOGETHER = {
-    "group": ["name"],
-    "membership": ["group_id", "principal_id"],
-    "site": ["name"],
-    "resource": ["name"],
-    "client": ["device_key"],
-    "gateway": ["device_key"],
+    "auth_provider": [["name"]],
+    "directory": [["name"]],
+    "identity": [["auth_provider_id", "issuer", "subject"]],
+    "group": [["name"], ["directory_id", "external_id"]],
+    "membership": [["group_id", "principal_id"]],
+    "site": [["name"]],
+    "resource": [["name"]],
+    "policy_test": [["name"]],
+    "client": [["device_key"]],
+    "gateway": [["device_key"]],
 }
+COUPLED: dict[type[Entity], set[str]] = {
+    Token: {"kind", "auth_provider_id", "scopes"},
+    Group: {"kind", "directory_id", "external_id"},
+    Resource: {"kind", "address", "ip_stack", "site_ids", "device_ids"},
+    AuthProvider: {"kind", "issuer", "client_id", "client_secret"},
+}
+"""Fields that fit each other only within one entity."""
 
 
 @attrs.define
-class Model:
+class Model(Records):
     """The state as lists, and what the interface promises of it."""
 
-    entities: list[Entity] = attrs.Factory(list)
-    changes: dict[UUID, list[Change]] = attrs.Factory(dict)
     uses: dict[UUID, int] = attrs.Factory(dict)
     installation_tokens: list[Token] = attrs.Factory(list)
     epochs: dict[UUID, int] = attrs.Factory(dict)
-    authorizations: dict[tuple[UUID, UUID], Authorization] = attrs.Factory(dict)
+    answers: dict[tuple[UUID, str], Answer] = attrs.Factory(dict)
     relays: dict[UUID, Relay] = attrs.Factory(dict)
 
     def find(self, account_id: UUID, kind: EntityKind, id: UUID) -> Entity | None:
@@ -274,9 +432,21 @@ class Model:
             return [entity for entity in self.entities if owner(entity) == account_id]
         for entity in gone:
             for other in self.entities:
-                if owner(other) == account_id and other not in gone and refers(other, entity):
+                if (
+                    owner(other) == account_id
+                    and other not in gone
+                    and (refers(other, entity) or has_lost_its_last_site(other, gone))
+                ):
                     gone.append(other)
         return gone
+
+    def without(self, account_id: UUID, gone: list[Entity]) -> list[Entity]:
+        """What is left, and knows nothing any more of what is gone."""
+        return [
+            bereft(entity, gone) if owner(entity) == account_id else entity
+            for entity in self.entities
+            if entity not in gone
+        ]
 
 
 def owner(entity: Entity) -> UUID | None:
@@ -289,6 +459,35 @@ def refers(entity: Entity, target: Entity) -> bool:
         kind == KIND_OF[type(target)] and getattr(entity, field) == target.id
         for field, kind in fields.items()
     )
+
+
+def has_lost_its_last_site(entity: Entity, gone: list[Entity]) -> bool:
+    if not isinstance(entity, Resource) or not entity.site_ids:
+        return False
+    sites = [each.id for each in gone if isinstance(each, Site)]
+    return all(id in sites for id in entity.site_ids)
+
+
+def bereft(entity: Entity, gone: list[Entity]) -> Entity:
+    """An entity whose members are only those that are still there."""
+    if not isinstance(entity, Resource):
+        return entity
+    sites = [each.id for each in gone if isinstance(each, Site)]
+    devices = [each.id for each in gone if isinstance(each, Client)]
+    return attrs.evolve(
+        entity,
+        site_ids=tuple(id for id in entity.site_ids if id not in sites),
+        device_ids=tuple(id for id in entity.device_ids if id not in devices),
+    )
+
+
+def shown(entity: Entity | None) -> Entity | None:
+    """What changes and contents tell of an entity."""
+    if isinstance(entity, AuthProvider) and entity.client_secret is not None:
+        return attrs.evolve(entity, client_secret=attrs.evolve(entity.client_secret, box=b""))
+    if isinstance(entity, Directory) and entity.credentials is not None:
+        return attrs.evolve(entity, credentials=attrs.evolve(entity.credentials, box=b""))
+    return entity
 
 
 def wrong(entities: list[Entity], installation: list[Token], entity: Entity) -> list[Refusal]:
@@ -308,6 +507,19 @@ def wrong(entities: list[Entity], installation: list[Token], entity: Entity) -> 
             for each in entities
         ):
             found.append((InvalidReference, kind, field))
+    if isinstance(entity, Resource):
+        mine = [each for each in entities if owner(each) == entity.account_id]
+        if not {e.id for e in mine if isinstance(e, Site)} >= set(entity.site_ids):
+            found.append((InvalidReference, "resource", "site_ids"))
+        if not {e.id for e in mine if isinstance(e, Client)} >= set(entity.device_ids):
+            found.append((InvalidReference, "resource", "device_ids"))
+    if isinstance(entity, Resource | Site):
+        mine = [each for each in entities if owner(each) == entity.account_id]
+        internet = [e for e in mine if isinstance(e, Resource) and e.kind == "internet"]
+        places = [e for e in mine if isinstance(e, Site) and e.kind != "internet"]
+        for each in internet:
+            if any(place.id in each.site_ids and entity in (each, place) for place in places):
+                found.append((Invalid, "resource", "site_ids"))
     for one, other in combinations(entities, 2):
         if entity in (one, other):
             found += clashes(entity, other if entity is one else one)
@@ -331,12 +543,15 @@ def clashes(entity: Entity, other: Entity) -> list[Refusal]:
     if owner(entity) != owner(other):
         return []
     found: list[Refusal] = []
-    fields = UNIQUE_TOGETHER.get(kind, [])
-    same_kind = type(entity) is type(other)
-    if fields and same_kind and all(getattr(entity, f) == getattr(other, f) for f in fields):
-        found.append((Conflict, kind, fields[-1]))
+    for fields in UNIQUE_TOGETHER.get(kind, []) if type(entity) is type(other) else []:
+        values = [getattr(entity, field) for field in fields]
+        if None not in values and values == [getattr(other, field) for field in fields]:
+            found.append((Conflict, kind, fields[-1]))
     if isinstance(entity, Group) and isinstance(other, Group):
         found += [(Conflict, kind, "kind")] if entity.kind == other.kind == "everyone" else []
+    for managed in (Site, Resource):
+        if isinstance(entity, managed) and isinstance(other, managed):
+            found += [(Conflict, kind, "kind")] if entity.kind == other.kind == "internet" else []
     if isinstance(entity, Client | Gateway) and isinstance(other, Client | Gateway):
         for field in ("ipv4", "ipv6"):
             if getattr(entity, field) == getattr(other, field):
@@ -352,8 +567,10 @@ def out_of_range(agent: Client | Gateway, account: Account) -> list[str]:
 # --- the machine ---------------------------------------------------------------------------------
 
 
-class StoreMachine(LeaseMachine):
+class StoreMachine(RecordsMachine):
     """Runs in a worker thread of trio; `stores` are empty at the start of each example."""
+
+    model: Model
 
     def __init__(self) -> None:
         super().__init__()
@@ -392,8 +609,7 @@ class StoreMachine(LeaseMachine):
         entity = data.draw(st.sampled_from(mine))
         donor = data.draw(entities_by_kind(account_id)[KIND_OF[type(entity)]])
         fixed = {"id", "account_id", "principal_id", "site_id", "token_id"}
-        if isinstance(entity, Token):
-            fixed.add("kind")
+        fixed |= COUPLED.get(type(entity), set())
         names = {field.name for field in attrs.fields(type(entity))} - fixed
         taken = data.draw(st.sets(st.sampled_from(sorted(names)), max_size=2))
         fields = {name: getattr(donor, name) for name in taken}
@@ -406,18 +622,72 @@ class StoreMachine(LeaseMachine):
             entity = data.draw(st.sampled_from(mine))
             self.carry_out(account_id, [Remove(KIND_OF[type(entity)], entity.id)], at)
 
-    def carry_out(self, account_id: UUID, wanted: Sequence[Mutation], at: datetime) -> None:
-        answers = self.ask_each(lambda store: store.apply(account_id, wanted, who="t", at=at))
+    @rule(data=st.data(), account_id=accounts, at=instants, late=st.sampled_from([0, 0, 0, 1]))
+    def apply_once(self, data: st.DataObject, account_id: UUID, at: datetime, late: int) -> None:
+        """With an idempotency key, and only on top of the change that the caller knows."""
+        days = data.draw(st.integers(0, 2))
+        answer = Answer(
+            token_id=data.draw(ids("token")), key=data.draw(st.sampled_from(["k1", "k2"])),
+            request_hash=data.draw(keys), status=201, body=b"{}", at=at + timedelta(days=days),
+        )  # fmt: skip
+        number = len(self.model.changes.get(account_id, [])) - late
+        wanted = [data.draw(mutations(account_id))]
+        self.carry_out(account_id, wanted, at, number=number, answer=answer)
+        kept = self.model.answers.get((answer.token_id, answer.key))
+        given = self.ask(lambda store: store.answer_of(answer.token_id, answer.key))
+        assert given == ("done", kept)
+
+    def carry_out(
+        self,
+        account_id: UUID,
+        wanted: Sequence[Mutation],
+        at: datetime,
+        *,
+        number: int | None = None,
+        answer: Answer | None = None,
+    ) -> None:
+        answers = self.ask_each(
+            lambda store: store.apply(
+                account_id, wanted, who="t", at=at, number=number, answer=answer
+            )
+        )
         if answers[0][0] == "refused":
             for kind, refusal in answers:
                 assert kind == "refused"
-                self.check_refusal(account_id, wanted, refusal)
+                self.check_refusal(account_id, wanted, refusal, number, answer)
             return
+        assert self.refused_at_once(account_id, number, answer) is None
+        if answer is not None:
+            self.model.answers[answer.token_id, answer.key] = answer
         for answer in answers[1:]:
             assert answer == answers[0]
         self.check_changes(account_id, wanted, list(answers[0][1]), at)
 
-    def check_refusal(self, account_id: UUID, wanted: Sequence[Mutation], given: Refusal) -> None:
+    def refused_at_once(
+        self, account_id: UUID, number: int | None, answer: Answer | None
+    ) -> Refusal | None:
+        """Why not even the first mutation is looked at."""
+        if answer is not None:
+            known = self.model.answers.get((answer.token_id, answer.key))
+            if known is not None and known.at > answer.at - ANSWER_KEPT:
+                return Repeated, "", ""
+            tokens = [each for each in self.model.entities if isinstance(each, Token)]
+            if all(
+                each.id != answer.token_id for each in (*tokens, *self.model.installation_tokens)
+            ):
+                return InvalidReference, "answer", "token_id"
+        if number is not None and number != len(self.model.changes.get(account_id, [])):
+            return Outdated, "", ""
+        return None
+
+    def check_refusal(
+        self,
+        account_id: UUID,
+        wanted: Sequence[Mutation],
+        given: Refusal,
+        number: int | None,
+        answer: Answer | None,
+    ) -> None:
         trial = attrs.evolve(self.model, entities=list(self.model.entities))
         invalid = [
             refusal
@@ -429,12 +699,16 @@ class StoreMachine(LeaseMachine):
         if invalid:
             assert given in invalid
             return
+        at_once = self.refused_at_once(account_id, number, answer)
+        if at_once is not None:
+            assert given == at_once
+            return
         for mutation in wanted:
             if isinstance(mutation, Put):
                 after, refusals = trial.put(account_id, mutation.entity)
             else:
                 gone = trial.closure(account_id, mutation.kind, mutation.id)
-                after = [entity for entity in trial.entities if entity not in gone]
+                after = trial.without(account_id, gone)
                 refusals = set() if gone else {(NotFound, "", "")}
             if refusals:
                 assert given in refusals
@@ -459,25 +733,56 @@ class StoreMachine(LeaseMachine):
                 assert not refusals
                 if before != entity:
                     change = given.pop(0)
-                    assert (change.before, change.after) == (before, entity)
+                    assert (change.before, change.after) == (shown(before), shown(entity))
                 model.entities = after
                 continue
             gone = model.closure(account_id, mutation.kind, mutation.id)
-            removals, given = given[: len(gone)], given[len(gone) :]
-            assert all(change.after is None for change in removals)
-            removed = [change.before for change in removals]
             assert len(gone) > 0
-            assert sorted(map(repr, removed)) == sorted(map(repr, gone))
+            count = next(
+                place
+                for place, change in enumerate(given, 1)
+                if (change.kind, change.entity_id) == (mutation.kind, mutation.id)
+                and change.after is None
+            )
+            steps, given = given[:count], given[count:]
+            removed = [change.before for change in steps if change.after is None]
+            assert sorted(map(repr, removed)) == sorted(repr(shown(entity)) for entity in gone)
             for position, entity in enumerate(removed):
                 assert not any(refers(later, entity) for later in removed[position + 1 :] if later)
-            assert removed[-1].id == mutation.id
-            model.entities = [entity for entity in model.entities if entity not in gone]
+            after = model.without(account_id, gone)
+            self.check_members(account_id, [c for c in steps if c.after is not None], after)
+            model.entities = after
             for entity in gone:
                 if isinstance(entity, Token):
-                    model.uses.pop(entity.id, None)
+                    self.forget_token(entity.id)
+                model.seen.pop((account_id, entity.id), None)
             if mutation.kind == "account":
                 self.forget(account_id)
         assert given == []
+
+    def check_members(self, account_id: UUID, changes: list[Change], after: list[Entity]) -> None:
+        """Whatever is left lost its members one by one."""
+        now = {each.id: each for each in self.model.of(account_id, "resource")}
+        for change in changes:
+            assert now[change.entity_id] == change.before
+            assert isinstance(change.before, Resource)
+            assert isinstance(change.after, Resource)
+            for field in ("site_ids", "device_ids"):
+                left = getattr(change.after, field)
+                assert left == tuple(i for i in getattr(change.before, field) if i in left)
+            members = [len(e.site_ids) + len(e.device_ids) for e in (change.before, change.after)]
+            assert members[0] == members[1] + 1
+            now[change.entity_id] = change.after
+        for entity in after:
+            if isinstance(entity, Resource) and entity.account_id == account_id:
+                assert now[entity.id] == entity
+
+    def forget_token(self, id: UUID) -> None:
+        model = self.model
+        model.uses.pop(id, None)
+        model.used_at.pop(id, None)
+        for key in [key for key in model.answers if key[0] == id]:
+            del model.answers[key]
 
     def forget(self, account_id: UUID) -> None:
         model = self.model
@@ -502,10 +807,13 @@ class StoreMachine(LeaseMachine):
     @rule(account_id=accounts, after=st.integers(0, 9), limit=st.integers(1, 9))
     def read_account(self, account_id: UUID, after: int, limit: int) -> None:
         log = self.model.changes.get(account_id, [])
-        assert self.ask(lambda store: store.changes(account_id, after=after, limit=limit)) == (
-            "done",
-            tuple(log[after : after + limit]),
-        )
+        given = self.ask(lambda store: store.changes(account_id, after=after, limit=limit))
+        if after < self.model.pruned.get(account_id, 0):
+            assert given == ("refused", (Pruned, "", ""))
+        else:
+            assert given == ("done", tuple(log[after : after + limit]))
+        counts = {each: len(self.model.of(account_id, each)) for each in KINDS}
+        assert self.ask(lambda store: store.counts(account_id)) == ("done", counts)
         known = [self.model.find(id, "account", id) for id in ACCOUNT_IDS]
         assert self.ask(lambda store: store.accounts()) == (
             "done",
@@ -516,7 +824,7 @@ class StoreMachine(LeaseMachine):
         if account is None:
             assert contents[0] is NotFound
             return
-        every = [e for each in KINDS[1:] for e in self.model.of(account_id, each)]
+        every = [shown(e) for each in KINDS[1:] for e in self.model.of(account_id, each)]
         assert contents == Contents(account, tuple(every), len(log))
 
     @rule(id=ids("token"), at=instants)
@@ -530,6 +838,7 @@ class StoreMachine(LeaseMachine):
         assert self.ask(lambda store: store.use_token(id, at=at)) == ("done", allowed)
         if allowed:
             self.model.uses[id] = uses + 1
+            self.model.used_at[id] = max(at, self.model.used_at.get(id, at))
 
     @rule(
         id=ids("token"),
@@ -576,7 +885,7 @@ class StoreMachine(LeaseMachine):
             return
         assert given == ("done", None)
         self.model.installation_tokens.remove(token)
-        self.model.uses.pop(id, None)
+        self.forget_token(id)
         relays = {key: each for key, each in self.model.relays.items() if each.token_id != id}
         self.model.relays = relays
 

@@ -9,14 +9,16 @@ an id: instants and ids come with the call.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from datetime import datetime
-from typing import Protocol
+from datetime import datetime, timedelta
+from typing import Annotated, Final, Protocol
 from uuid import UUID
 
 import attrs
+from msgspec import Meta
 
+from actors.logs import Log, LogKind, Seen
 from actors.model import Account, Authorization, Change, Entity, EntityKind, Relay, Token
 from runtime.cluster.leases import (
     ClusterFull,
@@ -28,6 +30,11 @@ from runtime.cluster.leases import (
 
 MAX_MUTATIONS = 1_000
 MAX_PAGE = 1_000
+MAX_LOGS = 1_000
+MAX_IDS = 1_000
+MAX_KEY = 255
+MAX_ANSWER_BYTES = 65_536
+ANSWER_KEPT: Final = timedelta(hours=24)
 
 
 class StoreError(Exception):
@@ -52,6 +59,17 @@ class Outdated(StoreError):
     To read it and decide anew is the way on."""
 
 
+class Pruned(StoreError):
+    """Changes after the number that was asked for are not kept any more. Whoever follows the
+    account has to read its `contents` anew; `number` is the last one that is gone."""
+
+    def __init__(self, account_id: UUID, number: int) -> None:
+        super().__init__(
+            f"the changes of account {account_id} up to {number} are not kept any more"
+        )
+        self.number = number
+
+
 class InvalidReference(StoreError):
     """A field refers to an entity that this account does not have."""
 
@@ -68,6 +86,14 @@ class Invalid(StoreError):
         super().__init__(f"{kind}: {field} is not valid")
         self.kind = kind
         self.field = field
+
+
+class Repeated(StoreError):
+    """The key was used before, within ANSWER_KEPT; `record` is what was answered then."""
+
+    def __init__(self, record: Answer) -> None:
+        super().__init__("the idempotency key was used before")
+        self.record = record
 
 
 class LastOperator(StoreError):
@@ -121,9 +147,38 @@ class Remove:
 Mutation = Put | Remove
 
 
+@attrs.frozen(kw_only=True)
+class Answer:
+    """What the API answered to the holder of a token who gave this idempotency key.
+
+    `request_hash` tells the same request from another one under the same key. `body` is JSON and
+    never holds a secret.
+    """
+
+    token_id: UUID
+    key: Annotated[str, Meta(min_length=1, max_length=MAX_KEY, pattern=r"^[!-~]+$(?!\n)")]
+    request_hash: Annotated[bytes, Meta(min_length=32, max_length=32)]
+    status: Annotated[int, Meta(ge=100, le=599)]
+    body: Annotated[bytes, Meta(max_length=MAX_ANSWER_BYTES)] = attrs.field(repr=False)
+    at: datetime
+
+
+@attrs.frozen(kw_only=True)
+class Expired:
+    """What `expire` removed: rows by what they are, and whole partitions of logs (whose rows are
+    in no other figure)."""
+
+    changes: int = 0
+    authorizations: int = 0
+    logs: int = 0
+    answers: int = 0
+    partitions: int = 0
+
+
 @attrs.frozen
 class Contents:
-    """A consistent picture of one account: every entity, and the number of the last change."""
+    """A consistent picture of one account: every entity, and the number of the last change. Of a
+    sealed secret it says only that there is one, as changes do."""
 
     account: Account
     entities: tuple[Entity, ...]
@@ -148,15 +203,26 @@ class Store(LeaseStore, Protocol):
         *,
         who: str,
         at: datetime,
+        number: int | None = None,
+        answer: Answer | None = None,
     ) -> tuple[Change, ...]:
         """Carry out all mutations in one transaction and return their changes in order.
 
         Serialised on the account's row, which numbers the changes (1, 2, ...). The first mutation
         of a new account is `Put(Account)`. A Put that changes nothing makes no change. Removing
-        an account removes everything in it.
-        Raises Conflict, Invalid, InvalidReference, NotFound, Outdated, Unavailable; then nothing
-        was done.
+        an account removes everything in it. Changes hold no sealed secret: its box is empty.
+
+        `number`: only if the account's last change is this one (0 for none), else Outdated.
+        `answer`: kept with the mutations under (token_id, key), which must be free or older than
+        ANSWER_KEPT, else Repeated. It goes with its token. Where both speak, Repeated does first.
+
+        Raises Conflict, Invalid, InvalidReference, NotFound, Outdated, Repeated, Unavailable; then
+        nothing was done.
         """
+
+    async def answer_of(self, token_id: UUID, key: str) -> Answer | None:
+        """What was answered under this key, until `expire` removes it (its `at` says how old it
+        is)."""
 
     async def get(self, account_id: UUID, kind: EntityKind, id: UUID) -> Entity:
         """One entity. Raises NotFound, also when it belongs to another account."""
@@ -172,10 +238,14 @@ class Store(LeaseStore, Protocol):
     async def contents(self, account_id: UUID) -> Contents:
         """Everything in the account, consistent with one change number. Raises NotFound."""
 
+    async def counts(self, account_id: UUID) -> dict[EntityKind, int]:
+        """How many entities of each kind the account has; zeros if there is no such account."""
+
     async def changes(
         self, account_id: UUID, *, after: int, limit: int = MAX_PAGE
     ) -> tuple[Change, ...]:
-        """Changes with numbers above `after`, in order, without gaps."""
+        """Changes with numbers above `after`, in order, without gaps. Raises Pruned when the next
+        one is not kept any more."""
 
     def wakeups(self) -> AbstractAsyncContextManager[AsyncIterator[UUID]]:
         """Ids of accounts that changed. Only a hint: one can be lost or come twice, so whoever
@@ -190,6 +260,16 @@ class Store(LeaseStore, Protocol):
     async def use_token(self, id: UUID, *, at: datetime) -> bool:
         """Count one enrolment by this token; False (and not counted) when `max_uses` is reached."""
 
+    async def note_used(self, id: UUID, *, at: datetime) -> None:
+        """Remember that a token was used, without counting an enrolment. Nothing happens when it
+        was used later, or is gone."""
+
+    async def last_used(
+        self, account_id: UUID | None, ids: Collection[UUID]
+    ) -> dict[UUID, datetime]:
+        """When each of these tokens of the account (None: of the installation) was last used; those
+        that never were are left out. At most MAX_IDS."""
+
     async def put_installation_token(self, token: Token) -> None:
         """Insert a relay or operator token (`account_id` None). Raises Conflict."""
 
@@ -203,6 +283,45 @@ class Store(LeaseStore, Protocol):
 
         Raises NotFound, also for the token of an account; LastOperator for the token of an
         operator if there is no other that has not expired at `at`."""
+
+    # --- devices ---
+
+    async def note_seen(self, account_id: UUID, seen: Seen) -> None:
+        """Remember when a client or gateway was last connected. Nothing happens when it was seen
+        later, or is gone."""
+
+    async def seen(self, account_id: UUID, ids: Collection[UUID]) -> dict[UUID, Seen]:
+        """When each of these devices was last connected; those that never were are left out. At
+        most MAX_IDS."""
+
+    # --- logs ---
+
+    async def write_logs(self, rows: Sequence[Log]) -> None:
+        """Append at most MAX_LOGS rows; each account's in one transaction. A row that is there is
+        left as it is, so the call may be made again. Raises Invalid."""
+
+    async def logs(
+        self,
+        account_id: UUID,
+        kind: LogKind,
+        *,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        equals: Mapping[str, UUID] | None = None,
+        before: UUID | None = None,
+        limit: int = 100,
+    ) -> tuple[Log, ...]:
+        """Rows with ids below `before`, by id, the newest first, written from `since` up to, not
+        including, `until`. `equals` may name the fields of LOG_FILTERS, else ValueError."""
+
+    async def expire(self, at: datetime) -> Expired:
+        """Remove what is older at `at` than its account keeps it (`Retention`): logs, changes, and
+        authorisations that have ended; and answers older than ANSWER_KEPT. Logs and authorisations
+        of a removed account go at once, its changes after the default time.
+
+        To be called about once an hour by one node; twice at once does no harm. It may take long:
+        every step is a short transaction of its own, so what was removed before an error stays so.
+        """
 
     # --- authorisations ---
 

@@ -7,32 +7,27 @@ has no event loop follows changes with `subscribe`. Nothing survives the process
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Hashable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
-from typing import Any, TypeVar
+from typing import TypeVar
 from uuid import UUID
 
-import attrs
 import trio
 
 from actors.model import (
     ENTITIES,
-    KIND_OF,
-    REFERENCES,
     Account,
     Authorization,
     Change,
-    Client,
     Entity,
     EntityKind,
-    Gateway,
-    Group,
     Relay,
     Token,
 )
 from actors.store.interface import (
     MAX_PAGE,
+    Answer,
     Conflict,
     Contents,
     Fenced,
@@ -43,67 +38,52 @@ from actors.store.interface import (
     Mutation,
     NotFound,
     Outdated,
-    Put,
-    Remove,
+    Pruned,
 )
-from actors.store.memory_nodes import MemoryNodes
-from actors.store.rules import (
-    REFERRERS,
-    REMOVAL_ORDER,
-    UNIQUE,
-    check_limit,
-    check_mutations,
-    validate,
-)
+from actors.store.memory_records import MemoryRecords
+from actors.store.memory_transaction import Book, Transaction
+from actors.store.rules import check_limit, check_mutations, without_secrets
+from actors.store.validity import validate
 from runtime.clock import Clock, SystemClock
 from runtime.cluster.membership import check_node_name
 
 T = TypeVar("T")
 
 
-@attrs.define
-class _Book:
-    """One account. It outlives the account's removal: numbers and epochs never start again."""
-
-    entities: dict[EntityKind, dict[UUID, Entity]] = attrs.field(
-        factory=lambda: {kind: {} for kind in ENTITIES}
-    )
-    number: int = 0
-    changes: list[Change] = attrs.Factory(list)
-    epoch: int = 0
-    owner: str = ""
-    incarnation: int = 0
-    authorizations: dict[UUID, Authorization] = attrs.Factory(dict)
-
-
-class MemoryStore(MemoryNodes):
+class MemoryStore(MemoryRecords):
     """`actors.store.interface.Store` in memory. Not for use from several threads.
 
     `clock` is that of the nodes' leases: the machine's own unless a virtual world gives another."""
 
     def __init__(self, clock: Clock | None = None) -> None:
         super().__init__(clock or SystemClock())
-        self._books: dict[UUID, _Book] = {}
-        self._unique: dict[Hashable, UUID] = {}
-        self._token_uses: dict[UUID, int] = {}
-        self._token_accounts: dict[UUID, UUID] = {}
-        self._installation_tokens: dict[UUID, Token] = {}
         self._relays: dict[UUID, Relay] = {}
         self._subscribers: list[Callable[[UUID], None]] = []
 
     # --- accounts, entities, changes ---
 
     async def apply(
-        self, account_id: UUID, mutations: Sequence[Mutation], *, who: str, at: datetime
+        self,
+        account_id: UUID,
+        mutations: Sequence[Mutation],
+        *,
+        who: str,
+        at: datetime,
+        number: int | None = None,
+        answer: Answer | None = None,
     ) -> tuple[Change, ...]:
         """See `Store.apply`."""
-        check_mutations(mutations, who=who, at=at)
+        check_mutations(mutations, who=who, at=at, answer=answer)
         if not mutations:
             return ()
         known = account_id in self._books
-        book = self._books.setdefault(account_id, _Book())
-        transaction = _Transaction(self, account_id, book, who, at)
+        book = self._books.setdefault(account_id, Book())
+        transaction = Transaction(self._tables, account_id, book, who, at)
         try:
+            if answer is not None:
+                transaction.keep(answer)
+            if number is not None and book.number != number:
+                raise Outdated(f"account {account_id} is at change {book.number}")
             for mutation in mutations:
                 transaction.carry_out(mutation)
         except BaseException:
@@ -147,12 +127,16 @@ class MemoryStore(MemoryNodes):
             raise NotFound(f"account {account_id}")
         book = self._books[account_id]
         entities = tuple(
-            book.entities[kind][id]
+            without_secrets(book.entities[kind][id])
             for kind in ENTITIES
             if kind != "account"
             for id in sorted(book.entities[kind])
         )
         return Contents(account, entities, book.number)
+
+    async def counts(self, account_id: UUID) -> dict[EntityKind, int]:
+        """See `Store.counts`."""
+        return {kind: len(self._table(account_id, kind)) for kind in ENTITIES}
 
     async def changes(
         self, account_id: UUID, *, after: int, limit: int = MAX_PAGE
@@ -160,8 +144,12 @@ class MemoryStore(MemoryNodes):
         """See `Store.changes`. The changes of a removed account stay; an unknown one has none."""
         check_limit(limit)
         book = self._books.get(account_id)
-        start = max(after, 0)
-        return tuple(book.changes[start : start + limit]) if book else ()
+        if book is None:
+            return ()
+        start = max(after, 0) - book.pruned
+        if start < 0:
+            raise Pruned(account_id, book.pruned)
+        return tuple(book.changes[start : start + limit])
 
     def subscribe(self, changed: Callable[[UUID], None]) -> Callable[[], None]:
         """Call `changed` with the account's id after each transaction, at once and in its task.
@@ -199,24 +187,6 @@ class MemoryStore(MemoryNodes):
 
     # --- tokens ---
 
-    async def find_token(self, id: UUID) -> Token | None:
-        """See `Store.find_token`."""
-        account_id = self._token_accounts.get(id)
-        if account_id is None:
-            return self._installation_tokens.get(id)
-        token = self._books[account_id].entities["token"][id]
-        assert isinstance(token, Token)
-        return token
-
-    async def use_token(self, id: UUID, *, at: datetime) -> bool:
-        """See `Store.use_token`. False also for a token that does not exist."""
-        token = await self.find_token(id)
-        uses = self._token_uses.get(id, 0)
-        if token is None or (token.max_uses is not None and uses >= token.max_uses):
-            return False
-        self._token_uses[id] = uses + 1
-        return True
-
     async def put_installation_token(self, token: Token) -> None:
         """See `Store.put_installation_token`. Raises Invalid for the token of an account."""
         validate(token)
@@ -224,26 +194,29 @@ class MemoryStore(MemoryNodes):
             raise Invalid("token", "account_id")
         if await self.find_token(token.id) is not None:
             raise Conflict("token", "id")
-        self._installation_tokens[token.id] = token
+        self._tables.installation_tokens[token.id] = token
 
     async def installation_tokens(
         self, *, after: UUID | None = None, limit: int = 100
     ) -> tuple[Token, ...]:
         """See `Store.installation_tokens`."""
-        return _page(self._installation_tokens, after, limit)
+        return _page(self._tables.installation_tokens, after, limit)
 
     async def remove_installation_token(self, id: UUID, *, at: datetime) -> None:
         """See `Store.remove_installation_token`."""
-        token = self._installation_tokens.get(id)
+        token = self._tables.installation_tokens.get(id)
         if token is None:
             raise NotFound(f"token {id}")
         if token.kind == "operator" and not any(
             each.kind == "operator" and each is not token and not _has_expired(each, at)
-            for each in self._installation_tokens.values()
+            for each in self._tables.installation_tokens.values()
         ):
             raise LastOperator(f"token {id}")
-        del self._installation_tokens[id]
-        self._token_uses.pop(id, None)
+        del self._tables.installation_tokens[id]
+        self._tables.token_uses.pop(id, None)
+        self._tables.token_used_at.pop(id, None)
+        for key in [key for key in self._tables.answers if key[0] == id]:
+            del self._tables.answers[key]
         self._relays = {key: each for key, each in self._relays.items() if each.token_id != id}
 
     # --- leases of accounts ---
@@ -299,7 +272,7 @@ class MemoryStore(MemoryNodes):
     async def put_relay(self, relay: Relay) -> None:
         """See `Store.put_relay`. Raises InvalidReference unless a relay token has its token_id."""
         validate(relay)
-        token = self._installation_tokens.get(relay.token_id)
+        token = self._tables.installation_tokens.get(relay.token_id)
         if token is None or token.kind != "relay":
             raise InvalidReference("relay", "token_id")
         self._relays[relay.id] = relay
@@ -322,170 +295,6 @@ class MemoryStore(MemoryNodes):
     def _wake(self, account_id: UUID) -> None:
         for changed in tuple(self._subscribers):
             changed(account_id)
-
-
-class _Transaction:
-    """The mutations of one `apply`, and how to undo each step."""
-
-    def __init__(
-        self, store: MemoryStore, account_id: UUID, book: _Book, who: str, at: datetime
-    ) -> None:
-        self.changes: list[Change] = []
-        self._store = store
-        self._account_id = account_id
-        self._book = book
-        self._who = who
-        self._at = at
-        self._undo: list[Callable[[], None]] = []
-
-    def carry_out(self, mutation: Mutation) -> None:
-        match mutation:
-            case Put(entity=entity, before=before):
-                self._put(entity, before)
-            case Remove(kind=kind, id=id):
-                if id not in self._book.entities[kind]:
-                    raise NotFound(f"{kind} {id}")
-                self._remove(kind, id)
-
-    def undo(self) -> None:
-        while self._undo:
-            self._undo.pop()()
-
-    def _put(self, entity: Entity, expected: Entity | None) -> None:
-        owner = entity.id if isinstance(entity, Account) else entity.account_id
-        if owner != self._account_id:
-            raise ValueError("an entity belongs to the account that it is put into")
-        accounts = self._book.entities["account"]
-        if not accounts and not isinstance(entity, Account):
-            raise NotFound(f"account {self._account_id}")
-        kind = KIND_OF[type(entity)]
-        before = self._book.entities[kind].get(entity.id)
-        if before == entity:
-            return
-        if expected is not None and before != expected:
-            raise Outdated(f"{kind} {entity.id}")
-        unique = self._store._unique
-        for key in _unique_keys(before) if before else ():
-            self._delete(unique, key)
-        if isinstance(entity, Token) and entity.id in self._store._installation_tokens:
-            raise Conflict("token", "id")
-        addresses = _address_keys(entity)
-        for key, field in _unique_keys(entity).items():
-            if key not in addresses:
-                self._claim(kind, key, field, entity.id)
-        self._check_references(kind, entity)
-        self._check_ranges(entity)
-        for key, field in addresses.items():
-            self._claim(kind, key, field, entity.id)
-        if isinstance(entity, Token):
-            self._set(self._store._token_accounts, entity.id, self._account_id)
-        self._set(self._book.entities[kind], entity.id, entity)
-        self._record(kind, entity.id, before, entity)
-
-    def _claim(self, kind: EntityKind, key: Hashable, field: str, id: UUID) -> None:
-        if key in self._store._unique:
-            raise Conflict(kind, field)
-        self._set(self._store._unique, key, id)
-
-    def _check_references(self, kind: EntityKind, entity: Entity) -> None:
-        for field, target in REFERENCES.get(kind, {}).items():
-            id = getattr(entity, field)
-            if id is not None and id not in self._book.entities[target]:
-                raise InvalidReference(kind, field)
-
-    def _check_ranges(self, entity: Entity) -> None:
-        """Every tunnel address lies in the account's ranges, whichever of the two changes."""
-        if isinstance(entity, Account):
-            for kind in ("client", "gateway"):
-                for each in self._book.entities[kind].values():
-                    for field in _fields_out_of_range(each, entity):
-                        raise Invalid("account", f"range_{field}")
-            return
-        account = self._book.entities["account"][self._account_id]
-        for field in _fields_out_of_range(entity, account):
-            raise Invalid(KIND_OF[type(entity)], field)
-
-    def _remove(self, kind: EntityKind, id: UUID) -> None:
-        if kind == "account":
-            for each in REMOVAL_ORDER[:-1]:
-                for other in sorted(self._book.entities[each]):
-                    self._remove(each, other)
-        for referrer, field in REFERRERS[kind]:
-            table = self._book.entities[referrer]
-            for other in sorted(key for key, each in table.items() if getattr(each, field) == id):
-                if other in table:
-                    self._remove(referrer, other)
-        entity = self._book.entities[kind][id]
-        for key in _unique_keys(entity):
-            self._delete(self._store._unique, key)
-        if isinstance(entity, Token):
-            self._delete(self._store._token_accounts, id)
-            if id in self._store._token_uses:
-                self._delete(self._store._token_uses, id)
-        self._delete(self._book.entities[kind], id)
-        self._record(kind, id, entity, None)
-
-    def _record(
-        self, kind: EntityKind, id: UUID, before: Entity | None, after: Entity | None
-    ) -> None:
-        number = self._book.number + len(self.changes) + 1
-        self.changes.append(
-            Change(
-                account_id=self._account_id,
-                number=number,
-                at=self._at,
-                who=self._who,
-                kind=kind,
-                entity_id=id,
-                before=before,
-                after=after,
-            )
-        )
-
-    def _set(self, table: dict[Any, Any], key: Hashable, value: object) -> None:
-        if key in table:
-            old = table[key]
-            self._undo.append(lambda: table.__setitem__(key, old))
-        else:
-            self._undo.append(lambda: table.__delitem__(key))
-        table[key] = value
-
-    def _delete(self, table: dict[Any, Any], key: Hashable) -> None:
-        old = table.pop(key)
-        self._undo.append(lambda: table.__setitem__(key, old))
-
-
-def _unique_keys(entity: Entity) -> dict[Hashable, str]:
-    """What no other entity may have, each with the field that a conflict names."""
-    kind = KIND_OF[type(entity)]
-    scope = None if isinstance(entity, Account) else entity.account_id
-    keys: dict[Hashable, str] = {
-        (scope, kind, *fields, *(getattr(entity, field) for field in fields)): fields[-1]
-        for fields in UNIQUE.get(kind, ())
-    }
-    if isinstance(entity, Token):
-        keys["token", entity.id] = "id"
-    if isinstance(entity, Group) and entity.kind == "everyone":
-        keys[scope, "group", "everyone"] = "kind"
-    return keys | _address_keys(entity)
-
-
-def _address_keys(entity: Entity) -> dict[Hashable, str]:
-    if not isinstance(entity, (Client, Gateway)):
-        return {}
-    return {
-        (entity.account_id, entity.ipv4): "ipv4",
-        (entity.account_id, entity.ipv6): "ipv6",
-    }
-
-
-def _fields_out_of_range(entity: Entity, account: Entity) -> Iterator[str]:
-    assert isinstance(account, Account)
-    if isinstance(entity, (Client, Gateway)):
-        if entity.ipv4 not in account.range_ipv4:
-            yield "ipv4"
-        if entity.ipv6 not in account.range_ipv6:
-            yield "ipv6"
 
 
 def _is_live(authorization: Authorization, at: datetime | None) -> bool:

@@ -10,7 +10,7 @@ from litestar import Router, delete, get, patch, post
 from litestar.params import JSONBody
 from msgspec import UNSET, Meta, UnsetType
 
-from actors.model import NameField, Resource
+from actors.model import MAX_SITES_PER_RESOURCE, NameField, Resource
 from channel.messages import MAX_FILTERS, Filter
 from portal.api.inject import PathId, TheDesk, ThePage
 from portal.api.office import Desk
@@ -20,6 +20,16 @@ from portal.api.requests import Body, Checks, changes_of
 AddressText = Annotated[
     str,
     Meta(max_length=49, description="A network for `cidr`, a single address for `ip`."),
+]
+
+
+SiteIds = Annotated[
+    tuple[UUID, ...],
+    Meta(
+        min_length=1,
+        max_length=MAX_SITES_PER_RESOURCE,
+        description="The sites whose gateways may carry it.",
+    ),
 ]
 
 
@@ -37,9 +47,9 @@ Filters = Annotated[
 
 
 class ResourceCreate(Body, frozen=True, kw_only=True):
-    """What users reach through the gateways of a site."""
+    """What users reach through the gateways of its sites."""
 
-    site_id: UUID
+    site_ids: SiteIds
     name: NameField
     kind: Literal["cidr", "ip"]
     address: AddressText
@@ -49,7 +59,7 @@ class ResourceCreate(Body, frozen=True, kw_only=True):
 class ResourceUpdate(Body, frozen=True, kw_only=True):
     """A new address cuts the accesses that stand; clients then ask anew."""
 
-    site_id: UUID | UnsetType = UNSET
+    site_ids: SiteIds | UnsetType = UNSET
     name: NameField | UnsetType = UNSET
     kind: Literal["cidr", "ip"] | UnsetType = UNSET
     address: AddressText | UnsetType = UNSET
@@ -79,7 +89,7 @@ async def create_resource(desk: TheDesk, data: JSONBody[ResourceCreate]) -> Reso
         Resource(
             id=desk.new_id(),
             account_id=desk.account_id,
-            site_id=data.site_id,
+            site_ids=data.site_ids,
             name=data.name,
             kind=data.kind,
             address=address,

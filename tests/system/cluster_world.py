@@ -353,7 +353,7 @@ class World:
         group, site = new(Group, name="Staff"), new(Site, name="Berlin")
         member = new(Membership, group_id=group.id, principal_id=user.id)
         opened, closed = (
-            new(Resource, site_id=site.id, name=name, kind="cidr", address=address)
+            new(Resource, site_ids=(site.id,), name=name, kind="cidr", address=address)
             for name, address in (("open", "10.1.0.0/16"), ("closed", "10.2.0.0/16"))
         )
         policy = new(Policy, group_id=group.id, resource_id=opened.id)

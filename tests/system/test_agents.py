@@ -54,7 +54,7 @@ def it(whole: Installation) -> Iterator[Installation]:
 @contextlib.contextmanager
 def allowed(it: Installation, name: str, address: str, kind: str) -> Iterator[None]:
     """One more resource in the site with the policy for it, within the block."""
-    body = {"name": name, "kind": kind, "address": address, "site_id": it.ids["site"]}
+    body = {"name": name, "kind": kind, "address": address, "site_ids": [it.ids["site"]]}
     resource = it.admin.call("POST", "/v1/resources", body)
     policy = it.admin.call(
         "POST",

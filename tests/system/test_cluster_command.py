@@ -94,7 +94,7 @@ async def pair_of(client: httpx.AsyncClient, slug: str) -> Pair:
     await account_of(client, slug)
     site = await made("sites", name="Berlin")
     resource = await made(
-        "resources", name="r", site_id=site["id"], kind="cidr", address="10.0.0.0/8"
+        "resources", name="r", site_ids=[site["id"]], kind="cidr", address="10.0.0.0/8"
     )
     group = await made("groups", name="Staff")
     await made("policies", group_id=group["id"], resource_id=resource["id"])

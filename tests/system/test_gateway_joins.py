@@ -117,7 +117,7 @@ async def filled_store(count: int) -> tuple[MemoryStore, Token, bytes, list[Auth
     secret, ids = RANDOMNESS.bytes(32), common()
     user, site = Principal(**common(), name="user"), Site(**common(), name="site")
     everyone = Group(**common(), kind="everyone", name="Everyone")
-    resource = Resource(**common(), site_id=site.id, kind="ip", name="web", address="10.0.0.1")
+    resource = Resource(**common(), site_ids=(site.id,), kind="ip", name="web", address="10.0.0.1")
     policy = Policy(
         **common(), group_id=everyone.id, resource_id=resource.id, conditions=Conditions()
     )

@@ -158,7 +158,7 @@ async def test_resources_are_canonical_and_never_what_is_nobodys(tmp_path: Path)
         _, admin = await here.admin_of("acme")
         async with here.client(admin) as client:
             site = await made(client, "sites", name="Berlin")
-            common = {"site_id": site["id"], "name": "r", "kind": "cidr"}
+            common = {"site_ids": [site["id"]], "name": "r", "kind": "cidr"}
             new = await made(
                 client,
                 "resources",

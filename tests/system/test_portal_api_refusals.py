@@ -51,7 +51,7 @@ async def test_another_accounts_ids_are_404_on_every_path_and_in_every_body(
                 ("memberships", {"group_id": "groups", "principal_id": "principals"}, {}),
                 (
                     "resources",
-                    {"site_id": "sites"},
+                    {"site_ids": "sites"},
                     {"name": "x", "kind": "ip", "address": "10.0.0.1"},
                 ),
                 ("policies", {"group_id": "groups", "resource_id": "resources"}, {}),
@@ -63,22 +63,26 @@ async def test_another_accounts_ids_are_404_on_every_path_and_in_every_body(
             for noun, fields, more in references:
                 for foreign in fields:
                     chosen = {
-                        field: (ids if field == foreign else own)[kind]
+                        field: as_field(field, (ids if field == foreign else own)[kind])
                         for field, kind in fields.items()
                     }
                     answer = await client.post(f"/v1/{noun}", json=chosen | more)
                     assert answer.status_code == 404, (noun, foreign, answer.text)
             for noun, field, kind in [
-                ("resources", "site_id", "sites"),
+                ("resources", "site_ids", "sites"),
                 ("policies", "group_id", "groups"),
                 ("policies", "resource_id", "resources"),
             ]:
                 path = f"/v1/{noun}/{own[noun]}"
-                answer = await client.patch(path, json={field: ids[kind]})
+                answer = await client.patch(path, json={field: as_field(field, ids[kind])})
                 assert answer.status_code == 404, (noun, field, answer.text)
             named = await client.get("/v1/sites", headers={"holloway-account": other_account})
             assert named.status_code == 404
             assert (await stranger.get("/v1/changes?limit=1000")).json() == before
+
+
+def as_field(field: str, id: str) -> str | list[str]:
+    return [id] if field.endswith("_ids") else id
 
 
 async def test_whoever_has_no_good_token_gets_nowhere(tmp_path: Path) -> None:

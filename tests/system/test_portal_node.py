@@ -229,7 +229,12 @@ async def test_a_first_start_leaves_a_token_by_which_everything_can_be_made() ->
             site = (await client.post("/v1/sites", json={"name": "Berlin"})).json()
             resource = await client.post(
                 "/v1/resources",
-                json={"name": "r", "site_id": site["id"], "kind": "cidr", "address": "10.0.0.0/8"},
+                json={
+                    "name": "r",
+                    "site_ids": [site["id"]],
+                    "kind": "cidr",
+                    "address": "10.0.0.0/8",
+                },
             )
             group = await client.post("/v1/groups", json={"name": "Staff"})
             policy = await client.post(

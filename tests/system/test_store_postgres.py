@@ -207,7 +207,7 @@ async def test_the_database_itself_refuses_what_the_model_does_not_allow(
     hall = site(ACME)
     await store.apply(ACME.id, [Put(hall)], who="test", at=AT)
     web = Resource(
-        id=uuid4(), account_id=ACME.id, site_id=hall.id, name="web", kind="cidr",
+        id=uuid4(), account_id=ACME.id, site_ids=(hall.id,), name="web", kind="cidr",
         address="10.0.0.0/8", created_at=AT,
     )  # fmt: skip
     bad: list[Any] = [

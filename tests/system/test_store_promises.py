@@ -54,7 +54,7 @@ STAFF = Group(**OF_ACME, id=UUID(int=2), name="Staff")
 ANN_IN_STAFF = Membership(**OF_ACME, id=UUID(int=3), group_id=STAFF.id, principal_id=ANN.id)
 HALL = Site(**OF_ACME, id=UUID(int=4), name="Hall")
 WEB = Resource(
-    **OF_ACME, id=UUID(int=5), site_id=HALL.id, name="web", kind="ip", address="10.0.0.1"
+    **OF_ACME, id=UUID(int=5), site_ids=(HALL.id,), name="web", kind="ip", address="10.0.0.1"
 )
 POLICY = Policy(**OF_ACME, id=UUID(int=6), group_id=STAFF.id, resource_id=WEB.id)
 TOKEN = Token(
@@ -318,7 +318,7 @@ async def test_tunnel_addresses_lie_in_the_accounts_ranges_whichever_of_both_cha
     [
         (attrs.evolve(ANN_IN_STAFF, group_id=UUID(int=99)), "group_id"),
         (attrs.evolve(ANN_IN_STAFF, principal_id=UUID(int=99)), "principal_id"),
-        (attrs.evolve(WEB, site_id=UUID(int=99)), "site_id"),
+        (attrs.evolve(WEB, site_ids=(HALL.id, UUID(int=99))), "site_ids"),
         (attrs.evolve(POLICY, resource_id=UUID(int=99)), "resource_id"),
         (attrs.evolve(TOKEN, principal_id=UUID(int=99)), "principal_id"),
         (attrs.evolve(LAPTOP, token_id=UUID(int=99)), "token_id"),

@@ -41,7 +41,8 @@ from actors.store.postgres.mapping import ACCOUNTS, AUTHORIZATIONS, RELAYS, TABL
 from actors.store.postgres.migrate import migrate
 from actors.store.postgres.mutations import SELECT_CHANGES, apply_mutations, change_of
 from actors.store.postgres.pool import Pool, PoolStatistics
-from actors.store.rules import check_limit, check_mutations, check_node, check_ttl, validate
+from actors.store.rules import check_limit, check_mutations, check_node, check_ttl
+from actors.store.validity import validate
 from runtime.cluster.leases import NodeRow
 from runtime.cluster.membership import check_node_name
 

@@ -211,7 +211,7 @@ CUTS: dict[str, Callable[[World, ClientAgent, GatewayAgent], None]] = {
     "group removed": lambda w, c, g: w.remove("group", w.staff.id),
     "resource removed": lambda w, c, g: w.remove("resource", w.web.id),
     "resource has another address": lambda w, c, g: w.put(attrs.evolve(w.web, address="10.0.0.9")),
-    "resource in another site": lambda w, c, g: w.put(attrs.evolve(w.web, site_id=new_site(w))),
+    "resource in another site": lambda w, c, g: w.put(attrs.evolve(w.web, site_ids=(new_site(w),))),
     "site removed": lambda w, c, g: w.remove("site", w.site.id),
     "principal disabled": lambda w, c, g: w.put(attrs.evolve(w.user, disabled=True)),
     "principal removed": lambda w, c, g: w.remove("principal", w.user.id),

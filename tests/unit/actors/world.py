@@ -594,7 +594,7 @@ class World:
         }
 
     def resource(self, name: str, address: str, **fields: Any) -> Resource:
-        base = {"site_id": self.site.id, "kind": "ip", "name": name, "address": address}
+        base = {"site_ids": (self.site.id,), "kind": "ip", "name": name, "address": address}
         return Resource(**self.common() | base | fields)
 
     def policy(self, resource: Resource | None = None, **fields: Any) -> Policy:

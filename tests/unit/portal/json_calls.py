@@ -79,7 +79,7 @@ def target(store: Store) -> Target:
     group = Group(id=office.new_id(), **common)
     site = Site(id=office.new_id(), **common)
     resource = Resource(
-        id=office.new_id(), site_id=site.id, kind="cidr", address="10.0.0.0/8", **common
+        id=office.new_id(), site_ids=(site.id,), kind="cidr", address="10.0.0.0/8", **common
     )
     token, text = make_token(office, "api", account_id=account.id, principal_id=admin.id)
     patient = Authenticator(office.store, office.clock, calls_per_s=10**6)

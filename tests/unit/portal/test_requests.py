@@ -61,7 +61,7 @@ def test_what_does_not_fit_is_422_and_names_the_field(content: bytes, field: str
 
 def test_a_field_deep_inside_is_named_by_its_path() -> None:
     body = (
-        b'{"site_id": "%s", "name": "a", "kind": "cidr", "address": "10.0.0.0/8",'
+        b'{"site_ids": ["%s"], "name": "a", "kind": "cidr", "address": "10.0.0.0/8",'
         b' "filters": [{"protocol": "tcp"}, {"protocol": "tcp", "port_start": "1"}]}'
     ) % SITE.encode()
     assert problem_of(body, ResourceCreate).errors[0].field == "filters[1].port_start"

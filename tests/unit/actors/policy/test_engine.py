@@ -61,7 +61,7 @@ SITE = Site(id=id_of(4, 0), account_id=A, name="site", created_at=T0)
 WEB = Resource(
     id=id_of(5, 0),
     account_id=A,
-    site_id=SITE.id,
+    site_ids=(SITE.id,),
     name="web",
     kind="ip",
     address="10.0.0.1",
