@@ -9,12 +9,11 @@ A core: nothing here waits, reads a clock or makes an id.
 """
 
 from actors.declaration.exporting import SECTIONS, export
-from actors.declaration.form import SECRET_FIELDS, Declaration
+from actors.declaration.form import Declaration
 from actors.declaration.matching import Fault, Undeclarable
 from actors.declaration.planning import FieldChange, Plan, Step, Vault, plan
 
 __all__ = [
-    "SECRET_FIELDS",
     "SECTIONS",
     "Declaration",
     "Fault",

@@ -294,7 +294,6 @@ class Declaration(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
 
 
 AnyEntry = Entry | PolicyEntry
-SECRET_FIELDS = ("client_secret", "credentials")
 
 
 def plain(part: Part | Declaration) -> dict[str, object]:

@@ -58,7 +58,8 @@ from actors.model import (
     SealedSecret,
 )
 from actors.store.interface import Contents, Invalid, Mutation, Put, Remove
-from actors.store.rules import UNIQUE, validate
+from actors.store.rules import UNIQUE
+from actors.store.validity import SECRETS, validate
 from channel.messages import Filter, IpText
 
 REFERRED: Final[dict[EntityKind, dict[str, EntityKind]]] = {
@@ -70,10 +71,6 @@ REFERRED: Final[dict[EntityKind, dict[str, EntityKind]]] = {
     },
 }
 """Fields of an entry that name one other thing; the model's field has `_id` at its end."""
-SECRETS: Final[dict[EntityKind, str]] = {
-    "auth_provider": "client_secret",
-    "directory": "credentials",
-}
 HIDDEN: Final = "(secret)"
 
 
@@ -129,7 +126,8 @@ def plan(
     at: datetime,
     vault: Vault,
 ) -> Plan:
-    """What has to be done at the instant `at` for the account to be as declared.
+    """What has to be done at the instant `at` for the account to be as declared. The contents are
+    to hold sealed secrets whole, where a store gives them out one by one.
 
     Raises Undeclarable with all that is wrong: names that are not there, not clear, or twice, and
     values outside the model.

@@ -38,9 +38,10 @@ from actors.declaration.form import (
     SiteEntry,
     TimeRangePart,
 )
-from actors.model import Account, EntityKind, Group, SealedSecret, Site
+from actors.model import KIND_OF, Account, EntityKind, Group, SealedSecret, Site
 from actors.store.interface import Contents, Put
 from actors.store.memory import MemoryStore
+from actors.store.validity import SECRETS
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 ACCOUNT_ID = UUID(int=0xA)
@@ -93,7 +94,14 @@ class Installation:
 
     @property
     def contents(self) -> Contents:
-        return done(self.store.contents(ACCOUNT_ID))
+        """With the secrets, which the store gives out one by one."""
+        found = done(self.store.contents(ACCOUNT_ID))
+        entities = (
+            done(self.store.get(ACCOUNT_ID, kind, each.id)) if kind in SECRETS else each
+            for each in found.entities
+            for kind in [KIND_OF[type(each)]]
+        )
+        return attrs.evolve(found, entities=tuple(entities))
 
     def plan(self, declaration: Declaration) -> Plan:
         return plan(self.contents, declaration, new_id=self.new_id, at=START, vault=Plainly())
@@ -179,8 +187,8 @@ def conditions(providers: list[str]) -> st.SearchStrategy[ConditionsPart]:
         client_posture=st.none()
         | st.builds(
             ClientPosturePart,
-            facts=several(
-                st.builds(FactTestPart, name=facts, operator=st.just("is"), value=values), least=1
+            facts=st.builds(FactTestPart, name=facts, operator=st.just("is"), value=values).map(
+                lambda test: (test,)
             ),
         ),
     )  # fmt: skip
@@ -263,7 +271,7 @@ def declarations(draw: st.DrawFn) -> Declaration:
                 at=st.none() | instants, remote_ip=st.sampled_from([None, "192.0.2.7"]),
                 auth_provider=st.none() | st.sampled_from(known) if known else st.none(),
                 client_verified=st.sampled_from([None, True, False]),
-                posture=several(st.builds(FactPart, name=facts, value=values)),
+                posture=st.builds(FactPart, name=facts, value=values).map(lambda fact: (fact,)),
             )
         )  # fmt: skip
     upstreams = st.builds(

@@ -45,7 +45,7 @@ from tests.unit.actors.declarations import (
 )
 
 thorough = settings(
-    max_examples=150,
+    max_examples=60,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
 )
