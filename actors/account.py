@@ -357,6 +357,7 @@ class AccountActor(FeedOfAccount):
             since=self.context.utc_now(),
         )
         attendance.put(online)
+        self._tell_presence(online, is_online=True)
         self.monitor(online.ref)
         self._watch_token(online)
         self._has_arrived(online)
@@ -396,6 +397,7 @@ class AccountActor(FeedOfAccount):
             if online is None:
                 continue
             attendance.remove(online)
+            self._tell_presence(online, is_online=False)
             if online.kind == "client":
                 for live in self._ledger.of_client(online.id):
                     if not live.acknowledged:

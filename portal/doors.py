@@ -35,7 +35,6 @@ HANDSHAKE_TIME_S: Final = 10.0
 IDLE_TIME_S: Final = 15.0
 """How long a connection may wait for its next request to begin and its headers to arrive."""
 
-READ_TIME_S: Final = 30
 WRITE_TIME_S: Final = 30.0
 GRACE_TIME_S: Final = 5.0
 """How long calls in progress may take once the door closes."""

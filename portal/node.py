@@ -35,6 +35,7 @@ from channel.listener import ChannelServer, serve_channels
 from channel.messages import DoorAddress
 from portal.answers import NodeAnswers
 from portal.api.application import create_api
+from portal.api.feeds import Feeds
 from portal.api.office import Office
 from portal.api.openapi import product_version
 from portal.authority import Authority, ServerCertificate
@@ -296,10 +297,11 @@ class _Node:
         await nursery.start(process.run)
         return host, control
 
-    async def _follow_changes(self, store: Store, control: ControlPlane) -> None:
+    async def _follow_changes(self, store: Store, control: ControlPlane, feeds: Feeds) -> None:
         async with store.wakeups() as accounts:
             async for account_id in accounts:
                 control.wake(account_id)
+                feeds.wake(account_id)
 
     # --- doors ---
 
@@ -343,7 +345,9 @@ class _Node:
                     reset_key=load_reset_key(self._settings.state_dir, self._randomness),
                 )
             )
-            doors.start_soon(self._follow_changes, store, control)
+            doors.start_soon(self._follow_changes, store, control, api.feeds)
+            await doors.start(api.feeds.run)
+            doors.start_soon(api.journal.run)
             answers = NodeAnswers(self._settings, process, host, control, self._health)
             await doors.start(answers.serve)
             doors.start_soon(self._watch_database, store)
@@ -386,6 +390,7 @@ class _Node:
                 serving.start_soon(door.serve)
                 await self._stop.wait()
                 door.stop()
+                api.feeds.close()
                 await self._drain(control, channels, process, host)
             doors.cancel_scope.cancel()
 

@@ -18,7 +18,7 @@ from portal.api.frontdoor import FrontDoor
 from portal.api.office import Office
 from runtime.clock import SystemClock
 from runtime.randomness import SystemRandomness
-from tests.system.portal_support import NobodyOnline, make_token
+from tests.system.portal_support import Agents, key_ring, make_token
 
 Call = tuple[str, str, Any]
 
@@ -67,9 +67,10 @@ def target(store: Store) -> Target:
         store=store,
         clock=SystemClock(),
         randomness=SystemRandomness(),
-        live=NobodyOnline(),
+        live=Agents(),
         portal="portal.example:443",
         pin=bytes(32),
+        keys=key_ring(),
     )
     now = office.clock.utc_now()
     account = Account(id=office.new_id(), name="Acme", slug="acme", created_at=now)
