@@ -4,7 +4,7 @@ keeps its snapshot true, ends what may no longer be, and tells agents what is di
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import timedelta
 from typing import Any, Literal
 from uuid import UUID
@@ -32,7 +32,7 @@ from channel.messages import MAX_RESOURCES, ResourceUpdated
 from channel.messages import Resource as ToldResource
 from runtime.actor import handles
 
-_Side = tuple[Attendance, dict[UUID, Any]]
+_Side = tuple[Attendance, Mapping[UUID, Any]]
 
 
 @attrs.frozen

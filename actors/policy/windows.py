@@ -15,6 +15,7 @@ A range whose end is not after its start (and is not 00:00) is empty: it never a
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Iterator
 from datetime import UTC, datetime, time, timedelta
 from functools import lru_cache
 from zoneinfo import ZoneInfo
@@ -24,11 +25,17 @@ from actors.model import CurrentTimeCondition
 MAX_HORIZON = timedelta(days=8)
 """How far ahead an end is looked for: one week and the longest change of the offset."""
 
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _SECOND = 1_000_000
 _DAY = 86_400 * _SECOND
 _WEEK = 7 * _DAY
-_STRIDE = timedelta(hours=6)
+_EPOCH_IN_WEEK = 3 * _DAY
+"""1970-01-01 was a Thursday."""
+_BLOCK = 16 * _DAY
+"""Offsets are looked up once for each stretch of this length, and kept."""
+_STRIDE = 6 * 3_600 * _SECOND
 """Offsets are compared at steps of this length; no zone changed its offset twice in it."""
+_MICROSECOND = timedelta(microseconds=1)
 
 
 class Windows:
@@ -44,9 +51,9 @@ class Windows:
 
     def contains(self, instant: datetime) -> bool:
         """Whether the windows are open at this instant (aware)."""
-        if self._zone is None:
-            return False
-        return self._open_until(_week_position(instant.astimezone(self._zone))) is not None
+        at = microseconds(instant)
+        offset, _ = self._offset(at)
+        return self._open_until((at + offset + _EPOCH_IN_WEEK) % _WEEK) is not None
 
     def end(self, instant: datetime, horizon: datetime | None = None) -> datetime | None:
         """The first instant after `instant` at which the windows are closed, in UTC.
@@ -58,25 +65,52 @@ class Windows:
         limit = instant + MAX_HORIZON
         if horizon is not None and horizon < limit:
             limit = horizon
-        at = instant.astimezone(UTC)
-        limit = limit.astimezone(UTC)
-        if not self.contains(at):
+        at = microseconds(instant)
+        if not self.contains(instant):
             return None
-        zone = self._zone
-        assert zone is not None
-        while at < limit:
-            wall = at.astimezone(zone)
-            position = _week_position(wall)
+        last = microseconds(limit)
+        while at < last:
+            offset, until = self._offset(at)
+            position = (at + offset + _EPOCH_IN_WEEK) % _WEEK
             closes = self._open_until(position)
             if closes is None:
-                return at
-            step = min(timedelta(microseconds=closes - position), _STRIDE, limit - at)
-            after = at + step
-            offset = wall.utcoffset()
-            if after.astimezone(zone).utcoffset() != offset:
-                after = _transition(zone, at, after)
-            at = after
-        return limit
+                break
+            at = min(at + closes - position, until, last)
+        return instant_of(at)
+
+    def spans(self, start: datetime, end: datetime) -> Iterator[tuple[datetime, datetime]]:
+        """When the windows are open from `start` up to `end`: in order, none touching the next."""
+        at, last = microseconds(start), microseconds(end)
+        opened: int | None = None
+        while at < last:
+            offset, until = self._offset(at)
+            position = (at + offset + _EPOCH_IN_WEEK) % _WEEK
+            closes = self._open_until(position)
+            if closes is None:
+                if opened is not None:
+                    yield instant_of(opened), instant_of(at)
+                opened = None
+                next_open = self._opens_after(position)
+                step = last - at if next_open is None else next_open - position
+            else:
+                if opened is None:
+                    opened = at
+                step = closes - position
+            at = min(at + step, until, last)
+        if opened is not None:
+            yield instant_of(opened), instant_of(last)
+
+    # --- helpers ---
+
+    def _offset(self, at: int) -> tuple[int, int]:
+        """The zone's offset at an instant, and the first instant for which that is not known to
+        be so."""
+        if self._zone is None:
+            return 0, at + _BLOCK
+        for until, offset in _offsets(self._zone, at // _BLOCK):
+            if at < until:
+                return offset, until
+        raise AssertionError("a block has an offset up to its end")
 
     def _open_until(self, position: int) -> int | None:
         """Where in the week the range around `position` ends, or None outside of every range."""
@@ -84,6 +118,24 @@ class Windows:
         if index < 0 or self._ends[index] <= position:
             return None
         return self._ends[index]
+
+    def _opens_after(self, position: int) -> int | None:
+        """Where the next range starts, which may be in the next week; None if there is none."""
+        if not self._starts:
+            return None
+        index = bisect_right(self._starts, position)
+        return self._starts[index] if index < len(self._starts) else self._starts[0] + _WEEK
+
+
+def microseconds(instant: datetime) -> int:
+    """Microseconds from 1970 to an aware instant."""
+    since = instant - _EPOCH
+    return since.days * _DAY + since.seconds * _SECOND + since.microseconds
+
+
+def instant_of(microseconds: int) -> datetime:
+    """The instant, in UTC, that is so many microseconds after 1970 began."""
+    return _EPOCH + timedelta(microseconds=microseconds)
 
 
 @lru_cache(maxsize=512)
@@ -93,12 +145,6 @@ def load_zone(name: str) -> ZoneInfo | None:
         return ZoneInfo(name)
     except (OSError, ValueError, KeyError):
         return None
-
-
-def _week_position(wall: datetime) -> int:
-    """Microseconds from Monday 00:00 to this wall time."""
-    seconds = (wall.hour * 60 + wall.minute) * 60 + wall.second
-    return wall.weekday() * _DAY + seconds * _SECOND + wall.microsecond
 
 
 def _merge(condition: CurrentTimeCondition) -> list[tuple[int, int]]:
@@ -127,18 +173,51 @@ def _day_position(value: time) -> int:
     return seconds * _SECOND + value.microsecond
 
 
-def _transition(zone: ZoneInfo, before: datetime, after: datetime) -> datetime:
+@lru_cache(maxsize=4_096)
+def _offsets(zone: ZoneInfo, block: int) -> tuple[tuple[int, int], ...]:
+    """The offsets of a zone within a block, in order: (the instant up to which it holds, offset).
+
+    A pure function of the zone, so what is kept is never old.
+    """
+    at, last = block * _BLOCK, (block + 1) * _BLOCK
+    offset = _offset_at(zone, at)
+    pieces: list[tuple[int, int]] = []
+    while at < last:
+        after = min(at + _STRIDE, last)
+        changed = _offset_at(zone, after)
+        if changed != offset:
+            pieces.append((_transition(zone, at, after), offset))
+            offset = changed
+        at = after
+    if not pieces or pieces[-1][0] < last:
+        pieces.append((last, offset))
+    return tuple(pieces)
+
+
+_EARLIEST = microseconds(datetime.min.replace(tzinfo=UTC)) + 2 * _DAY
+_LATEST = microseconds(datetime.max.replace(tzinfo=UTC)) - 2 * _DAY
+
+
+def _offset_at(zone: ZoneInfo, at: int) -> int:
+    """Microseconds east of UTC. At the ends of time, where a wall has no calendar, that of the
+    days beside."""
+    instant = instant_of(min(max(at, _EARLIEST), _LATEST))
+    offset = instant.astimezone(zone).utcoffset()
+    assert offset is not None
+    return offset // _MICROSECOND
+
+
+def _transition(zone: ZoneInfo, before: int, after: int) -> int:
     """The first instant in (before, after] that has not the offset of `before`.
 
-    Both are in UTC. Offsets change at whole seconds only.
+    Both are whole seconds, and offsets change at whole seconds only.
     """
-    offset = before.astimezone(zone).utcoffset()
-    start = before.replace(microsecond=0)
-    low, high = 0, int((after - start) / timedelta(seconds=1)) + 1
+    offset = _offset_at(zone, before)
+    low, high = 0, (after - before) // _SECOND
     while high - low > 1:
         middle = (low + high) // 2
-        if (start + timedelta(seconds=middle)).astimezone(zone).utcoffset() == offset:
+        if _offset_at(zone, before + middle * _SECOND) == offset:
             low = middle
         else:
             high = middle
-    return start + timedelta(seconds=high)
+    return before + high * _SECOND

@@ -11,18 +11,27 @@ from datetime import UTC, datetime, time, timedelta
 from zoneinfo import ZoneInfo
 
 from actors.model import (
+    ENTITIES,
     Account,
+    AuthProviderCondition,
     Client,
+    ClientPostureCondition,
+    Conditions,
     CurrentTimeCondition,
     Entity,
+    EntityKind,
+    Fact,
+    FactTest,
     Group,
     Membership,
     Policy,
     Principal,
+    RegionCondition,
     RemoteIpCondition,
     Resource,
     Token,
 )
+from actors.policy.circumstances import Circumstances
 
 MINUTE = timedelta(minutes=1)
 
@@ -64,6 +73,91 @@ def address_holds(condition: RemoteIpCondition, remote_ip: str | None) -> bool:
     return inside if condition.operator == "is_in" else not inside
 
 
+def region_holds(condition: RegionCondition, region: str | None) -> bool:
+    if region is None:
+        return False
+    if condition.operator == "is_in":
+        return region in condition.values
+    return region not in condition.values
+
+
+def provider_holds(condition: AuthProviderCondition, provider: object) -> bool:
+    if provider is None:
+        return False
+    if condition.operator == "is_in":
+        return provider in condition.values
+    return provider not in condition.values
+
+
+def posture_holds(condition: ClientPostureCondition, posture: tuple[Fact, ...]) -> bool:
+    return all(
+        any(fact.name == test.name and fact_meets(test, fact.value) for fact in posture)
+        for test in condition.facts
+    )
+
+
+def fact_meets(test: FactTest, value: bool | int | str) -> bool:
+    wanted = test.value
+    if isinstance(value, bool) or isinstance(wanted, bool):
+        if not (isinstance(value, bool) and isinstance(wanted, bool)):
+            return False
+        return {"is": value == wanted, "is_not": value != wanted}.get(test.operator, False)
+    if isinstance(value, int) != isinstance(wanted, int):
+        return False
+    if test.operator == "is":
+        return value == wanted
+    if test.operator == "is_not":
+        return value != wanted
+    if isinstance(value, str) and isinstance(wanted, str):
+        order = compare_versions(value, wanted)
+    else:
+        assert isinstance(value, int)
+        assert isinstance(wanted, int)
+        order = value - wanted
+    if order is None:
+        return False
+    return order >= 0 if test.operator == "at_least" else order <= 0
+
+
+def compare_versions(one: str, other: str) -> int | None:
+    """Below zero if the first is older; None if one of them is no dotted version."""
+    digits = "0123456789"
+    left, right = one.split("."), other.split(".")
+    if not all(part and all(c in digits for c in part) for part in left + right):
+        return None
+    for place in range(max(len(left), len(right))):
+        a = int(left[place]) if place < len(left) else 0
+        b = int(right[place]) if place < len(right) else 0
+        if a != b:
+            return a - b
+    return 0
+
+
+def conditions_hold(conditions: Conditions, facts: Circumstances) -> bool:
+    """Whether all conditions hold in circumstances that are stated."""
+    region = conditions.remote_ip_location_region
+    if region is not None and not region_holds(region, facts.region):
+        return False
+    remote = conditions.remote_ip
+    if remote is not None and not address_holds(remote, facts.remote_ip):
+        return False
+    provider = conditions.auth_provider
+    if provider is not None and not provider_holds(provider, facts.auth_provider_id):
+        return False
+    hours = conditions.current_time
+    if hours is not None and not is_open(hours, facts.instant):
+        return False
+    verified = conditions.client_verified
+    if verified is not None and facts.client_verified is not verified.value:
+        return False
+    posture = conditions.client_posture
+    return posture is None or posture_holds(posture, facts.posture)
+
+
+def kind_of(entity: Entity) -> EntityKind:
+    return next(kind for kind, each in ENTITIES.items() if type(entity) is each)
+
+
 def decide(
     account: Account,
     entities: list[Entity],
@@ -72,6 +166,7 @@ def decide(
     token_id: object,
     remote_ip: str | None,
     instant: datetime,
+    regions: dict[str | None, str] | None = None,
 ) -> tuple[datetime | None, set[str], set[object]]:
     """(expiry or None, violated names, ids of the policies that give that expiry)."""
     if not any(isinstance(e, Resource) and e.id == resource_id for e in entities):
@@ -119,6 +214,20 @@ def decide(
         remote = policy.conditions.remote_ip
         if remote is not None and not address_holds(remote, remote_ip):
             own.add("remote_ip")
+        region = policy.conditions.remote_ip_location_region
+        if region is not None and not region_holds(region, (regions or {}).get(remote_ip)):
+            own.add("remote_ip_location_region")
+        provider = policy.conditions.auth_provider
+        if provider is not None and not any(
+            provider_holds(provider, t.auth_provider_id) for t in tokens
+        ):
+            own.add("auth_provider")
+        verified = policy.conditions.client_verified
+        if verified is not None and not any(c.verified == verified.value for c in clients):
+            own.add("client_verified")
+        posture = policy.conditions.client_posture
+        if posture is not None and not any(posture_holds(posture, c.posture) for c in clients):
+            own.add("client_posture")
         hours = policy.conditions.current_time
         if hours is not None:
             end = closes(hours, instant, min(limits))

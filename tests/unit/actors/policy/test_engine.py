@@ -1,7 +1,6 @@
 from __future__ import annotations
 
-from datetime import datetime, time, timedelta
-from ipaddress import IPv4Address, IPv6Address
+from datetime import datetime, timedelta
 from uuid import UUID
 
 import attrs
@@ -12,21 +11,19 @@ from hypothesis import strategies as st
 from actors.model import (
     KIND_OF,
     Account,
+    AuthProviderCondition,
     Change,
-    Client,
+    ClientPostureCondition,
+    ClientVerifiedCondition,
     Conditions,
     CurrentTimeCondition,
     DayWindow,
     Entity,
-    Group,
+    Fact,
+    FactTest,
     Membership,
-    Policy,
-    Principal,
+    RegionCondition,
     RemoteIpCondition,
-    Resource,
-    Site,
-    TimeRange,
-    Token,
 )
 from actors.policy.engine import (
     PROPERTIES,
@@ -43,83 +40,35 @@ from actors.policy.explain import explain, summary
 from actors.store.interface import Contents
 
 from .. import reading
-
-T0 = reading.utc(2026, 3, 28, 12, 0)
-A = UUID(int=1)
-
-
-def id_of(kind: int, number: int) -> UUID:
-    return UUID(int=kind * 1_000 + number)
-
-
-ACCOUNT = Account(id=A, name="a", slug="a", created_at=T0)
-USER = Principal(id=id_of(2, 0), account_id=A, name="user", created_at=T0)
-ROBOT = Principal(id=id_of(2, 1), account_id=A, kind="service_account", name="robot", created_at=T0)
-STAFF = Group(id=id_of(3, 0), account_id=A, name="staff", created_at=T0)
-EVERYONE = Group(id=id_of(3, 1), account_id=A, kind="everyone", name="Everyone", created_at=T0)
-SITE = Site(id=id_of(4, 0), account_id=A, name="site", created_at=T0)
-WEB = Resource(
-    id=id_of(5, 0),
-    account_id=A,
-    site_ids=(SITE.id,),
-    name="web",
-    kind="ip",
-    address="10.0.0.1",
-    created_at=T0,
+from .worlds import (
+    ACCOUNT,
+    ADDRESSES,
+    BRANCH,
+    COUNTRIES,
+    DB,
+    EVERYONE,
+    INSTANTS,
+    LAPTOP,
+    OKTA,
+    ROBOT,
+    SITE,
+    SITE_TOKEN,
+    STAFF,
+    T0,
+    TOKEN,
+    USER,
+    WEB,
+    A,
+    Atlas,
+    accounts,
+    client,
+    gateway,
+    id_of,
+    member,
+    policy,
+    token,
 )
-DB = attrs.evolve(WEB, id=id_of(5, 1), name="db")
 
-
-def token(number: int, principal: Principal, **fields: object) -> Token:
-    base = Token(
-        id=id_of(6, number),
-        account_id=A,
-        kind="client",
-        name="t",
-        hash=bytes(32),
-        principal_id=principal.id,
-        created_at=T0,
-    )
-    return attrs.evolve(base, **fields)  # type: ignore[arg-type]  # fields of the tests' choice
-
-
-def client(number: int, principal: Principal, by: Token) -> Client:
-    return Client(
-        id=id_of(7, number),
-        account_id=A,
-        principal_id=principal.id,
-        token_id=by.id,
-        device_key=number.to_bytes(32, "big"),
-        name="c",
-        ipv4=IPv4Address("100.64.0.1"),
-        ipv6=IPv6Address("fd48::1"),
-        created_at=T0,
-    )
-
-
-def policy(number: int, group: Group, resource: Resource = WEB, **fields: object) -> Policy:
-    base = Policy(
-        id=id_of(8, number),
-        account_id=A,
-        group_id=group.id,
-        resource_id=resource.id,
-        created_at=T0,
-    )
-    return attrs.evolve(base, **fields)  # type: ignore[arg-type]  # fields of the tests' choice
-
-
-def member(number: int, group: Group, principal: Principal) -> Membership:
-    return Membership(
-        id=id_of(9, number),
-        account_id=A,
-        group_id=group.id,
-        principal_id=principal.id,
-        created_at=T0,
-    )
-
-
-TOKEN = token(0, USER)
-LAPTOP = client(0, USER, TOKEN)
 BASE: tuple[Entity, ...] = (USER, ROBOT, STAFF, EVERYONE, SITE, WEB, DB, TOKEN, LAPTOP)
 ASK = Request(client_id=LAPTOP.id, resource_id=WEB.id, remote_ip="203.0.113.7", token_id=TOKEN.id)
 IN_OFFICE = Conditions(remote_ip=RemoteIpCondition(operator="is_in", values=("203.0.113.0/24",)))
@@ -331,65 +280,143 @@ def test_the_explainer_can_be_asked_about_a_principal_without_a_device() -> None
     assert explain(state, asked, T0).decision == Denied("forbidden", ("principal",))
 
 
+def one_condition(**condition: object) -> Snapshot:
+    conditions = Conditions(**condition)  # type: ignore[arg-type]  # one of the tests' choice
+    return Snapshot.of(
+        Contents(ACCOUNT, (*BASE, policy(0, EVERYONE, conditions=conditions)), 7), Atlas()
+    )
+
+
+@pytest.mark.parametrize(
+    ("operator", "remote_ip", "allowed"),
+    [
+        ("is_in", "203.0.113.7", True),
+        ("is_in", "198.51.100.1", False),
+        ("is_not_in", "198.51.100.1", True),
+        ("is_not_in", "203.0.113.7", False),
+        ("is_not_in", "2001:db8::1", False),
+        ("is_not_in", None, False),
+    ],
+)
+def test_a_country_that_is_unknown_fails_a_negated_condition_too(
+    operator: str, remote_ip: str | None, allowed: bool
+) -> None:
+    condition = RegionCondition(operator=operator, values=("DE",))  # type: ignore[arg-type]
+    state = one_condition(remote_ip_location_region=condition)
+    decision = decide(state, attrs.evolve(ASK, remote_ip=remote_ip), T0)
+    if allowed:
+        assert isinstance(decision, Allowed)
+    else:
+        assert decision == Denied("forbidden", ("remote_ip_location_region",))
+
+
+def test_without_a_region_database_every_country_is_unknown() -> None:
+    condition = RegionCondition(operator="is_not_in", values=("KP",))
+    state = snapshot(
+        policy(0, EVERYONE, conditions=Conditions(remote_ip_location_region=condition))
+    )
+    assert decide(state, ASK, T0) == Denied("forbidden", ("remote_ip_location_region",))
+    assert isinstance(decide(state, attrs.evolve(ASK, region="DE"), T0), Allowed)
+
+
+@pytest.mark.parametrize(
+    ("operator", "signed_in_by", "allowed"),
+    [
+        ("is_in", OKTA.id, True),
+        ("is_in", UUID(int=404), False),
+        ("is_not_in", UUID(int=404), True),
+        ("is_not_in", OKTA.id, False),
+        ("is_in", None, False),
+        ("is_not_in", None, False),
+    ],
+)
+def test_the_provider_is_that_of_the_session_and_a_session_of_none_fails(
+    operator: str, signed_in_by: UUID | None, allowed: bool
+) -> None:
+    condition = AuthProviderCondition(operator=operator, values=(OKTA.id,))  # type: ignore[arg-type]
+    conditions = Conditions(auth_provider=condition)
+    session = attrs.evolve(TOKEN, auth_provider_id=signed_in_by)
+    decision = decide(snapshot(policy(0, EVERYONE, conditions=conditions), session), ASK, T0)
+    assert isinstance(decision, Allowed) == allowed
+    if isinstance(decision, Denied):
+        assert decision.violated == ("auth_provider",)
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_whether_a_device_is_verified_is_unknown_without_a_device(wanted: bool) -> None:
+    conditions = Conditions(client_verified=ClientVerifiedCondition(value=wanted))
+    state = snapshot(
+        policy(0, EVERYONE, conditions=conditions), attrs.evolve(LAPTOP, verified=wanted)
+    )
+    assert isinstance(decide(state, ASK, T0), Allowed)
+    other = attrs.evolve(ASK, client_verified=not wanted)
+    assert decide(state, other, T0) == Denied("forbidden", ("client_verified",))
+    anybody = Request(principal_id=USER.id, resource_id=WEB.id, remote_ip=None)
+    assert decide(state, anybody, T0) == Denied("forbidden", ("client_verified",))
+    stated = attrs.evolve(anybody, client_verified=wanted)
+    assert isinstance(decide(state, stated, T0), Allowed)
+
+
+@pytest.mark.parametrize(
+    ("operator", "wanted", "reported", "meets"),
+    [
+        ("is", True, True, True),
+        ("is", True, 1, False),
+        ("is", 1, True, False),
+        ("is_not", True, "yes", False),
+        ("is_not", "a", "b", True),
+        ("is_not", "a", None, False),
+        ("at_least", True, True, False),
+        ("at_least", 3, 3, True),
+        ("at_most", 3, 4, False),
+        ("at_least", "14.9", "14.10", True),
+        ("at_least", "14.10", "14.9", False),
+        ("at_most", "14.0", "14", True),
+        ("at_least", "14", "14.0.0", True),
+        ("at_least", "14", "15-beta", False),
+        ("at_least", "14", "", False),
+        ("at_least", "14", "14.", False),
+        ("at_least", "14", "\u0661\u0665", False),
+        ("at_least", "jammy", "jammy", False),
+        ("is", "jammy", "jammy", True),
+    ],
+)
+def test_a_reported_fact_is_compared_with_its_own_type_only(
+    operator: str, wanted: bool | int | str, reported: bool | int | str | None, meets: bool
+) -> None:
+    test = FactTest(name="x", operator=operator, value=wanted)  # type: ignore[arg-type]
+    conditions = Conditions(client_posture=ClientPostureCondition(facts=(test,)))
+    posture = () if reported is None else (Fact(name="x", value=reported),)
+    device = attrs.evolve(LAPTOP, posture=posture)
+    decision = decide(snapshot(policy(0, EVERYONE, conditions=conditions), device), ASK, T0)
+    assert isinstance(decision, Allowed) == meets
+    if isinstance(decision, Denied):
+        assert decision.violated == ("client_posture",)
+
+
+def test_a_principal_without_a_device_borrows_no_session_of_another() -> None:
+    condition = AuthProviderCondition(operator="is_in", values=(OKTA.id,))
+    session = attrs.evolve(TOKEN, auth_provider_id=OKTA.id)
+    state = snapshot(policy(0, EVERYONE, conditions=Conditions(auth_provider=condition)), session)
+    asked = Request(principal_id=USER.id, resource_id=WEB.id, remote_ip=None, token_id=session.id)
+    assert decide(state, asked, T0) == Denied("forbidden", ("auth_provider",))
+
+
+def test_an_explanation_names_gateways_of_all_sites_and_the_path() -> None:
+    web = attrs.evolve(WEB, site_ids=(SITE.id, BRANCH.id))
+    pending = gateway(1, BRANCH, approved=False)
+    state = snapshot(web, BRANCH, SITE_TOKEN, gateway(0, SITE), pending, policy(0, EVERYONE))
+    told = explain(state, ASK, T0, {id_of(11, 0)})
+    assert [(each.gateway_id, each.approved, each.online) for each in told.gateways] == [
+        (id_of(11, 0), True, True),
+        (id_of(11, 1), False, False),
+    ]
+    assert [hop.kind for hop in told.path] == ["client", "principal", "group", "policy", "resource"]
+    assert explain(state, ASK, T0).gateways[0].online is None
+    assert explain(state, attrs.evolve(ASK, resource_id=DB.id), T0).path == ()
+
+
 # --- against a slow reading of the specification -----------------------------------------------
-
-ADDRESSES = ["203.0.113.7", "::ffff:203.0.113.7", "198.51.100.1", "2001:db8::1", None]
-NETWORKS = ["203.0.113.0/24", "198.51.100.0/25", "2001:db8::/64", "0.0.0.0/0", "::/0"]
-INSTANTS = [T0, T0 + timedelta(hours=12), reading.utc(2026, 10, 25, 0, 30), T0 - timedelta(days=3)]
-
-moments = st.builds(time, st.integers(0, 23), st.sampled_from([0, 30]))
-hours = st.builds(
-    lambda zone, windows: CurrentTimeCondition(zone=zone, windows=tuple(windows)),
-    st.sampled_from(["UTC", "Europe/Berlin", "America/New_York", "No/Where"]),
-    st.lists(
-        st.builds(
-            lambda day, ranges: DayWindow(day=day, ranges=tuple(ranges)),
-            st.integers(0, 6),
-            st.lists(
-                st.builds(lambda a, b: TimeRange(start=a, end=b), moments, moments), max_size=2
-            ),
-        ),
-        min_size=1,
-        max_size=7,
-    ),
-)
-remotes = st.builds(
-    lambda operator, values: RemoteIpCondition(operator=operator, values=tuple(values)),
-    st.sampled_from(["is_in", "is_not_in"]),
-    st.lists(st.sampled_from(NETWORKS), min_size=1, max_size=3),
-)
-limits = st.one_of(
-    st.none(), st.builds(lambda m: T0 + timedelta(minutes=m), st.integers(-3000, 3000))
-)
-
-
-@st.composite
-def accounts(draw: st.DrawFn) -> tuple[Account, list[Entity]]:
-    account = attrs.evolve(ACCOUNT, disabled=draw(st.integers(0, 9)) == 0)
-    principals = [
-        attrs.evolve(each, disabled=draw(st.integers(0, 5)) == 0) for each in (USER, ROBOT)
-    ]
-    tokens = [token(n, each, expires_at=draw(limits)) for n, each in enumerate(principals)]
-    clients = [client(n, each, tokens[n]) for n, each in enumerate(principals)]
-    groups = [STAFF, EVERYONE, attrs.evolve(STAFF, id=id_of(3, 2), name="ops")]
-    pairs = [(g, p) for g in (STAFF, groups[2]) for p in principals]
-    members = [member(n, g, p) for n, (g, p) in enumerate(pairs) if draw(st.booleans())]
-    policies = [
-        policy(
-            n,
-            draw(st.sampled_from(groups)),
-            draw(st.sampled_from([WEB, WEB, DB])),
-            disabled=draw(st.integers(0, 4)) == 0,
-            expires_at=draw(limits),
-            lease_s=draw(st.sampled_from([60, 3600, 86_400])),
-            conditions=Conditions(
-                remote_ip=draw(st.none() | remotes), current_time=draw(st.none() | hours)
-            ),
-        )
-        for n in range(draw(st.integers(0, 4)))
-    ]
-    present = [e for e in (*clients, *tokens) if draw(st.integers(0, 9)) > 0]
-    return account, [*principals, *groups, SITE, WEB, DB, *members, *policies, *present]
 
 
 @settings(max_examples=300, deadline=None)
@@ -410,13 +437,13 @@ def test_the_engine_decides_as_a_slow_reading_of_the_specification(
     instant: datetime,
 ) -> None:
     account, entities = drawn
-    state = Snapshot.of(Contents(account, tuple(entities), 0))
+    state = Snapshot.of(Contents(account, tuple(entities), 0), Atlas())
     asked = Request(
         client_id=client_id, token_id=token_id, resource_id=resource_id, remote_ip=remote_ip
     )
     decision = decide(state, asked, instant)
     expires_at, violated, winners = reading.decide(
-        account, entities, client_id, resource_id, token_id, remote_ip, instant
+        account, entities, client_id, resource_id, token_id, remote_ip, instant, COUNTRIES
     )
     if expires_at is None:
         assert isinstance(decision, Denied)
