@@ -171,9 +171,14 @@ def show_plan(planned: Mapping[str, Any]) -> None:
             for field in step.get("fields", ()):
                 for line in _field_lines(field):
                     out.print(Text("    " + line))
-    for word in ("gained", "lost"):
-        for each in (planned.get("access") or {}).get(word, ()):
-            out.print(Text(f"{word}: {_access(each)}", style="bold"))
+    access = planned.get("access") or {}
+    for word, colour in (("gained", "green"), ("lost", "red")):
+        for each in access.get(word, ()):
+            out.print(Text(f"{word}: {_access(each)}", style=colour))
+    if access and not access["complete"]:
+        out.print("more people gain or lose something than are named here")
+    for name in planned.get("failing_tests", ()):
+        out.print(Text(f"this test would fail, so it is refused: {printable(name)}", style="red"))
     if not steps:
         out.print("no difference")
         return
@@ -202,7 +207,5 @@ def _value(value: Any) -> str:
 
 
 def _access(each: Mapping[str, Any]) -> str:
-    text = f"{each['principal']} -> {each['resource']}"
-    if when := each.get("when"):
-        text += f" ({when})"
-    return printable(text)
+    until = f", until {each['until']}" if each.get("until") else ""
+    return printable(f"{each['principal']} -> {each['resource']}, from {each['since']}{until}")

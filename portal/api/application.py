@@ -20,6 +20,7 @@ from portal.api import (
     authorizations,
     changes,
     clients,
+    declaration,
     directories,
     events,
     gateways,
@@ -83,6 +84,7 @@ NOUNS = (
     changes,
     logs,
     events,
+    declaration,
 )
 PAGE_QUERY = ("limit", "cursor")
 

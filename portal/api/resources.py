@@ -180,7 +180,7 @@ def _check_bound(checks: Checks, desk: Desk, resource: Resource) -> Resource:
         checks.refuse("device_ids", "are for a pool of devices")
     if kind != "dns" and resource.ip_stack != "dual":
         checks.refuse("ip_stack", "is for the kind dns; leave it out")
-    address = _check_address(checks, desk, kind, resource.address)
+    address = check_address(checks, desk, kind, resource.address)
     return attrs.evolve(resource, site_ids=site_ids, device_ids=device_ids, address=address)
 
 
@@ -190,7 +190,7 @@ def _distinct(checks: Checks, field: str, ids: Sequence[UUID]) -> tuple[UUID, ..
     return tuple(ids)
 
 
-def _check_address(checks: Checks, desk: Desk, kind: Kind, text: str) -> str:
+def check_address(checks: Checks, desk: Desk, kind: Kind, text: str) -> str:
     if kind in ("internet", "device_pool"):
         if text:
             checks.refuse("address", f"a resource of the kind {kind} has none")
