@@ -237,7 +237,6 @@ def _hypercorn_config() -> Config:
     config.h2_max_header_list_size = MAX_HEADER_BYTES
     config.h2_max_concurrent_streams = 8
     config.keep_alive_timeout = IDLE_TIME_S
-    config.read_timeout = READ_TIME_S
     config.ssl_handshake_timeout = HANDSHAKE_TIME_S
     config.include_server_header = False
     config.accesslog = None

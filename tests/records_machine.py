@@ -23,13 +23,13 @@ from actors.logs import (
     SessionLog,
 )
 from actors.model import Account, Authorization, Change, Client, Entity, Gateway, Retention, Token
-from actors.store.interface import ANSWER_KEPT, Answer
+from actors.store.interface import ANSWER_KEPT, Answer, InvalidReference
 from channel.messages import IpText
 from tests.lease_machine import LeaseMachine
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
-LOG_ACCOUNTS = [UUID(int=0xA00 + n) for n in range(3)]
-"""Those of the store machine, and one that never is."""
+LOG_ACCOUNTS = [UUID(int=0xA00 + n) for n in range(2)]
+"""Those of the store machine."""
 SOME_IDS = [UUID(int=0xF00 + n) for n in range(2)]
 
 moments = st.builds(
@@ -136,7 +136,13 @@ class RecordsMachine(LeaseMachine):
 
     @rule(rows=st.lists(log_rows, min_size=1, max_size=6))
     def write_logs(self, rows: list[Log]) -> None:
-        assert self.ask(lambda store: store.write_logs(rows)) == ("done", None)
+        given = self.ask_each(lambda store: store.write_logs(rows))
+        strangers = [row for row in rows if row.account_id not in self.model.changes]
+        if strangers:
+            for kind, (refusal, _, field) in given:
+                assert (kind, refusal, field) == ("refused", InvalidReference, "account_id")
+            return
+        assert all(outcome == ("done", None) for outcome in given)
         for row in rows:
             if not any(
                 (type(each), each.account_id, each.id, each.at)

@@ -660,7 +660,7 @@ class StoreMachine(RecordsMachine):
         if answer is not None:
             self.model.answers[answer.token_id, answer.key] = answer
         for answer in answers[1:]:
-            assert answer == answers[0]
+            assert answer == answers[0], [a for a in answers if a[0] == "refused"]
         self.check_changes(account_id, wanted, list(answers[0][1]), at)
 
     def refused_at_once(

@@ -9,11 +9,11 @@ from uuid import UUID
 
 from actors.logs import KIND_OF_LOG, LOG_FILTERS, LOG_KINDS, LOG_RETENTION, Log, LogKind, Seen
 from actors.model import Account, Retention, Token
-from actors.store.interface import ANSWER_KEPT, Answer, Expired
+from actors.store.interface import ANSWER_KEPT, Answer, Expired, InvalidReference
 from actors.store.memory_nodes import MemoryNodes
 from actors.store.memory_transaction import Book, Tables
 from actors.store.rules import check_ids, check_instant, check_limit, check_logs
-from actors.store.validity import check_filters, validate
+from actors.store.validity import check_filters, kind_of, validate
 from runtime.clock import Clock
 
 _Rows = dict[tuple[UUID, UUID, datetime], Log]
@@ -96,6 +96,9 @@ class MemoryRecords(MemoryNodes):
     async def write_logs(self, rows: Sequence[Log]) -> None:
         """See `Store.write_logs`."""
         check_logs(rows)
+        for row in rows:
+            if row.account_id not in self._books:
+                raise InvalidReference(kind_of(row), "account_id")
         for row in rows:
             table = self._logs[KIND_OF_LOG[type(row)]]
             table.setdefault((row.account_id, row.id, row.at), row)

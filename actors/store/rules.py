@@ -166,8 +166,8 @@ def without_member(entity: E, field: str, id: object) -> E | None:
 
 def without_secrets(entity: E) -> E:
     """What changes and contents tell of an entity: that there is a sealed secret, not which."""
-    entity_type: type[Entity] = type(entity)
-    field = SECRETS.get(KIND_OF[entity_type])
+    some: Entity = entity
+    field = SECRETS.get(KIND_OF[type(some)])
     secret: SealedSecret | None = None if field is None else getattr(entity, field)
     if field is None or secret is None:
         return entity

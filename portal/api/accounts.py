@@ -49,6 +49,8 @@ RANGES = {
     for name in ("range_ipv4", "range_ipv6", "names_ipv4", "names_ipv6", "resolver_ipv4")
 }
 """The addresses of an account unless its creation says otherwise."""
+NAMES_AVOID = tuple((name, taken) for name, taken in RESERVED if name != "metadata")
+"""Names are mapped to what never leaves the client, so a cloud's own addresses may lie among it."""
 
 RangeText = Annotated[
     str, Meta(max_length=49, description="The network of all clients' and gateways' addresses.")
@@ -319,8 +321,7 @@ def _range(
         checks.refuse(field, f"must be a network of IPv{version}")
     elif not shortest <= network.prefixlen <= longest:
         checks.refuse(field, f"must have a prefix of {shortest} to {longest} bits")
-    taken_by = RESERVED if field.startswith("names") else NEVER_A_RESOURCE
-    for name, taken in taken_by:
+    for name, taken in NAMES_AVOID if field.startswith("names") else NEVER_A_RESOURCE:
         if taken.version == network.version and network.overlaps(taken):
             checks.refuse(field, f"touches the {name} range {taken}")
     return text

@@ -162,7 +162,7 @@ def create_api(
                 "office": office,
                 "authenticator": authenticator,
                 "feeds": feeds,
-                "keys": IdempotencyKeys(office.store, office.clock),
+                "idempotency": IdempotencyKeys(office.store, office.clock),
                 "health": health,
             }
         ),
@@ -216,7 +216,7 @@ async def require_sense(
     account = connection.headers.get(ACCOUNT_HEADER, str(caller.account_id))
     claim = claim_of(connection, caller.token_id, account, call.body_hash)
     if claim is not None:
-        keys: IdempotencyKeys = connection.app.state.keys
+        keys: IdempotencyKeys = connection.app.state.idempotency
         await keys.claim(claim)
         call.claim = claim
         call.at_end.append(lambda: keys.release(claim))

@@ -212,7 +212,11 @@ class Feeds:
                 self._tell(audience, id, online, online.kind)
 
     def _tell(
-        self, audience: _Audience, id: UUID, online: Online | None, kind: Literal["client", "gateway"]
+        self,
+        audience: _Audience,
+        id: UUID,
+        online: Online | None,
+        kind: Literal["client", "gateway"],
     ) -> None:
         assert audience.online is not None
         if online is None:
@@ -229,9 +233,7 @@ class Feeds:
             reader.tell(event)
 
     def _readers(self) -> Iterable[Reader]:
-        return tuple(
-            reader for audience in self._audiences.values() for reader in audience.readers
-        )
+        return tuple(reader for audience in self._audiences.values() for reader in audience.readers)
 
 
 class Reader:

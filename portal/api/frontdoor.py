@@ -176,9 +176,7 @@ class FrontDoor:
         path = scope.get("path_template") or self._template_of(scope["path"])
         duration_ns = self._clock.monotonic_ns() - started_ns
         call: Call = scope["state"][STATE_KEY]
-        self.journal.record(
-            scope, call, id=request_id, status=status or 0, duration_ns=duration_ns
-        )
+        self.journal.record(scope, call, id=request_id, status=status or 0, duration_ns=duration_ns)
         if self._metrics is not None:
             self._metrics.record(method, path, status or 0, duration_ns)
         self._log.info(

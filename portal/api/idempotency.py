@@ -142,5 +142,7 @@ def claim_of(
     return Claim(
         token_id=token_id,
         key=key,
-        request_hash=sha256(request.encode("utf-8", "surrogateescape") + b"\n" + body_hash).digest(),
+        request_hash=sha256(
+            request.encode("utf-8", "surrogateescape") + b"\n" + body_hash
+        ).digest(),
     )

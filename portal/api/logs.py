@@ -37,9 +37,7 @@ async def list_request_logs(desk: TheDesk, page: ThePage, filters: TheFilters) -
     return await _list(desk, "request", page, filters)
 
 
-async def _list(
-    desk: Desk, kind: LogKind, page: PageRequest, filters: dict[str, Any]
-) -> Page[Any]:
+async def _list(desk: Desk, kind: LogKind, page: PageRequest, filters: dict[str, Any]) -> Page[Any]:
     found = await desk.office.store.logs(
         desk.account_id,
         kind,

@@ -58,6 +58,4 @@ async def delete_membership(desk: TheDesk, id: PathId) -> None:
     await desk.remove(Membership, id)
 
 
-router = noun(
-    "memberships", list_memberships, get_membership, create_membership, delete_membership
-)
+router = noun("memberships", list_memberships, get_membership, create_membership, delete_membership)

@@ -69,9 +69,7 @@ async def create_policy_test(desk: TheDesk, data: JSONBody[PolicyTestCreate]) ->
     """Create a policy test. It has to hold now: 409 `policy_test_failed` otherwise."""
     fields = _checked(changes_of(data))
     return await desk.create(
-        PolicyTest(
-            id=desk.new_id(), account_id=desk.account_id, created_at=desk.now, **fields
-        )
+        PolicyTest(id=desk.new_id(), account_id=desk.account_id, created_at=desk.now, **fields)
     )
 
 

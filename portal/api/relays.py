@@ -55,9 +55,7 @@ async def list_relays(
 
 
 @get("/{id:uuid}")
-async def get_relay(
-    office: TheOffice, caller: TheCaller, call: TheCall, id: PathId
-) -> RelayView:
+async def get_relay(office: TheOffice, caller: TheCaller, call: TheCall, id: PathId) -> RelayView:
     """Show a relay. For operators."""
     require_operator(caller)
     for relay in await office.store.relays():

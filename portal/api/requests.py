@@ -166,9 +166,7 @@ class Checks:
             self.refuse(field, "must be a name such as corp.example.org, with no final dot")
         return name
 
-    def resource_address(
-        self, field: str, text: str, own: Mapping[str, Iterable[Network]]
-    ) -> None:
+    def resource_address(self, field: str, text: str, own: Mapping[str, Iterable[Network]]) -> None:
         """Refuses networks that no resource may touch (an address or a canonical network), `own`
         being the account's, by name."""
         try:

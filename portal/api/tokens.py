@@ -19,6 +19,7 @@ from litestar.params import JSONBody
 from msgspec import UNSET, Meta, UnsetType
 
 from actors.model import MAX_SCOPES, NameField, Principal, Scope, Token, TokenKind
+from actors.store.interface import Repeated
 from channel.credentials import SECRET_BYTES, encode_token, hash_token
 from portal.api.authentication import Caller
 from portal.api.call import Call
@@ -111,13 +112,13 @@ class TokenView(msgspec.Struct, frozen=True, kw_only=True):
         return cls(last_used_at=last_used_at, **own)
 
 
-class TokenCreated(TokenView, frozen=True, kw_only=True):
+class TokenCreated(TokenView, frozen=True, kw_only=True, omit_defaults=True):
     """The only answer that holds the `token` itself, which names the portal and pins its CA. Where
     the answer to an `Idempotency-Key` is given again, `token` is null and `token_withheld` says
     why."""
 
     token: str | None
-    token_withheld: str | None = None
+    token_withheld: str = ""
 
 
 @get("/", opt=filters(Token, "kind", "name", "principal_id", "site_id", "auth_provider_id"))
@@ -267,7 +268,13 @@ async def _create_installation_token(
         raise Problem(403, "operators_only", f"Only an operator may make {data.kind} tokens.")
     token, text = _make(office, caller, data, account_id=None)
     created = _shown(token, text)
-    await office.store.put_installation_token(token)
+    claim, now = call.claim, office.clock.utc_now()
+    answer = None if claim is None else claim.answer(201, created, now)
+    try:
+        await office.store.put_installation_token(token, answer=answer)
+    except Repeated as repeated:
+        assert claim is not None
+        raise claim.replay(repeated.record) from None
     log.info("installation_token_created", kind=token.kind, id=str(token.id), who=caller.who)
     call.show(token)
     return created

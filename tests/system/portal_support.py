@@ -215,7 +215,12 @@ async def world(here: Installation, client: httpx.AsyncClient) -> dict[str, str]
     membership = await made(client, "memberships", group_id=group["id"], principal_id=user["id"])
     site = await made(client, "sites", name="Berlin")
     resource = await made(
-        client, "resources", site_ids=[site["id"]], name="Intranet", kind="cidr", address="10.1.0.0/16"
+        client,
+        "resources",
+        site_ids=[site["id"]],
+        name="Intranet",
+        kind="cidr",
+        address="10.1.0.0/16",
     )
     provider = await made(
         client,

@@ -13,9 +13,10 @@ from tests.store_machine import check_stores
 pytestmark = pytest.mark.system
 
 EVERYTHING = (
-    'account, account_sequence, change, principal, "group", membership, site, resource, policy,'
-    ' token, client, gateway, tunnel_address, "authorization", lease, relay,'
-    " node, node_sequence"
+    "account, account_sequence, change, principal, auth_provider, directory, identity,"
+    ' "group", membership, site, resource, resource_site, resource_device, policy, policy_test,'
+    ' token, client, gateway, tunnel_address, "authorization", lease, relay, answer, seen,'
+    " session_log, flow_log, request_log, node, node_sequence"
 )
 
 

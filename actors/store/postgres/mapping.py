@@ -26,8 +26,9 @@ from typing import (
 from uuid import UUID
 
 import attrs
-from psycopg.sql import SQL, Identifier
+from psycopg.sql import SQL, Composable, Identifier
 
+from actors.logs import LOG_KINDS, Log, LogKind
 from actors.model import ENTITIES, Account, Authorization, Entity, EntityKind, Relay, Token
 from actors.store.codec import from_json, to_json
 from channel.messages import IpText
@@ -52,8 +53,9 @@ class Column:
 class Table(Generic[T]):
     """How one class is kept. `key` names the primary key's columns.
 
-    All statements are rendered once, as bytes. `insert`, `upsert` and `update` take the
-    parameters that `row` and `changed_row` make; `delete` takes the account's and the row's id.
+    All statements are rendered once, as bytes. `insert`, `append` (which leaves a row that is
+    there as it is), `upsert` and `update` take the parameters that `row` and `changed_row` make;
+    `delete` takes the account's and the row's id.
     """
 
     def __init__(self, name: str, as_type: type[T], key: Sequence[str]) -> None:
@@ -67,10 +69,12 @@ class Table(Generic[T]):
         self._select = SQL("SELECT {} FROM {}").format(columns, table)
         # The first parameter of every statement within one account.
         self._own = SQL("account_id = %s") if "account_id" in fields else SQL("id = %s")
+        self.count = SQL("(SELECT count(*) FROM {} WHERE {})").format(table, self._own)
         insert = SQL("INSERT INTO {} ({}) VALUES ({})").format(
             table, columns, SQL(", ").join(SQL("%s") for _ in fields)
         )
         self.insert = insert.as_bytes()
+        self.append = SQL("{} ON CONFLICT DO NOTHING").format(insert).as_bytes()
         self.upsert = (
             SQL("{} ON CONFLICT ({}) DO UPDATE SET {}")
             .format(
@@ -117,7 +121,24 @@ class Table(Generic[T]):
     @cache  # noqa: B019
     def select_own_by(self, field: str) -> bytes:
         """What of one account has a value in a field, by id. Parameters: account, value."""
-        condition = SQL("{} = %s ORDER BY id").format(Identifier(field))
+        return self._select_own_where(SQL("{} = %s ORDER BY id").format(Identifier(field)))
+
+    @cache  # noqa: B019
+    def select_own_with(self, field: str) -> bytes:
+        """What of one account has a value among others in a field, by id. Parameters: account,
+        value."""
+        return self._select_own_where(SQL("%s = ANY ({}) ORDER BY id").format(Identifier(field)))
+
+    @cache  # noqa: B019
+    def select_log(self, fields: tuple[str, ...], bounds: tuple[LiteralString, ...]) -> bytes:
+        """Rows of a log within one account that have given values in these fields and keep to the
+        bounds, the newest first. Parameters: account, the values, those of the bounds, limit."""
+        conditions = [SQL("{} = %s").format(Identifier(field)) for field in fields]
+        conditions += [SQL("true").format(), *(SQL(bound).format() for bound in bounds)]
+        order = SQL("{} ORDER BY id DESC, at DESC LIMIT %s")
+        return self._select_own_where(order.format(SQL(" AND ").join(conditions)))
+
+    def _select_own_where(self, condition: Composable) -> bytes:
         return SQL("{} WHERE {} AND {}").format(self._select, self._own, condition).as_bytes()
 
 
@@ -134,10 +155,12 @@ def _column(name: str, hint: Any) -> Column:
         return Column(name=name, dump=_optional(str), load=_optional(_ip_text))
     if plain in _NATIVE or get_origin(plain) is Literal:
         return Column(name=name, dump=_same, load=_same)
+    if plain == tuple[UUID, ...]:
+        return Column(name=name, dump=list, load=tuple)
     return Column(
         name=name,
-        dump=lambda value: to_json(value).decode(),
-        load=lambda text: from_json(text, hint),
+        dump=_optional(lambda value: to_json(value).decode()),
+        load=_optional(lambda text: from_json(text, hint)),
     )
 
 
@@ -174,3 +197,10 @@ ACCOUNTS: Table[Account] = _table("account", Account)
 TOKENS: Table[Token] = _table("token", Token)
 AUTHORIZATIONS: Table[Authorization] = _table("authorization", Authorization)
 RELAYS: Table[Relay] = _table("relay", Relay)
+LOGS: dict[LogKind, Table[Log]] = {
+    kind: _table(f"{kind}_log", as_type) for kind, as_type in LOG_KINDS.items()
+}
+COUNTS = (
+    SQL("SELECT {}").format(SQL(", ").join(table.count for table in TABLES.values())).as_bytes()
+)
+"""How many rows each of TABLES has in one account, whose id is every parameter."""

@@ -16,23 +16,60 @@ import attrs
 
 from actors.model import ENTITIES, KIND_OF, Account, Change, Entity, EntityKind
 from actors.store.codec import from_json, to_json
-from actors.store.interface import Mutation, NotFound, Outdated, Put
+from actors.store.interface import (
+    ANSWER_KEPT,
+    Answer,
+    Mutation,
+    NotFound,
+    Outdated,
+    Pruned,
+    Put,
+    Repeated,
+)
 from actors.store.postgres.connection import TrioConnection
 from actors.store.postgres.mapping import TABLES
-from actors.store.rules import REFERRERS, REMOVAL_ORDER
-
-SELECT_CHANGES: LiteralString = (
-    "SELECT account_id, number, at, who, kind, entity_id, before, after FROM change"
-    " WHERE account_id = %s AND number > %s ORDER BY number LIMIT %s"
+from actors.store.rules import (
+    HOLDERS,
+    REFERRERS,
+    REMOVAL_ORDER,
+    without_member,
+    without_secrets,
 )
+
+# In one statement, so that what it finds and how far the changes are pruned belong together.
+SELECT_CHANGES: LiteralString = """
+SELECT pruned, found.* FROM account_sequence LEFT JOIN LATERAL (
+    SELECT account_id, number, at, who, kind, entity_id, before, after FROM change
+    WHERE change.account_id = account_sequence.account_id AND number > %s
+    ORDER BY number LIMIT %s
+) found ON true
+WHERE account_sequence.account_id = %s ORDER BY found.number
+"""
+SELECT_ANSWER: LiteralString = (
+    "SELECT token_id, key, request_hash, status, body, at FROM answer"
+    " WHERE token_id = %s AND key = %s"
+)
+_KEEP: LiteralString = """
+INSERT INTO answer (token_id, key, request_hash, status, body, at) VALUES (%s, %s, %s, %s, %s, %s)
+ON CONFLICT (token_id, key) DO UPDATE SET request_hash = excluded.request_hash,
+    status = excluded.status, body = excluded.body, at = excluded.at
+WHERE answer.at <= %s RETURNING key
+"""
 _INSERT_CHANGE: LiteralString = (
     "INSERT INTO change (account_id, number, at, who, kind, entity_id, before, after)"
     " VALUES (%s, %s, %s, %s, %s, %s, %s, %s)"
 )
 
 
-def change_of(row: Sequence[Any]) -> Change:
-    """What a row of `SELECT_CHANGES` holds."""
+def changes_of(rows: Sequence[Sequence[Any]], account_id: UUID, after: int) -> tuple[Change, ...]:
+    """What the rows of `SELECT_CHANGES` hold. Raises Pruned."""
+    for pruned, *_ in rows:
+        if max(after, 0) < pruned:
+            raise Pruned(account_id, pruned)
+    return tuple(_change_of(row[1:]) for row in rows if row[1] is not None)
+
+
+def _change_of(row: Sequence[Any]) -> Change:
     account_id, number, at, who, kind, entity_id, before, after = row
     as_type = ENTITIES[kind]
     return Change(
@@ -53,9 +90,16 @@ async def apply_mutations(
     mutations: Sequence[Mutation],
     who: str,
     at: datetime,
+    expected: int | None,
+    answer: Answer | None,
 ) -> tuple[Change, ...]:
-    """Carry out checked mutations in the open transaction. Raises NotFound, psycopg.Error."""
+    """Carry out checked mutations in the open transaction, if `expected` (a number that is not
+    None) is that of the last change. Raises NotFound, Outdated, Repeated, psycopg.Error."""
     number = await _lock(connection, account_id)
+    if answer is not None:
+        await _keep(connection, answer)
+    if expected not in (None, number):
+        raise Outdated(f"account {account_id} is at change {number}")
     work = _Work(connection, account_id, number, who, at)
     for mutation in mutations:
         await work.carry_out(mutation)
@@ -77,6 +121,30 @@ async def _lock(connection: TrioConnection, account_id: UUID) -> int:
         row = await (await connection.execute(query, [account_id])).fetchone()
     assert row is not None
     return int(row[0])
+
+
+async def _keep(connection: TrioConnection, answer: Answer) -> None:
+    """Keep what is about to be answered, in place of an answer that is too old to count."""
+    values = [answer.token_id, answer.key, answer.request_hash, answer.status, answer.body]
+    parameters = [*values, answer.at, answer.at - ANSWER_KEPT]
+    if await (await connection.execute(_KEEP, parameters)).fetchone() is None:
+        cursor = await connection.execute(SELECT_ANSWER, [answer.token_id, answer.key])
+        row = await cursor.fetchone()
+        assert row is not None
+        raise Repeated(answer_of(row))
+
+
+def answer_of(row: Sequence[Any]) -> Answer:
+    """What a row of `SELECT_ANSWER` holds."""
+    token_id, key, request_hash, status, body, at = row
+    return Answer(
+        token_id=token_id,
+        key=key,
+        request_hash=request_hash,
+        status=status,
+        body=body,
+        at=at.astimezone(UTC),
+    )
 
 
 class _Work:
@@ -147,10 +215,23 @@ class _Work:
             for each in REMOVAL_ORDER[:-1]:
                 for other in await self._find(each, "account_id", self._account_id):
                     await self._delete(each, other)
+        for holder, field in HOLDERS[kind]:
+            query = TABLES[holder].select_own_with(field)
+            for other in await self._fetch(holder, query, entity.id):
+                await self._take_out(holder, other, field, entity.id)
         for referrer, field in REFERRERS[kind]:
             for other in await self._find(referrer, field, entity.id):
                 await self._remove(referrer, other)
         await self._delete(kind, entity)
+
+    async def _take_out(self, kind: EntityKind, entity: Entity, field: str, member: UUID) -> None:
+        after = without_member(entity, field, member)
+        if after is None:
+            await self._remove(kind, entity)
+            return
+        table = TABLES[kind]
+        await self._connection.execute(table.update, table.changed_row(after))
+        self._record(kind, entity, after)
 
     async def _delete(self, kind: EntityKind, entity: Entity) -> None:
         await self._connection.execute(TABLES[kind].delete, [self._account_id, entity.id])
@@ -158,10 +239,11 @@ class _Work:
 
     async def _find(self, kind: EntityKind, field: str, id: UUID) -> list[Entity]:
         """Entities of one kind whose field holds `id`, by id."""
-        table = TABLES[kind]
-        query = table.select_own_by(field)
-        cursor = await self._connection.execute(query, [self._account_id, id])
-        return [table.value(row) for row in await cursor.fetchall()]
+        return await self._fetch(kind, TABLES[kind].select_own_by(field), id)
+
+    async def _fetch(self, kind: EntityKind, query: bytes, value: UUID) -> list[Entity]:
+        cursor = await self._connection.execute(query, [self._account_id, value])
+        return [TABLES[kind].value(row) for row in await cursor.fetchall()]
 
     def _record(self, kind: EntityKind, before: Entity | None, after: Entity | None) -> None:
         entity = after or before
@@ -174,8 +256,8 @@ class _Work:
                 who=self._who,
                 kind=kind,
                 entity_id=entity.id,
-                before=before,
-                after=after,
+                before=before and without_secrets(before),
+                after=after and without_secrets(after),
             )
         )
 
