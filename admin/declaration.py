@@ -36,7 +36,7 @@ def export(common: Common, file: Path | None) -> None:
     with Session.open(common) as session:
         declared = session.connection.call("get", PATH, again=True).json()
     if common.output in ("json", "yaml"):
-        show_one(declared, (), common.output, lambda _, value: value)
+        show_one(declared, (), common.output, _as_it_is)
         return
     text = HEAD + to_toml(declared)
     if file is None:
@@ -51,7 +51,9 @@ def export(common: Common, file: Path | None) -> None:
 def plan(common: Common, file: Path) -> dict[str, Any]:
     """What an apply would do; printed, and returned. Raises Failure."""
     with Session.open(common) as session:
-        return _plan(session, read_declaration(file))
+        planned = _planned(session, read_declaration(file))
+        _show(planned, session)
+        return planned
 
 
 def apply(common: Common, file: Path, *, is_dry: bool, confirm: bool) -> None:
@@ -61,10 +63,12 @@ def apply(common: Common, file: Path, *, is_dry: bool, confirm: bool) -> None:
     """
     declared = read_declaration(file)
     with Session.open(common) as session:
-        planned = _plan(session, declared)
-        if is_dry or not planned["steps"]:
+        planned = _planned(session, declared)
+        if is_dry or session.format == "table":
+            _show(planned, session)
+        if is_dry or (not planned["steps"] and session.format == "table"):
             return
-        if confirm:
+        if confirm and planned["steps"]:
             _ask()
         done = session.connection.call(
             "post",
@@ -73,16 +77,25 @@ def apply(common: Common, file: Path, *, is_dry: bool, confirm: bool) -> None:
         ).json()
         if session.format == "table":
             sys.stderr.write(f"applied: the account is at change {done['number']} now\n")
+        else:
+            show_one(done, (), session.format, _as_it_is)
 
 
-def _plan(session: Session, declared: Mapping[str, Any]) -> dict[str, Any]:
+def _planned(session: Session, declared: Mapping[str, Any]) -> dict[str, Any]:
     body = {"declaration": declared}
-    planned = session.connection.call("post", f"{PATH}/plan", body=body, again=True).json()
+    answer = session.connection.call("post", f"{PATH}/plan", body=body, again=True)
+    return dict(answer.json())
+
+
+def _show(planned: Mapping[str, Any], session: Session) -> None:
     if session.format == "table":
         show_plan(planned)
     else:
-        show_one(planned, (), session.format, lambda _, value: value)
-    return dict(planned)
+        show_one(planned, (), session.format, _as_it_is)
+
+
+def _as_it_is(_: object, value: str) -> str:
+    return value
 
 
 def _ask() -> None:

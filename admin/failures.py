@@ -37,8 +37,11 @@ def of_problem(status: int, problem: Mapping[str, Any], flags: Mapping[str, str]
     """An answer of the portal (RFC 9457) that is no success. `flags` are by the fields that they
     fill."""
     detail = printable(str(problem.get("detail") or f"The portal answered {status}."))
+    errors = problem.get("errors", ())[:MAX_TOLD_FIELDS]
+    if errors and problem.get("code") == "invalid_fields":
+        detail = detail.partition(":")[0] + ":"  # what follows it is said once more below
     lines = [detail]
-    for error in problem.get("errors", ())[:MAX_TOLD_FIELDS]:
+    for error in errors:
         field = printable(str(error.get("field", "")))
         message = printable(str(error.get("message", "")))
         lines.append(f"  {flags.get(field, field) or 'body'}: {message}")

@@ -18,8 +18,11 @@ from admin.description import Field
 from admin.safety import UNSAFE, escaped, printable
 
 Format = Literal["table", "json", "yaml"]
-QUIET: Final = ("account_id", "created_at")
+QUIET: Final = ("account_id", "created_at", "device_key")
 """Columns that a table of many has no room for."""
+FIRST: Final = ("id", "number", "name")
+MAX_CELL: Final = 80
+"""Characters of what has no simple form, in a table of many."""
 WIDE: Final = 10_000
 """Columns of what is no terminal, so that a line stays a line."""
 
@@ -35,7 +38,7 @@ def show_many(
         return
     columns = [
         field
-        for field in fields or _fields_of(items)
+        for field in sorted(fields or _fields_of(items), key=_place)
         if field.name not in QUIET and any(_is_told(item.get(field.name)) for item in items)
     ]
     if not items:
@@ -45,8 +48,8 @@ def show_many(
     for field in columns:
         table.add_column(_heading(field), overflow="fold", no_wrap=False)
     for item in items:
-        table.add_row(*(Text(_cell(field, item.get(field.name), label)) for field in columns))
-    console().print(table)
+        table.add_row(*(Text(_short(field, item.get(field.name), label)) for field in columns))
+    _print(table)
 
 
 def show_one(
@@ -60,10 +63,16 @@ def show_one(
     table = Table(box=None, pad_edge=False, show_header=False, show_edge=False)
     table.add_column(no_wrap=True, style="bold")
     table.add_column(overflow="fold")
-    for name, value in item.items():
-        field = known.get(name) or Field(name=name, kind="json")
+    token = item.get("token")
+    item = {name: value for name, value in item.items() if name != "token"}
+    order = {name: place for place, name in enumerate(known)}
+    shown = [known.get(name) or Field(name=name, kind="json") for name in item]
+    for field in sorted(shown, key=lambda each: (_place(each), order.get(each.name, len(order)))):
+        value = item[field.name]
         table.add_row(Text(printable(_heading(field))), Text(_cell(field, value, label)))
-    console().print(table)
+    _print(table)
+    if token is not None:  # in one piece, so that it can be copied
+        print(f"token: {printable(str(token))}")  # noqa: T201
 
 
 def show_event(event: Mapping[str, Any], format: Format) -> None:
@@ -82,6 +91,24 @@ def console(file: TextIO | None = None) -> Console:
     return Console(
         file=file, width=None if is_narrow else WIDE, highlight=False, emoji=False, markup=False
     )
+
+
+def _print(table: Table) -> None:
+    """Without the spaces that fill up the last column."""
+    out = console()
+    with out.capture() as captured:
+        out.print(table)
+    for line in captured.get().splitlines():
+        print(line.rstrip())  # noqa: T201
+
+
+def _place(field: Field) -> int:
+    return FIRST.index(field.name) if field.name in FIRST else len(FIRST)
+
+
+def _short(field: Field, value: Any, label: Label) -> str:
+    cell = _cell(field, value, label)
+    return cell[: MAX_CELL - 1] + "…" if field.kind == "json" and len(cell) > MAX_CELL else cell
 
 
 def _show_plain(value: Any, format: Format) -> None:

@@ -1,7 +1,7 @@
 """TOML (version 1.0) as a person would write it, made from what JSON can say.
 
-For declarations: tables and arrays of tables at the top, everything below a table's table on a line
-of its own. Null has no place in TOML: such keys are left out.
+For declarations: tables and arrays of tables at the top; further down a table has a header of its
+own only if there are tables in it. Null has no place in TOML: such keys are left out.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def to_toml(document: Mapping[str, Any]) -> str:
 
 def _table(table: Mapping[str, Any], path: str) -> Iterator[str]:
     """Values first, then tables, as TOML wants it."""
-    tables = {name: each for name, each in table.items() if _is_table(each)}
+    tables = {name: each for name, each in table.items() if _has_header(each, is_top=not path)}
     for name, value in table.items():
         if name not in tables and value is not None:
             yield f"{_key(name)} = {_wrapped(value, len(name) + 3)}"
@@ -39,15 +39,14 @@ def _table(table: Mapping[str, Any], path: str) -> Iterator[str]:
                 yield from ("", f"[[{inner}]]", *_table(each, inner))
 
 
-def _is_table(value: object) -> bool:
-    """Tables, and those lists of tables that are long enough for a line each."""
+def _has_header(value: object, *, is_top: bool) -> bool:
     if isinstance(value, Mapping):
-        return len(_inline(value)) > WIDTH - 20 or any(
-            isinstance(each, Mapping) for each in value.values()
-        )
-    return (
-        isinstance(value, list) and bool(value) and all(isinstance(each, Mapping) for each in value)
-    )
+        return is_top or any(isinstance(v, Mapping) or _are_tables(v) for v in value.values())
+    return is_top and _are_tables(value)
+
+
+def _are_tables(value: object) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(v, Mapping) for v in value)
 
 
 def _wrapped(value: Any, indent: int) -> str:

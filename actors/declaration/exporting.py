@@ -7,6 +7,7 @@ from typing import Any, Final, TypeVar
 from uuid import UUID
 
 import msgspec
+from msgspec import structs
 
 from actors.declaration.form import (
     AccountSection,
@@ -21,6 +22,7 @@ from actors.declaration.form import (
     PrincipalEntry,
     ResourceEntry,
     SiteEntry,
+    without_defaults,
 )
 from actors.model import (
     KIND_OF,
@@ -120,22 +122,14 @@ def export(contents: Contents) -> Declaration:
     operators set (slug, ranges, limits).
     """
     names = Names(contents.entities)
-    return Declaration(
-        account=account_section(contents.account),
-        **{  # type: ignore[arg-type]  # the sections are of the types of their entries
-            section: tuple(
-                sorted(
-                    (
-                        entry_of(entity, names)
-                        for entity in names.by_kind[kind].values()
-                        if is_declared(entity)
-                    ),
-                    key=sort_key,
-                )
-            )
-            for kind, section in SECTIONS.items()
-        },
-    )
+
+    def section(kind: EntityKind) -> tuple[Any, ...]:
+        declared = filter(is_declared, names.by_kind[kind].values())
+        return tuple(sorted((entry_of(each, names) for each in declared), key=sort_key))
+
+    sections = {name: section(kind) for kind, name in SECTIONS.items()}
+    declared = Declaration(account=account_section(contents.account))
+    return without_defaults(structs.replace(declared, **sections))
 
 
 def sort_key(entry: AnyEntry) -> tuple[str, ...]:

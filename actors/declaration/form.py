@@ -7,11 +7,11 @@ declaration has a reference (`Reference`).
 from __future__ import annotations
 
 from datetime import datetime, time
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 from uuid import UUID
 
 import msgspec
-from msgspec import UNSET, Meta, Struct, UnsetType
+from msgspec import UNSET, Meta, Struct, UnsetType, structs
 
 from actors.model import (
     DEFAULT_LEASE_S,
@@ -30,6 +30,8 @@ from actors.model import (
     NameField,
     Region,
 )
+
+P = TypeVar("P", bound=Struct)
 
 MAX_ENTRIES = 20_000
 """Entries of one section, and members of one group."""
@@ -298,6 +300,20 @@ AnyEntry = Entry | PolicyEntry
 
 def plain(part: Part | Declaration) -> dict[str, object]:
     """As JSON has it: dictionaries, lists, texts, numbers; defaults left out."""
-    found = msgspec.to_builtins(part)
+    found = msgspec.to_builtins(without_defaults(part))
     assert isinstance(found, dict)
     return found
+
+
+def without_defaults(part: P) -> P:
+    """The same, with the very objects of the class where it has what they say: msgspec leaves out
+    a default by its identity, not by its value."""
+    changes: dict[str, object] = {}
+    for field in structs.fields(part):
+        value = getattr(part, field.name)
+        if isinstance(value, Struct):
+            value = without_defaults(value)
+        elif isinstance(value, tuple):
+            value = tuple(without_defaults(v) if isinstance(v, Struct) else v for v in value)
+        changes[field.name] = field.default if value == field.default else value
+    return structs.replace(part, **changes)
