@@ -108,7 +108,8 @@ class AccountActor(FeedOfAccount):
     async def took_over(self) -> None:
         """We are the owner: load the truth, and end what holds no more. Raises StoreError."""
         store = self._services.store
-        self._snapshot = Snapshot.of(await self._do(store.contents, self._account_id))
+        contents = await self._do(store.contents, self._account_id)
+        self._snapshot = Snapshot.of(contents, self._services.regions)
         await self._expect_agents()
         now_ns, instant = self.context.now(), self.context.utc_now()
         rows = await self._live_rows(instant)

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 
 import attrs
 
+from actors.policy.conditions import NOWHERE, Regions
 from actors.store.interface import Store
 from channel.messages import DoorAddress, SocketAddress
 from runtime.clock import Clock
@@ -62,7 +63,8 @@ class Services:
 
     `doors` are the channel listeners of all nodes that take agents now, as far as this node knows;
     agents are told no more than MAX_DOORS of them, and of none at all nothing. They are looked at
-    when the roster changes (`runtime.cluster.tenure`).
+    when the roster changes (`runtime.cluster.tenure`). `regions` says in which country an address
+    is.
     """
 
     store: Store
@@ -74,6 +76,7 @@ class Services:
     prove_address: Callable[[SocketAddress], Awaitable[bool]]
     limits: Limits = Limits()
     doors: Callable[[], tuple[DoorAddress, ...]] = tuple
+    regions: Regions = NOWHERE
 
 
 class Bucket:

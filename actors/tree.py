@@ -40,6 +40,7 @@ from actors.messages import (
     account_name,
 )
 from actors.model import Client, Gateway
+from actors.policy.conditions import NOWHERE, Regions
 from actors.relay import RelayActor, RelayDirectory
 from actors.services import Limits, Services
 from actors.session import SessionActor
@@ -76,7 +77,8 @@ class ControlPlane:
 
     `prove_address` is asked, as an effect, whether a relay answers at an address; `tenure` is that
     of this node in its cluster (see `runtime.cluster.node`, which must run on the same scheduler).
-    `doors` are the addresses of all nodes that take agents now. Methods are to be called where the
+    `doors` are the addresses of all nodes that take agents now, `regions` the countries of
+    addresses. Methods are to be called where the
     scheduler runs.
     """
 
@@ -92,6 +94,7 @@ class ControlPlane:
         tenure: Tenure,
         limits: Limits | None = None,
         doors: Callable[[], tuple[DoorAddress, ...]] = tuple,
+        regions: Regions = NOWHERE,
     ) -> None:
         self._scheduler = scheduler
         self._services = Services(
@@ -104,6 +107,7 @@ class ControlPlane:
             prove_address=prove_address,
             limits=limits or Limits(),
             doors=doors,
+            regions=regions,
         )
         self._houses: dict[str, DynamicSupervisor] = {}
         self._serial = count(1)

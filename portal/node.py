@@ -20,12 +20,14 @@ import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from functools import partial
+from pathlib import Path
 from typing import Final
 
 import attrs
 import trio
 from prometheus_client import CollectorRegistry
 
+from actors.policy.conditions import NOWHERE
 from actors.store.embedded import EmbeddedPostgres
 from actors.store.interface import Store, StoreError, Unavailable
 from actors.store.postgres import Logins, PostgresStore, migrate
@@ -50,7 +52,8 @@ from portal.first_start import (
 from portal.metrics import CallMetrics, StatisticsMetrics
 from portal.presence import LivePresence
 from portal.probe import prove_address
-from portal.settings import Places, PortalSettings, check
+from portal.regions import RegionDatabase, RegionsUnreadable
+from portal.settings import Places, PortalSettings, SettingsError, check
 from runtime.clock import Clock, SystemClock
 from runtime.cluster.process import NodeProcess
 from runtime.cluster.tenure import Tenure
@@ -70,6 +73,7 @@ from runtime.service import (
 DATABASE_CHECK_S: Final = 2.0
 DATABASE_PATIENCE_S: Final = 5.0
 RENEWAL_CHECK_S: Final = 3_600.0
+REGIONS_CHECK_S: Final = 30.0
 FIRST_RETRY_S: Final = 0.1
 LAST_RETRY_S: Final = 5.0
 DRAIN_POLL_S: Final = 0.05
@@ -150,6 +154,7 @@ class _Node:
         )
         write_file(settings.state_dir / "ca.pem", self._authority.certificate_pem, mode=0o644)
         self._certificate = self._authority.server_certificate(self._places.names)
+        self._regions = open_regions(settings.region_database)
         self._health = Health()
         self._registry = CollectorRegistry()
         self._stop = trio.Event() if stop is None else stop
@@ -290,6 +295,7 @@ class _Node:
             prove_address=partial(prove_address, randomness=self._randomness),
             tenure=process.tenure,
             doors=partial(_doors, process.tenure) if has_others else tuple,
+            regions=self._regions or NOWHERE,
         )
         process.attach(scheduler, node_codec())
         control.start()
@@ -322,6 +328,7 @@ class _Node:
             live=LivePresence(host, control),
             portal=self._places.portal,
             pin=self._authority.pin,
+            regions=self._regions or NOWHERE,
         )
         api = create_api(office, health=self._health, metrics=CallMetrics(self._registry))
         door = Door(
@@ -352,6 +359,7 @@ class _Node:
             await doors.start(answers.serve)
             doors.start_soon(self._watch_database, store)
             doors.start_soon(self._renew_certificates, door, channels)
+            doors.start_soon(self._watch_regions)
             parts = {
                 "api": api.statistics,
                 "door": door.statistics,
@@ -419,6 +427,18 @@ class _Node:
         has_takers = any(not row.draining for row in process.tenure.rows)
         return has_takers and control.statistics().accounts > 0
 
+    async def _watch_regions(self) -> None:
+        while self._regions is not None:
+            await trio.sleep(REGIONS_CHECK_S)
+            try:
+                newer = await trio.to_thread.run_sync(self._regions.newer)
+            except RegionsUnreadable as error:
+                log.error("region_database_unreadable", error=str(error))
+            else:
+                if newer is not None:
+                    self._regions.take(newer)
+                    log.info("region_database_read", built_at_s=newer.statistics().built_at_s)
+
     async def _renew_certificates(self, door: Door, channels: ChannelServer) -> None:
         while True:
             await trio.sleep(RENEWAL_CHECK_S)
@@ -468,6 +488,14 @@ def database_url(settings: PortalSettings) -> str | None:
         ):
             raise
         return None
+
+
+def open_regions(path: Path | None) -> RegionDatabase | None:
+    """The region database, if one is named. Raises SettingsError if it cannot be read."""
+    try:
+        return None if path is None else RegionDatabase(path)
+    except RegionsUnreadable as error:
+        raise SettingsError(f"region_database: {error}") from error
 
 
 def _doors(tenure: Tenure) -> tuple[DoorAddress, ...]:

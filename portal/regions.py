@@ -2,7 +2,7 @@
 
 Any database with `country.iso_code` will do (GeoLite2 or GeoIP2 Country and City, DB-IP Lite and
 others). It is read into memory as a whole, so that a file which is replaced, cut short or removed
-meanwhile harms nobody; `refresh` takes a newer one in. Format: MaxMind DB, version 2.0.
+meanwhile harms nobody; `newer` and `take` bring a newer one in. Format: MaxMind DB, version 2.0.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class RegionDatabase:
     """The countries of addresses (see `actors.policy.conditions.Regions`), from one file.
 
     A lookup costs tens of microseconds the first time, and is kept until another database is
-    taken in. Not for use by several threads.
+    taken in. Not for use by several threads, but for `newer`.
     """
 
     def __init__(self, path: Path) -> None:
@@ -67,19 +67,22 @@ class RegionDatabase:
             self._kept.popitem(last=False)
         return found
 
-    def refresh(self) -> bool:
-        """Take in the file if it is another than the one that was read; whether that was so.
+    def newer(self) -> RegionDatabase | None:
+        """The file at the path, if it is another than was last looked at. May run in a thread.
 
-        Raises RegionsUnreadable, once for each such file; the database that was read stays.
-        Answers may be others afterwards: what depends on them has to be decided anew.
+        Raises RegionsUnreadable, once for each such file.
         """
         mark = _mark(self._path)
         if mark == self._seen:
-            return False
+            return None
         self._seen = mark
-        self._reader = _opened(self._path)
+        return RegionDatabase(self._path)
+
+    def take(self, newer: RegionDatabase) -> None:
+        """Answer from another database from now on. What depends on the answers has to be decided
+        anew."""
+        self._reader = newer._reader
         self._kept.clear()
-        return True
 
     def statistics(self) -> RegionStatistics:
         """Which database it is, and how it is used."""

@@ -75,6 +75,10 @@ class PortalSettings:
         systemd credential `holloway-database-url` is read; without any, PostgreSQL is embedded.
     database_connections
         Connections to the database at most.
+    region_database
+        File with the countries of addresses (MaxMind DB with `country.iso_code`, such as GeoLite2
+        Country), for policies that ask for the region. Without it every region is unknown, and
+        such policies let nobody in. A newer file in its place is read within a minute.
     api_connections
         Connections to the API at most; further ones are closed at once.
     drain_timeout_s
@@ -103,6 +107,7 @@ class PortalSettings:
     ray_tls_directory: Path | None = None
     database_url_file: Path | None = None
     database_connections: int = 8
+    region_database: Path | None = None
     api_connections: int = 512
     drain_timeout_s: float = 5.0
     observability: str = "127.0.0.1:9470"

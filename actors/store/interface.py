@@ -287,7 +287,7 @@ class Store(LeaseStore, Protocol):
         that never were are left out. At most MAX_IDS."""
 
     async def put_installation_token(self, token: Token, *, answer: Answer | None = None) -> None:
-        """Insert a relay or operator token (`account_id` None), and keep the answer as `apply` does.
+        """Insert a relay or operator token (`account_id` None); the answer is kept as by `apply`.
         Raises Conflict, Repeated."""
 
     async def installation_tokens(

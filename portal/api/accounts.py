@@ -9,7 +9,6 @@ from typing import Annotated, Any, Literal
 from uuid import UUID
 
 import attrs
-import attrs
 import msgspec
 from litestar import delete, get, patch, post
 from litestar.params import JSONBody

@@ -40,9 +40,9 @@ from portal.api import (
 from portal.api.authentication import PUBLIC, Authenticator, caller_of, require_token
 from portal.api.call import call_of
 from portal.api.documentation import documentation_page, openapi_document
-from portal.api.frontdoor import FrontDoor
 from portal.api.feeds import Feeds
 from portal.api.filters import FILTERS, provide_filters
+from portal.api.frontdoor import FrontDoor
 from portal.api.idempotency import REPLAY_HEADER, IdempotencyKeys, Replayed, claim_of, is_creation
 from portal.api.journal import RequestJournal
 from portal.api.office import (

@@ -129,22 +129,25 @@ Facts = Annotated[
 def conditions_of(checks: Checks, body: ConditionsBody) -> Conditions:
     """The conditions as the model has them; what is wrong with them is noted."""
     region, remote_ip, provider = body.remote_ip_location_region, body.remote_ip, body.auth_provider
-    verified, posture = body.client_verified, body.client_posture
+    time, verified, posture = body.current_time, body.client_verified, body.client_posture
     return Conditions(
-        remote_ip_location_region=region
-        and RegionCondition(operator=region.operator, values=tuple(dict.fromkeys(region.values))),
-        remote_ip=remote_ip
-        and RemoteIpCondition(
+        remote_ip_location_region=None
+        if region is None
+        else RegionCondition(operator=region.operator, values=tuple(dict.fromkeys(region.values))),
+        remote_ip=None
+        if remote_ip is None
+        else RemoteIpCondition(
             operator=remote_ip.operator,
             values=checks.networks("conditions.remote_ip.values", remote_ip.values),
         ),
-        auth_provider=provider
-        and AuthProviderCondition(
+        auth_provider=None
+        if provider is None
+        else AuthProviderCondition(
             operator=provider.operator, values=tuple(dict.fromkeys(provider.values))
         ),
-        current_time=body.current_time and _current_time(checks, body.current_time),
-        client_verified=verified and ClientVerifiedCondition(value=verified.value),
-        client_posture=posture and _posture(checks, posture),
+        current_time=None if time is None else _current_time(checks, time),
+        client_verified=None if verified is None else ClientVerifiedCondition(value=verified.value),
+        client_posture=None if posture is None else _posture(checks, posture),
     )
 
 

@@ -16,6 +16,7 @@ from litestar.di import NamedDependency
 
 from actors.messages import PresenceChanged
 from actors.model import KIND_OF, Account, Entity, EntityKind, SealedSecret
+from actors.policy.conditions import NOWHERE, Regions
 from actors.store.interface import (
     InvalidReference,
     Mutation,
@@ -33,6 +34,7 @@ from portal.api.pagination import Page, PageRequest
 from portal.api.problems import Problem, not_found, of_store, unavailable
 from runtime.clock import Clock
 from runtime.randomness import Randomness, uuid7
+from runtime.secret import Secret
 
 E = TypeVar("E", bound=Entity)
 T = TypeVar("T")
@@ -70,7 +72,8 @@ class Live(Protocol):
 
 @attrs.frozen(kw_only=True)
 class Office:
-    """What all calls share. `portal` (`host:port`) and `pin` go into every token."""
+    """What all calls share. `portal` (`host:port`) and `pin` go into every token; `regions` are the
+    countries of addresses."""
 
     store: Store
     clock: Clock
@@ -79,6 +82,7 @@ class Office:
     portal: str
     pin: bytes
     keys: KeyRing | None = None
+    regions: Regions = NOWHERE
     _locks: WeakValueDictionary[UUID, trio.Lock] = attrs.field(
         factory=WeakValueDictionary, repr=False, init=False
     )

@@ -29,6 +29,7 @@ from channel.messages import IpText
 from portal.api.conditions import ConditionsBody, conditions_of
 from portal.api.filters import filters
 from portal.api.inject import PathId, TheDesk, TheFilters, ThePage
+from portal.api.office import Online
 from portal.api.pagination import Page
 from portal.api.problems import Problem
 from portal.api.requests import Body, Checks, Instant, canonical_source, changes_of
@@ -173,14 +174,15 @@ async def explain_policies(desk: TheDesk, data: JSONBody[ExplainRequest]) -> Exp
             raise Problem(404, "not_found", f"{field} names nothing in this account.")
     client = known.get(data.client_id) if data.client_id else None
     token_id = client.token_id if isinstance(client, Client) else None
+    connection = None if data.client_id is None else (online or {}).get(data.client_id)
     request = PolicyRequest(
         client_id=data.client_id,
         principal_id=data.principal_id,
         resource_id=data.resource_id,
-        remote_ip=remote_ip or (online or {}).get(data.client_id or data.resource_id),
+        remote_ip=remote_ip or (connection.remote_ip if connection else None),
         token_id=data.token_id or token_id,
     )
-    explanation = explain(Snapshot.of(contents), request, instant)
+    explanation = explain(Snapshot.of(contents, desk.office.regions), request, instant)
     decision = explanation.decision
     denied = decision if isinstance(decision, Denied) else None
     return ExplainAnswer(
@@ -201,7 +203,7 @@ async def explain_policies(desk: TheDesk, data: JSONBody[ExplainRequest]) -> Exp
 
 
 def _gateways_online(
-    contents: Contents, resource_id: UUID, online: Mapping[UUID, str] | None
+    contents: Contents, resource_id: UUID, online: Mapping[UUID, Online] | None
 ) -> tuple[UUID, ...] | None:
     if online is None:
         return None

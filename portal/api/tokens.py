@@ -364,8 +364,7 @@ def _check_bounds(
         for text in allowed_sources:
             network = _network(text)
             if network is not None and not any(
-                network.version == each.version and network.subnet_of(each)  # type: ignore[arg-type]  # of one version
-                for each in own
+                network.version == each.version and network.subnet_of(each) for each in own
             ):
                 checks.refuse("allowed_sources", f"{text} lies outside those of the token you use")
         if not allowed_sources:

@@ -14,7 +14,7 @@ from actors.store.interface import Unavailable
 from actors.store.memory import MemoryStore
 from channel.credentials import decode_token
 from portal.api.authentication import CALLS_BURST, FAILURES_BURST
-from tests.system.portal_support import installation, make_token, world
+from tests.system.portal_support import installation, make_token
 
 pytestmark = pytest.mark.system
 

@@ -7,7 +7,9 @@ import pytest
 
 from actors.policy.conditions import Regions
 from portal import regions
+from portal.node import open_regions
 from portal.regions import RegionDatabase, RegionsUnreadable
+from portal.settings import SettingsError
 
 from .mmdb import database
 
@@ -96,20 +98,22 @@ def test_a_newer_file_is_taken_in_and_a_bad_one_leaves_what_is_there(tmp_path: P
     path = tmp_path / "regions.mmdb"
     found = opened(path, database({"203.0.113.0/24": "DE"}))
     assert found.country("203.0.113.7") == "DE"
-    assert not found.refresh()
+    assert found.newer() is None
     replace(path, database({"203.0.113.0/24": "FR"}, built_at=1_800_000_000))
+    newer = found.newer()
+    assert newer is not None
     assert found.country("203.0.113.7") == "DE"
-    assert found.refresh()
+    found.take(newer)
     assert found.country("203.0.113.7") == "FR"
     assert found.statistics().built_at_s == 1_800_000_000
     replace(path, b"damaged")
     with pytest.raises(RegionsUnreadable):
-        found.refresh()
-    assert not found.refresh()  # told once
+        found.newer()
+    assert found.newer() is None  # told once
     assert found.country("203.0.113.7") == "FR"
     path.unlink()
     with pytest.raises(RegionsUnreadable):
-        found.refresh()
+        found.newer()
     assert found.country("203.0.113.7") == "FR"
 
 
@@ -138,3 +142,9 @@ def test_no_more_answers_are_kept_than_the_limit(
     for host in range(10):
         assert found.country(f"203.0.113.{host}") == "DE"
     assert found.statistics().kept == 3
+
+
+def test_a_portal_does_not_start_without_the_database_that_is_named(tmp_path: Path) -> None:
+    assert open_regions(None) is None
+    with pytest.raises(SettingsError, match=r"region_database: .*regions\.mmdb"):
+        open_regions(tmp_path / "regions.mmdb")
