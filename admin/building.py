@@ -129,7 +129,8 @@ def _told(value: object) -> str:
 
 
 def _extra(name: str, type_: type, help: str) -> inspect.Parameter:
-    return _keyword(name, Annotated[type_ | None, Parameter(help=help, negative=())], None)
+    shown = Parameter(help=help, negative=(), allow_leading_hyphen=name == "data")
+    return _keyword(name, Annotated[type_ | None, shown], None)
 
 
 def _keyword(name: str, annotation: Any, default: object) -> inspect.Parameter:

@@ -15,7 +15,7 @@ from admin.description import description
 from admin.failures import FAILED, Failure
 
 TheCommon = Annotated[Common | None, Parameter(name="*", group=CONNECTION)]
-File = Annotated[Path, Parameter(name=["--file", "-f"])]
+File = Annotated[Path, Parameter(name=["--file", "-f"], allow_leading_hyphen=True)]
 
 app = App(name="admin", help="Look after an account, or an installation, by the JSON API.")
 

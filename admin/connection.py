@@ -156,7 +156,7 @@ class Connection:
             raise usage(str(error)) from None
         if decoded.kind not in ("api", "operator"):
             raise usage(f"this is a token for a {decoded.kind}; the API wants one of an admin")
-        host, port = _host_and_port(profile.portal or decoded.portal)
+        host, port = host_and_port(profile.portal or decoded.portal)
         if profile.ca is not None:
             tls = _trusting_file(profile.ca)
         else:
@@ -250,7 +250,7 @@ class Connection:
         return own | dict(headers or {})
 
 
-def _host_and_port(text: str) -> tuple[str, int]:
+def host_and_port(text: str) -> tuple[str, int]:
     """Of `host`, `host:port` or `https://host:port`. Raises Failure."""
     if "://" in text:
         url = urlsplit(text)

@@ -177,7 +177,7 @@ def show_plan(planned: Mapping[str, Any]) -> None:
     steps = planned["steps"]
     for step in steps:
         mark, colour = MARKS[step["action"]]
-        title = f"{mark} {step['kind'].replace('_', ' ')} {printable(step['name'])}"
+        title = printable(f"{mark} {step['kind'].replace('_', ' ')} {step['name']}")
         because = f"  (goes with {printable(step['because'])})" if step.get("because") else ""
         out.print(Text(title, style=colour) + Text(because, style="dim"))
         if step["action"] != "delete":

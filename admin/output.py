@@ -46,7 +46,7 @@ def show_many(
         return
     table = Table(box=None, pad_edge=False, header_style="bold", show_edge=False)
     for field in columns:
-        table.add_column(_heading(field), overflow="fold", no_wrap=False)
+        table.add_column(Text(_heading(field)), overflow="fold", no_wrap=False)
     for item in items:
         table.add_row(*(Text(_short(field, item.get(field.name), label)) for field in columns))
     _print(table)
@@ -69,7 +69,7 @@ def show_one(
     shown = [known.get(name) or Field(name=name, kind="json") for name in item]
     for field in sorted(shown, key=lambda each: (_place(each), order.get(each.name, len(order)))):
         value = item[field.name]
-        table.add_row(Text(printable(_heading(field))), Text(_cell(field, value, label)))
+        table.add_row(Text(_heading(field)), Text(_cell(field, value, label)))
     _print(table)
     if token is not None:  # in one piece, so that it can be copied
         print(f"token: {printable(str(token))}")  # noqa: T201
@@ -138,7 +138,7 @@ def _fields_of(items: Sequence[Mapping[str, Any]]) -> list[Field]:
 
 
 def _heading(field: Field) -> str:
-    name = field.name
+    name = printable(field.name)
     if field.refers is not None:
         name = name.removesuffix("_id")
         name = f"{name.removesuffix('_ids')}s" if name.endswith("_ids") else name

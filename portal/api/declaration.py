@@ -32,7 +32,7 @@ from actors.policy.diff import Changed, diff
 from actors.policy.proposals import Proposal, newly_failing_tests, propose
 from actors.policy.snapshot import Snapshot
 from actors.store.interface import MAX_MUTATIONS, Contents
-from actors.store.sealing import UnsealError
+from actors.store.sealing import CannotOpen
 from actors.store.validity import SECRETS
 from portal.api.auth_providers import GOOGLE_ISSUER
 from portal.api.conditions import ConditionsBody, FactBody, conditions_of, facts_of
@@ -195,7 +195,7 @@ class _DeskVault:
             kept: Secret = keys.open(
                 sealed, table=kind, column=field, account_id=self.desk.account_id, row_id=id
             )
-        except UnsealError:
+        except CannotOpen:
             return False  # the key is gone: what is declared takes its place
         return kept.matches(text)
 
