@@ -60,6 +60,7 @@ from actors.store.interface import (
     InvalidReference,
     NotFound,
     Outdated,
+    Pruned,
     Put,
     Unavailable,
 )
@@ -171,9 +172,13 @@ class AccountActor(FeedOfAccount):
         low, high = 0, self._snapshot.number
         while low < high:
             middle = (low + high) // 2
-            page = await self._do(
-                self._services.store.changes, self._account_id, after=middle, limit=1
-            )
+            try:
+                page = await self._do(
+                    self._services.store.changes, self._account_id, after=middle, limit=1
+                )
+            except Pruned as gone:  # what is gone is older than any live authorisation
+                low = gone.number
+                continue
             if page and page[0].at < instant:
                 low = middle + 1
             else:

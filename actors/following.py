@@ -61,7 +61,9 @@ class FeedOfAccount(QuestionsOfAccount):
             self._wake_again()
 
     async def _pull(self) -> None:
-        """Catch up with the feed, and see to it that what changed has its consequences."""
+        """Catch up with the feed, and see to it that what changed has its consequences. Who has
+        slept for longer than changes are kept (`Pruned`) starts anew from the account's contents,
+        as after every other error that is not expected here."""
         while changes := await self._changes_after(self._snapshot.number):
             self._news += [change for change in changes if self._snapshot.apply(change)]
             await self._follow()

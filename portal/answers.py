@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 import trio
 
+from actors.store.interface import StoreError
+from actors.store.sealing import CannotOpen
 from actors.tree import ControlPlane
 from portal.settings import PortalSettings
 from runtime.actor import ActorError, NamedRef
@@ -47,12 +49,15 @@ class NodeAnswers:
         host: TrioHost,
         control: ControlPlane,
         health: Health,
+        *,
+        reseal: Callable[[], Awaitable[int]],
     ) -> None:
         self._settings = settings
         self._process = process
         self._host = host
         self._control = control
         self._health = health
+        self._reseal = reseal
         self._started_s = time.time()
         answers = {"status": self.status, "tree": control.tree}
         host.scheduler.spawn(Reporter(answers), name=REPORTER)
@@ -123,8 +128,13 @@ class NodeAnswers:
         command, name = request.get("command"), request.get("node") or self._process.name
         if command == "cluster":
             return {"asked": self._process.name, "nodes": await self.cluster()}
+        if command == "reseal":
+            try:
+                return {"resealed": await self._reseal()}
+            except (CannotOpen, StoreError) as error:
+                return {"error": str(error)}
         if command not in ("status", "tree"):
-            return {"error": "the commands are cluster, status and tree"}
+            return {"error": "the commands are cluster, reseal, status and tree"}
         if not isinstance(name, str) or self._process.tenure.row(name) is None:
             living = ", ".join(row.name for row in self._process.tenure.rows)
             return {"error": f"no such node lives; there are {living or 'none'}"}

@@ -14,7 +14,13 @@ CHANGE_TIMEOUT_NS: Final = 3_600 * 10**9
 """A rolling restart answers at its end: up to 20 s for each node's drain, and its start."""
 
 
-def ask(name: str, state_dir: Path, request: Mapping[str, Any]) -> dict[str, Any]:
+def ask(
+    name: str,
+    state_dir: Path,
+    request: Mapping[str, Any],
+    *,
+    timeout_ns: int = REQUEST_TIMEOUT_NS,
+) -> dict[str, Any]:
     """The answer of the first node here that gives one. Ends the process with a line where there
     is none; `name` is the subcommand that asks."""
     directory = state_dir / CONTROL_DIRECTORY
@@ -26,7 +32,7 @@ def ask(name: str, state_dir: Path, request: Mapping[str, Any]) -> dict[str, Any
         if path.stem == CLUSTER:
             continue
         try:
-            return _checked(name, ask_control(path, request))
+            return _checked(name, ask_control(path, request, timeout_ns=timeout_ns))
         except ControlUnavailable:
             continue  # a node that was killed left it behind
         except PermissionError:

@@ -25,7 +25,12 @@ import trio
 from actors.store.embedded import EmbeddedPostgres
 from portal.answers import CLUSTER, control_socket
 from portal.authority import Authority
-from portal.first_start import load_cluster_secret, load_reset_key, prepare_state
+from portal.first_start import (
+    load_cluster_secret,
+    load_key_ring,
+    load_reset_key,
+    prepare_state,
+)
 from portal.node import PortalNode, database_url, only_cause, run_portal
 from portal.own_ray import open_own_ray
 from portal.settings import MAX_LOCAL_NODES, PortalSettings, SettingsError, check, of_node
@@ -92,7 +97,7 @@ def from_plain(plain: dict[str, Any]) -> PortalSettings:
     """Undo `to_plain`. Raises TypeError, ValueError for what is none."""
     paths = ("state_dir", "cluster_secret_file", "ray_token_file", "ray_tls_directory")
     values = dict(plain)
-    for name in (*paths, "database_url_file"):
+    for name in (*paths, "encryption_keys_file", "database_url_file"):
         if values.get(name) is not None:
             values[name] = Path(values[name])
     values["names"] = tuple(values.get("names", ()))
@@ -167,6 +172,7 @@ def _share(settings: PortalSettings) -> None:
     )
     authority.server_certificate(check(of_node(settings, 1)).names)
     load_cluster_secret(settings, randomness)
+    load_key_ring(settings, randomness)
     load_reset_key(settings.state_dir, randomness)
 
 

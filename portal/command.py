@@ -1,4 +1,4 @@
-"""`holloway portal` and `holloway portal tree`: settings from flags, environment and TOML, and run.
+"""`holloway portal`, `portal tree`, `portal reseal`: settings from flags, environment and TOML.
 
 `holloway cluster ...` is in `portal.cluster_command`."""
 
@@ -13,7 +13,7 @@ from cyclopts import App, Parameter
 
 from actors.store.interface import StoreError
 from channel.credentials import InvalidToken
-from portal.asking import ask
+from portal.asking import CHANGE_TIMEOUT_NS, ask
 from portal.authority import AuthorityError
 from portal.node import run_portal
 from portal.settings import DEFAULT_STATE_DIR, PortalSettings, SettingsError
@@ -77,3 +77,19 @@ def tree(
     """
     answer = ask("portal tree", state_dir, {"command": "tree", "node": node})
     sys.stdout.write(answer["tree"] + "\n")
+
+
+@app.command
+def reseal(*, state_dir: Path = DEFAULT_STATE_DIR) -> None:
+    """Seal all secrets in the database by the newest encryption key, while the portal runs.
+
+    Give the ring with the new key to every node first, and restart them. Once this has ended, the
+    older keys can be taken out of the ring.
+
+    Parameters
+    ----------
+    state_dir
+        The state directory that `holloway portal` was given.
+    """
+    answer = ask("portal reseal", state_dir, {"command": "reseal"}, timeout_ns=CHANGE_TIMEOUT_NS)
+    sys.stdout.write(f"{answer['resealed']} sealed anew\n")

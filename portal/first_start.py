@@ -2,6 +2,7 @@
 
 operator-token       the first operator's token, mode 0600; delete it once it is kept elsewhere
 operator-token.made  that it was made, so that a deleted one does not come back
+encryption-keys      seal the secrets in the database; without them those are lost
 cluster-secret       what nodes prove to each other to know (if there are several)
 reset-key            lets agents notice at once that the portal was started anew
 ca.pem               the CA's certificate for `curl --cacert` and the like, not a secret
@@ -15,6 +16,7 @@ from pathlib import Path
 
 from actors.model import Token
 from actors.store.interface import Store
+from actors.store.sealing import BadKeys, KeyRing, make_ring
 from channel.credentials import (
     SECRET_BYTES,
     InvalidToken,
@@ -27,13 +29,16 @@ from runtime.clock import Clock
 from runtime.cluster.membership import make_secret
 from runtime.randomness import Randomness, uuid7
 from runtime.secret import Secret
-from runtime.service import get_logger, read_secret
+from runtime.service import get_logger, has_credential, read_secret
 
 OPERATOR_FILE = "operator-token"
 MADE_MARK = "operator-token.made"
 RESET_KEY = "reset-key"
 RESET_KEY_BYTES = 32
 CLUSTER_SECRET = "cluster-secret"  # noqa: S105  # a file's name
+ENCRYPTION_KEYS = "encryption-keys"
+KEYS_VARIABLE = "HOLLOWAY_ENCRYPTION_KEYS"
+KEYS_CREDENTIAL = "holloway-encryption-keys"
 
 log = get_logger("portal")
 
@@ -65,6 +70,23 @@ def load_cluster_secret(settings: PortalSettings, randomness: Randomness) -> Sec
     if not path.exists():
         write_file(path, make_secret(randomness).reveal() + b"\n", mode=0o600)
     return read_secret(file=path)
+
+
+def load_key_ring(settings: PortalSettings, randomness: Randomness) -> KeyRing:
+    """The keys that seal secrets in the database: of the file, variable or credential that is
+    given, or made at the first start. Raises SecretUnavailable, SettingsError, OSError."""
+    file = settings.encryption_keys_file
+    value = os.environ.get(KEYS_VARIABLE)
+    path = settings.state_dir / ENCRYPTION_KEYS
+    if file is None and not value and not has_credential(KEYS_CREDENTIAL):
+        file = path
+        if not path.exists():
+            write_file(path, make_ring(randomness).reveal() + b"\n", mode=0o600)
+    text = read_secret(file=file, value=value, credential=KEYS_CREDENTIAL)
+    try:
+        return KeyRing.parse(text, randomness)
+    except BadKeys as error:
+        raise SettingsError(f"encryption keys: {error}") from None
 
 
 async def ensure_operator_token(

@@ -31,6 +31,7 @@ from actors.policy.conditions import NOWHERE
 from actors.store.embedded import EmbeddedPostgres
 from actors.store.interface import Store, StoreError, Unavailable
 from actors.store.postgres import Logins, PostgresStore, migrate
+from actors.store.sealing import reseal
 from actors.tree import ControlPlane
 from actors.wire import node_codec
 from channel.listener import ChannelServer, serve_channels
@@ -46,6 +47,7 @@ from portal.files import write_file
 from portal.first_start import (
     ensure_operator_token,
     load_cluster_secret,
+    load_key_ring,
     load_reset_key,
     prepare_state,
 )
@@ -66,6 +68,7 @@ from runtime.service import (
     Health,
     SecretUnavailable,
     get_logger,
+    has_credential,
     read_secret,
     serve_observability,
 )
@@ -74,6 +77,8 @@ DATABASE_CHECK_S: Final = 2.0
 DATABASE_PATIENCE_S: Final = 5.0
 RENEWAL_CHECK_S: Final = 3_600.0
 REGIONS_CHECK_S: Final = 30.0
+FIRST_EXPIRY_S: Final = 60.0
+EXPIRY_S: Final = 3_600.0
 FIRST_RETRY_S: Final = 0.1
 LAST_RETRY_S: Final = 5.0
 DRAIN_POLL_S: Final = 0.05
@@ -149,6 +154,7 @@ class _Node:
         self._randomness = randomness
         self._places: Places = check(settings)
         prepare_state(settings.state_dir)
+        self._key_ring = load_key_ring(settings, self._randomness)
         self._authority = Authority(
             settings.state_dir / "authority", clock=clock, randomness=randomness
         )
@@ -246,6 +252,19 @@ class _Node:
             else:
                 self._health.set("database", True)
 
+    async def _expire(self, store: Store, process: NodeProcess) -> None:
+        """Once an hour, remove what is kept for long enough: the first of the living nodes does."""
+        await trio.sleep(FIRST_EXPIRY_S)
+        while True:
+            if min((row.name for row in process.tenure.rows), default="") == process.name:
+                try:
+                    expired = await store.expire(self._clock.utc_now())
+                except StoreError as error:
+                    log.warning("expiry_failed", error=str(error))
+                else:
+                    log.info("expired", **attrs.asdict(expired))
+            await trio.sleep(EXPIRY_S)
+
     # --- the cluster ---
 
     async def _join(self, store: Store) -> NodeProcess:
@@ -329,6 +348,7 @@ class _Node:
             portal=self._places.portal,
             pin=self._authority.pin,
             regions=self._regions or NOWHERE,
+            key_ring=self._key_ring,
         )
         api = create_api(office, health=self._health, metrics=CallMetrics(self._registry))
         door = Door(
@@ -355,9 +375,17 @@ class _Node:
             doors.start_soon(self._follow_changes, store, control, api.feeds)
             await doors.start(api.feeds.run)
             doors.start_soon(api.journal.run)
-            answers = NodeAnswers(self._settings, process, host, control, self._health)
+            answers = NodeAnswers(
+                self._settings,
+                process,
+                host,
+                control,
+                self._health,
+                reseal=partial(reseal, store, self._key_ring, now=self._clock.utc_now),
+            )
             await doors.start(answers.serve)
             doors.start_soon(self._watch_database, store)
+            doors.start_soon(self._expire, store, process)
             doors.start_soon(self._renew_certificates, door, channels)
             doors.start_soon(self._watch_regions)
             parts = {
@@ -482,10 +510,7 @@ def database_url(settings: PortalSettings) -> str | None:
             credential="holloway-database-url",
         ).reveal_text()
     except SecretUnavailable:
-        credentials = os.environ.get("CREDENTIALS_DIRECTORY")
-        if file is not None or (
-            credentials and os.path.exists(f"{credentials}/holloway-database-url")
-        ):
+        if file is not None or has_credential("holloway-database-url"):
             raise
         return None
 

@@ -63,6 +63,11 @@ class PortalSettings:
     cluster_secret_file
         File (mode 0600) with the secret that all nodes share; by default `cluster-secret` in the
         state directory, made at the first start. Copy it to the machines of all nodes.
+    encryption_keys_file
+        File (mode 0600) with the keys that seal secrets in the database. Otherwise the variable
+        HOLLOWAY_ENCRYPTION_KEYS or the systemd credential `holloway-encryption-keys` is read;
+        without any it is `encryption-keys` in the state directory, made at the first start. All
+        nodes need the same keys.
     ray_address
         `host:port` of the head of a Ray on which to run the nodes. Without it, several nodes run on
         a Ray that this command starts and ends, on this machine alone.
@@ -102,6 +107,7 @@ class PortalSettings:
     link_listen: str = ""
     link_address: str = ""
     cluster_secret_file: Path | None = None
+    encryption_keys_file: Path | None = None
     ray_address: str = ""
     ray_token_file: Path | None = None
     ray_tls_directory: Path | None = None

@@ -149,6 +149,12 @@ def read_secret(
     raise SecretUnavailable("neither a file, nor a value, nor a systemd credential is given")
 
 
+def has_credential(name: str) -> bool:
+    """Whether systemd gave this process a credential of this name."""
+    directory = os.environ.get("CREDENTIALS_DIRECTORY")
+    return directory is not None and os.path.exists(os.path.join(directory, name))
+
+
 def make_private_directory(path: Path) -> None:
     """Make a directory for files that decide what this process does, and those above it.
 

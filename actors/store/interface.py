@@ -254,6 +254,9 @@ class Store(LeaseStore, Protocol):
     async def counts(self, account_id: UUID) -> dict[EntityKind, int]:
         """How many entities of each kind the account has; zeros if there is no such account."""
 
+    async def count(self, account_id: UUID, kind: EntityKind) -> int:
+        """How many entities of one kind the account has; 0 if there is no such account."""
+
     async def changes(
         self, account_id: UUID, *, after: int, limit: int = MAX_PAGE, equals: Equals = NO_FILTER
     ) -> tuple[Change, ...]:

@@ -149,6 +149,10 @@ class MemoryStore(MemoryRecords):
         """See `Store.counts`."""
         return {kind: len(self._table(account_id, kind)) for kind in ENTITIES}
 
+    async def count(self, account_id: UUID, kind: EntityKind) -> int:
+        """See `Store.count`."""
+        return len(self._table(account_id, kind))
+
     async def changes(
         self, account_id: UUID, *, after: int, limit: int = MAX_PAGE, equals: Equals = NO_FILTER
     ) -> tuple[Change, ...]:

@@ -13,19 +13,20 @@ from litestar.params import FromPath
 from actors.model import Change, Entity, EntityKind
 from actors.store.codec import write_value
 from actors.store.interface import Pruned
+from actors.store.validity import SECRETS
 from portal.api.filters import filters
 from portal.api.inject import TheDesk, TheFilters, ThePage
 from portal.api.pagination import Page
 from portal.api.problems import not_found
 from portal.api.scopes import noun
 
-HIDDEN_FIELDS = ("hash", "client_secret", "credentials")
+HIDDEN_FIELDS = ("hash", *SECRETS.values())
 MAX_NUMBER = 2**63 - 1
 
 
 class ChangeView(msgspec.Struct, frozen=True, kw_only=True):
     """One mutation. `before` is null for a creation, `after` for a removal; hashes and sealed
-    secrets are left out."""
+    secrets are not shown."""
 
     number: int
     at: datetime

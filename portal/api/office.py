@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import datetime
-from typing import Any, Literal, Protocol, TypeVar, cast
+from typing import Any, Literal, Protocol, TypeGuard, TypeVar, cast
 from uuid import UUID
 from weakref import WeakValueDictionary
 
@@ -14,9 +15,12 @@ import trio
 from litestar import Request
 from litestar.di import NamedDependency
 
+from actors.limits import limit_of
 from actors.messages import PresenceChanged
 from actors.model import KIND_OF, Account, Entity, EntityKind, SealedSecret
 from actors.policy.conditions import NOWHERE, Regions
+from actors.policy.engine import Snapshot
+from actors.policy.proposals import newly_failing_tests, propose
 from actors.store.interface import (
     InvalidReference,
     Mutation,
@@ -31,7 +35,14 @@ from actors.store.sealing import KeyRing
 from portal.api.authentication import Caller, caller_of
 from portal.api.call import Call, call_of
 from portal.api.pagination import Page, PageRequest
-from portal.api.problems import Problem, not_found, of_store, unavailable
+from portal.api.problems import (
+    Problem,
+    limit_reached,
+    not_found,
+    of_store,
+    tests_failed,
+)
+from portal.api.snapshots import Snapshots
 from runtime.clock import Clock
 from runtime.randomness import Randomness, uuid7
 from runtime.secret import Secret
@@ -39,8 +50,23 @@ from runtime.secret import Secret
 E = TypeVar("E", bound=Entity)
 T = TypeVar("T")
 ACCOUNT_HEADER = "Holloway-Account"
-UPDATE_ATTEMPTS = 5
+UPDATE_ATTEMPTS = 20
 """An entity that other nodes change so often in the midst of an update is given up: 409."""
+CONCERNS_POLICY: frozenset[EntityKind] = frozenset(
+    {
+        "account",
+        "principal",
+        "auth_provider",
+        "directory",
+        "group",
+        "membership",
+        "site",
+        "resource",
+        "policy",
+        "policy_test",
+    }
+)
+"""Kinds of which a change may break a policy test: itself, or by what goes with it."""
 
 
 @attrs.frozen(kw_only=True)
@@ -81,11 +107,13 @@ class Office:
     live: Live
     portal: str
     pin: bytes
-    keys: KeyRing | None = None
+    key_ring: KeyRing
     regions: Regions = NOWHERE
     _locks: WeakValueDictionary[UUID, trio.Lock] = attrs.field(
         factory=WeakValueDictionary, repr=False, init=False
     )
+
+    snapshots: Snapshots = attrs.field(factory=Snapshots, repr=False, init=False)
 
     def new_id(self) -> UUID:
         return uuid7(self.clock, self.randomness)
@@ -140,15 +168,21 @@ class Desk:
     def seal(
         self, secret: str | None, table: EntityKind, column: str, row_id: UUID
     ) -> SealedSecret | None:
-        """A secret as the store keeps it. Raises Problem 503 where there is no key for it."""
+        """A secret as the store keeps it."""
         if secret is None:
             return None
-        keys = self.office.keys
-        if keys is None:
-            raise unavailable("This portal has no key for secrets; see docs/operating.md.")
-        return keys.seal(
+        return self.office.key_ring.seal(
             Secret(secret), table=table, column=column, account_id=self.account_id, row_id=row_id
         )
+
+    def snapshot(self) -> AbstractAsyncContextManager[Snapshot]:
+        """The account as it is now, for a question; see `Snapshots.of`."""
+        office = self.office
+        return office.snapshots.of(self.account_id, office.store, office.regions)
+
+    async def work(self, question: Callable[[], T]) -> T:
+        """Work a question out beside the event loop; see `Snapshots.work`."""
+        return await self.office.snapshots.work(question)
 
     async def show(self, entity_type: type[E], id: UUID) -> E:
         """The entity that the answer is about. Raises Problem 404, 412; NotModified."""
@@ -169,17 +203,12 @@ class Desk:
         )
         return page.page(cast("tuple[E, ...]", found), found[-1].id if found else None)
 
-    async def create(
-        self,
-        entity: E,
-        *more: Mutation,
-        shown: object = None,
-        before: Sequence[Mutation] = (),
-    ) -> E:
+    async def create(self, entity: E, *more: Mutation, shown: object = None) -> E:
         """Store a new entity and return it; `shown` is what the caller gets to see, if not the
         entity itself. What the store refuses becomes a Problem. Raises Replayed, if the same
         creation was carried out meanwhile."""
-        await self.apply(*before, Put(entity), *more, shown=entity if shown is None else shown)
+        seen = entity if shown is None else shown
+        await self._again(lambda: self.apply(Put(entity), *more, shown=seen))
         self.call.show(entity)
         return entity
 
@@ -201,25 +230,81 @@ class Desk:
         Raises Problem 404, 412; Outdated."""
         await self._again(lambda: self._remove(entity_type, id, check))
 
+    async def apply(self, *mutations: Mutation, shown: object = None) -> None:
+        """Carry out mutations in one transaction, in the caller's name. The answer to a creation,
+        which shows `shown`, is kept with them if the caller gave a key for it. Raises Problem 409
+        for what the account's limits or policy tests refuse; Outdated."""
+        number = await self.check(mutations)
+        claim, now = self.call.claim, self.now
+        answer = None if claim is None or shown is None else claim.answer(201, shown, now)
+        try:
+            await self.office.store.apply(
+                self.account_id,
+                mutations,
+                who=self.caller.who,
+                at=now,
+                number=number,
+                answer=answer,
+            )
+        except Repeated as repeated:
+            assert claim is not None
+            raise claim.replay(repeated.record) from None
+
+    async def check(self, mutations: Sequence[Mutation]) -> int | None:
+        """Raises Problem 409 for what the account's limits or policy tests refuse. What is
+        returned is the number of the change up to which that is so (`Store.apply(number=)`), None
+        if there is nothing that could be refused."""
+        new = Counter(KIND_OF[type(each.entity)] for each in mutations if _is_new(each))
+        new.pop("account", None)
+        concerns_policy = any(_kind(each) in CONCERNS_POLICY for each in mutations)
+        if not new and not concerns_policy:
+            return None
+        store = self.office.store
+        number = await store.last_number(self.account_id)
+        for kind, count in new.items():
+            limit = limit_of(self.account, kind)
+            if await store.count(self.account_id, kind) + count > limit:
+                raise limit_reached(kind, limit)
+        if concerns_policy and await self._has_tests(mutations):
+            return await self._check_tests(mutations)
+        return number
+
+    # --- helpers ---
+
+    async def _has_tests(self, mutations: Sequence[Mutation]) -> bool:
+        if any(_kind(each) == "policy_test" for each in mutations):
+            return True
+        return await self.office.store.count(self.account_id, "policy_test") > 0
+
+    async def _check_tests(self, mutations: Sequence[Mutation]) -> int:
+        now = self.now
+        async with self.snapshot() as snapshot:
+            failing = await self.work(
+                lambda: newly_failing_tests(propose(snapshot, mutations), now)
+            )
+            if failing:
+                raise tests_failed(failing)
+            return snapshot.number
+
     async def _again(self, step: Callable[[], Awaitable[T]]) -> T:
-        """Until no other node was faster."""
-        for attempts_left in reversed(range(UPDATE_ATTEMPTS)):
-            try:
-                return await step()
-            except Outdated:
-                if not attempts_left:
-                    raise
+        """Until no other node was faster; those of this node wait for one another."""
+        async with self.office.writing(self.account_id):
+            for attempts_left in reversed(range(UPDATE_ATTEMPTS)):
+                try:
+                    return await step()
+                except Outdated:
+                    if not attempts_left:
+                        raise
         raise AssertionError
 
     async def _update(
         self, entity_type: type[E], id: UUID, changes: dict[str, Any] | Callable[[E], Any]
     ) -> E:
-        async with self.office.writing(self.account_id):
-            before = await self.get(entity_type, id)
-            self.call.check(before)
-            fields = changes(before) if callable(changes) else changes
-            after = attrs.evolve(before, **fields)
-            await self.apply(Put(after, before))
+        before = await self.get(entity_type, id)
+        self.call.check(before)
+        fields = changes(before) if callable(changes) else changes
+        after = attrs.evolve(before, **fields)
+        await self.apply(Put(after, before))
         self.call.show(after)
         return after
 
@@ -239,18 +324,13 @@ class Desk:
         except NotFound:
             raise not_found(kind) from None
 
-    async def apply(self, *mutations: Mutation, shown: object = None) -> None:
-        """Carry out mutations in one transaction, in the caller's name. The answer to a creation,
-        which shows `shown`, is kept with them if the caller gave a key for it."""
-        claim, now = self.call.claim, self.now
-        answer = None if claim is None or shown is None else claim.answer(201, shown, now)
-        try:
-            await self.office.store.apply(
-                self.account_id, mutations, who=self.caller.who, at=now, answer=answer
-            )
-        except Repeated as repeated:
-            assert claim is not None
-            raise claim.replay(repeated.record) from None
+
+def _kind(mutation: Mutation) -> EntityKind:
+    return mutation.kind if isinstance(mutation, Remove) else KIND_OF[type(mutation.entity)]
+
+
+def _is_new(mutation: Mutation) -> TypeGuard[Put]:
+    return isinstance(mutation, Put) and mutation.before is None
 
 
 async def provide_office(request: Request[Any, Any, Any]) -> Office:

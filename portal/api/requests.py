@@ -73,7 +73,7 @@ def decode_body(content: bytes, body_type: Any) -> Any:
     try:
         return msgspec.json.decode(content, type=body_type)
     except msgspec.ValidationError as error:
-        raise invalid(_field_error(str(error))) from None
+        raise invalid(refused_field(str(error))) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise Problem(
             400, "malformed_json", "The body is not JSON (UTF-8). Check its quotes and braces."
@@ -231,7 +231,8 @@ def canonical_source(text: str) -> IPv4Address | IPv6Address | None:
     return mapped or address
 
 
-def _field_error(message: str) -> FieldError:
+def refused_field(message: str, *, within: str = "") -> FieldError:
+    """The field that msgspec did not like, by its message; `within` is where the value was."""
     found = _PATH_IN_MESSAGE.search(message)
     unknown = re.search(r"Object contains unknown field `(.*?)`", message, re.DOTALL)
     path = found[1] if found else ""
@@ -243,4 +244,5 @@ def _field_error(message: str) -> FieldError:
     if missing:
         path = f"{path}.{missing[1]}" if path else missing[1]
         text = "is required"
+    path = ".".join(filter(None, (within, path)))
     return FieldError(field=path[:200], message=text[:500])

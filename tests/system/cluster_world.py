@@ -52,7 +52,12 @@ from channel.credentials import encode_token, hash_token
 from channel.messages import AuthorizationCreated, AuthorizationDenied
 from portal.authority import Authority
 from portal.cluster import BODY, to_plain
-from portal.first_start import load_cluster_secret, load_reset_key, prepare_state
+from portal.first_start import (
+    load_cluster_secret,
+    load_key_ring,
+    load_reset_key,
+    prepare_state,
+)
 from portal.settings import PortalSettings
 from runtime.clock import SystemClock
 from runtime.cluster.hosting import ClusterError, NodeStatus
@@ -262,6 +267,7 @@ class World:
         self.tls = ssl.create_default_context(cadata=authority.certificate_pem.decode())
         self._address = f"127.0.0.1:{free_port()}"
         load_cluster_secret(PortalSettings(state_dir=self.state), randomness)
+        load_key_ring(PortalSettings(state_dir=self.state), randomness)
         load_reset_key(self.state, randomness)
 
     def _url(self, name: str, port: int = 0) -> str:

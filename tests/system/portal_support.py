@@ -31,6 +31,7 @@ from portal.doors import Door
 from runtime.clock import Clock, SystemClock
 from runtime.net.address import Address
 from runtime.randomness import SystemRandomness
+from runtime.secret import Secret
 
 
 class Agents:
@@ -161,7 +162,7 @@ async def installation(
         live=agents,
         portal="127.0.0.1:443",
         pin=authority.pin,
-        keys=key_ring(),
+        key_ring=key_ring(),
     )
     api = create_api(office, authenticator=Authenticator(store, clock, calls_per_s=calls_per_s))
     tls = ssl.create_default_context(cadata=authority.certificate_pem.decode())
@@ -205,7 +206,7 @@ async def made(client: httpx.AsyncClient, noun: str, **fields: Any) -> dict[str,
 
 def key_ring() -> KeyRing:
     """A key for secrets at rest, of tests alone."""
-    return KeyRing()
+    return KeyRing({1: Secret(bytes(32))}, SystemRandomness())
 
 
 async def world(here: Installation, client: httpx.AsyncClient) -> dict[str, str]:
@@ -242,10 +243,10 @@ async def world(here: Installation, client: httpx.AsyncClient) -> dict[str, str]
     policy_test = await made(
         client,
         "policy_tests",
-        name="Uwe reaches the intranet",
-        principal_id=user["id"],
+        name="Nora does not reach the intranet",
+        principal_id=(await made(client, "principals", name="Nora"))["id"],
         resource_id=resource["id"],
-        expected="allowed",
+        expected="denied",
     )
     token = await made(client, "tokens", kind="client", name="laptop", principal_id=user["id"])
     gateway_token = await made(client, "tokens", kind="gateway", name="gw", site_id=site["id"])

@@ -364,7 +364,7 @@ async def test_lists_are_filtered_by_fields_and_stay_pages(tmp_path: Path) -> No
                 ("tokens", {"kind": "client"}, [ids["tokens"]]),
                 ("clients", {"principal_id": ids["principals"]}, [ids["clients"]]),
                 ("gateways", {"approved": "false"}, [ids["gateways"]]),
-                ("policy_tests", {"expected": "denied"}, []),
+                ("policy_tests", {"expected": "allowed"}, []),
                 ("identities", {"subject": "uwe"}, [ids["identities"]]),
             ]:
                 answer = await client.get(f"/v1/{path}", params=query)

@@ -1,4 +1,4 @@
-"""The stream of events over real HTTPS: changes in order and without gaps, presence, and its end."""
+"""The stream of events over real HTTPS: changes in order and without gaps, presence, its end."""
 
 from __future__ import annotations
 
@@ -128,7 +128,9 @@ async def test_what_is_not_kept_any_more_is_a_gap_that_is_told(tmp_path: Path) -
     async with installation(tmp_path) as here:
         account_id, admin = await here.admin_of("acme")
         async with here.client(admin) as client:
-            await client.patch(f"/v1/accounts/{account_id}", json={"retention": {"changes_days": 1}})
+            await client.patch(
+                f"/v1/accounts/{account_id}", json={"retention": {"changes_days": 1}}
+            )
             await made(client, "sites", name="Paris")
             await here.store.expire(here.office.clock.utc_now() + timedelta(days=2))
             answer = await client.get("/v1/events", headers={"last-event-id": "1"})

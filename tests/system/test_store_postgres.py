@@ -17,11 +17,22 @@ import trio
 from actors.model import (
     KIND_OF,
     Account,
+    AccountLimits,
     Authorization,
+    AuthProvider,
     Change,
     Client,
+    Directory,
+    DnsUpstream,
+    Fact,
+    Group,
+    Identity,
+    Policy,
+    PolicyTest,
     Principal,
     Resource,
+    Retention,
+    SealedSecret,
     Site,
     Token,
 )
@@ -204,12 +215,45 @@ async def test_the_database_itself_refuses_what_the_model_does_not_allow(
     (person,) = await store.list(ACME.id, "principal")
     (token,) = await store.list(ACME.id, "token")
     (client,) = await store.list(ACME.id, "client")
-    hall = site(ACME)
-    await store.apply(ACME.id, [Put(hall)], who="test", at=AT)
-    web = Resource(
-        id=uuid4(), account_id=ACME.id, site_ids=(hall.id,), name="web", kind="cidr",
-        address="10.0.0.0/8", created_at=AT,
+    hall, common = site(ACME), {"account_id": ACME.id, "created_at": AT}
+    internet = attrs.evolve(site(ACME), kind="internet")
+    box = SealedSecret(key_id=1, box=bytes(40))
+    provider = AuthProvider(
+        **common, id=uuid4(), kind="okta", name="o", issuer="https://id.example", client_id="h",
+        client_secret=box,
     )  # fmt: skip
+    mail = AuthProvider(**common, id=uuid4(), kind="email", name="m")
+    directory = Directory(**common, id=uuid4(), kind="okta", name="d", credentials=box)
+    identity = Identity(
+        **common, id=uuid4(), principal_id=person.id, auth_provider_id=provider.id, issuer="i",
+        subject="s",
+    )  # fmt: skip
+    group = Group(**common, id=uuid4(), name="g")
+    synced = attrs.evolve(
+        group, id=uuid4(), name="s", kind="synced", directory_id=directory.id, external_id="x"
+    )
+    lan = Resource(
+        **common, id=uuid4(), site_ids=(hall.id,), name="lan", kind="cidr", address="10.0.0.0/8"
+    )
+    everything = attrs.evolve(
+        lan, id=uuid4(), name="i", kind="internet", address="", site_ids=(internet.id,)
+    )
+    pool = attrs.evolve(
+        lan, id=uuid4(), name="p", kind="device_pool", address="", site_ids=(),
+        device_ids=(client.id,),
+    )  # fmt: skip
+    policy = Policy(**common, id=uuid4(), group_id=group.id, resource_id=lan.id)
+    test = PolicyTest(
+        **common, id=uuid4(), name="t", principal_id=person.id, resource_id=lan.id,
+        expected="denied",
+    )  # fmt: skip
+    api = attrs.evolve(token, id=uuid4(), kind="api", scopes=("*:read",))
+    good: list[Any] = [
+        hall, internet, provider, mail, directory, identity, group, synced, lan, everything, pool,
+        policy, test, api,
+    ]  # fmt: skip
+    await store.apply(ACME.id, [Put(entity) for entity in good], who="test", at=AT)
+    nobody, dns = uuid4(), {"kind": "dns", "address": "*.corp.example"}
     bad: list[Any] = [
         attrs.evolve(person, name=""),
         attrs.evolve(person, name="two\nlines"),
@@ -217,34 +261,121 @@ async def test_the_database_itself_refuses_what_the_model_does_not_allow(
         attrs.evolve(person, name="x" * 256),
         attrs.evolve(person, role="king"),
         attrs.evolve(person, email="nobody"),
-        attrs.evolve(web, address="10.0.0.1/8"),
-        attrs.evolve(web, kind="ip", address="10.0.0.0/8"),
-        attrs.evolve(web, kind="dns"),
+        attrs.evolve(provider, kind="saml"),
+        attrs.evolve(provider, issuer=None),
+        attrs.evolve(provider, issuer="http://id.example"),
+        attrs.evolve(provider, issuer="https://id.example/?a"),
+        attrs.evolve(provider, client_id=None),
+        attrs.evolve(provider, client_secret=attrs.evolve(box, box=bytes(39))),
+        attrs.evolve(provider, context="everywhere"),
+        attrs.evolve(provider, client_session_s=3_599),
+        attrs.evolve(provider, portal_session_s=86_401),
+        attrs.evolve(provider, name="m"),
+        attrs.evolve(mail, issuer="https://id.example"),
+        attrs.evolve(mail, client_id="h"),
+        attrs.evolve(mail, client_secret=box),
+        attrs.evolve(directory, kind="ldap"),
+        attrs.evolve(directory, credentials=attrs.evolve(box, box=b"")),
+        attrs.evolve(directory, last_error="two\nlines"),
+        attrs.evolve(identity, id=uuid4()),
+        attrs.evolve(identity, subject=""),
+        attrs.evolve(identity, principal_id=nobody),
+        attrs.evolve(identity, auth_provider_id=nobody),
+        attrs.evolve(group, kind="synced"),
+        attrs.evolve(group, directory_id=directory.id),
+        attrs.evolve(group, external_id="x"),
+        attrs.evolve(synced, directory_id=None),
+        attrs.evolve(synced, external_id=None),
+        attrs.evolve(synced, directory_id=nobody),
+        attrs.evolve(synced, id=uuid4(), name="again"),
+        attrs.evolve(hall, kind="internet"),
+        attrs.evolve(hall, kind="elsewhere"),
+        attrs.evolve(internet, kind="static"),
+        attrs.evolve(lan, address="10.0.0.1/8"),
+        attrs.evolve(lan, kind="ip", address="10.0.0.0/8"),
+        attrs.evolve(lan, kind="robot"),
+        attrs.evolve(lan, site_ids=()),
+        attrs.evolve(lan, site_ids=(nobody,)),
+        attrs.evolve(lan, site_ids=(hall.id, nobody)),
+        attrs.evolve(lan, site_ids=(hall.id, hall.id)),
+        attrs.evolve(lan, site_ids=tuple(uuid4() for _ in range(9))),
+        attrs.evolve(lan, device_ids=(client.id,)),
+        attrs.evolve(lan, ip_stack="v4"),
+        attrs.evolve(lan, **dns, ip_stack="v5"),
+        attrs.evolve(lan, kind="dns", address="corp.*"),
+        attrs.evolve(lan, kind="dns", address="a**.example"),
+        attrs.evolve(lan, kind="dns", address="10.0.0.1"),
+        attrs.evolve(lan, kind="dns", address="Corp.example"),
+        attrs.evolve(lan, kind="internet", address="", site_ids=(internet.id,)),
+        attrs.evolve(everything, site_ids=(hall.id,)),
+        attrs.evolve(everything, site_ids=(internet.id, hall.id)),
+        attrs.evolve(everything, address="0.0.0.0/0"),
+        attrs.evolve(pool, site_ids=(hall.id,)),
+        attrs.evolve(pool, device_ids=(nobody,)),
+        attrs.evolve(pool, device_ids=(client.id, client.id)),
+        attrs.evolve(pool, device_ids=tuple(uuid4() for _ in range(101))),
+        attrs.evolve(test, name=""),
+        attrs.evolve(test, expected="maybe"),
+        attrs.evolve(test, resource_id=nobody),
+        attrs.evolve(test, auth_provider_id=nobody),
+        attrs.evolve(test, id=uuid4()),
         attrs.evolve(token, hash=bytes(31)),
         attrs.evolve(token, principal_id=None),
         attrs.evolve(token, site_id=hall.id),
         attrs.evolve(token, kind="relay"),
         attrs.evolve(token, max_uses=0),
+        attrs.evolve(token, scopes=("*:read",)),
+        attrs.evolve(token, auth_provider_id=nobody),
+        attrs.evolve(api, scopes=("policies:delete",)),
+        attrs.evolve(api, scopes=("*:read", "*:read")),
+        attrs.evolve(api, scopes=tuple(f"{'a' * n}:read" for n in range(1, 66))),
+        attrs.evolve(api, auth_provider_id=provider.id),
         attrs.evolve(client, device_key=b""),
         attrs.evolve(client, ipv4=IPv4Address("10.0.0.1")),
         attrs.evolve(client, ipv4=IPv6Address("::1")),
         attrs.evolve(client, ipv6=IPv6Address("fd00::1")),
+        attrs.evolve(client, posture=(Fact(name="os", value=1),) * 33),
         attrs.evolve(ACME, slug="Acme"),
         attrs.evolve(ACME, range_ipv4=IPv4Network("10.0.0.0/8")),
         attrs.evolve(ACME, range_ipv6=IPv6Network("fd00::/64")),
+        attrs.evolve(ACME, names_ipv4=IPv4Network("100.64.0.0/12")),
+        attrs.evolve(ACME, names_ipv4=IPv4Network("100.100.111.0/25")),
+        attrs.evolve(ACME, names_ipv6=IPv6Network("fd48:4c57:5900::/48")),
+        attrs.evolve(ACME, resolver_ipv4=IPv4Address("100.64.0.1")),
+        attrs.evolve(ACME, search_domain="corp..example"),
+        attrs.evolve(ACME, search_domain="10.0.0.1"),
+        attrs.evolve(ACME, dns_upstreams=(DnsUpstream(kind="do53", address="dns.example"),)),
+        attrs.evolve(ACME, dns_upstreams=(DnsUpstream(kind="doh", address="http://a.example"),)),
+        attrs.evolve(ACME, dns_upstreams=(DnsUpstream(kind="do53", address="192.0.2.1"),) * 9),
+        attrs.evolve(ACME, limits=AccountLimits(sites=-1)),
+        attrs.evolve(ACME, retention=Retention(flows_days=0)),
+        attrs.evolve(ACME, retention=Retention(changes_days=3_651)),
     ]
+    known = {ACME.id, person.id, token.id, client.id} | {entity.id for entity in good}
     refusals = (psycopg.errors.IntegrityError, psycopg.errors.DataError)
     with psycopg.connect(database.application) as connection:
         connection.execute("SELECT set_config('holloway.account', %s, true)", [str(ACME.id)])
         for entity in bad:
             table = TABLES[KIND_OF[type(entity)]]
-            is_new = entity.id == web.id
+            is_new = entity.id not in known
             statement = table.insert if is_new else table.update
             row = table.row(entity) if is_new else table.changed_row(entity)
             with pytest.raises(refusals), connection.transaction():
                 connection.execute(statement, row)
-        table = TABLES["resource"]
-        connection.execute(table.insert, table.row(web))
+        for change in ({"conditions": '{"weather": null}'}, {"conditions": '{"remote_ip": {}}'}):
+            with pytest.raises(refusals), connection.transaction():
+                connection.execute("UPDATE policy SET conditions = %(conditions)s", change)
+        for id in (hall.id, internet.id):
+            with pytest.raises(refusals), connection.transaction():
+                connection.execute("DELETE FROM site WHERE id = %s", [id])
+        with pytest.raises(refusals), connection.transaction():
+            connection.execute("DELETE FROM client WHERE id = %s", [client.id])
+        for entity in good:
+            table = TABLES[KIND_OF[type(entity)]]
+            connection.execute(table.update, table.changed_row(entity))
+        moved = attrs.evolve(everything, kind="cidr", address="10.0.0.0/8", site_ids=(hall.id,))
+        connection.execute(TABLES["resource"].update, TABLES["resource"].changed_row(moved))
+        connection.execute(TABLES["resource"].update, TABLES["resource"].changed_row(everything))
 
 
 # --- order, fencing, the feed --------------------------------------------------------------------

@@ -71,6 +71,7 @@ class Table(Generic[T]):
         # The first parameter of every statement within one account.
         self._own = SQL("account_id = %s") if "account_id" in fields else SQL("id = %s")
         self.count = SQL("(SELECT count(*) FROM {} WHERE {})").format(table, self._own)
+        self.count_own = SQL("SELECT {}").format(self.count).as_bytes()
         insert = SQL("INSERT INTO {} ({}) VALUES ({})").format(
             table, columns, SQL(", ").join(SQL("%s") for _ in fields)
         )

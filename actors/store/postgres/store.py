@@ -186,6 +186,11 @@ class PostgresStore(PostgresRecords):
         (row,) = await self._select(of_account(account_id), COUNTS, [account_id] * len(TABLES))
         return dict(zip(TABLES, row, strict=True))
 
+    async def count(self, account_id: UUID, kind: EntityKind) -> int:
+        """See `Store.count`."""
+        rows = await self._select(of_account(account_id), TABLES[kind].count_own, [account_id])
+        return int(rows[0][0])
+
     async def changes(
         self, account_id: UUID, *, after: int, limit: int = MAX_PAGE, equals: Equals = NO_FILTER
     ) -> tuple[Change, ...]:

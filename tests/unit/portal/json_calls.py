@@ -70,7 +70,7 @@ def target(store: Store) -> Target:
         live=Agents(),
         portal="portal.example:443",
         pin=bytes(32),
-        keys=key_ring(),
+        key_ring=key_ring(),
     )
     now = office.clock.utc_now()
     account = Account(id=office.new_id(), name="Acme", slug="acme", created_at=now)
@@ -177,6 +177,8 @@ def near(
     if "enum" in schema:
         return st.sampled_from(schema["enum"]) | anything
     match schema.get("type"):
+        case "object" if "properties" not in schema:
+            return st.dictionaries(TEXTS, anything, max_size=3) | anything
         case "object":
             fields = {
                 name: near(document, each, anything, ids)
