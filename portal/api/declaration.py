@@ -27,11 +27,11 @@ from actors.declaration.form import (
     ResourceEntry,
     plain,
 )
-from actors.model import KIND_OF, EntityKind, SealedSecret, Token
+from actors.model import KIND_OF, EntityKind, Principal, SealedSecret, Token
 from actors.policy.diff import Changed, diff
 from actors.policy.proposals import Proposal, newly_failing_tests, propose
 from actors.policy.snapshot import Snapshot
-from actors.store.interface import MAX_MUTATIONS, Contents
+from actors.store.interface import MAX_MUTATIONS, Contents, Put, Remove
 from actors.store.sealing import CannotOpen
 from actors.store.validity import SECRETS
 from portal.api.auth_providers import GOOGLE_ISSUER
@@ -42,7 +42,6 @@ from portal.api.problems import FieldError, Problem, invalid
 from portal.api.requests import Body, Checks
 from portal.api.resources import check_address
 from portal.api.scopes import VERB, noun
-from runtime.secret import Secret
 
 MAX_ACCESSES: Final = 1_000
 """How many gains and losses a plan names."""
@@ -108,14 +107,19 @@ async def get_declaration(desk: TheDesk) -> Declaration:
 async def plan_declaration(desk: TheDesk, data: JSONBody[PlanRequest]) -> PlanView:
     """Show what applying a declaration would change, and who gains and loses what by it."""
     contents, planned = await _planned(desk, data.declaration)
-    proposal = propose(Snapshot.of(contents), planned.mutations)
-    failing = newly_failing_tests(proposal, desk.now)
-    return PlanView(
-        number=planned.number,
-        steps=planned.steps,
-        access=_accesses(contents, proposal, desk.now),
-        failing_tests=tuple(each.test.name for each in failing),
-    )
+    now, regions = desk.now, desk.office.regions
+
+    def rehearse() -> PlanView:
+        proposal = propose(Snapshot.of(contents, regions), planned.mutations)
+        failing = newly_failing_tests(proposal, now)
+        return PlanView(
+            number=planned.number,
+            steps=planned.steps,
+            access=_accesses(contents, proposal, now),
+            failing_tests=tuple(each.test.name for each in failing),
+        )
+
+    return await desk.work(rehearse)
 
 
 @post("/apply", status_code=200)
@@ -133,9 +137,8 @@ async def apply_declaration(desk: TheDesk, data: JSONBody[ApplyRequest]) -> Appl
             f"This makes {len(planned.mutations)} changes; one transaction takes {MAX_MUTATIONS}."
             " Apply it in parts: the first sections alone, then with those that refer to them.",
         )
-    proposal = propose(Snapshot.of(contents), planned.mutations)
-    _check_tests(proposal, desk.now)
-    _check_caller(desk, contents, proposal)
+    _check_caller(desk, contents, planned)
+    await desk.check(planned.mutations)
     number = planned.number if data.number is None else data.number
     changes = await desk.office.store.apply(
         desk.account_id, planned.mutations, who=desk.caller.who, at=desk.now, number=number
@@ -153,8 +156,10 @@ async def _planned(desk: Desk, declaration: Declaration) -> tuple[Contents, Plan
     checks.finish()
     contents = await _whole(desk)
     try:
-        planned = plan(
-            contents, declaration, new_id=desk.new_id, at=desk.now, vault=_DeskVault(desk)
+        planned = await desk.work(
+            lambda: plan(
+                contents, declaration, new_id=desk.new_id, at=desk.now, vault=_DeskVault(desk)
+            )
         )
     except Undeclarable as error:
         faults = (FieldError(field=each.field, message=each.message) for each in error.faults)
@@ -188,11 +193,8 @@ class _DeskVault:
     def holds(
         self, sealed: SealedSecret, text: str, *, kind: EntityKind, field: str, id: UUID
     ) -> bool:
-        keys = self.desk.office.keys
-        if keys is None:
-            return False
         try:
-            kept: Secret = keys.open(
+            kept = self.desk.office.key_ring.open(
                 sealed, table=kind, column=field, account_id=self.desk.account_id, row_id=id
             )
         except CannotOpen:
@@ -200,31 +202,15 @@ class _DeskVault:
         return kept.matches(text)
 
 
-def _check_tests(proposal: Proposal, now: datetime) -> None:
-    failing = newly_failing_tests(proposal, now)
-    if failing:
-        names = ", ".join(repr(each.test.name) for each in failing[:3])
-        raise Problem(
-            409,
-            "policy_test_failed",
-            f"Nothing was changed: policy tests would fail ({names}).",
-            errors=[
-                FieldError(
-                    field="policy_tests",
-                    message=f"{each.test.name}: would not be {each.test.expected}",
-                )
-                for each in failing
-            ],
-        )
-
-
-def _check_caller(desk: Desk, contents: Contents, proposal: Proposal) -> None:
+def _check_caller(desk: Desk, contents: Contents, planned: Plan) -> None:
     """Raises Problem 409 for who would lock out himself."""
     token = next((each for each in contents.entities if each.id == desk.caller.token_id), None)
     if not isinstance(token, Token) or token.principal_id is None:
         return
-    own = proposal.after.principals.get(token.principal_id)
-    if own is None or own.disabled or own.role != "admin":
+    puts = (each.entity for each in planned.mutations if isinstance(each, Put))
+    gone = Remove("principal", token.principal_id) in planned.mutations
+    own = next((each for each in puts if each.id == token.principal_id), None)
+    if gone or (isinstance(own, Principal) and (own.disabled or own.role != "admin")):
         raise Problem(
             409,
             "locks_you_out",
