@@ -411,9 +411,16 @@ sites = ["Berlin"]
 
 async def test_what_must_not_be_done_is_not_done(home: Path) -> None:
     async with terminal(home) as at:
+        made = await at.admin(
+            "policy-tests", "create", "--name", "Uwe works", "--principal", "Uwe",
+            "--resource", "Intranet", "--expected", "allowed",
+        )  # fmt: skip
+        assert made.status == 0, made.err
         before = (await at.admin("export")).out
+        planned = await at.admin("diff", "-f", "-", stdin=b"policies = []")
+        assert "this test would fail, so it is refused: Uwe works" in planned.out
         for declared, words in [
-            (b"policies = []", "policy tests would fail"),
+            (b"policies = []", "Uwe works"),
             (b'[[principals]]\nname = "Uwe"\nemail = "uwe@example.org"', "your own token"),
             (b'[[groups]]\nname = "Staff"\nmembers = ["x"]', "groups[0].members[0]: there is no"),
             (b'[[groups]]\nname = "Everyone"', "groups[0]: 'Everyone' is kept by Holloway"),
@@ -482,7 +489,7 @@ client_secret = { env = "SESAME" }
     ("line", "wanted"),
     [
         ("holloway admin res", ["resources"]),
-        ("holloway admin policies exp", ["explain"]),
+        ("holloway admin policies exp", ["explain", "exposure"]),
         ("holloway admin resources create --add", ["--address"]),
         ("holloway admin resources create --kind d", ["device_pool", "dns"]),
         ("holloway admin export --out", ["--output"]),
