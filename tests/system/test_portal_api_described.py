@@ -1,7 +1,7 @@
 """The API against its own description: schemathesis makes calls from the OpenAPI document, good and
 bad ones, and holds every answer to it. No 500, and no status, header or body that is not described.
 
-HOLLOWAY_SCHEMATHESIS_EXAMPLES says how many calls of each operation and kind are made (20).
+HOLLOWAY_SCHEMATHESIS_EXAMPLES says how many calls of each operation and kind are made (3).
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import schemathesis
 import trio
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from hypothesis.errors import Unsatisfiable
 from schemathesis import Case, GenerationMode
 from schemathesis.checks import CHECKS, load_all_checks
 
@@ -30,7 +31,7 @@ from tests.system.portal_support import installation, world
 
 pytestmark = pytest.mark.system
 
-EXAMPLES = int(os.environ.get("HOLLOWAY_SCHEMATHESIS_EXAMPLES", "20"))
+EXAMPLES = int(os.environ.get("HOLLOWAY_SCHEMATHESIS_EXAMPLES", "3"))
 ENDLESS = {"/v1/events"}
 """Streams, which no client that waits for the whole answer can read; they have tests of their
 own."""
@@ -69,8 +70,6 @@ def served(directory: Path) -> Iterator[Served]:
             async with here.client(admin) as client:
                 ids = await world(here, client)
                 document = (await client.get("/v1/openapi.json")).json()
-            ca = directory / "ca.pem"
-            ca.write_bytes((directory / "ca-certificate.pem").read_bytes())
             of_operator = {
                 "authorization": f"Bearer {here.operator_token}",
                 "holloway-account": account_id,
@@ -78,7 +77,7 @@ def served(directory: Path) -> Iterator[Served]:
             ready.put(
                 Served(
                     url=f"https://{here.door.address}",
-                    ca=str(ca),
+                    ca=str(directory / "ca.pem"),
                     document=document,
                     headers={
                         "admin": {"authorization": f"Bearer {admin}"},
@@ -133,10 +132,9 @@ def known(value: Any, draw: st.DataObject, ids: list[str]) -> Any:
 @pytest.mark.parametrize("caller", ["admin", "operator", "nobody"])
 def test_every_answer_is_as_described(api: Served, caller: str, mode: GenerationMode) -> None:
     schema = schemathesis.openapi.from_dict(api.document)
-    examples = EXAMPLES if caller == "admin" else max(2, EXAMPLES // 5)
+    examples = EXAMPLES if caller == "admin" else max(1, EXAMPLES // 5)
     tried = 0
     with requests.Session() as session:
-        session.verify = api.ca
         session.trust_env = False
         session.headers.update(api.headers[caller])
         for found in schema.get_all_operations():
@@ -161,14 +159,17 @@ def test_every_answer_is_as_described(api: Served, caller: str, mode: Generation
                     }
                 case.body = known(case.body, draw, api.ids)
                 headers = {} if caller == "nobody" else {"Idempotency-Key": str(uuid4())}
-                answer = case.call(base_url=api.url, session=session, headers=headers)
+                answer = case.call(
+                    base_url=api.url, session=session, headers=headers, verify=api.ca
+                )
                 case.validate_response(answer, checks=WANTED)
-                if caller == "nobody" and operation.definition.raw.get("security") != []:
-                    assert answer.status_code in (401, 429), (operation.label, answer.status_code)
+                if caller == "nobody" and case.operation.definition.raw.get("security") != []:
+                    refused = {401, 429} if mode == GenerationMode.POSITIVE else {401, 404, 429}
+                    assert answer.status_code in refused, (case.operation.label, answer.status_code)
 
             try:
                 call()
-            except StopIteration:  # nothing can be made wrong about this operation
+            except Unsatisfiable:  # nothing can be made wrong about this operation
                 continue
             tried += 1
     assert tried >= 60
