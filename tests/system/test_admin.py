@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import ssl
 import subprocess
 import sys
@@ -22,6 +23,7 @@ import trio
 import yaml
 
 from actors.model import AuthProvider
+from actors.store.postgres import Logins, PostgresStore
 from admin.connection import MAX_ATTEMPTS, Connection
 from admin.failures import UNAVAILABLE, Failure
 from channel.credentials import encode_token
@@ -30,6 +32,7 @@ from tests.system.portal_support import Installation, installation, key_ring, wo
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
 ROOT = Path(__file__).resolve().parents[2]
+GUIDE = ROOT / "docs" / "admin.md"
 
 
 @attrs.frozen
@@ -480,6 +483,58 @@ client_secret = { env = "SESAME" }
         assert (await at.admin(*argv, stdin=declared, SESAME="opensesame")).json()["steps"] == []
         unset = await at.admin(*argv, stdin=declared)
         assert (unset.status, "SESAME is not set" in unset.err) == (2, True)
+
+
+async def test_the_example_of_the_guide_applies_to_a_new_account(home: Path) -> None:
+    [example] = re.findall(r"```toml\n(version = 1.*?)```", GUIDE.read_text(), re.DOTALL)
+    async with terminal(home) as at:
+        operator = {"HOLLOWAY_TOKEN": at.here.operator_token, "LOGIN_SECRET": "opensesame"}
+        new = await at.admin("accounts", "create", "--name", "x", "--slug", "guide", **operator)
+        assert new.status == 0, new.err
+        on_it = ["--account", "guide", "-f", "-"]
+        done = await at.admin("apply", "-y", *on_it, stdin=example.encode(), **operator)
+        assert done.status == 0, done.err
+        same = await at.admin("diff", *on_it, stdin=example.encode(), **operator)
+        assert same.out == "no difference\n"
+        exported = await at.admin("export", "--account", "guide", **operator)
+        assert tomllib.loads(exported.out)["policies"] == tomllib.loads(example)["policies"]
+
+
+async def test_postgresql_carries_out_what_was_planned(home: Path, database: Logins) -> None:
+    async with (
+        PostgresStore.open(database, migrated=True) as store,
+        installation(home / "portal", store=store) as here,
+    ):
+        _, token = await here.admin_of("acme")
+        async with here.client(token) as client:
+            await world(here, client)
+            before = (await client.get("/v1/declaration")).json()
+            declared = before | {
+                "sites": [{"name": "Bonn", "was": "Berlin"}, {"name": "Berlin"}],
+                "groups": [{"name": "Staff", "members": []}, {"name": "New", "members": ["Ada"]}],
+                "policy_tests": [],
+                "policies": [{"group": "New", "resource": "Intranet"}],
+                "auth_providers": [],
+                "resources": [before["resources"][0] | {"sites": ["Bonn", "Berlin"]}],
+            }
+            body = {"declaration": declared}
+            planned = (await client.post("/v1/declaration/plan", json=body)).json()
+            applied = await client.post("/v1/declaration/apply", json=body)
+            assert applied.status_code == 200, applied.text
+            names = [(each["action"], each["name"]) for each in planned["steps"]]
+            assert [(each["action"], each["name"]) for each in applied.json()["steps"]] == names
+            again = (await client.post("/v1/declaration/plan", json=body)).json()
+            assert again["steps"] == []
+            after = (await client.get("/v1/declaration")).json()
+            assert [site["name"] for site in after["sites"]] == ["Berlin", "Bonn"]
+            assert after["policies"] == declared["policies"]
+            number = planned["number"]
+            assert applied.json()["number"] > number
+            late = await client.post(
+                "/v1/declaration/apply",
+                json={"declaration": before, "number": number},
+            )
+            assert late.json()["code"] == "changed_meanwhile"
 
 
 # --- completion ----------------------------------------------------------------------------------
