@@ -7,6 +7,7 @@ declaration has a reference (`Reference`).
 from __future__ import annotations
 
 from datetime import datetime, time
+from functools import cache
 from typing import Annotated, Literal, TypeVar
 from uuid import UUID
 
@@ -309,11 +310,16 @@ def without_defaults(part: P) -> P:
     """The same, with the very objects of the class where it has what they say: msgspec leaves out
     a default by its identity, not by its value."""
     changes: dict[str, object] = {}
-    for field in structs.fields(part):
-        value = getattr(part, field.name)
+    for name, default in _defaults(type(part)).items():
+        value = getattr(part, name)
         if isinstance(value, Struct):
             value = without_defaults(value)
         elif isinstance(value, tuple):
             value = tuple(without_defaults(v) if isinstance(v, Struct) else v for v in value)
-        changes[field.name] = field.default if value == field.default else value
+        changes[name] = default if value == default else value
     return structs.replace(part, **changes)
+
+
+@cache
+def _defaults(part_type: type[Struct]) -> dict[str, object]:
+    return {field.name: field.default for field in structs.fields(part_type)}

@@ -144,6 +144,7 @@ class _Planner:
     vault: Vault
     faults: Faults = attrs.field(factory=Faults, init=False)
     before: Names = attrs.field(init=False)
+    clients: set[UUID] = attrs.field(init=False)
     matchings: dict[EntityKind, Matching] = attrs.field(factory=dict, init=False)
     ids: dict[EntityKind, dict[str, list[UUID]]] = attrs.field(factory=dict, init=False)
     """For each kind that is declared: what each key will mean."""
@@ -152,6 +153,9 @@ class _Planner:
 
     def plan(self) -> Plan:
         self.before = Names(self.contents.entities)
+        self.clients = {
+            each.id for each in self.contents.entities if KIND_OF[type(each)] == "client"
+        }
         for kind, section in SECTIONS.items():
             entries = getattr(self.declaration, section)
             if entries is not UNSET and kind != "policy":
@@ -291,9 +295,8 @@ class _Planner:
         return fields
 
     def _check_devices(self, ids: Sequence[UUID], path: str) -> None:
-        known = {each.id for each in self.contents.entities if KIND_OF[type(each)] == "client"}
         for i, id in enumerate(ids):
-            if id not in known:
+            if id not in self.clients:
                 self.faults.add(f"{path}[{i}]", "there is no such client")
 
     def _conditions(self, conditions: ConditionsPart, path: str) -> Conditions:

@@ -100,7 +100,8 @@ class Applied(msgspec.Struct, frozen=True, kw_only=True):
 @get("/")
 async def get_declaration(desk: TheDesk) -> Declaration:
     """Export the account in normal form, without secrets."""
-    return export(await desk.office.store.contents(desk.account_id))
+    contents = await desk.office.store.contents(desk.account_id)
+    return await desk.work(lambda: export(contents))
 
 
 @post("/plan", status_code=200, opt={VERB: "read"})

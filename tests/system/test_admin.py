@@ -454,6 +454,22 @@ async def test_a_transaction_has_a_limit_that_is_told(home: Path) -> None:
         assert (refused.status_code, refused.json()["code"]) == (422, "too_many_changes")
 
 
+async def test_a_whole_account_may_be_larger_than_other_bodies(home: Path) -> None:
+    async with terminal(home) as at, at.here.client(at.env["HOLLOWAY_TOKEN"]) as client:
+        people = [{"name": f"{n} " + "x" * 240} for n in range(6_000)]
+        body = {"declaration": {"principals": [{"name": "Ada", "role": "admin"}, *people]}}
+        assert len(json.dumps(body)) > 1 << 20
+        planned = await client.post("/v1/declaration/plan", json=body)
+        assert planned.status_code == 200, planned.text
+        made = [step for step in planned.json()["steps"] if step["action"] == "create"]
+        assert len(made) == len(people)
+        for path in ("/v1/declaration/plan", "/v1/declaration/apply"):
+            large = await client.post(path, json={"declaration": "x" * (4 << 20)})
+            assert (large.status_code, large.json()["code"]) == (413, "body_too_large")
+        other = await client.post("/v1/sites", json={"name": "x" * (1 << 20)})
+        assert other.status_code == 413
+
+
 async def test_secrets_go_in_by_reference_and_never_come_out(home: Path) -> None:
     declared = b"""
 [[auth_providers]]
