@@ -21,11 +21,13 @@ MAX_TOLD_FIELDS: Final = 20
 
 
 class Failure(Exception):
-    """Ends a command with this exit status. The text is for the terminal, and safe for it."""
+    """Ends a command with this exit status. The text is for the terminal, and safe for it. `http`
+    is the status that the portal answered, 0 if it is not the portal that says so."""
 
-    def __init__(self, status: int, text: str) -> None:
+    def __init__(self, status: int, text: str, http: int = 0) -> None:
         super().__init__(text)
         self.status = status
+        self.http = http
 
 
 def usage(text: str) -> Failure:
@@ -49,4 +51,4 @@ def of_problem(status: int, problem: Mapping[str, Any], flags: Mapping[str, str]
     if named:
         lines.append("  (" + printable(", request ".join(named)) + ")")
     exit_status = STATUS_OF_HTTP.get(status, REFUSED if 400 <= status < 500 else FAILED)
-    return Failure(exit_status, "\n".join(lines))
+    return Failure(exit_status, "\n".join(lines), http=status)

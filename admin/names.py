@@ -7,7 +7,7 @@ from typing import Any, Final
 from uuid import UUID
 
 from admin.connection import Connection
-from admin.description import Description, Field
+from admin.description import Description, Field, Operation
 from admin.failures import NOT_FOUND, Failure, usage
 from admin.safety import printable
 
@@ -16,6 +16,7 @@ MAX_LOOKED_THROUGH: Final = 50_000
 LABELS: Final = ("name", "email", "slug")
 """Fields by whose value a thing may be named."""
 MAX_TOLD: Final = 5
+INVALID: Final = 422
 
 
 class Names:
@@ -36,13 +37,10 @@ class Names:
         except ValueError:
             pass
         place = f"{flag}: " if flag else ""
-        if self._description.operation(noun, "list") is None:
+        listing = self._description.operation(noun, "list")
+        if listing is None:
             raise usage(f"{place}an id is wanted")
-        found = [
-            item
-            for item in self._items(noun)
-            if any(item.get(label) == text for label in LABELS if item.get(label))
-        ]
+        found = self._called(listing, text)
         if len(found) == 1:
             return str(found[0]["id"])
         name = printable(text)
@@ -50,6 +48,22 @@ class Names:
             raise Failure(NOT_FOUND, f"{place}{noun} has nothing that is called {name!r}")
         ids = ", ".join(printable(str(item["id"])) for item in found[:MAX_TOLD])
         raise usage(f"{place}{len(found)} of {noun} are called {name!r}; name one by its id: {ids}")
+
+    def _called(self, listing: Operation, text: str) -> list[dict[str, Any]]:
+        """All that have this name: asked for by filters, where the list has some."""
+        filters = [field.name for field in listing.query if field.name in LABELS]
+        if not filters:
+            items = self._items(listing.noun)
+            return [each for each in items if text in (each.get(label) for label in LABELS)]
+        found: dict[str, dict[str, Any]] = {}
+        for label in filters:
+            try:
+                for item in items_of(self._connection, listing.path, {label: text}):
+                    found[str(item["id"])] = item
+            except Failure as failure:
+                if failure.http != INVALID:
+                    raise  # else: nothing can have such a name
+        return list(found.values())
 
     def labels(self, noun: str) -> Mapping[str, str]:
         """What each thing of a noun is called, by id. Empty if this token may not list them."""

@@ -71,6 +71,8 @@ REFERRED: Final[dict[EntityKind, dict[str, EntityKind]]] = {
     },
 }
 """Fields of an entry that name one other thing; the model's field has `_id` at its end."""
+FIELDS: Final = {"site_ids": "sites", "device_ids": "devices"}
+"""What a declaration calls fields of the model, where that is another word."""
 HIDDEN: Final = "(secret)"
 
 
@@ -260,7 +262,8 @@ class _Planner:
         try:
             validate(entity)
         except Invalid as invalid:
-            self.faults.add(f"{path}.{invalid.field.removesuffix('_id')}", "cannot be taken")
+            field = FIELDS.get(invalid.field, invalid.field.removesuffix("_id"))
+            self.faults.add(f"{path}.{field}", "cannot be taken")
 
     def _fields(self, kind: EntityKind, entry: AnyEntry, path: str) -> dict[str, Any]:
         """An entry as fields of the model."""

@@ -31,7 +31,7 @@ from actors.model import KIND_OF, EntityKind, Principal, SealedSecret, Token
 from actors.policy.diff import Changed, diff
 from actors.policy.proposals import Proposal, newly_failing_tests, propose
 from actors.policy.snapshot import Snapshot
-from actors.store.interface import MAX_MUTATIONS, Contents, Put, Remove
+from actors.store.interface import MAX_MUTATIONS, Contents, NotFound, Outdated, Put, Remove
 from actors.store.sealing import CannotOpen
 from actors.store.validity import SECRETS
 from portal.api.auth_providers import GOOGLE_ISSUER
@@ -169,14 +169,18 @@ async def _planned(desk: Desk, declaration: Declaration) -> tuple[Contents, Plan
 
 
 async def _whole(desk: Desk) -> Contents:
-    """The account with its sealed secrets, of which `contents` tells only that they are there."""
+    """The account with its sealed secrets, of which `contents` tells only that they are there.
+    Raises Outdated."""
     store = desk.office.store
     contents = await store.contents(desk.account_id)
     entities = list(contents.entities)
     for place, entity in enumerate(entities):
         kind = KIND_OF[type(entity)]
         if kind in SECRETS and getattr(entity, SECRETS[kind]) is not None:
-            entities[place] = await store.get(desk.account_id, kind, entity.id)
+            try:
+                entities[place] = await store.get(desk.account_id, kind, entity.id)
+            except NotFound:
+                raise Outdated(f"{kind} {entity.id} was removed meanwhile") from None
     return attrs.evolve(contents, entities=tuple(entities))
 
 

@@ -257,6 +257,14 @@ async def test_no_token_a_wrong_token_and_a_token_for_others(home: Path) -> None
         )  # fmt: skip
         laptop = await at.admin("groups", "list", HOLLOWAY_TOKEN=made.json()["token"])
         assert (laptop.status, "token for a client" in laptop.err) == (2, True)
+        narrow = await at.admin(
+            "tokens", "create", "--kind", "api", "--name", "n", "--principal", "Ada",
+            "--scopes", "sites:read", "-o", "json",
+        )  # fmt: skip
+        bounded = {"HOLLOWAY_TOKEN": narrow.json()["token"]}
+        assert (await at.admin("sites", "get", "Berlin", **bounded)).status == 0
+        lacking = await at.admin("groups", "get", "Staff", **bounded)
+        assert (lacking.status, "lacks the scope groups:read" in lacking.err) == (3, True)
         unknown = encode_token(
             "api", UUID(int=7), bytes(32), at.here.office.portal, at.here.office.pin
         )
