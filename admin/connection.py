@@ -39,6 +39,7 @@ ACCOUNT_HEADER: Final = "Holloway-Account"
 CONNECT_TIME_S: Final = 10.0
 ANSWER_TIME_S: Final = 60.0
 MAX_ATTEMPTS: Final = 6
+MAX_LOST: Final = 3
 MAX_WAIT_S: Final = 60.0
 MAX_PROFILE_BYTES: Final = 65_536
 RETRIED: Final = (429, 503)
@@ -127,6 +128,10 @@ def read_token(file: Path | None) -> Secret:
         raise usage(f"the token: {error}") from None
 
 
+class _Lost(Failure):
+    """The call went out, and no answer came back: it may have been carried out, or not."""
+
+
 class Connection:
     """One portal, called as one token's owner. To be closed.
 
@@ -184,14 +189,19 @@ class Connection:
     ) -> httpx.Response:
         """One call, and its answer if that is a success.
 
-        With `again`, a call that may be repeated is, while the portal is busy or away (429, 503)
-        and says when. Raises Failure for whatever is not a success.
+        With `again`, a call that may be repeated is: while the portal is busy or away (429, 503)
+        and says when, and where its answer was lost on the way. Raises Failure for whatever is not a success.
         """
         content = None if body is None else msgspec.json.encode(body)
         waited_s, attempt = 0.0, 0
         while True:
             attempt += 1
-            answer = self._send(method, path, query, content, headers)
+            try:
+                answer = self._send(method, path, query, content, headers)
+            except _Lost:
+                if not again or attempt >= MAX_LOST:
+                    raise
+                continue
             if answer.is_success:
                 return answer
             wait_s = _retry_after_s(answer)
@@ -238,7 +248,8 @@ class Connection:
             )
         except httpx.HTTPError as error:
             where = printable(str(self._client.base_url))
-            raise Failure(
+            kind = Failure if isinstance(error, httpx.ConnectError) else _Lost
+            raise kind(
                 UNAVAILABLE,
                 f"no answer from the portal at {where} ({_reason(error)}); is it running?",
             ) from None

@@ -45,6 +45,7 @@ from portal.authority import Authority, ServerCertificate
 from portal.doors import Door
 from portal.files import write_file
 from portal.first_start import (
+    check_key_ring,
     ensure_operator_token,
     load_cluster_secret,
     load_key_ring,
@@ -178,6 +179,7 @@ class _Node:
                 )
             embedded, logins = await self._database(outer)
             async with self._open_store(logins) as store:
+                await self._patiently(partial(check_key_ring, store, self._key_ring))
                 await self._patiently(partial(self._ensure_operator, store))
                 process = await self._join(store)
                 async with trio.open_nursery() as actors:

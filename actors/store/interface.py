@@ -160,8 +160,10 @@ class Answer:
     """
 
     token_id: UUID
-    key: Annotated[str, Meta(min_length=1, max_length=MAX_KEY, pattern=r"^[!-~]+$(?!\n)")]
-    request_hash: Annotated[bytes, Meta(min_length=32, max_length=32)]
+    key: Annotated[str, Meta(min_length=1, max_length=MAX_KEY, pattern=r"^[!-~]+$(?!\n)")] = (
+        attrs.field(repr=False)
+    )
+    request_hash: Annotated[bytes, Meta(min_length=32, max_length=32)] = attrs.field(repr=False)
     status: Annotated[int, Meta(ge=100, le=599)]
     body: Annotated[bytes, Meta(max_length=MAX_ANSWER_BYTES)] = attrs.field(repr=False)
     at: datetime
@@ -360,7 +362,11 @@ class Store(LeaseStore, Protocol):
     ) -> tuple[Authorization, ...]:
         """Authorisations by id; with `live_at` only those neither ended nor expired then."""
 
-    # --- relays of the installation ---
+    # --- the installation ---
+
+    async def check_keys(self, fingerprints: Mapping[int, bytes]) -> None:
+        """Remember the fingerprint (32 bytes) of each encryption key by its number, for ever.
+        Raises Conflict, and remembers none, when a number stands for another key already."""
 
     async def put_relay(self, relay: Relay) -> None:
         """Insert, or replace the relay that has its id."""

@@ -7,7 +7,7 @@ has no event loop follows changes with `subscribe`. Nothing survives the process
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
 from itertools import islice
@@ -61,6 +61,7 @@ class MemoryStore(MemoryRecords):
     def __init__(self, clock: Clock | None = None) -> None:
         super().__init__(clock or SystemClock())
         self._relays: dict[UUID, Relay] = {}
+        self._fingerprints: dict[int, bytes] = {}
         self._subscribers: list[Callable[[UUID], None]] = []
 
     # --- accounts, entities, changes ---
@@ -295,7 +296,14 @@ class MemoryStore(MemoryRecords):
         live = {id: each for id, each in every.items() if _is_live(each, live_at)}
         return _page(live, after, limit, equals)
 
-    # --- relays of the installation ---
+    # --- the installation ---
+
+    async def check_keys(self, fingerprints: Mapping[int, bytes]) -> None:
+        """See `Store.check_keys`."""
+        for key_id, fingerprint in fingerprints.items():
+            if self._fingerprints.get(key_id, fingerprint) != fingerprint:
+                raise Conflict("encryption_key", "id")
+        self._fingerprints.update(fingerprints)
 
     async def put_relay(self, relay: Relay) -> None:
         """See `Store.put_relay`. Raises InvalidReference unless a relay token has its token_id."""

@@ -31,7 +31,7 @@ class Call:
     method: str
     account_id: UUID | None = None
     code: str = ""
-    body_hash: bytes = b""
+    body_hash: bytes = attrs.field(default=b"", repr=False)
     preconditions: Preconditions = Preconditions()
     claim: Claim | None = None
     headers: dict[str, str] = attrs.Factory(dict)

@@ -46,7 +46,7 @@ class Claim:
 
     token_id: UUID
     key: str
-    request_hash: bytes
+    request_hash: bytes = attrs.field(repr=False)
 
     def answer(self, status: int, shown: object, at: datetime) -> Answer:
         """The record of an answer, without the text of a token that it may show."""

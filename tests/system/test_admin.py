@@ -24,7 +24,7 @@ import yaml
 
 from actors.model import AuthProvider
 from actors.store.postgres import Logins, PostgresStore
-from admin.connection import MAX_ATTEMPTS, Connection
+from admin.connection import MAX_ATTEMPTS, MAX_LOST, Connection
 from admin.failures import UNAVAILABLE, Failure
 from channel.credentials import encode_token
 from runtime.secret import Secret
@@ -290,10 +290,13 @@ class Busy(BaseHTTPRequestHandler):
     """A portal that has no time at first, and says when it will."""
 
     refusals: ClassVar[int] = 0
+    losses: ClassVar[int] = 0
     calls: ClassVar[list[tuple[str, str | None]]] = []
 
     def do_GET(self) -> None:
         Busy.calls.append((self.command, self.headers.get("idempotency-key")))
+        if len(Busy.calls) <= Busy.losses:
+            return  # without an answer: the connection is closed
         status = 200 if len(Busy.calls) > Busy.refusals else 503
         self.send_response(status)
         self.send_header("retry-after", "0")
@@ -308,8 +311,8 @@ class Busy(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def busy(refusals: int) -> Iterator[Connection]:
-    Busy.refusals, Busy.calls = refusals, []
+def busy(refusals: int = 0, losses: int = 0) -> Iterator[Connection]:
+    Busy.refusals, Busy.losses, Busy.calls = refusals, losses, []
     server = HTTPServer(("127.0.0.1", 0), Busy)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
@@ -342,6 +345,18 @@ def test_a_busy_portal_is_asked_again_where_that_is_safe() -> None:
         with pytest.raises(Failure):
             connection.call("get", "/", again=True)
         assert len(Busy.calls) == MAX_ATTEMPTS
+
+
+def test_a_lost_answer_is_asked_for_again_under_the_same_key() -> None:
+    headers = {"Idempotency-Key": "k"}
+    with busy(losses=1) as connection:
+        connection.call("post", "/", body={}, headers=headers, again=True)
+        assert Busy.calls == [("POST", "k")] * 2
+    for again, calls in ((False, 1), (True, MAX_LOST)):
+        with busy(losses=100) as connection:
+            with pytest.raises(Failure):
+                connection.call("post", "/", body={}, headers=headers, again=again)
+            assert len(Busy.calls) == calls
 
 
 # --- the account as one file ---------------------------------------------------------------------

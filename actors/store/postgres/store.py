@@ -3,7 +3,7 @@ lost: `actors.store.postgres.transactions`."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from datetime import datetime
 from typing import LiteralString
@@ -16,6 +16,7 @@ from actors.store.interface import (
     MAX_PAGE,
     NO_FILTER,
     Answer,
+    Conflict,
     Contents,
     Equals,
     Fenced,
@@ -63,6 +64,10 @@ _OPERATORS: LiteralString = (
     "SELECT id, expires_at IS NULL OR expires_at > %s FROM token"
     " WHERE account_id IS NULL AND kind = 'operator' ORDER BY id FOR UPDATE"
 )
+_KNOW_KEY: LiteralString = (
+    "INSERT INTO encryption_key (id, fingerprint) VALUES (%s, %s) ON CONFLICT DO NOTHING"
+)
+_SAME_KEY: LiteralString = "SELECT FROM encryption_key WHERE id = %s AND fingerprint = %s"
 _REMOVE: LiteralString = "DELETE FROM token WHERE account_id IS NULL AND id = %s RETURNING id"
 
 
@@ -376,7 +381,18 @@ class PostgresStore(PostgresRecords):
         )
         return tuple(map(AUTHORIZATIONS.value, rows))
 
-    # --- relays of the installation ---
+    # --- the installation ---
+
+    async def check_keys(self, fingerprints: Mapping[int, bytes]) -> None:
+        """See `Store.check_keys`."""
+
+        async def check(connection: TrioConnection) -> None:
+            for key_id, fingerprint in sorted(fingerprints.items()):
+                await connection.execute(_KNOW_KEY, [key_id, fingerprint])
+                if not await fetch(connection, _SAME_KEY, [key_id, fingerprint]):
+                    raise Conflict("encryption_key", "id")
+
+        await self._transact(OF_INSTALLATION, check)
 
     async def put_relay(self, relay: Relay) -> None:
         """See `Store.put_relay`. Raises InvalidReference unless a relay token has its token_id."""

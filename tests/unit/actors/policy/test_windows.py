@@ -4,6 +4,8 @@ import os
 import subprocess
 import sys
 from datetime import UTC, datetime, time, timedelta
+from itertools import pairwise
+from zoneinfo import available_timezones
 
 import pytest
 from hypothesis import example, given, settings
@@ -89,6 +91,61 @@ def test_an_instant_between_two_minutes_counts_as_the_minute_before_it(
         assert windows.end(later, instant + timedelta(days=2)) == windows.end(
             instant, instant + timedelta(days=2)
         )
+
+
+@settings(max_examples=60, deadline=None)
+@given(conditions(), instants, st.integers(1, 3 * 24 * 60))
+def test_the_spans_are_the_minutes_at_which_the_windows_are_open(
+    condition: CurrentTimeCondition, start: datetime, minutes: int
+) -> None:
+    end = start + timedelta(minutes=minutes)
+    spans = list(Windows(condition).spans(start, end))
+    for opens, closes_at in spans:
+        assert start <= opens < closes_at <= end
+    for (_, one), (other, _) in pairwise(spans):
+        assert one < other
+    instant = start
+    while instant < end:
+        inside = any(opens <= instant < closes_at for opens, closes_at in spans)
+        assert inside == is_open(condition, instant)
+        instant += timedelta(minutes=1)
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    st.sampled_from(sorted(available_timezones())),
+    st.integers(0, 6),
+    st.integers(-70 * 365 * 86_400, 100 * 365 * 86_400),
+)
+def test_in_any_zone_and_any_year_a_day_is_that_of_the_wall(
+    zone: str, day: int, second: int
+) -> None:
+    instant = utc(1970, 1, 1) + timedelta(seconds=second)
+    condition = CurrentTimeCondition(zone=zone, windows=(DayWindow(day=day),))
+    assert Windows(condition).contains(instant) == is_open(condition, instant)
+
+
+@pytest.mark.parametrize("zone", ZONES)
+def test_a_whole_year_of_working_hours_and_nights_is_read_off_the_wall(zone: str) -> None:
+    night = (TimeRange(start=time(22), end=time(0)), TimeRange(start=time(0), end=time(2, 30)))
+    day = (TimeRange(start=time(9), end=time(12)), TimeRange(start=time(13), end=time(17)))
+    condition = CurrentTimeCondition(
+        zone=zone,
+        windows=(DayWindow(day=6, ranges=night), DayWindow(day=0, ranges=(*day, *night))),
+    )
+    windows = Windows(condition)
+    spans = list(windows.spans(utc(2026, 1, 1), utc(2027, 1, 1)))
+    edges = [edge for span in spans for edge in span]
+    for opens, closes_at in spans[:-1]:
+        assert windows.contains(opens)
+        assert not windows.contains(closes_at)
+        assert windows.end(opens, opens + timedelta(days=2)) == closes_at
+    for edge in edges[1:-1]:
+        minute = timedelta(minutes=1)
+        assert is_open(condition, edge) != is_open(condition, edge - minute)
+    for quarter in range(365 * 96):
+        instant = utc(2026, 1, 1) + timedelta(minutes=15 * quarter)
+        assert windows.contains(instant) == is_open(condition, instant)
 
 
 def window(zone: str, day: int, *ranges: tuple[str, str]) -> Windows:
