@@ -190,7 +190,8 @@ class Connection:
         """One call, and its answer if that is a success.
 
         With `again`, a call that may be repeated is: while the portal is busy or away (429, 503)
-        and says when, and where its answer was lost on the way. Raises Failure for whatever is not a success.
+        and says when, and where its answer was lost on the way. Raises Failure for whatever is not
+        a success.
         """
         content = None if body is None else msgspec.json.encode(body)
         waited_s, attempt = 0.0, 0
