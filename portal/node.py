@@ -38,6 +38,7 @@ from channel.listener import ChannelServer, serve_channels
 from channel.messages import DoorAddress
 from portal.answers import NodeAnswers
 from portal.api.application import create_api
+from portal.api.feeds import Feeds
 from portal.api.office import Office
 from portal.api.openapi import product_version
 from portal.authority import Authority, ServerCertificate
@@ -76,9 +77,9 @@ from runtime.service import (
 DATABASE_CHECK_S: Final = 2.0
 DATABASE_PATIENCE_S: Final = 5.0
 RENEWAL_CHECK_S: Final = 3_600.0
+REGIONS_CHECK_S: Final = 30.0
 FIRST_EXPIRY_S: Final = 60.0
 EXPIRY_S: Final = 3_600.0
-REGIONS_CHECK_S: Final = 30.0
 FIRST_RETRY_S: Final = 0.1
 LAST_RETRY_S: Final = 5.0
 DRAIN_POLL_S: Final = 0.05
@@ -323,10 +324,11 @@ class _Node:
         await nursery.start(process.run)
         return host, control
 
-    async def _follow_changes(self, store: Store, control: ControlPlane) -> None:
+    async def _follow_changes(self, store: Store, control: ControlPlane, feeds: Feeds) -> None:
         async with store.wakeups() as accounts:
             async for account_id in accounts:
                 control.wake(account_id)
+                feeds.wake(account_id)
 
     # --- doors ---
 
@@ -347,8 +349,8 @@ class _Node:
             live=LivePresence(host, control),
             portal=self._places.portal,
             pin=self._authority.pin,
-            key_ring=self._key_ring,
             regions=self._regions or NOWHERE,
+            key_ring=self._key_ring,
         )
         api = create_api(office, health=self._health, metrics=CallMetrics(self._registry))
         door = Door(
@@ -372,7 +374,9 @@ class _Node:
                     reset_key=load_reset_key(self._settings.state_dir, self._randomness),
                 )
             )
-            doors.start_soon(self._follow_changes, store, control)
+            doors.start_soon(self._follow_changes, store, control, api.feeds)
+            await doors.start(api.feeds.run)
+            doors.start_soon(api.journal.run)
             answers = NodeAnswers(
                 self._settings,
                 process,
@@ -424,6 +428,7 @@ class _Node:
                 serving.start_soon(door.serve)
                 await self._stop.wait()
                 door.stop()
+                api.feeds.close()
                 await self._drain(control, channels, process, host)
             doors.cancel_scope.cancel()
 
