@@ -1,7 +1,7 @@
 # The README's two commands: `make demo` and `make test`.
 PYTEST = .venv/bin/python -m pytest
 
-.PHONY: demo test soak lint bench setup-demo setup-test lock clean
+.PHONY: demo test soak lint bench setup-demo setup-test openapi lock clean
 
 setup-demo:
 	@tools/setup demo
@@ -31,6 +31,11 @@ lint: setup-test
 bench: setup-test
 	@set -e; for file in benchmarks/[a-z]*.py; do \
 	  .venv/bin/python -m benchmarks.$$(basename $$file .py) $(ARGS); done
+
+# Renews the description of the API that `holloway admin` carries; commit the result.
+openapi: setup-test
+	@.venv/bin/python tools/openapi > admin/openapi.json.new
+	@mv admin/openapi.json.new admin/openapi.json
 
 # Pins every dependency anew; run by hand, then commit the result.
 lock: setup-test

@@ -15,7 +15,7 @@ stands in `ledger`, `consequences`, `choice` and `enrolment`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from datetime import datetime, timedelta
 from typing import ClassVar, Literal
 from uuid import UUID
@@ -40,6 +40,7 @@ from actors.enrolment import (
 from actors.following import FeedOfAccount
 from actors.ledger import LAST_CALL_NS, Live
 from actors.messages import (
+    DRAINING,
     AgentMoved,
     AttachClient,
     AttachGateway,
@@ -72,6 +73,7 @@ from channel.messages import (
 )
 from runtime.actor import Caller, Down, Raise, handles
 from runtime.cluster.keyed import NotEntitled
+from runtime.links import NO_CONNECTION
 from runtime.randomness import uuid7
 
 MAX_ENROL_ATTEMPTS = 5
@@ -115,7 +117,7 @@ class AccountActor(FeedOfAccount):
         now_ns, instant = self.context.now(), self.context.utc_now()
         rows = await self._live_rows(instant)
         for row in rows:
-            self._ledger.add(row, now_ns=now_ns, instant=instant, acknowledged=True)
+            self._ledger.add(row, now_ns=now_ns, instant=instant, stage="presumed")
         for live in await self._granted_for_another_place(rows):
             await self._end(live, "resource_changed")
         for live in self._ledger:
@@ -261,14 +263,15 @@ class AccountActor(FeedOfAccount):
             )
             if isinstance(online, Disconnect):
                 return online
+            lives = self._ledger.of_client(online.id)
+            under_way = {each for each in lives if each.authorization.resource_id in ask.asking}
             held_ids = {each.connection_id for each in ask.held}
+            held_ids |= {each.authorization.connection_id for each in under_way}
             for connection in self._connections.of_client(online.id):
                 self._keep_or_forget(connection, held_ids, client_key=ask.tunnel_key)
             for known in ask.connections:
                 self._restore(known, online)
-            told = await self._reconcile(
-                self._ledger.of_client(online.id), ask.held, remote=ask.remote
-            )
+            told = await self._reconcile(lives, ask.held, under_way, remote=ask.remote)
             for live in told:
                 self._restore_half(live, client_key=ask.tunnel_key)
         except Unavailable:
@@ -296,17 +299,23 @@ class AccountActor(FeedOfAccount):
             if not await self.confirm():
                 return Raise(NotEntitled())
             before = self._gateways.get(ask.gateway_id)
-            if ask.number is None and before and before.ref not in (caller.ref, ask.replaces):
+            owner = ask.owner or caller.ref
+            if ask.number is None and before and before.ref not in (owner, ask.replaces):
                 return Occupied(before.ref)
             online = self._arrive(
                 self._gateways, self._snapshot.gateways.get(ask.gateway_id), ask, caller
             )
             if isinstance(online, Disconnect):
                 return online
+            lives = self._ledger.of_gateway(online.id)
+            is_back = ask.number is not None
+            # What a former owner ordered and is not held by now is refused as stale, and given up.
+            under_way = {each for each in lives if is_back and not each.acknowledged}
             held_ids = {each.connection_id for each in ask.held}
+            held_ids |= {each.authorization.connection_id for each in under_way}
             for connection in self._connections.of_gateway(online.id):
                 self._keep_or_forget(connection, held_ids, gateway_key=ask.tunnel_key)
-            told = await self._reconcile(self._ledger.of_gateway(online.id), ask.held)
+            told = await self._reconcile(lives, ask.held, under_way)
             for live in told:
                 self._restore_half(live, gateway_key=ask.tunnel_key)
         except Unavailable:
@@ -337,8 +346,9 @@ class AccountActor(FeedOfAccount):
         )
         if refused is not None:
             return refused
+        owner = ask.owner or caller.ref
         assert row is not None
-        assert caller.ref is not None
+        assert owner is not None
         kind: Literal["client", "gateway"] = "client" if isinstance(row, Client) else "gateway"
         limits = self._services.limits
         limit = limits.clients_online if kind == "client" else limits.gateways_online
@@ -347,14 +357,14 @@ class AccountActor(FeedOfAccount):
             return self._refusal("limits_exceeded", f"too many {kind}s online")
         self._joined += 1
         number = ask.number if ask.number is not None else self.epoch << 32 | self._joined
-        if before is not None and before.ref != caller.ref:
+        if before is not None and before.ref != owner:
             if before.number > number:
                 return refusal("superseded")
             self._command(before.ref, End(refusal("superseded")))
         online = OnlineAgent(
             kind=kind,
             id=row.id,
-            ref=caller.ref,
+            ref=owner,
             number=number,
             token_id=ask.token_id,
             tunnel_key=ask.tunnel_key,
@@ -370,19 +380,28 @@ class AccountActor(FeedOfAccount):
         return online
 
     async def _reconcile(
-        self, lives: Iterable[Live], held: tuple[Held, ...], *, remote: IpText | None = None
+        self,
+        lives: Iterable[Live],
+        held: tuple[Held, ...],
+        under_way: Collection[Live],
+        *,
+        remote: IpText | None = None,
     ) -> list[Live]:
-        """End what the agent does not hold or may not have, and give the rest, caught up with:
-        of the address that the client has now, and renewed if that is overdue."""
+        """End what the agent does not hold or may not have, and give what it holds, caught up with:
+        of the address that the client has now, and renewed if that is overdue. What is under way
+        to the agent is neither ended nor given: who carries it acknowledges it, or gives it up."""
         held_ids = {each.authorization_id for each in held}
         stay: list[Live] = []
         for live in lives:
-            if live.id not in held_ids:
+            if live.id not in held_ids and live not in under_way:
                 await self._end(live, "absent")
                 continue
             if remote is not None and live.authorization.remote_ip != remote:
                 await self._rewrite(live, attrs.evolve(live.authorization, remote_ip=remote))
             await self._review(live)
+            if self._ledger.get(live.id) is live and live.id not in held_ids:
+                self._ledger.doubt(live, self.context.now())
+                continue
             if self._ledger.get(live.id) is live and live.due_ns >= live.deadline_ns - LAST_CALL_NS:
                 await self._renew(live)
             if self._ledger.get(live.id) is live:
@@ -404,7 +423,9 @@ class AccountActor(FeedOfAccount):
                 continue
             attendance.remove(online)
             self._tell_presence(online, is_online=False)
-            if online.kind == "client":
+            if message.reason in (DRAINING, NO_CONNECTION):
+                self._expect_back(online)
+            if online.kind == "client" and message.reason != NO_CONNECTION:
                 for live in self._ledger.of_client(online.id):
                     if not live.acknowledged:
                         await self._end(live, "abandoned")

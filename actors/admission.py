@@ -14,8 +14,9 @@ from uuid import UUID
 import attrs
 import structlog
 
+from actors.attaching import NO_WAY_NS
 from actors.attachment import AgentKind, Channel, OwnedChannel
-from actors.enrolment import refusal, token_refusal, version_refusal
+from actors.enrolment import refusal, sent_on, token_refusal, version_refusal
 from actors.messages import Closed, End, EnrolDevice, Moved, Received
 from actors.model import Client, Gateway, Token
 from actors.services import Services
@@ -23,6 +24,7 @@ from actors.store.interface import StoreError
 from channel.credentials import InvalidToken, decode_token, join_statement, verify_join
 from channel.messages import Challenge, Disconnect, IpText, Join, RefusalCode, RelayJoin
 from runtime.actor import Actor, ActorError, ActorRef, CallError, Timer, handles
+from runtime.cluster.keyed import NoWay
 
 ENROL_DEADLINE_NS = 10 * 10**9
 
@@ -160,8 +162,13 @@ class Admission(Actor):
         )
         try:
             answer = await self._services.accounts.call(
-                self, token.account_id, ask, ENROL_DEADLINE_NS
+                self, token.account_id, ask, ENROL_DEADLINE_NS, no_way_ns=NO_WAY_NS
             )
+        except NoWay as error:
+            door = self._services.door_of(error.node, self.context.now())
+            if door is None:
+                raise self._refused("unavailable") from None
+            raise _Refused(sent_on(door, self._services.randomness)) from None
         except CallError:
             raise self._refused("unavailable") from None
         if isinstance(answer, Disconnect):

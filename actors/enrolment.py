@@ -15,7 +15,7 @@ from actors.messages import EnrolDevice
 from actors.model import Account, Client, Gateway, Token
 from actors.policy.engine import Snapshot, in_networks
 from actors.services import Limits
-from channel.messages import PROTOCOL_VERSION, Disconnect, Interface, RefusalCode
+from channel.messages import PROTOCOL_VERSION, Disconnect, DoorAddress, Interface, RefusalCode
 from runtime.randomness import Randomness
 
 RESOLVER_RANGE = IPv4Network("100.100.111.0/24")
@@ -71,6 +71,15 @@ def occupied(randomness: Randomness) -> Disconnect:
         retry=True,
         retry_after_ns=OCCUPIED_RETRY_NS + randomness.integer(OCCUPIED_RETRY_NS),
     )
+
+
+def sent_on(door: DoorAddress, randomness: Randomness) -> Disconnect:
+    """Sends an agent to the node of its account, which this one does not reach. Agents that do not
+    know what a door is here try the others by themselves."""
+    unavailable = refusal(
+        "unavailable", "its account's node is out of reach", randomness=randomness
+    )
+    return attrs.evolve(unavailable, door=door)
 
 
 def version_refusal(versions: tuple[int, int]) -> Disconnect | None:

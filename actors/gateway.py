@@ -105,6 +105,9 @@ class GatewayActor(AgentOwner):
         for resource in truth.resources:
             self.say(ResourceUpdated(resource=resource))
 
+    def is_amid(self) -> bool:
+        return any(caller.waiting for _, caller in self._pending.values())
+
     def _held_now(self) -> tuple[Held, ...]:
         return tuple(
             Held(authorization_id=id, connection_id=connection_id)
@@ -154,7 +157,7 @@ class GatewayActor(AgentOwner):
 
     @handles(Authorize)
     def _on_authorize(self, message: Authorize) -> object:
-        caller = self.context.caller
+        caller = self._asker
         id = message.authorization_id
         if caller is None:
             return None

@@ -35,17 +35,25 @@ MIN_RETRY_NS = 1 * 10**9
 _MICROSECOND = timedelta(microseconds=1)
 
 
-Stage = Literal["written", "live", "ended"]
-Step = Literal["acknowledged", "rewritten", "ended"]
+Stage = Literal["written", "presumed", "live", "ended"]
+Step = Literal["acknowledged", "doubted", "rewritten", "ended"]
 
 STEPS: dict[Stage, dict[Step, Stage]] = {
     "written": {"acknowledged": "live", "rewritten": "written", "ended": "ended"},
+    "presumed": {
+        "acknowledged": "live",
+        "doubted": "written",
+        "rewritten": "presumed",
+        "ended": "ended",
+    },
     "live": {"rewritten": "live", "ended": "ended"},
     "ended": {},
 }
 """The life of an authorisation from its row on: `written` until its gateway took it; `rewritten`
-whenever its end, policy or address becomes another. The diagram of docs/control-plane.md is
-`diagram()`."""
+whenever its end, policy or address becomes another. A new owner presumes of a row that its gateway
+took it, until a client is found to be still waiting for it. The diagram of docs/control-plane.md
+is `diagram()`."""
+FIRST_STAGES: tuple[Stage, ...] = ("written", "presumed")
 
 
 @attrs.define(kw_only=True, eq=False)
@@ -64,7 +72,7 @@ class Live:
 
     @property
     def acknowledged(self) -> bool:
-        return self.stage == "live"
+        return self.stage in ("presumed", "live")
 
     def step(self, step: Step) -> None:
         """Go on in its life. KeyError for what cannot happen in this stage."""
@@ -145,14 +153,14 @@ class Ledger:
         return tuple(self._by_connection.get(connection_id, {}).values())
 
     def add(
-        self, authorization: Authorization, *, now_ns: int, instant: datetime, acknowledged: bool
+        self, authorization: Authorization, *, now_ns: int, instant: datetime, stage: Stage
     ) -> Live:
-        """Take in an authorisation that is written."""
+        """Take in an authorisation that is written: one of FIRST_STAGES."""
         live = Live(
             authorization=authorization,
             deadline_ns=deadline(authorization.expires_at, now_ns, instant),
             due_ns=0,
-            stage="live" if acknowledged else "written",
+            stage=stage,
         )
         self._live[live.id] = live
         for index, key in self._keys(authorization):
@@ -168,10 +176,17 @@ class Ledger:
         self._plan(live, now_ns)
 
     def acknowledge(self, live: Live, now_ns: int) -> None:
-        """Its gateway took it. (After a restart of the account actor it counts as taken.)"""
-        if not live.acknowledged:
+        """Its gateway took it."""
+        if live.stage != "live":
             live.step("acknowledged")
         self._plan(live, now_ns)
+
+    def doubt(self, live: Live, now_ns: int) -> None:
+        """Its client waits to be told of it. If we only presume that its gateway took it, that is
+        still to be said."""
+        if live.stage == "presumed":
+            live.step("doubted")
+            self._plan(live, now_ns)
 
     def postpone(self, live: Live, now_ns: int) -> None:
         """It was looked at and stays as it is: it is due again at the next of its moments."""
@@ -274,7 +289,7 @@ class Connections:
 
 def diagram() -> str:
     """`STEPS` as a Mermaid state diagram."""
-    lines = ["stateDiagram-v2", "    [*] --> written"]
+    lines = ["stateDiagram-v2", *(f"    [*] --> {stage}" for stage in FIRST_STAGES)]
     for stage, steps in STEPS.items():
         lines += [f"    {stage} --> {after}: {step}" for step, after in steps.items()]
         lines += [f"    {stage} --> [*]"] if not steps else []

@@ -8,7 +8,7 @@ What an agent said arrives at the actor that owns its channel as `Received`, `Mo
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Literal
+from typing import Final, Literal
 from uuid import UUID
 
 import attrs
@@ -109,7 +109,8 @@ class AttachClient:
     """A client's connection stands (or stood when the account actor was started anew).
 
     `number` is None for a new connection, which then gets the highest. `held` is what the agent
-    has; what is live and not in it ends. `connections` are those that the session knows whole.
+    has; what is live and not in it ends, unless it is the answer to a request that is under way:
+    `asking` are the resources of those. `connections` are those that the session knows whole.
     Answered by `ClientTruth` or `Disconnect`.
     """
 
@@ -121,6 +122,9 @@ class AttachClient:
     held: tuple[Held, ...]
     number: int | None = None
     connections: tuple[KnownConnection, ...] = ()
+    asking: frozenset[UUID] = frozenset()
+    owner: ActorRef | None = None
+    """The owner of the channel, if it is not the caller."""
 
 
 @attrs.frozen(kw_only=True)
@@ -138,6 +142,7 @@ class AttachGateway:
     held: tuple[Held, ...]
     number: int | None = None
     replaces: ActorRef | None = None
+    owner: ActorRef | None = None
 
 
 @attrs.frozen
@@ -181,6 +186,22 @@ class GatewayTruth:
     interface: Interface
     authorizations: tuple[LiveAuthorization, ...]
     resources: tuple[Resource, ...]
+
+
+@attrs.frozen
+class Attached:
+    """From an `Attaching` to the owner of the channel: the truth of an agent at `remote`."""
+
+    account: ActorRef
+    remote: IpText
+    truth: ClientTruth | GatewayTruth
+
+
+@attrs.frozen
+class NotAttached:
+    """From an `Attaching` to the owner of the channel: part with the agent so."""
+
+    disconnect: Disconnect
 
 
 @attrs.frozen(kw_only=True)
@@ -373,6 +394,19 @@ class AccountStatistics:
     candidates_refused: int
 
 
+# --- couriers ------------------------------------------------------------------------------------
+
+
+@attrs.frozen
+class CarryOrder:
+    """Call the actor of a gateway with this order (an `Authorize`), for somebody on a node that
+    does not reach it."""
+
+    gateway: ActorRef
+    order: FromOwner
+    deadline_ns: int
+
+
 # --- the relay directory -------------------------------------------------------------------------
 
 
@@ -455,8 +489,12 @@ RELAY_OWNERS = "relay channels"
 """Topic to which the actors of relays listen, for `CheckToken`."""
 OWNERS = "channels"
 """Topic to which every actor that owns a channel listens, for `End`."""
+DRAINING: Final = "draining"
+"""The reason with which the owner of a channel ends whose agent goes to another door."""
 REVOCATIONS = "relay revocations"
 """Topic of all nodes, of `RevokeRelayUse`."""
+COURIERS = "couriers"
+"""Registered name of each node's `Couriers`."""
 DIRECTORY = "relay directory"
 """Registered name of the relay directory."""
 
@@ -474,6 +512,13 @@ def attendance_topic(account_id: UUID) -> str:
     """The presence topic of the agents of an account: each is there, on whatever node, by the key
     `kind:id`."""
     return f"account {account_id}"
+
+
+@attrs.frozen
+class IsAnswered:
+    """From a request to its session: whether the client was answered. Answered by a bool."""
+
+    request: ActorRef
 
 
 @attrs.frozen

@@ -5,34 +5,36 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 from uuid import UUID
 
 import attrs
 import structlog
 
+from actors.attaching import PAUSE_NS, Attaching
 from actors.attachment import Channel
-from actors.enrolment import occupied, refusal
+from actors.enrolment import refusal
 from actors.messages import (
     DIRECTORY,
+    DRAINING,
     OWNERS,
     RELAYS,
     AgentMoved,
     AssignedRelay,
     AssignRelays,
     AttachClient,
+    Attached,
     AttachGateway,
     CandidatesFrom,
-    ClientTruth,
     Closed,
     End,
     FromOwner,
-    GatewayTruth,
     Heard,
     Moved,
-    Occupied,
+    NotAttached,
     Probe,
     RelaysChanged,
+    RevokeRelayUse,
     Stale,
     attendance_topic,
 )
@@ -65,6 +67,7 @@ from runtime.actor import (
     CallError,
     Down,
     Monitor,
+    Overloaded,
     Raise,
     handles,
 )
@@ -74,16 +77,21 @@ from runtime.presence.tracker import Track
 
 HELD_WINDOW = 4
 """So many `MoreHeld` are under way at a time."""
-ATTACH_DEADLINE_NS = 10 * 10**9
-LOCATE_NS = 2 * 10**9
-"""For one of the attempts to find where the account lives: all of them outlast a node's lease."""
-MAX_ATTACH_ATTEMPTS = 6
 MAX_PROBES = 16
 """So many newcomers at a time may wait for a sign of life of one agent."""
 MAX_UNSENT = 100
 """So much for the account's actor is kept while it moves to another node."""
-REATTACH_NS = 50 * 10**6
-"""The first pause before an account actor that ended is looked for again; it doubles."""
+MAX_HELD_ORDERS = 1_000
+"""So much that the account's owner says is held until its truth has come."""
+AGAIN_NS = PAUSE_NS
+"""The pause before what ended on this node is looked for again."""
+LOST_RIGHTS: Final[frozenset[RefusalCode]] = frozenset(
+    {"invalid_token", "token_expired", "account_disabled", "awaiting_approval"}
+)
+"""Whoever is sent away so may not use relays either."""
+LINGER_NS = 1 * 10**9
+"""So long an agent that is sent to another door may wait for what is under way."""
+LINGER_CHECK_NS = 10 * 10**6
 
 _log = structlog.get_logger("holloway.channel")
 
@@ -101,9 +109,11 @@ class ChannelOwner(Actor):
         self._channel = channel
         self._kind = kind
         self._epoch: int | None = None
+        self._asker: Caller | None = None
         self._relay_by_id: dict[UUID, ActorRef] = {}
         self._told_doors: tuple[DoorAddress, ...] | None = None  # None: before the init
         self._goodbye: Disconnect | None = refusal("unavailable", "the portal lost its place")
+        self._lingers_until_ns: int | None = None
         self._counts: Counter[str] = Counter()
 
     def started(self) -> None:
@@ -124,21 +134,39 @@ class ChannelOwner(Actor):
     def _on_end(self, message: End) -> None:
         if message.after_ns:
             self.send_after(message.after_ns, End(message.disconnect))
+        elif message.disconnect.reason == DRAINING and self._lingers():
+            self.send_after(LINGER_CHECK_NS, message)
         else:
             self.part(message.disconnect)
 
+    def _lingers(self) -> bool:
+        """Whether to carry through what is under way, before the agent is sent to another door."""
+        now_ns = self.context.now()
+        if self._lingers_until_ns is None:
+            self._lingers_until_ns = now_ns + LINGER_NS
+        return self.is_amid() and now_ns < self._lingers_until_ns
+
+    def is_amid(self) -> bool:
+        """Whether somebody waits for an answer that travels over this channel."""
+        return False
+
     def part(self, disconnect: Disconnect) -> None:
-        """Say this as the last thing."""
+        """Say this as the last thing. Who watches us learns by the reason of our end whether the
+        agent will be back at once."""
         self._goodbye = disconnect
-        self.stop()
+        self.stop(DRAINING if disconnect.reason == DRAINING else "normal")
 
     def refuse(self, reason: RefusalCode, detail: str = "") -> None:
         self.part(refusal(reason, detail, randomness=self._services.randomness))
 
     @handles(FromOwner)
     def _on_from_owner(self, message: FromOwner) -> object:
+        return self.obey(message, self.context.caller)
+
+    def obey(self, message: FromOwner, asker: Caller | None) -> object:
         """What the account's owner says is handled as if it had come by itself, unless a later
-        owner was heard before."""
+        owner was heard before. `asker` waits for the answer."""
+        self._asker = asker
         if self._epoch is not None and message.epoch < self._epoch:
             self._counts["stale"] += 1
             return Raise(Stale())
@@ -191,6 +219,9 @@ class AgentOwner(ChannelOwner, ABC):
     """The owner of a client's or gateway's channel: it learns what its agent holds, follows its
     account's actor, whichever incarnation of it lives, and keeps the agent in relays.
 
+    It never waits for the account: an `Attaching` beside it does. Until the truth has come, what
+    is said on behalf of the account is held, since it may be said after the truth and come before.
+
     `remote` is the validated path at the join. A subclass says what is asked of the account actor
     (`_question`), and tells the agent the first truth (`_introduce`) or how a later one differs
     from what it was told (`_correct`).
@@ -216,6 +247,8 @@ class AgentOwner(ChannelOwner, ABC):
         self._token_id = token_id
         self._account: ActorRef | None = None
         self._account_watch: Monitor | None = None
+        self._attaching: ActorRef | None = None
+        self._held_orders: list[tuple[FromOwner, Caller | None]] = []
         self._number: int | None = None
         self._probing: list[Caller] = []
         self._tunnel_key = join.tunnel_key
@@ -260,13 +293,44 @@ class AgentOwner(ChannelOwner, ABC):
 
     # --- the account's actor -------------------------------------------------------------------
 
+    @property
+    def is_attaching(self) -> bool:
+        """The account is being asked for the truth."""
+        return self._attaching is not None
+
     @handles(_Attach)
-    async def _on_attach(self, message: _Attach) -> None:
-        is_first = self._number is None
-        ask = self._question(tuple(self._held) if is_first else self._held_now())
-        truth = await self._ask_for_truth(ask)
-        if truth is None:
+    def _on_attach(self, message: _Attach) -> None:
+        self._attach()
+
+    def _attach(self) -> None:
+        held = tuple(self._held) if self._number is None else self._held_now()
+        attaching = Attaching(
+            self._services,
+            owner=self.context.ref,
+            account_id=self._account_id,
+            ask=self._question(held),
+        )
+        try:
+            self._attaching = self.spawn(attaching, label="attaching")
+        except ActorError:
+            self.refuse("unavailable")
             return
+        self.monitor(self._attaching)
+
+    @handles(NotAttached)
+    def _on_not_attached(self, message: NotAttached) -> None:
+        reason = message.disconnect.reason
+        directory = self.context.registry.whereis(DIRECTORY)
+        if reason in LOST_RIGHTS and directory is not None:
+            # The account has told all directories; perhaps when no link led here.
+            self.cast(directory, RevokeRelayUse(self._device.id, is_gone=False))
+        self.part(message.disconnect)
+
+    @handles(Attached)
+    async def _on_attached(self, message: Attached) -> None:
+        truth, is_first = message.truth, self._number is None
+        self._account = message.account
+        self._account_watch = self.monitor(message.account)
         self._epoch, self._number = truth.epoch, truth.number
         self._become_present()
         unsent, self._unsent = self._unsent, []
@@ -278,8 +342,37 @@ class AgentOwner(ChannelOwner, ABC):
             self.begin_doors()
         else:
             self._correct(truth)
-        if self._remote != ask.remote:
+        if self._remote != message.remote:
             self._tell_moved()
+        self._attaching = None
+        self._obey_held()
+        self._follow_account()
+        if self._attaching is None:
+            self.attached()
+
+    def attached(self) -> None:
+        """The truth has come, and with it what was held."""
+
+    @handles(FromOwner)
+    def _on_from_owner(self, message: FromOwner) -> object:
+        caller = self.context.caller
+        if self._attaching is None:
+            return self.obey(message, caller)
+        if len(self._held_orders) >= MAX_HELD_ORDERS:
+            self.refuse("unavailable", "too much was said before the truth")
+            return Raise(Overloaded(self._side, MAX_HELD_ORDERS))
+        self._held_orders.append((message, caller))
+        return None if caller is None else LATER
+
+    def _obey_held(self) -> None:
+        orders, self._held_orders = self._held_orders, []
+        for order, caller in orders:
+            if caller is None:
+                self.obey(order, None)
+            elif caller.waiting:
+                answer = self.obey(order, caller)
+                if answer is not LATER:
+                    self.reply(caller, answer)
 
     @abstractmethod
     def _question(self, held: tuple[Held, ...]) -> AttachClient | AttachGateway: ...
@@ -302,46 +395,6 @@ class AgentOwner(ChannelOwner, ABC):
                 )
             )
 
-    async def _ask_for_truth(
-        self, ask: AttachClient | AttachGateway
-    ) -> ClientTruth | GatewayTruth | None:
-        """The account actor's truth for this agent, or None if the channel has to be closed."""
-        pause_ns = REATTACH_NS
-        for _ in range(MAX_ATTACH_ATTEMPTS):
-            try:
-                account = await self._services.accounts.locate(
-                    self, self._account_id, deadline_ns=LOCATE_NS
-                )
-                answer = await self.call(account, ask, ATTACH_DEADLINE_NS)
-            except ActorError:
-                await self.sleep(pause_ns + self._services.randomness.integer(pause_ns))
-                pause_ns *= 2
-                continue
-            if isinstance(answer, Occupied):
-                if await self._is_alive(answer.owner):
-                    self.part(occupied(self._services.randomness))
-                    return None
-                assert isinstance(ask, AttachGateway)
-                ask = attrs.evolve(ask, replaces=answer.owner)
-                continue
-            if isinstance(answer, Disconnect):
-                self.part(answer)
-                return None
-            assert isinstance(answer, ClientTruth | GatewayTruth)
-            self._account = account
-            self._account_watch = self.monitor(account)
-            return answer
-        self.refuse("unavailable")
-        return None
-
-    async def _is_alive(self, owner: ActorRef) -> bool:
-        """Whether the agent at the other end of this owner's channel is heard in time."""
-        try:
-            await self.call(owner, Probe(), self._services.limits.probe_ns)
-        except CallError:
-            return False
-        return True
-
     @handles(Probe)
     def _on_probe(self, message: Probe) -> object:
         if self.context.caller is None:
@@ -360,23 +413,29 @@ class AgentOwner(ChannelOwner, ABC):
     @handles(Down)
     def _on_down(self, message: Down) -> None:
         if message.ref == self._account:
-            self._account = None
-            self.cast(self.context.ref, _Attach())
+            self._leave_account()
+        elif message.ref == self._attaching:  # without a word
+            self.refuse("unavailable")
         elif message.ref == self._tracker:
             self._tracker = None
-            self.send_after(REATTACH_NS, _Present())
+            self.send_after(AGAIN_NS, _Present())
 
     @handles(RosterChanged)
     def _on_roster_changed(self, message: RosterChanged) -> None:
-        """The account may live elsewhere now, and its actor may not be able to say so."""
         super()._on_roster_changed(message)
-        account = self._account
+        self._follow_account()
+
+    def _follow_account(self) -> None:
+        """The account may live elsewhere now, and its actor may not be able to say so."""
         owner = self._services.tenure.owner_of(self._account_id)
-        if account is not None and owner not in (None, account.node):
-            self._account = None
+        if self._account is not None and owner not in (None, self._account.node):
             if self._account_watch is not None:
                 self.demonitor(self._account_watch)
-            self.cast(self.context.ref, _Attach())
+            self._leave_account()
+
+    def _leave_account(self) -> None:
+        self._account = None
+        self._attach()
 
     # --- presence --------------------------------------------------------------------------------
 
@@ -397,7 +456,8 @@ class AgentOwner(ChannelOwner, ABC):
     @handles(Moved)
     def _on_moved(self, message: Moved) -> None:
         self._remote = message.remote
-        self._tell_moved()
+        if self._account is not None:  # else with the truth
+            self._tell_moved()
 
     def _tell_moved(self) -> None:
         self.to_account(

@@ -35,7 +35,7 @@ from actors.messages import (
     RevokeRelayUse,
 )
 from actors.model import Relay, Token
-from actors.owner import REATTACH_NS, ChannelOwner
+from actors.owner import AGAIN_NS, ChannelOwner
 from actors.services import Services
 from actors.store.interface import InvalidReference, StoreError
 from channel.credentials import turn_password, turn_user, turn_username_of
@@ -55,7 +55,7 @@ from runtime.secret import Secret
 
 PROVE_DEADLINE_NS = 10 * 10**9
 REGISTER_DEADLINE_NS = 10**9
-REGISTER_AGAIN_NS = REATTACH_NS
+REGISTER_AGAIN_NS = AGAIN_NS
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 _log = structlog.get_logger("holloway.relays")

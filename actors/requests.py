@@ -41,6 +41,9 @@ from runtime.presence.tracker import WhoIsPresent
 from runtime.randomness import uuid7
 
 UNAVAILABLE_AFTER_NS = 2 * 10**9
+RETURN_NS = 5 * 10**9
+"""So long an agent is expected whose node drains, or was lost: it knows other doors, and may be
+sent to ours, or come over the link when that is back."""
 SUSPECT_NS = 10 * 10**9
 """So long a gateway that left a request without an answer is asked last."""
 SETTLING_NS = 5 * 10**9
@@ -51,13 +54,15 @@ SETTLE_LEAST_NS = 500 * 10**6
 """So long it waits for any agent, if there are other nodes: presence may not have come through."""
 SWEEP_NS = 20 * 10**6
 """So long after an arrival the requests that wait are looked at, all together."""
+HELD_CHECK_NS = 500 * 10**6
+"""So often they are looked at anyway, since nobody may come."""
 MAX_HELD_ASKS = 10_000
-"""Requests that wait for them."""
+"""Requests that wait for agents."""
 
 
 @attrs.frozen
-class _Settled:
-    """A time in which agents come to a new owner is over."""
+class _Sweep:
+    """Look at the requests that wait for agents."""
 
 
 class RequestsOfAccount(AuthorizationsOfAccount):
@@ -65,11 +70,11 @@ class RequestsOfAccount(AuthorizationsOfAccount):
 
     def __init__(self, services: Services, account_id: UUID) -> None:
         super().__init__(services, account_id)
-        self._expected: set[str] = set()
-        self._settled_by_ns = 0
+        self._expected_until_ns: dict[str, int] = {}
         self._settles_least_by_ns = 0
-        self._held_asks: list[tuple[Caller, DecideAccess]] = []
+        self._held_asks: list[tuple[Caller, DecideAccess | Acknowledge]] = []
         self._sweep: Timer | None = None
+        self._held_check: Timer | None = None
 
     # --- requests ----------------------------------------------------------------------------
 
@@ -83,20 +88,23 @@ class RequestsOfAccount(AuthorizationsOfAccount):
     async def _on_ask_again(self, message: AskAgain) -> None:
         if not message.caller.waiting:
             return
-        assert isinstance(message.ask, DecideAccess)
-        answer = await self._decide(message.ask, message.caller)
+        if isinstance(message.ask, Acknowledge):
+            answer = await self._acknowledge(message.ask, message.caller)
+        else:
+            assert isinstance(message.ask, DecideAccess)
+            answer = await self._decide(message.ask, message.caller)
         if answer is not LATER:
             self.reply(message.caller, answer)
 
     async def _decide(self, ask: DecideAccess, caller: Caller) -> object:
         """A `Grant`, an `AuthorizationDenied`, or LATER: the caller waits for a connection, or for
-        agents that are still to come to a new owner."""
+        agents that are still to come."""
         if not await self.confirm():
             return Raise(NotEntitled())
         online = self._clients.current(ask.client_id, ask.number)
         if online is None:
-            if self._expects("client", ask.client_id):
-                return self._hold(ask, caller)
+            if self._expects("client", ask.client_id) and self._hold(ask, caller):
+                return LATER
             return self._denial(ask, "unavailable")
         instant = self.context.utc_now()
         resource_id = ask.request.resource_id
@@ -118,9 +126,9 @@ class RequestsOfAccount(AuthorizationsOfAccount):
             return self._denial(ask, "limits_exceeded")
         gateway = self._choose(ask)
         if gateway is None:
-            if self._expects_gateway_for(resource_id):
-                return self._hold(ask, caller)
-            return self._denial(ask, "offline")
+            if not self._expects_gateway_for(ask):
+                return self._denial(ask, "offline")
+            return LATER if self._hold(ask, caller) else self._denial(ask, "unavailable")
         connection = self._connection(online, gateway, ask)
         if connection is not None and connection.pending and connection.opened_for == resource_id:
             # A client asks for a resource once at a time: whoever made this never heard our answer
@@ -142,12 +150,12 @@ class RequestsOfAccount(AuthorizationsOfAccount):
             return self._denial(ask, "unavailable")
         return self._order(live, online, gateway, connection, ask if is_new else None)
 
-    # --- a new owner ---------------------------------------------------------------------------
+    # --- agents that are still to come -----------------------------------------------------------
 
     async def _expect_agents(self) -> None:
         """We have just taken over. The agents that are connected, to whatever node, come to us now;
         until they have, or SETTLE_NS has passed, nobody is told that they are not there."""
-        self._settled_by_ns = self.context.now() + SETTLE_NS
+        settled_by_ns = self.context.now() + SETTLE_NS
         if len(self.tenure.rows) > 1:
             self._settles_least_by_ns = self.context.now() + SETTLE_LEAST_NS
         tracker = self.context.registry.whereis(TRACKER)
@@ -155,36 +163,42 @@ class RequestsOfAccount(AuthorizationsOfAccount):
             with suppress(CallError):
                 topic = attendance_topic(self._account_id)
                 present: tuple[Presence, ...] = await self.call(tracker, WhoIsPresent(topic))
-                self._expected = {each.entry.key for each in present}
-        self.send_after(SETTLE_LEAST_NS, _Settled())
-        self.send_after(SETTLE_NS, _Settled())
+                self._expected_until_ns = {each.entry.key: settled_by_ns for each in present}
+
+    def _expect_back(self, online: OnlineAgent) -> None:
+        """It has left, and knows where else to go."""
+        until_ns = self.context.now() + RETURN_NS
+        self._expected_until_ns[f"{online.kind}:{online.id}"] = until_ns
 
     def _has_arrived(self, online: OnlineAgent) -> None:
-        self._expected.discard(f"{online.kind}:{online.id}")
+        self._expected_until_ns.pop(f"{online.kind}:{online.id}", None)
         if self._held_asks and (self._sweep is None or not self._sweep.pending):
-            self._sweep = self.send_after(SWEEP_NS, _Settled())  # many come at once
+            self._sweep = self.send_after(SWEEP_NS, _Sweep())  # many come at once
 
     def _expects(self, kind: Literal["client", "gateway"], id: UUID) -> bool:
         now_ns = self.context.now()
-        if now_ns < self._settles_least_by_ns:
-            return True
-        return now_ns < self._settled_by_ns and f"{kind}:{id}" in self._expected
+        until_ns = self._expected_until_ns.get(f"{kind}:{id}", 0)
+        return now_ns < max(until_ns, self._settles_least_by_ns)
 
-    def _expects_gateway_for(self, resource_id: UUID) -> bool:
-        ids = self._snapshot.gateways_of(self._snapshot.resources[resource_id])
-        return any(self._expects("gateway", id) for id in ids if self._gateways.get(id) is None)
+    def _expects_gateway_for(self, ask: DecideAccess) -> bool:
+        resource = self._snapshot.resources[ask.request.resource_id]
+        return any(
+            self._expects("gateway", id)
+            for id in self._snapshot.gateways_of(resource)
+            if id not in ask.tried and self._gateways.get(id) is None
+        )
 
-    def _hold(self, ask: DecideAccess, caller: Caller) -> object:
+    def _hold(self, ask: DecideAccess | Acknowledge, caller: Caller) -> bool:
+        """Keep it until agents have come. False if there are too many to keep."""
         if len(self._held_asks) >= MAX_HELD_ASKS:
-            return self._denial(ask, "unavailable")
+            return False
         self._held_asks.append((caller, ask))
-        return LATER
+        if self._held_check is None or not self._held_check.pending:
+            self._held_check = self.send_after(HELD_CHECK_NS, _Sweep())
+        return True
 
-    @handles(_Settled)
-    def _on_settled(self, message: _Settled) -> None:
-        self._let_go()
-
-    def _let_go(self) -> None:
+    @handles(_Sweep)
+    def _on_sweep(self, message: _Sweep) -> None:
         """Decide once more what was held."""
         held, self._held_asks = self._held_asks, []
         for caller, ask in held:
@@ -288,7 +302,7 @@ class RequestsOfAccount(AuthorizationsOfAccount):
             raise
         self._counts["granted"] += 1
         live = self._ledger.add(
-            row, now_ns=self.context.now(), instant=self.context.utc_now(), acknowledged=False
+            row, now_ns=self.context.now(), instant=self.context.utc_now(), stage="written"
         )
         self._arm()
         return live
@@ -327,11 +341,23 @@ class RequestsOfAccount(AuthorizationsOfAccount):
         )
 
     @handles(Acknowledge)
-    async def _on_acknowledge(self, message: Acknowledge) -> bool:
+    async def _on_acknowledge(self, message: Acknowledge) -> object:
+        caller = self.context.caller
+        assert caller is not None
+        return await self._acknowledge(message, caller)
+
+    async def _acknowledge(self, message: Acknowledge, caller: Caller) -> object:
+        """Whether the client is told, or LATER: the caller waits for agents that are still to come.
+        To be asked again is harmless: the client is told again."""
         grant = message.grant
         live = self._ledger.get(grant.authorization_id)
         client = self._clients.get(message.client_id)
         gateway = self._gateways.get(grant.gateway_id)
+        is_early = (client is None and self._expects("client", message.client_id)) or (
+            gateway is None and self._expects("gateway", grant.gateway_id)
+        )
+        if live is not None and is_early and self._hold(message, caller):
+            return LATER
         if live is None or client is None or gateway is None:
             if live is not None:
                 await self._end(live, "abandoned")

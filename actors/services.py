@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 
 import attrs
 
@@ -45,6 +46,8 @@ class Limits:
     candidates_per_s: int = 100
     candidates_burst: int = 500
     gateway_answer_ns: int = 1 * _S
+    gateway_last_answer_ns: int = 4 * _S
+    """For all that were silent, when no other is left."""
     """How long a gateway may take to acknowledge before the next one is asked."""
     request_deadline_ns: int = 15 * _S
     relays_per_agent: int = 2
@@ -77,6 +80,18 @@ class Services:
     limits: Limits = Limits()
     doors: Callable[[], tuple[DoorAddress, ...]] = tuple
     regions: Regions = NOWHERE
+
+    def door_of(self, node: str, now_ns: int) -> DoorAddress | None:
+        """The door of another node that lives and takes agents, unless it is that of this node too.
+        None also where this node cannot know: its own lease has ended."""
+        row, own = self.tenure.row(node), self.tenure.row(self.tenure.node)
+        if row is None or row.draining or not self.tenure.holds(now_ns):
+            return None
+        if own is not None and own.door_address == row.door_address:
+            return None
+        with suppress(ValueError):
+            return DoorAddress(row.door_address)
+        return None
 
 
 class Bucket:

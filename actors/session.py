@@ -16,6 +16,7 @@ from actors.messages import (
     AttachClient,
     ClientTruth,
     Denial,
+    IsAnswered,
     KnownConnection,
     Received,
     VisibleResources,
@@ -42,7 +43,7 @@ from channel.messages import (
     ResourceRemoved,
     ResourceUpserted,
 )
-from runtime.actor import ActorError, ActorRef, Down, handles
+from runtime.actor import LATER, ActorError, ActorRef, Caller, Down, handles
 
 OVERLOAD_RETRY_NS = 1 * 10**9
 
@@ -75,6 +76,10 @@ class SessionActor(AgentOwner):
         self._told: dict[UUID, _Told] = {}
         self._visible: dict[UUID, Resource] = {}
         self._pending: dict[ActorRef, UUID] = {}
+        self._unasked: dict[UUID, RequestAuthorization] = {}
+        """Requests that came while the account was being looked for."""
+        self._doubts: list[tuple[Caller, IsAnswered]] = []
+        """At most one of each request under way."""
 
     def started(self) -> None:
         super().started()
@@ -93,6 +98,7 @@ class SessionActor(AgentOwner):
             held=held,
             number=self._number,
             connections=self._known_connections(),
+            asking=frozenset(self._pending.values()),
         )
 
     async def _introduce(self, truth: ClientTruth) -> None:
@@ -121,6 +127,9 @@ class SessionActor(AgentOwner):
             )
         self._say_renewed(truth.authorizations)
         self._on_visible(VisibleResources(truth.resources))
+
+    def is_amid(self) -> bool:
+        return bool(self._pending or self._unasked)
 
     def _held_now(self) -> tuple[Held, ...]:
         return tuple(
@@ -160,7 +169,7 @@ class SessionActor(AgentOwner):
     def _request(self, request: RequestAuthorization) -> None:
         if (
             self._number is None
-            or len(self._pending) >= self._services.limits.pending_requests
+            or len(self._pending) + len(self._unasked) >= self._services.limits.pending_requests
             or not self._requests.take(self.context.now())
         ):
             self._counts["requests_shed"] += 1
@@ -168,6 +177,21 @@ class SessionActor(AgentOwner):
             return
         if request.resource_id in self._pending.values():
             return  # its answer is on the way
+        if self.is_attaching:
+            self._unasked[request.resource_id] = request
+        else:
+            self._ask(request)
+
+    def attached(self) -> None:
+        doubts, self._doubts = self._doubts, []
+        for caller, doubt in doubts:
+            self.reply(caller, doubt.request not in self._pending)
+        unasked, self._unasked = self._unasked, {}
+        for request in unasked.values():
+            self._ask(request)
+
+    def _ask(self, request: RequestAuthorization) -> None:
+        assert self._number is not None
         try:
             ref = self.spawn(
                 AccessRequest(
@@ -200,6 +224,14 @@ class SessionActor(AgentOwner):
         self._pending.pop(message.request, None)
         if message.answer is not None:
             self.say(message.answer)
+
+    @handles(IsAnswered)
+    def _on_is_answered(self, message: IsAnswered) -> object:
+        caller = self.context.caller
+        if self.is_attaching and caller is not None:  # the answer may be among what is held
+            self._doubts.append((caller, message))
+            return LATER
+        return message.request not in self._pending
 
     @handles(AuthorizationCreated)
     def _on_created(self, message: AuthorizationCreated) -> None:

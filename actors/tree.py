@@ -2,6 +2,7 @@
 
     control plane (supervisor, one for one)
       relay directory
+      couriers      carry orders to gateways for nodes that do not reach them
       accounts      one actor for each account that somebody is connected to (to whatever node) and
                     that lives on this node, started on demand: a keeper of keyed actors
       sessions      one actor for each connected client (its requests below it)
@@ -27,10 +28,12 @@ import structlog
 from actors.account import AccountActor
 from actors.admission import Admission
 from actors.attachment import Attachment, Channel, OwnedChannel
+from actors.courier import Couriers
 from actors.enrolment import refusal
 from actors.gateway import GatewayActor
 from actors.messages import (
     ACCOUNT,
+    COURIERS,
     DIRECTORY,
     OWNERS,
     RELAY_OWNERS,
@@ -128,6 +131,7 @@ class ControlPlane:
         }
         specs = [
             ChildSpec(id=DIRECTORY, factory=lambda: RelayDirectory(self._services), name=DIRECTORY),
+            ChildSpec(id=COURIERS, factory=Couriers, name=COURIERS),
             ChildSpec(id="accounts", factory=self._make_keeper, name=keeper_name(ACCOUNT)),
         ]
         specs += [

@@ -39,6 +39,7 @@ KINDS: Final[Mapping[int, type]] = {
     83: messages.GiveUp,
     84: told.AuthorizationDenied,
     85: told.Ack,
+    86: messages.CarryOrder,
     # the account, to the owners of channels: each within a FromOwner
     90: messages.FromOwner,
     91: messages.VisibleResources,

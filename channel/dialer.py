@@ -92,11 +92,13 @@ class DialerOptions:
     `doubt_timeout_ns`; after a poke (the network changed, and may need a moment) within
     `probe_timeout_ns`. `answer_timeout_ns` is for the portal's answer to a join. The back-off
     doubles from `backoff_base_ns` to `backoff_cap_ns`. An agent that lost one door goes to another
-    within `move_jitter_ns`.
+    within `move_jitter_ns`. Gateways and relays send a keepalive every `keepalive_interval_ns`, by
+    which they learn of their node's end while nobody asks for anything.
     """
 
     heartbeat_interval_ns: int = 10 * NS_PER_S
     missed_heartbeats: int = 3
+    keepalive_interval_ns: int = NS_PER_S
     answer_timeout_ns: int = 30 * NS_PER_S
     doubt_after_ns: int = 3 * NS_PER_S
     doubt_timeout_ns: int = 3 * NS_PER_S
@@ -158,10 +160,11 @@ class AgentSession:
     """One connection of an agent, a core.
 
     `send` passes bytes to the transport and says whether they were taken; `ping` has it ask the
-    portal's transport for a sign of life, which is told to `alive`. `highest_epoch` is
-    what earlier connections have seen; `learned` gets the portal's doors when it tells them. The
-    session is over once `outcome` is set: the portal's `Disconnect`, or a text saying what was
-    wrong; the transport's own end is the shell's to see.
+    portal's transport for a sign of life, which is told to `alive`; `keepalive` has it send what
+    nothing answers but a machine whose port is closed. `highest_epoch` is what earlier connections
+    have seen; `learned` gets the portal's doors when it tells them. The session is over once
+    `outcome` is set: the portal's `Disconnect`, or a text saying what was wrong; the transport's
+    own end is the shell's to see.
     """
 
     def __init__(
@@ -171,6 +174,7 @@ class AgentSession:
         *,
         send: Callable[[bytes], bool],
         ping: Callable[[], None],
+        keepalive: Callable[[], None],
         learned: Callable[[Sequence[str]], None],
         options: DialerOptions,
         highest_epoch: int,
@@ -179,11 +183,13 @@ class AgentSession:
         self._agent = agent
         self._send = send
         self._ping = ping
+        self._keepalive = keepalive
         self._learned = learned
         self._options = options
         self._decoder = FrameDecoder(events, PORTAL_FRAME_LIMIT, reassembly_limit=REASSEMBLY_LIMIT)
         self._answer_deadline: int | None = now + options.answer_timeout_ns
         self._heartbeat_at: int | None = None
+        self._keepalive_at: int | None = None
         self._doubt_at: int | None = None
         self._probe_at: int | None = None
         self._probe_deadline: int | None = None
@@ -229,6 +235,7 @@ class AgentSession:
         deadlines = (
             self._answer_deadline,
             self._heartbeat_at,
+            self._keepalive_at,
             self._doubt_at,
             self._probe_at,
             self._probe_deadline,
@@ -249,6 +256,9 @@ class AgentSession:
                 self._probe(now, self._options.doubt_timeout_ns)
         elif self._heartbeat_at is not None and now >= self._heartbeat_at:
             self._beat(now)
+        elif self._keepalive_at is not None and now >= self._keepalive_at:
+            self._keepalive_at = now + self._options.keepalive_interval_ns
+            self._keepalive()
 
     # --- helpers -------------------------------------------------------------------------------
 
@@ -300,6 +310,8 @@ class AgentSession:
         if not self._transmit(join):
             self.outcome = "the join could not be sent"
         self._heartbeat_at = now + self._options.heartbeat_interval_ns
+        if not isinstance(join, Join) or join.kind != "client":
+            self._keepalive_at = now + self._options.keepalive_interval_ns
 
     def _tell_more_held(self, now: int) -> None:
         if not self._more_held:
@@ -462,9 +474,12 @@ class Dialer:
             reason=outcome.reason,
             detail=outcome.detail,
             retry=outcome.retry,
+            to=outcome.door,
         )
         if not outcome.retry:
             raise Refused(outcome.reason, outcome.detail)
+        if outcome.door is not None:
+            return None if self._doors.sent_on(outcome.door, now) else outcome.retry_after_ns
         if outcome.reason in _ELSEWHERE:
             self._doors.sent_away(now)
             # What the node asks for is for those who come back to it.
@@ -528,6 +543,7 @@ class Dialer:
             self._events,
             send=connection.send,
             ping=connection.ping,
+            keepalive=connection.keepalive,
             learned=self._learn,
             options=self._options,
             highest_epoch=self._highest_epoch,

@@ -25,8 +25,9 @@ TOKEN_DOOR_WITHIN: Final = 8
 
 
 class Doors:
-    """Ask `next` for a door, and tell what became of it by exactly one of `failed`, `sent_away` and
-    `left`, after `entered` where the portal took us in. Times are monotonic nanoseconds.
+    """Ask `next` for a door, and tell what became of it by exactly one of `failed`, `sent_away`,
+    `sent_on` and `left`, after `entered` where the portal took us in. Times are monotonic
+    nanoseconds.
 
     When `round_is_over`, pause before the next call of `next`, which begins another round.
     """
@@ -37,6 +38,8 @@ class Doors:
         self._learned: tuple[str, ...] = ()
         self._current = token_door
         self._preferred: str | None = None
+        self._sent_on_to: str | None = None
+        self._was_sent_on = False  # in this round
         self._entered_at: int | None = None
         self._tried: set[str] = set()
         self._avoided_until: dict[str, int] = {}
@@ -54,14 +57,19 @@ class Doors:
     @property
     def round_is_over(self) -> bool:
         """Every door was tried, or as many as there may be: pause."""
-        return len(self._tried) > MAX_DOORS or self._tried.issuperset(self.known)
+        if len(self._tried) > MAX_DOORS:
+            return True
+        return self._sent_on_to is None and self._tried.issuperset(self.known)
 
     def next(self, now: int) -> str:
-        """The door to try now: the one that we were at, unless it failed or sent us away; then the
-        others at random; at last those that sent us away within `AVOID_NS`."""
+        """The door to try now: the one that we were sent on to; or were at, unless it failed or
+        sent us away; then the others at random; at last those that sent us away within `AVOID_NS`.
+        """
         if self.round_is_over:
-            self._tried.clear()
+            self._begin_round(set())
         self._current = self._choose(now)
+        if self._current == self._sent_on_to:
+            self._sent_on_to = None
         self._tried.add(self._current)
         return self._current
 
@@ -82,11 +90,21 @@ class Doors:
         self._avoided_until[self._current] = now + AVOID_NS
         self._end(now)
 
+    def sent_on(self, door: str, now: int) -> bool:
+        """It said that this door can serve us, which need not be a known one. Whether that is the
+        next one: not if it was tried in this round, or if this is the second such word in it."""
+        self.sent_away(now)
+        if self._was_sent_on or door in self._tried:
+            return False
+        self._sent_on_to, self._was_sent_on = door, True
+        return True
+
     def left(self, now: int) -> None:
         """It ended the connection for a reason that is ours: any door would do the same, so the
         round is over, and the next one begins here."""
         self._preferred = self._current
         self._end(now)
+        self._sent_on_to = None
         self._tried.update(self.known)
 
     def learned(self, addresses: Iterable[str]) -> None:
@@ -102,8 +120,12 @@ class Doors:
 
     def _end(self, now: int) -> None:
         if self._entered_at is not None and now - self._entered_at >= STEADY_NS:
-            self._tried = {self._current}
+            self._begin_round({self._current})
         self._entered_at = None
+
+    def _begin_round(self, tried: set[str]) -> None:
+        self._tried = tried
+        self._sent_on_to, self._was_sent_on = None, False
 
     def _choose(self, now: int) -> str:
         untried = [door for door in self.known if door not in self._tried]
@@ -111,6 +133,8 @@ class Doors:
             return self._preferred
         if self._token_door in untried and len(self._tried) >= TOKEN_DOOR_WITHIN - 1:
             return self._token_door
+        if self._sent_on_to is not None:
+            return self._sent_on_to
         welcome = [door for door in untried if self._avoided_until.get(door, now) <= now]
         if welcome:
             return welcome[self._randomness.integer(len(welcome))]

@@ -49,7 +49,13 @@ from channel.messages import (
 from runtime.clock import NS_PER_S, Clock
 from runtime.net.address import Address
 from runtime.net.binding import binding
-from runtime.net.quic import QuicClosed, QuicConnection, QuicLimits, QuicListener
+from runtime.net.quic import (
+    LEAST_DATAGRAM_BYTES,
+    QuicClosed,
+    QuicConnection,
+    QuicLimits,
+    QuicListener,
+)
 from runtime.net.udp import UdpSocket
 from runtime.randomness import Randomness
 from runtime.service import get_logger
@@ -336,7 +342,8 @@ class PortalChannel:
 class ChannelServerStatistics:
     """Live channels, and counts since the start: connections whose handshake was complete, those
     shed, channels ended for a protocol error, those that met a mistake of ours; then of QUIC,
-    connections refused for a limit, clients asked to prove their address, strangers sent away."""
+    connections refused for a limit, clients asked to prove their address, strangers sent away, and
+    datagrams that the kernel dropped (keepalives; all, when its buffer is full)."""
 
     channels: int
     unjoined: int
@@ -347,6 +354,7 @@ class ChannelServerStatistics:
     refused_limit: int
     retries_sent: int
     resets_sent: int
+    dropped_unread: int
 
 
 class ChannelServer:
@@ -404,6 +412,7 @@ class ChannelServer:
             refused_limit=quic.refused_limit,
             retries_sent=quic.retries_sent,
             resets_sent=quic.resets_sent,
+            dropped_unread=quic.dropped_unread,
         )
 
     async def serve(self, *, task_status: trio.TaskStatus[None]) -> None:
@@ -511,7 +520,9 @@ async def serve_channels(
     """
     limits = limits or ChannelLimits()
     with binding("listen", f"{listen} (UDP)"):
-        socket = UdpSocket.bind(listen, dont_fragment=True, dual_stack=True)
+        socket = UdpSocket.bind(
+            listen, dont_fragment=True, dual_stack=True, least_bytes=LEAST_DATAGRAM_BYTES
+        )
     try:
         listener = QuicListener(
             socket,

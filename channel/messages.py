@@ -290,12 +290,16 @@ RefusalCode = Literal[
 
 @attrs.frozen(kw_only=True)
 class Disconnect:
-    """Last frame of the portal. `retry` says whether to dial again, `retry_after_ns` how soon."""
+    """Last frame of the portal. `retry` says whether to dial again, `retry_after_ns` how soon.
+
+    `door` is of the node that can serve this agent: to be tried first, and at once.
+    """
 
     reason: RefusalCode
     detail: Text = ""
     retry: bool
     retry_after_ns: DurationNs = 0
+    door: DoorAddress | None = None
 
 
 @attrs.frozen(kw_only=True)

@@ -33,9 +33,11 @@ from portal.first_start import (
 )
 from portal.node import PortalNode, database_url, only_cause, run_portal
 from portal.own_ray import open_own_ray
+from portal.ports import check_ports
 from portal.settings import MAX_LOCAL_NODES, PortalSettings, SettingsError, check, of_node
 from runtime.clock import NS_PER_S, SystemClock
-from runtime.cluster.hosting import (
+from runtime.control import serve_control
+from runtime.hosting.interface import (
     Cluster,
     ClusterError,
     DrainTimedOut,
@@ -43,9 +45,9 @@ from runtime.cluster.hosting import (
     NodeFailed,
     NodeHandle,
 )
-from runtime.cluster.ray_cluster import open_ray_cluster
-from runtime.cluster.ray_settings import RayAccess, RayTls
-from runtime.control import serve_control
+from runtime.hosting.ray_cluster import open_ray_cluster
+from runtime.hosting.ray_settings import RayAccess, RayTls
+from runtime.net.binding import CannotListen
 from runtime.randomness import SystemRandomness
 from runtime.service import configure_logging, get_logger
 
@@ -54,6 +56,9 @@ LOGS: Final = "log"
 """Below the state directory: the logs of nodes that are no process of ours."""
 DRAIN_MARGIN_S: Final = 15.0
 """Beyond `drain_timeout_s`, for a node to end."""
+PORTS_PATIENCE_S: Final = 3.0
+"""For nodes of a command that was killed: they end soon after it."""
+PORTS_CHECK_S: Final = 0.2
 
 log = get_logger("portal")
 
@@ -120,6 +125,8 @@ async def run_nodes(settings: PortalSettings) -> None:
 
 async def _run_nodes(settings: PortalSettings) -> None:
     check(settings)
+    if not settings.ray_address:  # else they are on other machines, or run already
+        await _await_ports(settings)
     prepare_state(settings.state_dir)
     _share(settings)
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
@@ -146,6 +153,19 @@ async def _run_nodes(settings: PortalSettings) -> None:
                 if not settings.ray_address:
                     await nodes.drain_all()
                 nursery.cancel_scope.cancel()
+
+
+async def _await_ports(settings: PortalSettings) -> None:
+    """See `check_ports`; but ports that get free within PORTS_PATIENCE_S are free."""
+    with trio.move_on_after(PORTS_PATIENCE_S):
+        while True:
+            try:
+                check_ports(settings)
+            except CannotListen:
+                await trio.sleep(PORTS_CHECK_S)
+            else:
+                return
+    check_ports(settings)
 
 
 async def _hear(

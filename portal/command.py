@@ -17,10 +17,10 @@ from portal.asking import CHANGE_TIMEOUT_NS, ask
 from portal.authority import AuthorityError
 from portal.node import run_portal
 from portal.settings import DEFAULT_STATE_DIR, PortalSettings, SettingsError
-from runtime.cluster.hosting import ClusterError
 from runtime.cluster.leases import ClusterFull
 from runtime.cluster.process import MembershipEnded, NodeSuperseded
-from runtime.cluster.ray_settings import RayRefused
+from runtime.hosting.interface import ClusterError
+from runtime.hosting.ray_settings import RayRefused
 from runtime.service import SecretUnavailable, configure_logging
 
 app = App(name="portal", help="Run the control plane.")

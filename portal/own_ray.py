@@ -2,23 +2,22 @@
 
 Either may die: the head is started again at its old port with what it knew, while the nodes go on;
 a raylet's nodes end with it, and Ray starts them anew on the next. All of it ends with us.
+If we are killed, its directory stays, and the next command removes it.
 """
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
-from pathlib import Path
 from typing import Final
 
 import trio
 
-from runtime.cluster.hosting import ClusterUnavailable
-from runtime.cluster.ray_cluster import RayCluster, open_ray_cluster
-from runtime.cluster.ray_machine import MachineSettings, RayMachine
+from runtime.hosting.interface import ClusterUnavailable
+from runtime.hosting.own_directory import OwnDirectory, open_own_directory
+from runtime.hosting.ray_cluster import RayCluster, open_ray_cluster
+from runtime.hosting.ray_machine import MachineSettings, RayMachine
 from runtime.service import get_logger
 
 WATCH_S: Final = 0.5
@@ -30,27 +29,26 @@ log = get_logger("portal")
 @asynccontextmanager
 async def open_own_ray(body: str) -> AsyncIterator[RayCluster]:
     """A Ray on which nodes run `body`, for the length of the block. Raises ClusterUnavailable."""
-    place = Path(tempfile.mkdtemp(prefix="hw-"))  # short, for the names of Ray's sockets
-    ray = _OwnRay(place)
-    try:
-        await ray.start()
-        async with (
-            trio.open_nursery() as nursery,
-            open_ray_cluster(
-                ray.address, ray.head.access, body, through=place / "nodes"
-            ) as cluster,
-        ):
-            nursery.start_soon(ray.watch)
-            yield cluster
-            nursery.cancel_scope.cancel()
-    finally:
-        with trio.CancelScope(shield=True):
-            await trio.to_thread.run_sync(ray.end)
-        shutil.rmtree(place, ignore_errors=True)
+    with open_own_directory() as place:
+        ray = _OwnRay(place)
+        try:
+            await ray.start()
+            async with (
+                trio.open_nursery() as nursery,
+                open_ray_cluster(
+                    ray.address, ray.head.access, body, through=place.path / "nodes"
+                ) as cluster,
+            ):
+                nursery.start_soon(ray.watch)
+                yield cluster
+                nursery.cancel_scope.cancel()
+        finally:
+            with trio.CancelScope(shield=True):
+                await trio.to_thread.run_sync(ray.end)
 
 
 class _OwnRay:
-    def __init__(self, place: Path) -> None:
+    def __init__(self, place: OwnDirectory) -> None:
         self._place = place
         self.address = ""
         self._head: RayMachine | None = None
@@ -88,13 +86,17 @@ class _OwnRay:
     async def _start_head(self, port: int) -> None:
         if self._head is not None:
             await trio.to_thread.run_sync(self._head.end)
-        settings = MachineSettings(directory=self._place / "head")
+        settings = MachineSettings(directory=self._place.path / "head", lock=self._place.lock)
         self._head = await trio.to_thread.run_sync(partial(RayMachine.head, settings, port=port))
         self.address = await trio.to_thread.run_sync(self._head.ready)
 
     async def _start_raylet(self) -> None:
         if self._raylet is not None:
             await trio.to_thread.run_sync(self._raylet.end)
-        settings = MachineSettings(directory=self._place / "nodes", access=self.head.access)
+        settings = MachineSettings(
+            directory=self._place.path / "nodes",
+            access=self.head.access,
+            lock=self._place.lock,
+        )
         self._raylet = await trio.to_thread.run_sync(RayMachine.join, settings, self.address)
         await trio.to_thread.run_sync(self._raylet.ready)

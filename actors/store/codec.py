@@ -11,11 +11,11 @@ from typing import TypeVar
 
 import msgspec
 
-from channel.messages import IpText
+from channel.messages import DoorAddress, IpText
 
 T = TypeVar("T")
 
-_TEXTUAL = (IPv4Address, IPv6Address, IPv4Network, IPv6Network, IpText)
+_TEXTUAL = (IPv4Address, IPv6Address, IPv4Network, IPv6Network, IpText, DoorAddress)
 
 
 def to_json(value: object) -> bytes:

@@ -20,6 +20,7 @@ from portal.api import (
     authorizations,
     changes,
     clients,
+    declaration,
     directories,
     events,
     gateways,
@@ -85,6 +86,7 @@ NOUNS = (
     changes,
     logs,
     events,
+    declaration,
 )
 PAGE_QUERY = ("limit", "cursor")
 

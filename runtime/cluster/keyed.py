@@ -79,6 +79,11 @@ actor that was cut off nobody knows; who called it gets Dead."""
 _log = structlog.get_logger("holloway.cluster")
 
 
+class NoWay(Unreachable):
+    """No link has led to the node where the key lives for as long as the caller would wait for
+    one. The node holds its lease: others may reach it."""
+
+
 @attrs.frozen
 class Locate:
     """To a keeper: the actor of this key, started if need be (and if `start`). Answered by
@@ -384,13 +389,17 @@ class KeyedActors:
         owner = self.tenure.owner_of(key)
         return None if owner is None else NamedRef(keeper_name(self.kind), owner)
 
-    async def locate(self, actor: Actor, key: UUID, *, deadline_ns: int) -> ActorRef:
+    async def locate(
+        self, actor: Actor, key: UUID, *, deadline_ns: int, no_way_ns: int | None = None
+    ) -> ActorRef:
         """The key's actor, started if need be; it may still be coming up. `actor` is who asks, in
         a coroutine handler. Asks again while the key moves. Raises Unreachable after the deadline,
+        NoWay when for `no_way_ns` without a break there was no link to the node where it lives,
         LimitReached (Refused, if that is another node) when its node takes no more."""
         context = actor.context
         end_ns = context.now() + deadline_ns
         pause_ns = FIRST_RETRY_NS
+        unreached, unreached_ns = "", 0  # the node without a link, and since when
         while True:
             keeper = self.keeper_of(key)
             left_ns = end_ns - context.now()
@@ -400,9 +409,15 @@ class KeyedActors:
                     located: Located = await actor.call(keeper, Locate(key), patience_ns)
                 except Refused:
                     raise
+                except Unreachable as error:
+                    if unreached != error.node:
+                        unreached, unreached_ns = error.node, context.now()
+                    elif no_way_ns is not None and context.now() >= unreached_ns + no_way_ns:
+                        raise NoWay(f"{self.kind} {key}", unreached) from None
                 except CallError:
-                    pass
+                    unreached = ""
                 else:
+                    unreached = ""
                     if located.ref is not None:
                         return located.ref
             if left_ns <= 0:
@@ -411,14 +426,23 @@ class KeyedActors:
             await actor.sleep(pause_ns + context.randomness.integer(pause_ns))
             pause_ns = min(2 * pause_ns, LAST_RETRY_NS)
 
-    async def call(self, actor: Actor, key: UUID, message: object, deadline_ns: int) -> Any:
+    async def call(
+        self,
+        actor: Actor,
+        key: UUID,
+        message: object,
+        deadline_ns: int,
+        *,
+        no_way_ns: int | None = None,
+    ) -> Any:
         """Call the key's actor; when it ended, or its node could not be reached, before it took the
         message up, once more at its next place. Raises as `Actor.call` does, and as `locate`; Dead
         also when the actor did not come up, since there may be no such key."""
         context = actor.context
         end_ns = context.now() + deadline_ns
         while True:
-            ref = await self.locate(actor, key, deadline_ns=max(1, end_ns - context.now()))
+            left_ns = max(1, end_ns - context.now())
+            ref = await self.locate(actor, key, deadline_ns=left_ns, no_way_ns=no_way_ns)
             try:
                 return await actor.call(ref, message, max(1, end_ns - context.now()))
             except (Dead, Unreachable) as error:

@@ -22,6 +22,9 @@ What is decided here:
   times, and any packet of the server's keeps the connection (`runtime.net.quic_suspicion`); a dial
   alone ends by two refusals. The socket is not connected for this (`connect` would fix its source
   address, and with it the network that the client is in): it keeps ICMP errors by IP_RECVERR.
+- **A keepalive is no QUIC.** A client that is idle sends nothing that could be refused. One byte,
+  which a server's kernel drops by its length, draws the refusal and costs the server nothing
+  (`QuicConnection.keepalive`, and `least_bytes` of the listener's socket).
 - **No 0-RTT and no resumption**: nothing is sent before the server's chain was checked.
 
 What reaches into aioquic for that is in `runtime.net.quic_core`.
@@ -51,7 +54,7 @@ from runtime.net.quic_connection import (
     QuicClosed,
     QuicConnection,
 )
-from runtime.net.quic_core import QuicLimits, make_configuration
+from runtime.net.quic_core import LEAST_DATAGRAM_BYTES, QuicLimits, make_configuration
 from runtime.net.quic_endpoint import ClientEndpoint, QuicListenerStatistics, ServerEndpoint
 from runtime.net.udp import UdpSocket
 
@@ -60,6 +63,7 @@ __all__ = [
     "CONNECTION_REFUSED",
     "HANDSHAKE_TIMEOUT",
     "IDLE_TIMEOUT",
+    "LEAST_DATAGRAM_BYTES",
     "PORT_CLOSED",
     "STATELESS_RESET",
     "QuicClosed",
@@ -72,7 +76,7 @@ __all__ = [
 
 
 class QuicListener:
-    """Accepts connections on one UDP socket.
+    """Accepts connections on one UDP socket, which may drop what is below LEAST_DATAGRAM_BYTES.
 
     `certificate_chain_pem` (the server's own first, and every CA that clients should see) and
     `key_pem` serve new connections until `replace_certificate`. `alpn` is the one protocol

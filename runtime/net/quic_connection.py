@@ -25,6 +25,8 @@ STATELESS_RESET: Final = -2
 HANDSHAKE_TIMEOUT: Final = -3
 PORT_CLOSED: Final = -4
 
+_KEEPALIVE: Final = b"\xff"
+"""As that of IPsec (RFC 3948, section 2.3), which is for the NAT's sake."""
 _MAX_REASON_CHARACTERS: Final = 200
 _NS_PER_S: Final = 10**9
 
@@ -48,6 +50,9 @@ class Driver(Protocol):
 
     def mark(self, connection: QuicConnection) -> None:
         """Step the connection soon: it has something to send."""
+
+    def send_aside(self, connection: QuicConnection, data: bytes) -> None:
+        """Send what is no QUIC, on the connection's path."""
 
 
 class QuicConnection:
@@ -145,6 +150,12 @@ class QuicConnection:
             self._core.send_ping(self._pings)
             self._core.probe()
             self._endpoint.mark(self)
+
+    def keepalive(self) -> None:
+        """Send one byte that the peer's kernel drops, or answers by "port unreachable" where the
+        port is closed; every NAT on the path sees it too. Tells nothing of a peer that lives."""
+        if self._closed is None and self._established:
+            self._endpoint.send_aside(self, _KEEPALIVE)
 
     def close(self, code: int = 0, reason: str = "", *, linger_ns: int = 0) -> None:
         """End the connection with an application's error code. Closing twice is harmless.

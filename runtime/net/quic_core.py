@@ -28,6 +28,8 @@ from cryptography.x509 import Certificate
 CID_BYTES: Final = 8
 RESET_TOKEN_BYTES: Final = 16
 MIN_RESET_BYTES: Final = 21
+LEAST_DATAGRAM_BYTES: Final = 21
+"""Nothing shorter is a QUIC packet (RFC 9000, section 10.3): a server's socket need not take it."""
 
 _UNLIMITED: Final = 2**61
 _NS_PER_S: Final = 10**9

@@ -68,7 +68,8 @@ log = get_logger("quic")
 
 @attrs.frozen(kw_only=True)
 class QuicListenerStatistics:
-    """Live connections, and counts since the listener was made."""
+    """Live connections, and counts since the listener was made. `dropped_unread` is the socket's
+    (`UdpStatistics`): keepalives, mostly."""
 
     connections: int
     handshakes: int
@@ -77,6 +78,7 @@ class QuicListenerStatistics:
     retries_sent: int
     resets_sent: int
     failures: int
+    dropped_unread: int
 
 
 class Endpoint(ABC):
@@ -99,6 +101,9 @@ class Endpoint(ABC):
     def mark(self, connection: QuicConnection) -> None:
         self._marked[connection] = None
         self._wake.set()
+
+    def send_aside(self, connection: QuicConnection, data: bytes) -> None:
+        self.socket.send(data, connection.remote)
 
     def flush(self) -> None:
         """Step what is marked, now."""
@@ -441,6 +446,7 @@ class ServerEndpoint(Endpoint):
             retries_sent=self._retries,
             resets_sent=self._resets,
             failures=self.failures,
+            dropped_unread=self.socket.statistics().dropped_unread,
         )
 
     # --- new connections -----------------------------------------------------------------------

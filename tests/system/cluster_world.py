@@ -60,9 +60,9 @@ from portal.first_start import (
 )
 from portal.settings import PortalSettings
 from runtime.clock import SystemClock
-from runtime.cluster.hosting import ClusterError, NodeStatus
-from runtime.cluster.ray_cluster import RayCluster, open_ray_cluster
-from runtime.cluster.ray_machine import RayMachine
+from runtime.hosting.interface import ClusterError, NodeStatus
+from runtime.hosting.ray_cluster import RayCluster, open_ray_cluster
+from runtime.hosting.ray_machine import RayMachine
 from runtime.randomness import SystemRandomness, uuid7
 from tests.system.admin_load import Admin, Record
 from tests.system.forwarder import Forwarders
@@ -154,16 +154,16 @@ class Recovery:
     """How long it took until accounts were served again, in seconds since the event."""
 
     seconds: list[float]
-    refusals: int
-    """Requests that were denied, or not answered, before."""
+    refusals: Counter[str] = attrs.Factory(Counter)
+    """Requests that were denied (why), or not answered, before."""
 
     def __str__(self) -> str:
         ordered = sorted(self.seconds)
         if not ordered:
-            return f"no account, {self.refusals} requests"
+            return f"no account, {dict(self.refusals)}"
         middle, last = ordered[len(ordered) // 2], ordered[-1]
         when = f"half after {middle:.1f} s, all after {last:.1f} s"
-        return f"{len(ordered)} accounts, {when}, {self.refusals} requests before"
+        return f"{len(ordered)} accounts, {when}, {dict(self.refusals)} before"
 
 
 class World:
@@ -310,6 +310,17 @@ class World:
         await self.cluster.drain(name)
         del self.nodes[name]
 
+    async def part(self, name: str, other: str) -> None:
+        """Let nothing pass between two nodes, whoever of them dials; undone by `join`."""
+        for one, dialler in ((name, other), (other, name)):
+            self.between.part(self.nodes[one].links, await self.pid_of(dialler))
+
+    def join(self, name: str, other: str) -> None:
+        self.between.tell("release", self.nodes[name].links, self.nodes[other].links)
+
+    async def are_linked(self, name: str, other: str) -> bool:
+        return other in (await self.status_of(name))["links"]
+
     async def pid_of(self, name: str) -> int:
         return int((await self.cluster.ask(name, "status"))["pid"])
 
@@ -365,8 +376,10 @@ class World:
         policy = new(Policy, group_id=group.id, resource_id=opened.id)
         tokens, texts = [], []
         doors = [node.door for node in self.nodes.values()]
-        door = doors[number % len(doors)]  # any names the portal; and agents begin there
         for kind, of in (("client", {"principal_id": user.id}), ("gateway", {"site_id": site.id})):
+            # Any door names the portal, and agents begin there: every second pair at two of them.
+            is_astray = kind == "gateway" and number % 2 == 1
+            door = doors[(number + is_astray) % len(doors)]
             token, text = self._make_token(kind, account.id, door, **of)
             tokens.append(token)
             texts.append(text)
@@ -420,7 +433,7 @@ class World:
     ) -> Recovery:
         """Have every client ask, again and again, until it is granted; how long that took."""
         begun = time.monotonic() if since is None else since
-        recovery = Recovery(seconds=[], refusals=0)
+        recovery = Recovery(seconds=[])
         limiter = trio.CapacityLimiter(AT_ONCE)
         last: dict[UUID, str] = {}
 
@@ -433,7 +446,7 @@ class World:
                     del last[customer.id]
                     recovery.seconds.append(time.monotonic() - begun)
                     return
-                recovery.refusals += 1
+                recovery.refusals[what_became(answer)] += 1
                 await trio.sleep(AGAIN_S)
 
         with trio.move_on_after(PATIENCE_S) as patience:
@@ -456,6 +469,19 @@ class World:
             for each in self.customers
             if doors.get(owners[each.id]) == each.client.door == each.gateway.door
         ]
+
+    async def places(self) -> dict[UUID, tuple[str, str, str]]:
+        """The nodes of each customer's account, client and gateway."""
+        name_by_door = {node.door: name for name, node in self.nodes.items()}
+        owners = dict(await self.in_thread(self.query, "SELECT account_id, owner FROM lease"))
+        return {
+            each.id: (
+                owners[each.id],
+                name_by_door.get(each.client.door or "", ""),
+                name_by_door.get(each.gateway.door or "", ""),
+            )
+            for each in self.customers
+        }
 
     async def denied(self) -> list[Answer]:
         """What some clients are told about a resource that no policy opens, as soon as anybody can
@@ -530,13 +556,7 @@ class World:
         """Requests of clients at random, one after the other begun, each answered in its time."""
 
         async def ask(customer: Customer) -> None:
-            answer = await customer.client.ask(customer.resource_id)
-            if answer is None:
-                self.asked["unanswered"] += 1
-            elif isinstance(answer, AuthorizationDenied):
-                self.asked[answer.reason] += 1
-            else:
-                self.asked["granted"] += 1
+            self.asked[what_became(await customer.client.ask(customer.resource_id))] += 1
 
         while True:
             self._nursery.start_soon(ask, random.choice(self.customers))
@@ -579,6 +599,13 @@ def open_world() -> Iterator[World]:
         left = [pid for machine in ray.started for pid in machine.processes()]
         shutil.rmtree(short, ignore_errors=True)
     assert left == []
+
+
+def what_became(answer: Answer) -> str:
+    """Of a request."""
+    if answer is None:
+        return "unanswered"
+    return answer.reason if isinstance(answer, AuthorizationDenied) else "granted"
 
 
 async def until(holds: Callable[[], Awaitable[Any]], seconds: float = PATIENCE_S) -> Any:

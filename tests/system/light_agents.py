@@ -2,7 +2,8 @@
 `Dialer`, and a book of what they hold. Hundreds of them fit into one process.
 
 A gateway acknowledges whatever it is asked to authorise. A client asks for a resource and gets the
-portal's answer. Both say at each join what they hold, as agents do, and note what was cut.
+portal's answer; as the real one does, it asks at the next door for what was not answered at the
+last. Both say at each join what they hold, as agents do, and note what was cut.
 """
 
 from __future__ import annotations
@@ -33,16 +34,17 @@ from channel.messages import (
     RequestAuthorization,
     Revoke,
 )
+from clients.requests import ANSWER_WITHIN_NS
 from runtime.clock import SystemClock
 from runtime.randomness import SystemRandomness
 
-ANSWER_S: Final = 5.0
-"""How long a client waits before it asks anew: its node may be stopped."""
+ANSWER_S: Final = ANSWER_WITHIN_NS / 10**9
+"""How long a client waits for the answer, at whatever door."""
 KEM_PUBLIC_KEY: Final = bytes(1184)
 KEM_CIPHERTEXT: Final = bytes(1088)
 
 Answer = AuthorizationCreated | AuthorizationDenied | None
-"""None: the channel was lost, or nobody answered in time."""
+"""None: nobody answered in time."""
 
 
 class _LightAgent:
@@ -106,6 +108,7 @@ class _LightAgent:
                 lives = {each.authorization_id for each in message.authorizations}
                 for id in self.held.keys() - lives:
                     self._end(id, "absent from the init")
+                self.came_in()
             case Authorize():
                 self.held[message.authorization_id] = message.connection_id
                 ciphertext = None if message.kem_public_key is None else KEM_CIPHERTEXT
@@ -123,6 +126,9 @@ class _LightAgent:
 
     def answered(self, resource_id: UUID, answer: Answer) -> None:
         """The portal has answered a request."""
+
+    def came_in(self) -> None:
+        """A door has taken this agent in."""
 
     def channel_lost(self, now: int) -> None:
         self._outbox.clear()
@@ -144,6 +150,8 @@ class LightGateway(_LightAgent):
 
 @attrs.define
 class _Waiting:
+    """`event`: there is an answer, or another door at which to ask."""
+
     event: trio.Event = attrs.field(factory=trio.Event)
     answer: Answer = None
 
@@ -161,7 +169,7 @@ class LightClient(_LightAgent):
         self._asking = trio.Lock()
 
     async def ask(self, resource_id: UUID) -> Answer:
-        """Ask for access anew, whatever is held."""
+        """Ask for access anew, whatever is held, at each door until there is an answer."""
         async with self._asking:
             waiting = self._waiting[resource_id] = _Waiting()
             connected = () if self.gateway_id is None else (self.gateway_id,)
@@ -171,10 +179,11 @@ class LightClient(_LightAgent):
                 connected_gateway_ids=connected,
             )
             try:
-                if not self.dialer.send(request):
-                    return None
                 with trio.move_on_after(ANSWER_S):
-                    await waiting.event.wait()
+                    while waiting.answer is None:
+                        waiting.event = trio.Event()
+                        self.dialer.send(request)
+                        await waiting.event.wait()
                 return waiting.answer
             finally:
                 del self._waiting[resource_id]
@@ -188,7 +197,6 @@ class LightClient(_LightAgent):
             waiting.answer = answer
             waiting.event.set()
 
-    def channel_lost(self, now: int) -> None:
-        super().channel_lost(now)
+    def came_in(self) -> None:
         for waiting in self._waiting.values():
             waiting.event.set()

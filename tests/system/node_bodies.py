@@ -6,7 +6,7 @@ import os
 
 import trio
 
-from runtime.cluster.hosting import NodeHandle
+from runtime.hosting.interface import NodeHandle
 
 
 async def plain(node: NodeHandle) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from runtime.cluster.ray_machine import MachineSettings, RayMachine
+from runtime.hosting.ray_machine import MachineSettings, RayMachine
 
 
 class Ray:

@@ -17,7 +17,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ import trio
 
 from actors.store.embedded import ACCOUNTS, DATABASE, EmbeddedPostgres, find_programs
 from actors.store.postgres import Logins, migrate
+from simulations.kernel import Host
 
 QUICK = {"fsync": "off", "full_page_writes": "off", "synchronous_commit": "off"}
 """Safe where only processes die: what was written survives in the kernel's cache."""
@@ -119,9 +120,11 @@ def _drop(connection: psycopg.Connection, name: str) -> None:
 
 @attrs.frozen
 class ForeignServer:
-    """A PostgreSQL on loopback with SCRAM passwords, as an administrator would run it."""
+    """A PostgreSQL on loopback with SCRAM passwords, as an administrator would run it. Its Unix
+    socket is in `directory`, and can be reached from every namespace."""
 
     port: int
+    directory: Path
 
     def url(self, user: str, database: str, password: str = PASSWORD, port: int = 0) -> str:
         """`port` is that of something in between."""
@@ -129,14 +132,28 @@ class ForeignServer:
         return f"postgresql://{user}:{password}@localhost:{port or self.port}/{database}"
 
     def administer(self, *statements: str, database: str = "postgres") -> None:
-        with psycopg.connect(self.url("admin", database), autocommit=True) as connection:
+        with self.connect(database) as connection:
+            connection.autocommit = True
             for statement in statements:
                 connection.execute(statement)
 
+    def connect(self, database: str = "postgres") -> psycopg.Connection:
+        """As the administrator, by the Unix socket."""
+        return psycopg.connect(
+            host=str(self.directory),
+            port=self.port,
+            user="admin",
+            password=PASSWORD,
+            dbname=database,
+        )
+
 
 @contextmanager
-def foreign_server(directory: Path) -> Iterator[ForeignServer]:
-    """Run one in this directory, which is given to the account that it runs as."""
+def foreign_server(
+    directory: Path, *, host: Host | None = None, addresses: str = "127.0.0.1"
+) -> Iterator[ForeignServer]:
+    """Run one in this directory, which is given to the account that it runs as; on loopback of
+    this machine, or of a host of a lab."""
     identity = _unprivileged(directory)
     password_file = directory / "password"
     password_file.write_text(PASSWORD)
@@ -148,15 +165,25 @@ def foreign_server(directory: Path) -> Iterator[ForeignServer]:
          "--locale=C", "--no-sync", f"--pwfile={password_file}"],
         check=True, capture_output=True, cwd=directory, **identity,
     )  # fmt: skip
-    with socket.create_server(("127.0.0.1", 0)) as free:
+    with nullcontext() if host is None else host.entered():
+        free = socket.create_server(("127.0.0.1", 0))
+    with free:
         port = free.getsockname()[1]
-    process = subprocess.Popen(
-        [programs / "postgres", "-D", data, "-c", f"port={port}", "-c", "fsync=off",
-         "-c", "listen_addresses=127.0.0.1", "-c", f"unix_socket_directories={directory}"],
-        cwd=directory, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **identity,
-    )  # fmt: skip
+    argv = [
+        str(programs / "postgres"), "-D", str(data), "-c", f"port={port}", "-c", "fsync=off",
+        "-c", f"listen_addresses={addresses}", "-c", f"unix_socket_directories={directory}",
+    ]  # fmt: skip
+    if host is None:
+        quiet = subprocess.DEVNULL
+        process = subprocess.Popen(argv, cwd=directory, stdout=quiet, stderr=quiet, **identity)
+    else:
+        process = host.spawn(
+            ["setpriv", f"--reuid={identity['user']}", f"--regid={identity['group']}",
+             "--clear-groups", *argv],
+            cwd=directory, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
     try:
-        server = ForeignServer(port)
+        server = ForeignServer(port, directory)
         _wait_for(server)
         yield server
     finally:
@@ -179,7 +206,7 @@ def _wait_for(server: ForeignServer) -> None:
     deadline = time.monotonic() + PATIENCE_S
     while True:
         try:
-            psycopg.connect(server.url("admin", "postgres")).close()
+            server.connect().close()
             return
         except psycopg.OperationalError:
             assert time.monotonic() < deadline

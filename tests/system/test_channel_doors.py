@@ -26,7 +26,7 @@ from tests.system.test_channel_quic import (
     portal_process,
     until,
 )
-from tests.unit.channel.agents import INIT, Agent, Desk
+from tests.unit.channel.agents import INIT, JOIN, Agent, Desk
 from tests.unit.channel.certificates import Authority
 
 pytestmark = pytest.mark.system
@@ -91,6 +91,23 @@ async def test_a_node_that_was_killed_is_noticed_by_its_closed_port(tmp_path: Pa
     assert agent.messages == [INIT, INIT]
 
 
+async def test_an_idle_gateway_notices_that_its_node_was_killed(tmp_path: Path) -> None:
+    """It has no heartbeat to send and nobody to talk to: what it sends is keepalives."""
+    options = attrs.evolve(HEARTY, heartbeat_interval_ns=3_600 * S, keepalive_interval_ns=100 * MS)
+    agent = Agent(attrs.evolve(JOIN, kind="gateway"))
+    async with portal() as other:
+        with portal_process(0, tmp_path, other.at) as (first, port):
+            async with dialing(f"127.0.0.1:{port}", agent, options=options) as dialer:
+                await until(lambda: dialer.connected and dialer.statistics().doors == 2)
+                first.kill()
+                first.wait()
+                await until(lambda: stands_at(dialer, other))
+                assert "port is closed" in dialer.statistics().last_error
+                assert dialer.statistics().dials == 2
+                assert agent.losses == 1
+                await until(lambda: other.server.statistics().dropped_unread)
+
+
 async def test_a_node_that_fell_silent_is_doubted_and_left_before_quic_gives_it_up() -> None:
     """Its port is open, so that no kernel tells of its end."""
     options = attrs.evolve(
@@ -137,6 +154,53 @@ async def test_a_draining_node_sends_an_agent_to_the_other_at_once() -> None:
             )
             await until(lambda: stands_at(dialer, other))
             assert len(first.desks) == 1
+
+
+def sent_on(door: str) -> Disconnect:
+    """An hour is what the node asks of those who do not know what a door is here."""
+    return Disconnect(
+        reason="unavailable", retry=True, retry_after_ns=3_600 * S, door=DoorAddress(door)
+    )
+
+
+async def test_an_agent_goes_at_once_where_it_is_sent_on_to() -> None:
+    async with portal() as first, portal() as third, portal() as other:
+        first.answer = telling(first.at, third.at)  # and not the other
+        async with dialing(first.at, Agent(), options=PATIENT) as dialer:
+            await until(lambda: dialer.statistics().doors == 2 and dialer.connected)
+            first.desks[0].channel.close(sent_on(other.at))
+            await until(lambda: stands_at(dialer, other))
+            assert dialer.statistics().dials == 2
+
+
+async def test_an_agent_that_is_sent_on_to_nowhere_goes_to_the_others_at_once() -> None:
+    with UdpSocket.bind(Address("127.0.0.1", 0)) as gone:
+        nowhere = str(gone.local_address)
+    async with portal() as first, portal() as other:
+        first.answer = telling(first.at, other.at, nowhere)
+        async with dialing(first.at, Agent(), options=PATIENT) as dialer:
+            await until(lambda: dialer.statistics().doors == 3 and dialer.connected)
+            first.desks[0].channel.close(sent_on(nowhere))
+            await until(lambda: stands_at(dialer, other))
+            assert dialer.statistics().dials == 3
+
+
+async def test_an_agent_that_is_refused_before_it_knows_any_door_goes_where_it_is_sent() -> None:
+    async with portal() as first, portal() as other:
+        first.answer = lambda desk: desk.channel.close(sent_on(other.at))
+        async with dialing(first.at, Agent(), options=PATIENT) as dialer:
+            await until(lambda: stands_at(dialer, other))
+            assert dialer.statistics().dials == 2
+
+
+async def test_nodes_that_send_an_agent_to_and_fro_make_it_wait() -> None:
+    async with portal() as first, portal() as other:
+        first.answer = lambda desk: desk.channel.close(sent_on(other.at))
+        other.answer = lambda desk: desk.channel.close(sent_on(first.at))
+        async with dialing(first.at, Agent(), options=PATIENT) as dialer:
+            await until(lambda: dialer.statistics().dials == 2 and len(other.desks) == 1)
+            await trio.sleep(0.5)
+            assert dialer.statistics().dials == 2
 
 
 async def test_a_node_that_was_stopped_sends_its_agents_to_the_other_at_once() -> None:
@@ -240,3 +304,19 @@ async def test_a_learned_door_has_to_show_the_tokens_authority_and_the_portals_n
     assert stranger.desks == []
     assert stranger.server.statistics().connections == 0
     assert len(agent.challenges) == 2
+
+
+async def test_a_door_to_which_an_agent_is_sent_on_has_to_prove_itself() -> None:
+    agent = Agent()
+    chain, key = OTHER_CA
+    async with (
+        portal() as first,
+        portal(chain=chain, key=key) as stranger,
+        dialing(first.at, agent, options=QUICK) as dialer,
+    ):
+        await until(lambda: dialer.connected)
+        first.desks[0].channel.close(sent_on(stranger.at))
+        await until(lambda: len(first.desks) == 2 and dialer.connected)
+        assert dialer.statistics().dials == 3
+    assert stranger.desks == []
+    assert stranger.server.statistics().connections == 0

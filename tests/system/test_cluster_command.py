@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import shutil
+import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -19,6 +24,8 @@ import pytest
 import trio
 
 from channel.messages import AuthorizationCreated
+from runtime.hosting.own_directory import LOCK, PREFIX
+from tests.ports import free_ports
 from tests.system.light_agents import LightClient, LightGateway
 from tests.system.postgres_support import own_directory
 from tests.system.test_portal_node import Portal, account_of, portal, until
@@ -26,20 +33,6 @@ from tests.system.test_portal_node import Portal, account_of, portal, until
 pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
 
 ACCOUNTS = 6
-
-
-def free_ports(count: int) -> int:
-    """The first of so many ports in a row that were free for TCP and UDP a moment ago."""
-    while True:
-        with socket.socket() as first:
-            first.bind(("127.0.0.1", 0))
-            port: int = first.getsockname()[1]
-        with suppress(OSError, OverflowError):
-            for each in range(port, port + count):
-                with socket.socket() as tcp, socket.socket(type=socket.SOCK_DGRAM) as udp:
-                    tcp.bind(("127.0.0.1", each))
-                    udp.bind(("127.0.0.1", each))
-            return port
 
 
 async def holloway(*argv: str | Path) -> subprocess.CompletedProcess[str]:
@@ -175,6 +168,56 @@ async def test_a_rolling_restart_loses_no_session_and_nodes_come_and_go() -> Non
         assert not any("Traceback" in each or "actor_crashed" in each for each in logs)
         agents.cancel_scope.cancel()
         assert await here.end() == 0
+
+
+async def test_a_killed_command_leaves_no_ray_and_a_taken_port_is_named_before_one_starts() -> None:
+    short = Path(tempfile.mkdtemp(prefix="hc", dir="/tmp"))  # for the names of Ray's sockets
+    settings = {"HOLLOWAY_PORTAL_NODES": "2", "TMPDIR": str(short)}
+
+    def directories() -> set[Path]:
+        return set(short.glob(f"{PREFIX}*"))
+
+    async def is_free(lock: Path) -> bool:
+        with lock.open("r+b") as opened, suppress(BlockingIOError):
+            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        return False
+
+    try:
+        with own_directory("nodes") as directory:
+            here = Portal(directory, free_ports(2))
+            settings["HOLLOWAY_PORTAL_ADDRESS"] = f"127.0.0.1:{here.port}"
+            second = ("127.0.0.1", here.port + 1)
+            with socket.create_server(second):
+                here.spawn(**settings)
+                assert here.process is not None
+                assert await trio.to_thread.run_sync(here.process.wait) == 1
+            assert here.log.splitlines()[-1].startswith(
+                f"holloway portal: --api-listen of portal-2: cannot listen on 127.0.0.1:{second[1]}"
+                " (TCP): Address already in use"
+            )
+            assert list(short.iterdir()) == []
+            assert not here.state.exists()
+
+            await here.start(**settings)
+            killed = directories()
+            (lock,) = (path / LOCK for path in killed)
+            assert not await is_free(lock)
+            assert await here.end(signal.SIGKILL) == -signal.SIGKILL
+            await until(partial(is_free, lock))  # all that it had started is gone
+            await here.start(**settings)
+            assert len(directories()) == 1
+            assert not directories() & killed
+
+            async def both_are_up() -> bool:
+                nodes = await nodes_of(here.state)
+                return len(nodes) == 2 and all(each["status"] for each in nodes.values())
+
+            await until(both_are_up)
+            assert await here.end() == 0
+            assert list(short.iterdir()) == []
+    finally:
+        shutil.rmtree(short, ignore_errors=True)
 
 
 async def test_a_single_portal_tells_of_itself_and_has_no_cluster_to_command() -> None:

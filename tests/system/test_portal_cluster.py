@@ -16,13 +16,17 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections import Counter
 from collections.abc import Iterator
+from functools import partial
+from itertools import combinations
+from uuid import UUID
 
 import pytest
 import trio
 
 from channel.messages import AuthorizationDenied
-from tests.system.cluster_world import World, open_world, until
+from tests.system.cluster_world import Recovery, World, open_world, until
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
 
@@ -33,7 +37,7 @@ def world() -> Iterator[World]:
         yield world
 
 
-async def check(world: World, what: str, begun: float) -> None:
+async def check(world: World, what: str, begun: float) -> Recovery:
     """See the module. `begun` is when the event `what` was."""
     recovery = await world.served_since(begun)
     print(f"{what}: {recovery}")
@@ -44,6 +48,7 @@ async def check(world: World, what: str, begun: float) -> None:
     assert await world.explained() == len(world.quiet)
     await world.settle()
     world.note_held()
+    return recovery
 
 
 def check_database(world: World) -> None:
@@ -68,10 +73,14 @@ def check_database(world: World) -> None:
         HAVING count(DISTINCT (owner, incarnation)) > 1
     """
     assert world.query(shared) == [], "one epoch, two owners"
-    granted = {id for customer in world.customers for id in list(customer.client.granted)}
+    granted = granted_to(world)
     reason_by_id = dict(world.query('SELECT id, end_reason FROM "authorization"'))
     assert granted <= reason_by_id.keys()
     assert {reason_by_id[id] for id in world.held} <= {"", "replaced"}
+
+
+def granted_to(world: World) -> set[UUID]:
+    return {id for customer in world.customers for id in list(customer.client.granted)}
 
 
 def test_at_first_all_are_served(world: World) -> None:
@@ -79,18 +88,27 @@ def test_at_first_all_are_served(world: World) -> None:
 
 
 def test_a_node_joins_and_another_drains(world: World) -> None:
+    """As agents see it, no call is refused, and nothing that was granted is taken back."""
+
     async def events() -> None:
         world.asked.clear()
+        before = granted_to(world)
         begun = time.monotonic()
         name = await world.start_node()
         print(f"{name} is up after {time.monotonic() - begun:.1f} s")
-        await check(world, "node joined", time.monotonic())
+        joined = await check(world, "node joined", time.monotonic())
         assert (await world.status_of(name))["accounts"] > 0
         begun = time.monotonic()
         await world.drain_node("n2")
         print(f"n2 has drained after {time.monotonic() - begun:.1f} s")
-        await check(world, "node drained", begun)
+        drained = await check(world, "node drained", begun)
         print("requests meanwhile:", dict(world.asked))
+        fresh = granted_to(world) - before
+        rows = await world.in_thread(world.query, 'SELECT id, end_reason FROM "authorization"')
+        print("how all grants ended:", dict(Counter(reason for _, reason in rows)))
+        assert {reason for id, reason in rows if id in fresh} <= {"", "replaced"}
+        assert set(world.asked) == {"granted"}
+        assert not joined.refusals + drained.refusals
 
     world.run(events)
 
@@ -155,25 +173,6 @@ def test_a_node_is_stopped_and_resumed(world: World) -> None:
     world.run(events)
 
 
-def test_all_links_are_silent(world: World) -> None:
-    async def events() -> None:
-        links = [node.links for node in world.nodes.values()]
-        world.between.tell("hold", *links)
-        begun = time.monotonic()
-
-        async def parted() -> bool:
-            return not any([(await world.status_of(name))["links"] for name in world.nodes])
-
-        await until(parted)
-        print(f"no links after {time.monotonic() - begun:.1f} s")
-        at_home = await world.at_home()
-        print("meanwhile, agents and account at one node:", await world.served(at_home))
-        world.between.tell("release", *links)
-        await check(world, "links were silent", time.monotonic())
-
-    world.run(events)
-
-
 def test_the_database_is_out_of_reach_of_one_node_and_of_all(world: World) -> None:
     async def events() -> None:
         name = "n3"
@@ -204,6 +203,68 @@ def test_the_database_is_out_of_reach_of_one_node_and_of_all(world: World) -> No
         assert world.asked["granted"] == granted
         world.between.tell("release", *databases)
         await check(world, "no database for all, 10 s", time.monotonic())
+
+    world.run(events)
+
+
+def test_a_pair_of_nodes_is_parted(world: World) -> None:
+    async def events() -> None:
+        await world.settle()
+        places = await world.places()
+
+        def across(pair: tuple[str, str]) -> int:
+            """How many have their agents on both sides of it, and their account beyond."""
+            return sum(
+                {client, gateway} == {*pair} and owner not in pair
+                for owner, client, gateway in places.values()
+            )
+
+        one, other = max(combinations(world.nodes, 2), key=across)
+        apart = [each for each in world.customers if {one, other} <= {*places[each.id]}]
+        assert apart, "nobody is at both"
+        beyond = across((one, other))
+        print(f"of {len(apart)} at {one} and {other}, {beyond} have their account beyond")
+        world.note_held()
+        world.asked.clear()
+        await world.part(one, other)
+        begun = time.monotonic()
+
+        async def parted() -> bool:
+            return not (await world.are_linked(one, other) or await world.are_linked(other, one))
+
+        await until(parted)
+        print(f"{one} and {other} are parted after {time.monotonic() - begun:.1f} s")
+        others = [each for each in world.customers if each not in apart]
+        print("meanwhile, the others:", await world.served(others, since=begun))
+        print("meanwhile, those at both:", await world.served(apart, since=begun))
+        print("meanwhile, all once more:", await world.served())
+        assert await parted()
+        print("requests meanwhile:", dict(world.asked))
+        world.join(one, other)
+        await check(world, f"{one} and {other} were parted", time.monotonic())
+        await until(partial(world.are_linked, one, other))
+
+    world.run(events)
+
+
+def test_all_links_are_silent(world: World) -> None:
+    async def events() -> None:
+        links = [node.links for node in world.nodes.values()]
+        world.between.tell("hold", *links)
+        begun = time.monotonic()
+
+        async def parted() -> bool:
+            return not any([(await world.status_of(name))["links"] for name in world.nodes])
+
+        await until(parted)
+        print(f"no links after {time.monotonic() - begun:.1f} s")
+        at_home = await world.at_home()
+        print("meanwhile, agents and account at one node:", await world.served(at_home))
+        # Agents stay where they were sent: from here on they are all at home.
+        print("meanwhile, all, each at its account's node:", await world.served_since(begun))
+        assert await parted()
+        world.between.tell("release", *links)
+        await check(world, "links were silent", time.monotonic())
 
     world.run(events)
 

@@ -16,6 +16,7 @@ from runtime.net.quic import (
     CONNECTION_REFUSED,
     HANDSHAKE_TIMEOUT,
     IDLE_TIMEOUT,
+    LEAST_DATAGRAM_BYTES,
     PORT_CLOSED,
     STATELESS_RESET,
     QuicClosed,
@@ -45,7 +46,7 @@ async def listening(
     handler: object, *, address: Address = ANY, limits: QuicLimits | None = None, **options: bytes
 ) -> AsyncIterator[QuicListener]:
     listener = QuicListener(
-        UdpSocket.bind(address),
+        UdpSocket.bind(address, least_bytes=LEAST_DATAGRAM_BYTES),
         certificate_chain_pem=CHAIN,
         key_pem=KEY,
         alpn="test/1",
@@ -254,6 +255,43 @@ async def test_a_server_whose_socket_is_gone_is_noticed_by_its_next_datagram() -
         with pytest.raises(QuicClosed) as caught:
             await connection.receive()
         assert caught.value.code == PORT_CLOSED
+
+
+async def test_a_keepalive_alone_finds_a_server_whose_socket_is_gone() -> None:
+    async with (
+        listening(echo, limits=PATIENT) as listener,
+        behind_nat(listener, PATIENT) as (nat, connection),
+    ):
+        assert await connection.receive() == b"hello"
+        await trio.sleep(0.1)  # until nothing is under way that could be refused
+        nat.go_away()
+        suspicion = connection._endpoint.suspicion
+        with trio.move_on_after(0.1):
+            await connection.receive()
+        assert not suspicion.open, "nobody asked"
+        connection.keepalive()
+        with pytest.raises(QuicClosed) as caught:
+            await connection.receive()
+        assert caught.value.code == PORT_CLOSED
+
+
+async def test_keepalives_cost_a_server_nothing_and_are_never_answered() -> None:
+    limits = QuicLimits(max_connections_per_source=2, max_handshakes_per_source=1, resets_per_s=1)
+    async with listening(echo, limits=limits) as listener, dial(listener, limits) as connection:
+        assert await connection.receive() == b"hello"
+        with UdpSocket.bind(ANY) as stranger:
+            for _ in range(1_000):
+                connection.keepalive()
+                stranger.send(b"\xff", listener.address)
+            assert listener.statistics().dropped_unread == 2_000
+            connection.send(b"well")
+            assert await connection.receive() == b"well"
+            async with dial(listener, limits) as another:
+                assert await another.receive() == b"hello"
+            assert stranger.receive_batch() == []
+        found = listener.statistics()
+        assert (found.accepted, found.refused_limit, found.retries_sent) == (2, 0, 0)
+        assert (found.resets_sent, found.failures) == (0, 0)
 
 
 async def test_a_refusal_that_any_packet_of_the_server_follows_is_forgotten() -> None:

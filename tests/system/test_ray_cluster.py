@@ -30,7 +30,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from runtime.clock import NS_PER_MS, NS_PER_S
-from runtime.cluster.hosting import (
+from runtime.hosting.interface import (
     Cluster,
     ClusterUnavailable,
     DrainTimedOut,
@@ -42,10 +42,10 @@ from runtime.cluster.hosting import (
     NoSuchQuestion,
     RestartPause,
 )
-from runtime.cluster.local_cluster import open_local_cluster
-from runtime.cluster.ray_cluster import RayCluster, open_ray_cluster
-from runtime.cluster.ray_machine import MachineSettings, RayMachine, session_processes
-from runtime.cluster.ray_settings import RayAccess, RayTls, make_token
+from runtime.hosting.local_cluster import open_local_cluster
+from runtime.hosting.ray_cluster import RayCluster, open_ray_cluster
+from runtime.hosting.ray_machine import MachineSettings, RayMachine, session_processes
+from runtime.hosting.ray_settings import RayAccess, RayTls, make_token
 
 pytestmark = pytest.mark.system
 
@@ -483,7 +483,7 @@ def test_all_of_ray_ends_when_who_started_it_is_killed(private_ray: PrivateRay):
     directory = private_ray.directory / "k"
     program = (
         "import sys; from pathlib import Path\n"
-        "from runtime.cluster.ray_machine import MachineSettings, RayMachine\n"
+        "from runtime.hosting.ray_machine import MachineSettings, RayMachine\n"
         "machine = RayMachine.head(MachineSettings(directory=Path(sys.argv[1])))\n"
         "machine.ready(); print(machine.pid, *machine.processes(), flush=True); input()"
     )

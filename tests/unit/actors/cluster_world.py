@@ -42,6 +42,10 @@ class ClusterWorld(World):
     """Agents join at the node `at`. Time passes a little at each step, since messages travel."""
 
     step_ns = 20 * MS
+    door_at = "{}.example:443"
+    """The door of a node, by its name."""
+    latency_ns = (MS // 10, MS)
+    """Least and most of one way between two nodes."""
 
     def __init__(self, *names: str, seed: int = 1, **options: Any) -> None:
         self.names = names
@@ -56,6 +60,7 @@ class ClusterWorld(World):
             node_codec(),
             self.randomness.child("cluster"),
             clock=self.clock,
+            latency_ns=self.latency_ns,
             effect_delay_ns=self.effect_delay_ns,
             report=self._report,
         )
@@ -67,7 +72,7 @@ class ClusterWorld(World):
 
     def add_node(self, name: str) -> Node:
         identity = Identity(
-            link_address=f"{name}.nodes:1", door_address=f"{name}.example:443", version="1"
+            link_address=f"{name}.nodes:1", door_address=self.door_at.format(name), version="1"
         )
         incarnation = run(
             self.store.join_node(
@@ -150,6 +155,24 @@ class ClusterWorld(World):
         """All nodes but these."""
         return [name for name in self.nodes if name not in names]
 
+    def node_of(self, agent: Agent) -> str | None:
+        """The node at which an agent is."""
+        attachment: Any = agent.line.attachment if agent.line is not None else None
+        for name, node in self.nodes.items():
+            if agent.is_connected and attachment._scheduler is node.heap.scheduler:
+                return name
+        return None
+
+    def follow(self, *agents: Agent) -> None:
+        """Have agents that were sent on to a door join there, as their dialers do."""
+        for agent in agents:
+            assert agent.line is not None
+            assert agent.line.closed is not None
+            door = agent.line.closed.door
+            assert door is not None, agent.line.closed
+            self.at = door.partition(".")[0]
+            agent.join()
+
     # --- what happens to nodes ---
 
     def kill(self, name: str, *agents: Agent) -> None:
@@ -163,14 +186,24 @@ class ClusterWorld(World):
 
     def drain(self, name: str, *agents: Agent) -> None:
         """In good order, as SIGTERM does it; these agents were connected to it."""
-        node = self.nodes[name]
-        member = node.cluster.member
-        assert member is not None
-        self.cluster.call(name, member, BeginDraining())
-        node.plane.drain()
+        self.begin_draining(name)
         self.cluster.run_for(S)
-        self.cluster.call(name, member, Leave())
+        self.end_draining(name, *agents)
+
+    def begin_draining(self, name: str, spread_ns: int = 0) -> None:
+        """Have its accounts and its agents go to other nodes."""
+        self._tell_member(name, BeginDraining())
+        self.nodes[name].plane.drain(spread_ns)
+
+    def end_draining(self, name: str, *agents: Agent) -> None:
+        """It leaves, and ends; these agents are still connected to it."""
+        self._tell_member(name, Leave())
         self.kill(name, *agents)
+
+    def _tell_member(self, name: str, message: object) -> None:
+        member = self.nodes[name].cluster.member
+        assert member is not None
+        self.cluster.call(name, member, message)
 
 
 class Reach:

@@ -120,12 +120,29 @@ def test_when_no_gateway_answers_the_client_is_told_offline() -> None:
         world.gateway(name).is_silent = True
     client = world.client()
     client.request(world.web)
-    world.run_for(3.5)
+    world.run_for(6.9)
+    assert client.answer() is None
+    world.run_for(0.2)
     answer = client.answer()
     assert isinstance(answer, AuthorizationDenied)
     assert answer.reason == "offline"
     assert not world.live()
     assert not world.rows(live=True)
+
+
+def test_a_silent_gateway_is_asked_once_more_when_no_other_is_left() -> None:
+    world = World()
+    world.policy()
+    gateway = world.gateway()
+    gateway.is_silent = True
+    client = world.client()
+    client.request(world.web)
+    world.run_for(0.9)
+    gateway.is_silent = False
+    world.run_for(0.2)
+    answer = client.answer()
+    assert isinstance(answer, AuthorizationCreated)
+    assert world.live() == set(client.live) == set(gateway.live)
 
 
 def test_without_any_gateway_the_client_is_told_offline_at_once() -> None:

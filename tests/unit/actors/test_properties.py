@@ -332,7 +332,7 @@ def test_what_is_live_is_always_what_a_cold_reload_would_decide(
     for name, which, choice in events:
         note(f"{name} {which} {choice}")
         EVENTS[name](story, which, choice)
-        story.world.run_for(4)  # whoever is silent has been left by then
+        story.world.run_for(8)  # whoever is silent, twice, has been left by then
         story.check()
 
 

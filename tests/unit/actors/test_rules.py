@@ -135,7 +135,7 @@ def authorization(number: int, seconds: int) -> Authorization:
 def test_the_ledger_has_each_authorisation_come_up_at_its_moments() -> None:
     ledger = Ledger()
     for number, seconds in ((1, 100), (2, 40)):
-        ledger.add(authorization(number, seconds), now_ns=0, instant=START, acknowledged=True)
+        ledger.add(authorization(number, seconds), now_ns=0, instant=START, stage="presumed")
     assert ledger.next_due_ns() == 20 * S
     (first,) = ledger.take_due(20 * S)
     assert first.id == UUID(int=2)
@@ -151,10 +151,24 @@ def test_the_ledger_has_each_authorisation_come_up_at_its_moments() -> None:
 
 def test_what_nobody_acknowledges_comes_up_before_its_lease_ends() -> None:
     ledger = Ledger()
-    live = ledger.add(authorization(1, 3_600), now_ns=0, instant=START, acknowledged=False)
+    live = ledger.add(authorization(1, 3_600), now_ns=0, instant=START, stage="written")
     assert ledger.next_due_ns() == 20 * S
     ledger.acknowledge(live, S)
     assert ledger.next_due_ns() == S + (3_600 - 1) * S // 2
+
+
+def test_what_a_new_owner_presumes_has_to_be_acknowledged_once_it_is_doubted() -> None:
+    ledger = Ledger()
+    live = ledger.add(authorization(1, 3_600), now_ns=0, instant=START, stage="presumed")
+    assert live.acknowledged
+    assert ledger.next_due_ns() == 1_800 * S
+    ledger.doubt(live, S)
+    assert not live.acknowledged
+    assert ledger.next_due_ns() == 21 * S
+    ledger.acknowledge(live, 2 * S)
+    ledger.doubt(live, 3 * S)  # now it is known
+    assert live.acknowledged
+    assert ledger.next_due_ns() == 2 * S + (3_600 - 2) * S // 2
 
 
 @given(st.lists(st.tuples(st.integers(0, 40), st.integers(1, 100)), max_size=100))
@@ -164,7 +178,7 @@ def test_a_ledger_that_forgets_keeps_its_heap_small(events: list[tuple[int, int]
         live = ledger.get(UUID(int=number))
         if live is not None:
             ledger.remove(live)
-        ledger.add(authorization(number, seconds), now_ns=0, instant=START, acknowledged=True)
+        ledger.add(authorization(number, seconds), now_ns=0, instant=START, stage="presumed")
     due = [each.due_ns for each in ledger]
     assert ledger.next_due_ns() == min(due, default=None)
     assert len(ledger._due) <= 4 * len(ledger) + 65

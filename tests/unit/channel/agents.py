@@ -48,7 +48,7 @@ INIT = ClientInit(
 class Agent:
     """A `ChannelAgent` that notes what it is told."""
 
-    def __init__(self, join: Join = JOIN) -> None:
+    def __init__(self, join: Join | RelayJoin = JOIN) -> None:
         self.template = join
         self.challenges: list[Challenge] = []
         self.frames: list[Frame] = []
@@ -94,7 +94,7 @@ class Desk:
 
     def received(self, frame: Frame) -> None:
         self.frames.append(frame)
-        if frame.event == "join":
+        if frame.event in ("join", "relay_join"):
             self._answer(self)
 
     def heard(self) -> None:

@@ -55,7 +55,7 @@ def test_one_round_of_failures_tries_every_door_once(
 
 
 EVENTS = st.tuples(
-    st.sampled_from(["failed", "sent_away", "left"]),
+    st.sampled_from(["failed", "sent_away", "left", "a", "elsewhere"]),  # or sent on to that
     st.booleans(),  # taken in before that
     st.integers(0, 2 * STEADY_NS),  # and stayed so long
     st.none() | LISTS,  # and learned these
@@ -68,12 +68,15 @@ def test_no_course_of_events_dials_a_door_twice_without_a_pause_or_a_steady_stay
 ) -> None:
     them, now = doors(seed), 0
     tried: set[str] = set()
+    sent_on_to: set[str] = set()
     for ending, is_taken_in, stay_ns, learned in events:
         if them.round_is_over:  # here the dialer pauses
             tried.clear()
+            sent_on_to.clear()
         door = them.next(now)
         assert door not in tried
-        assert door in them.known
+        assert door in them.known or door in sent_on_to
+        assert len(sent_on_to) <= 1, "sent on twice in a round"
         tried.add(door)
         if is_taken_in:
             them.entered(now)
@@ -82,7 +85,12 @@ def test_no_course_of_events_dials_a_door_twice_without_a_pause_or_a_steady_stay
             now += stay_ns
             if stay_ns >= STEADY_NS:
                 tried = {door}
-        steps(them)[ending](now)
+                sent_on_to.clear()
+        if ending in steps(them):
+            steps(them)[ending](now)
+        elif them.sent_on(ending, now):
+            sent_on_to.add(ending)
+            assert not them.round_is_over
         assert HOME in them.known
         assert len(set(them.known)) == len(them.known)
         if ending == "left":
@@ -176,6 +184,38 @@ def test_a_door_that_sent_us_away_is_the_last_one_for_a_minute() -> None:
             them.failed(0)
         firsts.add(them.next(AVOID_NS) == door)
     assert firsts == {True, False}
+
+
+@pytest.mark.parametrize("to", ["a", "unheard-of"])
+def test_whoever_is_sent_on_goes_there_at_once_and_else_to_the_others(to: str) -> None:
+    for seed in range(20):
+        them = doors(seed)
+        while (door := them.next(0)) == to:
+            them.failed(0)
+        now = stay(them, 0)
+        assert them.sent_on(to, now)
+        assert not them.round_is_over
+        assert them.next(now) == to
+        them.failed(now)
+        rest = set()
+        while not them.round_is_over:
+            rest.add(them.next(now))
+            them.failed(now)
+        assert rest == {HOME, "a", "b", "c"} - {door, to}
+
+
+def test_nobody_is_sent_to_and_fro_without_a_pause() -> None:
+    them = doors(1, ("a",))
+    first = them.next(0)
+    (other,) = {HOME, "a"} - {first}
+    assert them.sent_on(other, 0)
+    assert them.next(0) == other
+    assert not them.sent_on(first, 0)
+    assert them.round_is_over
+    assert them.next(0) in {first, other}
+    assert them.sent_on("unheard-of", 0)
+    assert them.next(0) == "unheard-of"
+    assert not them.sent_on("another", 0)
 
 
 def test_an_agent_that_knows_no_other_door_pauses_after_each_try() -> None:

@@ -33,13 +33,23 @@ from channel.messages import (
     Join,
     MoreHeld,
     Portals,
+    RelayJoin,
     ResourceRemoved,
+    SocketAddress,
 )
 from runtime.randomness import SeededRandomness
-from tests.unit.channel.agents import INIT, JOIN, Agent, Desk
+from tests.unit.channel.agents import INIT, JOIN, TOKEN, Agent, Desk
 
 S = 10**9
 CANDIDATES = Candidates(connection_id=UUID(int=5), generation=0)
+GATEWAY_JOIN = attrs.evolve(JOIN, kind="gateway")
+RELAY_JOIN = RelayJoin(
+    token=TOKEN,
+    addresses=(SocketAddress(address=IpText("192.0.2.7"), port=3478),),
+    stamp_secret=b"s" * 32,
+    name="relay",
+    incarnation=0,
+)
 
 
 class Pipe:
@@ -76,7 +86,7 @@ class Pair:
         self,
         *,
         answer: Callable[[Desk], None] | None = None,
-        join: Join = JOIN,
+        join: Join | RelayJoin = JOIN,
         highest_epoch: int = 0,
         nonce: bytes = b"n" * 32,
     ) -> None:
@@ -94,12 +104,14 @@ class Pair:
         self.agent = Agent(join)
         self.doors: list[Sequence[str]] = []
         self.pings: list[int] = []
+        self.keepalives: list[int] = []
         self.transport_lives = False
         self.session = AgentSession(
             self.agent,
             TO_CLIENT,
             send=self._take,
             ping=self._ask,
+            keepalive=lambda: self.keepalives.append(self.now),
             learned=self.doors.append,
             options=DialerOptions(),
             highest_epoch=highest_epoch,
@@ -290,6 +302,25 @@ def test_heartbeats_keep_a_silent_channel_alive_for_ever() -> None:
     assert pair.session.round_trip_ns == 0
     assert pair.agent.messages == [INIT], "heartbeats are not the agent's affair"
     assert len(pair.desk.frames) == 1
+
+
+@pytest.mark.parametrize("join", [GATEWAY_JOIN, RELAY_JOIN], ids=["gateway", "relay"])
+def test_a_server_sends_a_keepalive_each_second_whether_or_not_it_hears_anything(
+    join: Join | RelayJoin,
+) -> None:
+    pair = Pair(join=join)
+    pair.exchange()
+    pair.run_for(60 * S)
+    assert pair.session.outcome is None
+    pair.run_for(5 * S, connected=False)
+    assert pair.keepalives == [n * S for n in range(1, 66)]
+    assert pair.pings == []
+
+
+def test_a_client_sends_none() -> None:
+    pair = joined()
+    pair.run_for(60 * S)
+    assert pair.keepalives == []
 
 
 def test_a_probe_is_answered_by_the_first_sign_of_life() -> None:

@@ -89,6 +89,39 @@ async def test_refusals_are_taken_in_bounded_batches_and_only_when_asked_for() -
         assert plain.take_refusals() == []
 
 
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "::"])
+async def test_what_is_too_short_ends_in_the_kernel_and_wakes_nobody(host: str) -> None:
+    with UdpSocket.bind(Address(host, 0), least_bytes=21, dual_stack=True) as udp:
+        loopbacks = ["127.0.0.1", "::1"] if host == "::" else [host]
+        for loopback in loopbacks:
+            there = Address(loopback, udp.local_address.port)
+            with UdpSocket.bind(Address(loopback, 0)) as sender:
+                before = udp.statistics().dropped_unread
+                for size in range(21):
+                    assert sender.send(b"\xff" * size, there)
+                with trio.move_on_after(0.05) as patience:
+                    await udp.wait_readable()
+                assert patience.cancelled_caught
+                assert udp.statistics().dropped_unread == before + 21
+                for size in (21, 22, 1_200):
+                    assert sender.send(b"x" * size, there)
+                sizes = [len(data) for data, _ in await receive_all(udp, 3)]
+                assert sizes == [21, 22, 1_200]
+        assert udp.statistics().received_datagrams == 3 * len(loopbacks)
+    assert udp.statistics().dropped_unread == 0, "nobody can say any more"
+
+
+async def test_what_found_no_room_is_counted() -> None:
+    with UdpSocket.bind(ANY, buffer_bytes=4_096) as udp, UdpSocket.bind(ANY) as sender:
+        for _ in range(100):
+            assert sender.send(b"x" * 1_000, udp.local_address)
+        received = 0
+        while batch := udp.receive_batch():
+            received += len(batch)
+        assert 0 < received < 100
+        assert udp.statistics().dropped_unread == 100 - received
+
+
 async def test_closing_wakes_whoever_waits_and_is_harmless_twice() -> None:
     udp = UdpSocket.bind(ANY)
     async with trio.open_nursery() as nursery:

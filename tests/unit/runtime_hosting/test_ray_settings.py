@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from runtime.cluster.ray_machine import MachineSettings, RayMachine
-from runtime.cluster.ray_settings import (
+from runtime.hosting.ray_machine import MachineSettings, RayMachine
+from runtime.hosting.ray_settings import (
     RayAccess,
     RayRefused,
     RayTls,
@@ -107,6 +107,6 @@ def test_a_token_is_made_once(access: RayAccess):
 
 def test_ray_is_not_imported_before_a_cluster_is_opened():
     modules = ("local_cluster", "ray_cluster", "ray_machine", "ray_node", "ray_settings")
-    imports = "; ".join(f"import runtime.cluster.{module}" for module in modules)
+    imports = "; ".join(f"import runtime.hosting.{module}" for module in modules)
     program = f"import sys; {imports}; assert 'ray' not in sys.modules"
     subprocess.run([sys.executable, "-c", program], check=True)

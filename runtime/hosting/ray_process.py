@@ -1,6 +1,6 @@
 """The process that starts and watches Ray's processes of one machine; see `ray_machine`.
 
-    python -m runtime.cluster.ray_process JSON
+    python -m runtime.hosting.ray_process JSON
 
 Prints one line of JSON, {"address": "host:port"} of the head, when they are up. Ends them, and
 itself, when its standard input is closed, at SIGTERM, or when one of them dies.
@@ -24,7 +24,7 @@ from typing import Any, Final
 from ray._private.node import Node
 from ray._private.parameter import RayParams
 
-from runtime.cluster.ray_machine import end_session
+from runtime.hosting.ray_machine import end_session
 
 WATCH_S: Final = 0.5
 _PR_SET_CHILD_SUBREAPER: Final = 36

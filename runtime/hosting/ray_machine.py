@@ -1,6 +1,6 @@
 """Ray's own processes on this machine: a head, or raylets that join one.
 
-A `RayMachine` is a child process (`runtime.cluster.ray_process`) which starts Ray's processes,
+A `RayMachine` is a child process (`runtime.hosting.ray_process`) which starts Ray's processes,
 watches them, and ends with them. All are in one session of the kernel: they are found by it and
 ended by id, whatever became of their parents. If this process dies its children see their standard
 input close, and end too; so nothing is left behind, and `ray stop`, which ends every Ray of the
@@ -27,8 +27,8 @@ from typing import Final
 import attrs
 import msgspec
 
-from runtime.cluster.hosting import ClusterUnavailable
-from runtime.cluster.ray_settings import (
+from runtime.hosting.interface import ClusterUnavailable
+from runtime.hosting.ray_settings import (
     LOOPBACK,
     MIN_OBJECT_STORE_BYTES,
     RayAccess,
@@ -60,6 +60,8 @@ class MachineSettings:
     slots: int = 64
     """Ray's CPUs: a unit of accounting, not a limit of the machine. A head has none."""
     object_store_bytes: int = MIN_OBJECT_STORE_BYTES
+    lock: int | None = None
+    """A descriptor that it keeps open until Ray's processes are gone; see `own_directory`."""
 
     def __attrs_post_init__(self) -> None:
         if self.slots < 1 or self.object_store_bytes < MIN_OBJECT_STORE_BYTES:
@@ -96,12 +98,13 @@ class RayMachine:
         }
         with open(settings.directory / "machine.log", "ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "runtime.cluster.ray_process", json.dumps(arguments)],
+                [sys.executable, "-m", "runtime.hosting.ray_process", json.dumps(arguments)],
                 env=os.environ | variables,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
                 start_new_session=True,
+                pass_fds=() if settings.lock is None else (settings.lock,),
             )
         self._address: str | None = None
 

@@ -25,7 +25,8 @@ import msgspec
 import trio
 
 from runtime.clock import NS_PER_S
-from runtime.cluster.hosting import (
+from runtime.cluster.membership import check_node_name
+from runtime.hosting.interface import (
     ASK_NS,
     DRAIN_NS,
     MAX_NODES,
@@ -43,9 +44,8 @@ from runtime.cluster.hosting import (
     encode_settings,
     reason_of,
 )
-from runtime.cluster.membership import check_node_name
-from runtime.cluster.ray_node import MAX_CONCURRENCY, Answer, RayNode, Report
-from runtime.cluster.ray_settings import RayAccess, environment, ray_directory
+from runtime.hosting.ray_node import MAX_CONCURRENCY, Answer, RayNode, Report
+from runtime.hosting.ray_settings import RayAccess, environment, ray_directory
 
 NAMESPACE: Final = "holloway"
 MAX_THREADS: Final = 32

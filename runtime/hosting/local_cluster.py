@@ -13,7 +13,8 @@ import msgspec
 import trio
 
 from runtime.clock import NS_PER_S, Clock, SystemClock
-from runtime.cluster.hosting import (
+from runtime.cluster.membership import check_node_name
+from runtime.hosting.interface import (
     ASK_NS,
     DRAIN_NS,
     MAX_NODES,
@@ -29,7 +30,6 @@ from runtime.cluster.hosting import (
     RestartPause,
     encode_settings,
 )
-from runtime.cluster.membership import check_node_name
 
 HOST: Final = "local"
 

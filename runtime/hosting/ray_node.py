@@ -18,7 +18,7 @@ import msgspec
 import trio
 
 from runtime.clock import NS_PER_S, SystemClock
-from runtime.cluster.hosting import (
+from runtime.hosting.interface import (
     Life,
     NodeFailed,
     NodeHandle,
