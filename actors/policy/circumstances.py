@@ -35,6 +35,7 @@ from actors.policy.conditions import (
     meets,
     parse_version,
 )
+from actors.policy.effort import OF_A_POLICY, Effort
 from actors.policy.engine import CompiledPolicy, Request
 from actors.policy.windows import MAX_HORIZON
 
@@ -98,11 +99,17 @@ class _Axis:
 class Space:
     """The circumstances from an instant on, as far as these policies tell them apart.
 
-    `exact` is false if a time window opens more often than is looked at.
+    `exact` is false if a time window opens more often than is looked at. Raises Exhausted.
     """
 
-    def __init__(self, policies: Collection[CompiledPolicy], instant: datetime) -> None:
-        starts, self.exact = _divide_time(policies, instant)
+    def __init__(
+        self,
+        policies: Collection[CompiledPolicy],
+        instant: datetime,
+        effort: Effort | None = None,
+    ) -> None:
+        self._effort = effort or Effort()
+        starts, self.exact = _divide_time(policies, instant, self._effort)
         conditions = [each for policy in policies for each in policy.conditions]
         self._axes = [
             _Axis("instant", starts, _admits_instant),
@@ -111,7 +118,12 @@ class Space:
         ]
 
     def box(self, policy: CompiledPolicy) -> Box:
-        """The circumstances in which a policy, which must not be disabled, allows."""
+        """The circumstances in which a policy, which must not be disabled, allows. Raises
+        Exhausted."""
+        facts = sum(len(each.tests) for each in policy.conditions if isinstance(each, Reported))
+        for axis in self._axes:
+            is_fact = axis.name.startswith(_FACT)
+            self._effort.spend(len(axis.examples) * (1 + facts if is_fact else 1))
         return tuple(axis.mask(policy) for axis in self._axes)
 
     def now(self, policy: CompiledPolicy) -> Box:
@@ -153,10 +165,19 @@ class Space:
         return Circumstances(**chosen, posture=tuple(posture))
 
 
-def subtract(box: Box, others: Iterable[Box], *, max_pieces: int = MAX_PIECES) -> list[Box] | None:
-    """What of a box is in none of the others: disjoint boxes. None if they are too many."""
+def subtract(
+    box: Box,
+    others: Iterable[Box],
+    effort: Effort | None = None,
+    *,
+    max_pieces: int = MAX_PIECES,
+) -> list[Box] | None:
+    """What of a box is in none of the others: disjoint boxes. None if they are too many. Raises
+    Exhausted."""
+    effort = effort or Effort()
     left = [box] if all(box) else []
     for other in others:
+        effort.spend(1 + len(left) * len(box) // 8)
         pieces: list[Box] = []
         for piece in left:
             pieces.extend(_without(piece, other))
@@ -187,7 +208,7 @@ def _without(box: Box, other: Box) -> Iterator[Box]:
 
 
 def _divide_time(
-    policies: Collection[CompiledPolicy], instant: datetime
+    policies: Collection[CompiledPolicy], instant: datetime, effort: Effort
 ) -> tuple[list[datetime], bool]:
     """Starts of the classes of instants, the last of which has no end; and whether all that
     should be looked at was."""
@@ -201,6 +222,7 @@ def _divide_time(
     exact = True
     for windows in {policy.windows for policy in policies if policy.windows is not None}:
         spans = list(islice(windows.spans(instant, horizon), MAX_SPANS_EXAMINED + 1))
+        effort.spend(OF_A_POLICY * len(spans))
         if len(spans) > MAX_SPANS_EXAMINED:
             horizon = spans.pop()[0]
             exact = False

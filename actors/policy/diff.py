@@ -33,6 +33,7 @@ from actors.policy.circumstances import (
     Span,
     subtract,
 )
+from actors.policy.effort import OF_A_PAIR, Effort, Exhausted
 from actors.policy.engine import CompiledPolicy, Decision, Request, Snapshot, candidates, decide
 from actors.policy.proposals import Edit
 
@@ -67,7 +68,8 @@ class Changed:
 class Difference:
     """All gains and losses, by principal and resource.
 
-    `complete` is false if there are more than the limit. `exact` is false if conditions were too
+    `complete` is false if there are more than the limit, or it would cost more than the effort to
+    find all of them. `exact` is false if conditions were too
     many to be worked out: then some of what is named may be no gain or loss, but none is missing.
     """
 
@@ -94,6 +96,7 @@ def diff(
     edits: Iterable[Edit] | None = None,
     limit: int = MAX_PAIRS,
     max_pieces: int = MAX_PIECES,
+    effort: Effort | None = None,
 ) -> Difference:
     """Who gains and who loses what from `instant` on (aware), if `before` becomes `after`.
 
@@ -106,24 +109,29 @@ def diff(
     lost: list[Changed] = []
     known: dict[tuple[_Policies, _Policies], _Outcome] = {}
     exact = complete = True
-    for principal_key, resource_id in _touched_pairs(before, after, edits):
-        was = _candidates(before, principal_key, resource_id)
-        becomes = _candidates(after, principal_key, resource_id)
-        if was == becomes:
-            continue
-        if len(gained) + len(lost) >= limit:
-            complete = False
-            break
-        if (was, becomes) not in known:
-            known[was, becomes] = _Outcome.of(was, becomes, instant, max_pieces)
-        outcome = known[was, becomes]
-        exact = exact and outcome.exact
-        principal_id = UUID(int=principal_key)
-        for found, changed in ((gained, outcome.gained), (lost, outcome.lost)):
-            if changed is not None:
-                found.append(
-                    attrs.evolve(changed, principal_id=principal_id, resource_id=resource_id)
-                )
+    effort = effort or Effort()
+    try:
+        for principal_key, resource_id in _touched_pairs(before, after, edits, effort):
+            was = _candidates(before, principal_key, resource_id)
+            becomes = _candidates(after, principal_key, resource_id)
+            effort.spend(OF_A_PAIR + len(was) + len(becomes))
+            if was == becomes:
+                continue
+            if len(gained) + len(lost) >= limit:
+                complete = False
+                break
+            if (was, becomes) not in known:
+                known[was, becomes] = _Outcome.of(was, becomes, instant, max_pieces, effort)
+            outcome = known[was, becomes]
+            exact = exact and outcome.exact
+            principal_id = UUID(int=principal_key)
+            for found, changed in ((gained, outcome.gained), (lost, outcome.lost)):
+                if changed is not None:
+                    found.append(
+                        attrs.evolve(changed, principal_id=principal_id, resource_id=resource_id)
+                    )
+    except Exhausted:
+        complete = False
     return Difference(
         gained=_in_order(gained), lost=_in_order(lost), complete=complete, exact=exact
     )
@@ -177,12 +185,19 @@ class _Outcome:
     exact: bool
 
     @classmethod
-    def of(cls, was: _Policies, becomes: _Policies, instant: datetime, max_pieces: int) -> _Outcome:
+    def of(
+        cls,
+        was: _Policies,
+        becomes: _Policies,
+        instant: datetime,
+        max_pieces: int,
+        effort: Effort,
+    ) -> _Outcome:
         policies = was | becomes
-        space = Space(policies, instant)
+        space = Space(policies, instant, effort)
         boxes = {policy: space.box(policy) for policy in policies}
-        gained, gain_exact = _surplus(space, boxes, becomes, was, max_pieces)
-        lost, loss_exact = _surplus(space, boxes, was, becomes, max_pieces)
+        gained, gain_exact = _surplus(space, boxes, becomes, was, max_pieces, effort)
+        lost, loss_exact = _surplus(space, boxes, was, becomes, max_pieces, effort)
         return cls(gained, lost, space.exact and gain_exact and loss_exact)
 
 
@@ -192,6 +207,7 @@ def _surplus(
     more: _Policies,
     less: _Policies,
     max_pieces: int,
+    effort: Effort,
 ) -> tuple[Changed | None, bool]:
     """What the first policies allow and the second do not, and whether that is exact."""
     taken = [boxes[policy] for policy in less]
@@ -199,7 +215,7 @@ def _surplus(
     policy_ids: list[UUID] = []
     exact = True
     for policy in more - less:
-        pieces = subtract(boxes[policy], taken, max_pieces=max_pieces)
+        pieces = subtract(boxes[policy], taken, effort, max_pieces=max_pieces)
         if pieces is None:
             pieces, exact = [boxes[policy]], False
         if pieces:
@@ -228,7 +244,7 @@ def _candidates(snapshot: Snapshot, principal_key: int, resource_id: UUID) -> _P
 
 
 def _touched_pairs(
-    before: Snapshot, after: Snapshot, edits: Iterable[Edit]
+    before: Snapshot, after: Snapshot, edits: Iterable[Edit], effort: Effort
 ) -> Iterator[tuple[int, UUID]]:
     """Each (key of a principal, id of a resource) of which the edits may change something, once:
     by resource, so that a limit cuts off whole resources but for one."""
@@ -240,15 +256,18 @@ def _touched_pairs(
     for snapshot in (before, after):
         for edit in edits:
             for policy in _policies_of_groups(snapshot, edit):
+                effort.spend(1)
                 groups.setdefault(policy.policy.resource_id.int, set()).add(policy.group_key)
             for principal_key, policy in _policies_of_principals(snapshot, edit):
+                effort.spend(1)
                 principals.setdefault(policy.policy.resource_id.int, set()).add(principal_key)
     for resource_key in sorted(groups.keys() | principals.keys()):
         touched = principals.get(resource_key, set())
         for group_key in groups.get(resource_key, ()):
             for snapshot in (before, after):
-                members = snapshot.members_of(UUID(int=group_key))
-                touched.update(member.id.int for member in members)
+                members = {member.id.int for member in snapshot.members_of(UUID(int=group_key))}
+                effort.spend(len(members))
+                touched |= members
         for principal_key in sorted(touched):
             yield principal_key, UUID(int=resource_key)
 

@@ -19,6 +19,7 @@ from uuid import UUID
 
 import attrs
 
+from actors.policy.effort import OF_A_POLICY, Effort
 from actors.policy.engine import CompiledPolicy, Snapshot
 
 
@@ -35,12 +36,17 @@ class Exposure:
     policy_id: UUID | None
 
 
-def exposure(snapshot: Snapshot, resource_id: UUID, instant: datetime) -> Exposure:
-    """How late a revocation of accesses to a resource can take effect, as of an instant (aware)."""
+def exposure(
+    snapshot: Snapshot, resource_id: UUID, instant: datetime, effort: Effort | None = None
+) -> Exposure:
+    """How late a revocation of accesses to a resource can take effect, as of an instant (aware).
+    Raises Exhausted."""
+    effort = effort or Effort()
     longest, policy_id = timedelta(0), None
     if snapshot.account is not None and not snapshot.account.disabled:
         for policy in snapshot.policies_on(resource_id):
-            lasts = _lasts(snapshot, policy, instant, longest)
+            effort.spend(OF_A_POLICY)
+            lasts = _lasts(snapshot, policy, instant, longest, effort)
             if lasts > longest:
                 longest, policy_id = lasts, policy.id
     return Exposure(
@@ -54,7 +60,11 @@ def exposure(snapshot: Snapshot, resource_id: UUID, instant: datetime) -> Exposu
 
 
 def _lasts(
-    snapshot: Snapshot, policy: CompiledPolicy, instant: datetime, known: timedelta
+    snapshot: Snapshot,
+    policy: CompiledPolicy,
+    instant: datetime,
+    known: timedelta,
+    effort: Effort,
 ) -> timedelta:
     """How long the longest authorisation by a policy lasts, if that is longer than is known."""
     expires_at = policy.policy.expires_at
@@ -67,9 +77,11 @@ def _lasts(
         return timedelta(0)
     longest = timedelta(0)
     for principal in snapshot.members_of(policy.policy.group_id):
+        effort.spend(1)
         if principal.disabled:
             continue
         for token in snapshot.sessions_of(principal):
+            effort.spend(1)
             if token.expires_at is None or token.expires_at >= instant + bound:
                 return bound
             longest = max(longest, token.expires_at - instant)

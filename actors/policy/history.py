@@ -16,6 +16,7 @@ import attrs
 
 from actors.model import Change, Principal
 from actors.policy.circumstances import Space, subtract
+from actors.policy.effort import OF_A_PAIR, Effort
 from actors.policy.engine import CompiledPolicy, Snapshot, candidates
 
 
@@ -66,9 +67,11 @@ def reach(
     *,
     principal_id: UUID | None = None,
     resource_id: UUID | None = None,
+    effort: Effort | None = None,
 ) -> Iterator[Reach]:
     """Who may reach what at the instant, of all or of one principal, resource or both: by resource
-    and principal."""
+    and principal. Raises Exhausted."""
+    effort = effort or Effort()
     known: dict[frozenset[CompiledPolicy], tuple[tuple[UUID, ...], bool]] = {}
     for resource_key in sorted(snapshot.policies_by_resource):
         if resource_id is not None and resource_key != resource_id.int:
@@ -76,8 +79,9 @@ def reach(
         resource = UUID(int=resource_key)
         for principal in _principals(snapshot, resource, principal_id):
             policies = candidates(snapshot, principal, resource)
+            effort.spend(OF_A_PAIR + len(policies))
             if policies not in known:
-                known[policies] = _at_instant(policies, instant)
+                known[policies] = _at_instant(policies, instant, effort)
             policy_ids, certain = known[policies]
             if policy_ids:
                 yield Reach(
@@ -108,11 +112,11 @@ def _principals(
 
 
 def _at_instant(
-    policies: frozenset[CompiledPolicy], instant: datetime
+    policies: frozenset[CompiledPolicy], instant: datetime, effort: Effort
 ) -> tuple[tuple[UUID, ...], bool]:
     """The policies that allow in some circumstances at the instant, and whether one of them allows
     in any."""
-    space = Space(policies, instant)
+    space = Space(policies, instant, effort)
     boxes = {policy: space.now(policy) for policy in policies}
     allowing = tuple(sorted(policy.id for policy, box in boxes.items() if all(box)))
-    return allowing, subtract(space.all_now(), boxes.values()) == []
+    return allowing, subtract(space.all_now(), boxes.values(), effort) == []

@@ -10,6 +10,7 @@ from uuid import UUID
 import attrs
 
 from actors.model import KIND_OF, MEMBERS, REFERENCES, Entity, EntityKind, PolicyTest
+from actors.policy.effort import OF_A_POLICY, Effort
 from actors.policy.engine import Allowed, Decision, Request, Snapshot, decide
 from actors.store.interface import Mutation, Put
 
@@ -63,11 +64,15 @@ def proposed(snapshot: Snapshot, mutations: Sequence[Mutation]) -> Snapshot:
     return propose(snapshot, mutations).after
 
 
-def failing_tests(snapshot: Snapshot, instant: datetime) -> tuple[FailedTest, ...]:
+def failing_tests(
+    snapshot: Snapshot, instant: datetime, effort: Effort | None = None
+) -> tuple[FailedTest, ...]:
     """The account's policy tests that do not hold, by id. Those without an instant of their own
-    are asked at `instant`."""
+    are asked at `instant`. Raises Exhausted."""
     failed: list[FailedTest] = []
+    effort = effort or Effort()
     for test in sorted(snapshot.policy_tests.values(), key=lambda test: test.id):
+        effort.spend(OF_A_POLICY * (1 + snapshot.count_policies_on(test.resource_id)))
         decision = decide(snapshot, request_of(test), test.at or instant)
         if isinstance(decision, Allowed) != (test.expected == "allowed"):
             failed.append(FailedTest(test, decision))
@@ -76,7 +81,7 @@ def failing_tests(snapshot: Snapshot, instant: datetime) -> tuple[FailedTest, ..
 
 def newly_failing_tests(proposal: Proposal, instant: datetime) -> tuple[FailedTest, ...]:
     """Those that a proposal breaks, or adds though they fail: what is to be refused. A test that
-    fails already, because time went by, stands in nobody's way."""
+    fails already, because time went by, stands in nobody's way. Raises Exhausted."""
     failing = failing_tests(proposal.after, instant)
     if not failing:
         return ()

@@ -16,6 +16,7 @@ from typing import Literal
 import attrs
 
 from actors.model import Authorization
+from actors.policy.effort import OF_A_POLICY, Effort
 from actors.policy.engine import (
     Decision,
     Denied,
@@ -44,22 +45,26 @@ class Replayed:
     violated: tuple[str, ...] = ()
 
 
-def replay(snapshot: Snapshot, authorizations: Iterable[Authorization]) -> Iterator[Replayed]:
-    """What would have become of each under this state of the account, in the order given.
+def replay(
+    snapshot: Snapshot, authorizations: Iterable[Authorization], effort: Effort | None = None
+) -> Iterator[Replayed]:
+    """What would have become of each under this state of the account, in the order given. Raises
+    Exhausted.
 
     To see what a proposal alone would have done, compare with the replay under the present state.
     """
+    effort = effort or Effort()
     for row in authorizations:
         if row.client_id not in snapshot.clients or row.token_id not in snapshot.tokens:
             yield Replayed(authorization=row, outcome="unknown")
         else:
-            yield _replay(snapshot, row)
+            yield _replay(snapshot, row, effort)
 
 
 # --- helpers ---
 
 
-def _replay(snapshot: Snapshot, row: Authorization) -> Replayed:
+def _replay(snapshot: Snapshot, row: Authorization, effort: Effort) -> Replayed:
     request = Request(
         client_id=row.client_id,
         resource_id=row.resource_id,
@@ -68,10 +73,13 @@ def _replay(snapshot: Snapshot, row: Authorization) -> Replayed:
     )
     end = row.expires_at if row.ended_at is None else min(row.ended_at, row.expires_at)
     instant = row.created_at
+    step = OF_A_POLICY * (1 + snapshot.count_policies_on(row.resource_id))
+    effort.spend(step)
     decision: Decision = decide(snapshot, request, instant)
     if isinstance(decision, Denied):
         return Replayed(authorization=row, outcome="denied", violated=_why(decision))
     for _ in range(MAX_STEPS):
+        effort.spend(step)
         until = allowed_until(snapshot, request, instant, end)
         if until is None:
             decision = decide(snapshot, request, instant)

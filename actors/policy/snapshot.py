@@ -255,6 +255,10 @@ class Snapshot:
         found = [policy for policies in by_group.values() for policy in policies]
         return sorted(found, key=lambda policy: policy.id.int)
 
+    def count_policies_on(self, resource_id: UUID) -> int:
+        """How many policies a resource has."""
+        return sum(map(len, self.policies_by_resource.get(resource_id.int, {}).values()))
+
     def compiled(self, policy_id: UUID) -> CompiledPolicy | None:
         """A policy, compiled."""
         policy = self.policies.by_key.get(policy_id.int)

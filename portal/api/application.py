@@ -13,6 +13,7 @@ from litestar.exceptions import HTTPException, ValidationException
 from litestar.handlers.base import BaseRouteHandler
 from litestar.types import ASGIApp
 
+from actors.policy.effort import Exhausted
 from actors.store.interface import Invalid, StoreError
 from portal.api import (
     accounts,
@@ -57,7 +58,15 @@ from portal.api.office import (
 from portal.api.openapi import describe
 from portal.api.pagination import provide_page
 from portal.api.preconditions import NotModified, Preconditions
-from portal.api.problems import MEDIA_TYPE, FieldError, Problem, invalid, of_store, unavailable
+from portal.api.problems import (
+    MEDIA_TYPE,
+    FieldError,
+    Problem,
+    invalid,
+    of_store,
+    too_complex,
+    unavailable,
+)
 from portal.api.requests import StrictBody
 from portal.api.scopes import require_scope
 from portal.metrics import CallMetrics
@@ -262,6 +271,8 @@ def _problem_of(error: Exception) -> Problem:
             return invalid(FieldError(field=error.field, message="cannot be taken"))
         case StoreError():
             return of_store(error)
+        case Exhausted():
+            return too_complex()
         case CallError():
             return unavailable("The account is busy just now. Try again shortly.")
         case ValidationException():

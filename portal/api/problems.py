@@ -101,6 +101,16 @@ def unavailable(detail: str, *, retry_after_s: int = 2) -> Problem:
     return Problem(503, "unavailable", detail, headers={"Retry-After": str(retry_after_s)})
 
 
+def too_complex() -> Problem:
+    """422: the answer would cost more than one call may."""
+    return Problem(
+        422,
+        "too_complex",
+        "Working this out would take too long. Have fewer policies on one resource, fewer policy"
+        " tests of it or simpler conditions; or ask about less.",
+    )
+
+
 def limit_reached(kind: str, limit: int) -> Problem:
     """409: the account has as many of a kind as it may."""
     name = kind.replace("_", " ")

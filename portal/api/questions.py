@@ -8,6 +8,7 @@ each has a bound.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from itertools import islice
 from typing import Annotated, Final, Literal
@@ -21,11 +22,12 @@ from msgspec import Meta
 from actors.model import Authorization, Change, EntityKind, Policy, Region
 from actors.policy.circumstances import Circumstances, Span
 from actors.policy.diff import Changed, diff
+from actors.policy.effort import Effort, Exhausted
 from actors.policy.engine import Denied, Snapshot
 from actors.policy.engine import Request as PolicyRequest
 from actors.policy.explain import Check, PolicyTrace, explain, summary
 from actors.policy.exposure import exposure
-from actors.policy.history import BeyondHorizon, at, reach
+from actors.policy.history import BeyondHorizon, Reach, at, reach
 from actors.policy.proposals import FailedTest, failing_tests, newly_failing_tests, propose
 from actors.policy.replay import Replayed, replay
 from actors.store.interface import MAX_PAGE, InvalidReference, Pruned
@@ -181,7 +183,8 @@ class FailedTestView(msgspec.Struct, frozen=True, kw_only=True):
 
 class DiffAnswer(msgspec.Struct, frozen=True, kw_only=True):
     """Exactly who would gain and lose what from now on, and the policy tests for which the changes
-    would be refused. Not `complete` if there is more than the limit; not `exact` if conditions are
+    would be refused. Not `complete` if there is more than the limit, or than can be found out with
+    bounded effort; not `exact` if conditions are
     too many to be worked out: then some of what is named may be no gain or loss."""
 
     number: int
@@ -243,7 +246,8 @@ class ReplayedAccess(msgspec.Struct, frozen=True, kw_only=True):
 class ReplayAnswer(msgspec.Struct, frozen=True, kw_only=True):
     """What the proposal would have done to the accesses that were given. `outcomes` counts all of
     them; `different` are those that the present policies decide otherwise. Not `complete` if there
-    are more than the limit: `until` is that of the last one then."""
+    are more than the limit, or than can be found out with bounded effort: `until` is that of the
+    last one then."""
 
     examined: int
     outcomes: dict[str, int]
@@ -265,7 +269,11 @@ async def replay_policies(desk: TheDesk, data: JSONBody[ReplayRequest]) -> Repla
 
     def answer(snapshot: Snapshot) -> ReplayAnswer:
         after = propose(snapshot, mutations).after
-        pairs = list(zip(replay(after, wanted), replay(snapshot, wanted), strict=True))
+        effort = Effort()
+        pairs: list[tuple[Replayed, Replayed]] = []
+        with suppress(Exhausted):
+            both = zip(replay(after, wanted, effort), replay(snapshot, wanted, effort), strict=True)
+            pairs.extend(both)
         outcomes = dict.fromkeys(("stands", "shortened", "denied", "unknown"), 0)
         for then, _ in pairs:
             outcomes[then.outcome] += 1
@@ -277,8 +285,8 @@ async def replay_policies(desk: TheDesk, data: JSONBody[ReplayRequest]) -> Repla
                 for then, now in pairs
                 if (then.outcome, then.cut_at) != (now.outcome, now.cut_at)
             ),
-            complete=len(rows) <= data.limit,
-            until=wanted[-1].created_at if wanted else None,
+            complete=len(pairs) == len(rows),
+            until=pairs[-1][0].authorization.created_at if pairs else None,
         )
 
     async with desk.snapshot() as snapshot:
@@ -310,7 +318,8 @@ class Reachable(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class AtAnswer(msgspec.Struct, frozen=True, kw_only=True):
-    """Who could reach what. `number` is that of the last change then."""
+    """Who could reach what. `number` is that of the last change then. Not `complete` if there is
+    more than the limit, or than can be found out with bounded effort."""
 
     at: datetime
     number: int
@@ -331,7 +340,12 @@ async def policies_at(desk: TheDesk, data: JSONBody[AtRequest]) -> AtAnswer:
         past = at(snapshot, backwards, instant, horizon) if data.at else snapshot
         _check_known(past, data)
         found = reach(past, instant, principal_id=data.principal_id, resource_id=data.resource_id)
-        first = list(islice(found, data.limit + 1)) if past.account is not None else []
+        first: list[Reach] = []
+        is_complete = True
+        try:
+            first.extend(islice(found, data.limit + 1) if past.account is not None else ())
+        except Exhausted:
+            is_complete = False
         return AtAnswer(
             at=instant,
             number=past.number,
@@ -346,7 +360,7 @@ async def policies_at(desk: TheDesk, data: JSONBody[AtRequest]) -> AtAnswer:
                 )
                 for each in first[: data.limit]
             ),
-            complete=len(first) <= data.limit,
+            complete=is_complete and len(first) <= data.limit,
         )
 
     async with desk.snapshot() as snapshot:
@@ -383,9 +397,9 @@ async def list_exposures(desk: TheDesk, page: ThePage, filters: TheFilters) -> P
             for id in snapshot.table("resource")
             if (after is None or id > after) and wanted in (None, id)
         )
-        views = []
+        views, effort = [], Effort()
         for id in ids[: page.limit]:
-            found = exposure(snapshot, id, now)
+            found = exposure(snapshot, id, now, effort)
             views.append(
                 ExposureView(
                     resource_id=id,
