@@ -34,18 +34,19 @@ class Future:
 
     def remove(self, id: UUID) -> None:
         """Remove an entity and all that goes with it."""
-        going = [id]
+        going, seen = [id], {id}
         while going:
             gone = going.pop()
             del self.entities[gone]
             for referrer in self._referrers.pop(gone, ()):
                 entity = self.entities.get(referrer)
-                if entity is None or referrer in going:
+                if entity is None or referrer in seen:
                     continue
                 kind = KIND_OF[type(entity)]
                 if any(getattr(entity, field) == gone for field in REFERENCES.get(kind, {})):
                     self.causes[referrer] = id
                     going.append(referrer)
+                    seen.add(referrer)
                     continue
                 for field in MEMBERS.get(kind, {}):
                     left = tuple(each for each in getattr(entity, field) if each != gone)
@@ -54,6 +55,7 @@ class Future:
                     self.causes[referrer] = id
                     if field == "site_ids" and not left:
                         going.append(referrer)
+                        seen.add(referrer)
                         break
                     changes: dict[str, Any] = {field: left}
                     entity = self.entities[referrer] = attrs.evolve(entity, **changes)

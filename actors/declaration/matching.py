@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from typing import TypeVar
+from collections import Counter, deque
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from datetime import UTC, datetime
+from typing import Final, TypeVar
 from uuid import UUID
 
 import attrs
@@ -15,6 +16,8 @@ from actors.declaration.form import Entry
 from actors.model import Entity, EntityKind, Policy
 
 MAX_FAULTS = 100
+_NOBODY: Final = UUID(int=0)
+_EVER: Final = datetime(1, 1, 1, tzinfo=UTC)
 
 T = TypeVar("T")
 
@@ -95,6 +98,7 @@ class _Matcher:
         self.faults = faults
         self.entities = names.by_kind[kind]
         self.entries_by_key = Counter(map(key_of, entries))
+        self.internet = [id for id, each in self.entities.items() if is_internet(each)]
         self.renamed: dict[UUID, Entry] = {}
         self._find_renamings()
 
@@ -152,7 +156,7 @@ class _Matcher:
                 )
             found = [id for id in old if self.renamed.get(id) is entry] or found
         if not found and is_internet(entry):
-            found = [id for id, each in self.entities.items() if is_internet(each)]
+            found = self.internet
         return self.entities[found[0]] if found else None
 
     def _find_renamings(self) -> None:
@@ -161,19 +165,20 @@ class _Matcher:
         A new name has to be free, or be given away in the same way. If it is not, then the
         renaming took place before, and its `was` stayed in the document.
         """
-        waiting = [entry for entry in self.entries if entry.was is not UNSET]
-        while waiting:
-            ready = [
-                entry
-                for entry in waiting
-                if all(id in self.renamed for id in self.names.keyed(self.kind, key_of(entry)))
-            ]
-            if not ready:
-                return
-            for entry in ready:
-                for id in self.names.named(self.kind, str(entry.was)):
-                    self.renamed[id] = entry
-            waiting = [entry for entry in waiting if entry not in ready]
+        waiting: dict[UUID, list[Entry]] = {}
+        """By one of those whose name they wait for."""
+        ready = deque(entry for entry in self.entries if entry.was is not UNSET)
+        while ready:
+            entry = ready.popleft()
+            taken = (
+                id for id in self.names.keyed(self.kind, key_of(entry)) if id not in self.renamed
+            )
+            if (id := next(taken, None)) is not None:
+                waiting.setdefault(id, []).append(entry)
+                continue
+            for id in self.names.named(self.kind, str(entry.was)):
+                self.renamed[id] = entry
+                ready.extend(waiting.pop(id, ()))
 
     def _is_new(self, entry: Entry) -> bool:
         """Whether an entry that matches nothing is the only one of its key."""
@@ -193,36 +198,37 @@ def pair_policies(
 
     Takes drafts with their paths. Returns each with what it replaces, and what is left over.
     """
-    left: dict[tuple[UUID, UUID], list[Policy]] = {}
-    for policy in sorted(existing, key=lambda each: each.id):
-        left.setdefault((policy.group_id, policy.resource_id), []).append(policy)
+    left = {policy.id: policy for policy in sorted(existing, key=lambda each: each.id)}
     replaced: dict[int, Policy] = {}
-
-    def take(alike: str) -> None:
+    for likeness in (_everything, _description, _pair):
+        alike: dict[Hashable, deque[Policy]] = {}
+        for policy in left.values():
+            alike.setdefault(likeness(policy), deque()).append(policy)
         for i, (_, draft) in enumerate(wanted):
-            if i in replaced:
-                continue
-            candidates = left.get((draft.group_id, draft.resource_id), [])
-            for candidate in candidates:
-                if _alike(draft, candidate, alike):
-                    replaced[i] = candidate
-                    candidates.remove(candidate)
-                    break
-
-    for alike in ("everything", "description", "nothing"):
-        take(alike)
+            found = None if i in replaced else alike.get(likeness(draft))
+            if found:
+                replaced[i] = found.popleft()
+                del left[replaced[i].id]
     pairs = [(path, draft, replaced.get(i)) for i, (path, draft) in enumerate(wanted)]
-    return pairs, [policy for policies in left.values() for policy in policies]
+    return pairs, list(left.values())
 
 
-def _alike(draft: Policy, policy: Policy, alike: str) -> bool:
-    match alike:
-        case "everything":
-            return in_place_of(draft, policy) == policy
-        case "description":
-            return draft.description == policy.description
-        case _:
-            return True
+def _everything(policy: Policy) -> Hashable:
+    """All that is declared of a policy: equal for those of which one can stand for the other."""
+    conditions = policy.conditions
+    if conditions.auth_provider is not None:
+        values = tuple(sorted(conditions.auth_provider.values))
+        providers = attrs.evolve(conditions.auth_provider, values=values)
+        conditions = attrs.evolve(conditions, auth_provider=providers)
+    return attrs.evolve(policy, id=_NOBODY, created_at=_EVER, conditions=conditions)
+
+
+def _description(policy: Policy) -> Hashable:
+    return policy.group_id, policy.resource_id, policy.description
+
+
+def _pair(policy: Policy) -> Hashable:
+    return policy.group_id, policy.resource_id
 
 
 def in_place_of(draft: Policy, policy: Policy) -> Policy:

@@ -9,8 +9,10 @@ a resource that moves would go with its old site; what goes along with something
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
+from itertools import islice
 from typing import Any, Final, Literal, Protocol
 from uuid import UUID
 
@@ -344,22 +346,26 @@ class _Planner:
             return puts
         holders = {str(getattr(e, "name", "")): id for id, e in self.before.by_kind[kind].items()}
         ordered: list[Put] = []
-        waiting = list(puts)
-        while waiting:
-            ready = [p for p in waiting if holders.get(_name(p.entity), p.entity.id) == p.entity.id]
-            if not ready:
-                self.faults.add(
-                    SECTIONS[kind],
-                    f"{_name(waiting[0].entity)!r} is still the name of another one, and cannot be"
-                    " given away and taken in one step",
-                )
-                break
-            for put in ready:
-                if put.before is not None:
-                    del holders[_name(put.before)]
-                holders[_name(put.entity)] = put.entity.id
-                waiting.remove(put)
-            ordered += ready
+        waiting: dict[str, list[Put]] = {}
+        """By the name that they wait for."""
+        ready = deque(puts)
+        while ready:
+            put = ready.popleft()
+            name = _name(put.entity)
+            if holders.get(name, put.entity.id) != put.entity.id:
+                waiting.setdefault(name, []).append(put)
+                continue
+            if put.before is not None:
+                del holders[_name(put.before)]
+                ready.extend(waiting.pop(_name(put.before), ()))
+            holders[name] = put.entity.id
+            ordered.append(put)
+        for name in islice(waiting, 1):
+            self.faults.add(
+                SECTIONS[kind],
+                f"{name!r} is still the name of another one, and cannot be given away and taken in"
+                " one step",
+            )
         return ordered
 
     def _memberships(self, matching: Matching) -> tuple[list[Put], list[Membership]]:

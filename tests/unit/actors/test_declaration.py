@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from msgspec import UNSET, structs
 
-from actors.declaration import SECTIONS, Declaration, Undeclarable, export
+from actors.declaration import SECTIONS, Declaration, Undeclarable, export, plan
 from actors.declaration.exporting import key_of
 from actors.declaration.form import (
     AuthProviderEntry,
@@ -32,13 +32,15 @@ from actors.model import (
     Policy,
     Principal,
     Resource,
+    Site,
     Token,
 )
-from actors.store.interface import Contents
+from actors.store.interface import Contents, Put
 from tests.unit.actors.declarations import (
     ACCOUNT_ID,
     START,
     Installation,
+    Plainly,
     declarations,
     normal,
     partial_declarations,
@@ -393,3 +395,42 @@ def test_a_value_outside_the_model_is_named() -> None:
 def test_every_kind_is_declared_or_made_by_devices_and_people() -> None:
     elsewhere = {"account", "identity", "membership", "token", "client", "gateway"}
     assert set(KIND_OF.values()) == {*SECTIONS, *elsewhere}
+
+
+# --- size ----------------------------------------------------------------------------------------
+
+
+def test_work_grows_with_the_document_and_not_with_its_square() -> None:
+    here = Installation()
+    everyone = Group(id=here.new_id(), kind="everyone", name="Everyone", **COMMON)
+    sites = tuple(Site(id=here.new_id(), name=f"n{i}", **COMMON) for i in range(10_000))
+    web = Resource(
+        id=here.new_id(),
+        site_ids=(sites[0].id,),
+        name="Web",
+        kind="ip",
+        address="10.1.0.1",
+        **COMMON,
+    )
+    policies = tuple(
+        Policy(
+            id=here.new_id(),
+            group_id=everyone.id,
+            resource_id=web.id,
+            description=f"old {i}",
+            **COMMON,
+        )
+        for i in range(15_000)
+    )
+    contents = attrs.evolve(here.contents, entities=(everyone, *sites, web, *policies))
+    declaration = Declaration(
+        sites=tuple(SiteEntry(name=f"n{i + 1}", was=f"n{i}") for i in range(10_000)),
+        policies=tuple(
+            PolicyEntry(group="Everyone", resource="Web", description=f"new {i}")
+            for i in range(15_000)
+        ),
+    )
+    planned = plan(contents, declaration, new_id=here.new_id, at=START, vault=Plainly())
+    assert len(planned.mutations) == 25_000
+    renamed = [put for put in planned.mutations if isinstance(put, Put)][:10_000]
+    assert [put.entity.id for put in renamed] == [site.id for site in reversed(sites)]
