@@ -100,14 +100,20 @@ class Applied(msgspec.Struct, frozen=True, kw_only=True):
 @get("/")
 async def get_declaration(desk: TheDesk) -> Declaration:
     """Export the account in normal form, without secrets."""
-    contents = await desk.office.store.contents(desk.account_id)
-    return await desk.work(lambda: export(contents))
+    async with desk.whole():
+        contents = await desk.office.store.contents(desk.account_id)
+        return await desk.work(lambda: export(contents))
 
 
 @post("/plan", status_code=200, opt={VERB: "read"})
 async def plan_declaration(desk: TheDesk, data: JSONBody[PlanRequest]) -> PlanView:
     """Show what applying a declaration would change, and who gains and loses what by it."""
-    contents, planned = await _planned(desk, data.declaration)
+    async with desk.whole():
+        return await _rehearsed(desk, data.declaration)
+
+
+async def _rehearsed(desk: Desk, declaration: Declaration) -> PlanView:
+    contents, planned = await _planned(desk, declaration)
     now, regions = desk.now, desk.office.regions
 
     def rehearse() -> PlanView:
@@ -130,7 +136,14 @@ async def apply_declaration(desk: TheDesk, data: JSONBody[ApplyRequest]) -> Appl
     Refused (409) if a policy test would fail afterwards, if the caller's own token would be lost,
     or if the account changed since the `number` that is given.
     """
+    async with desk.whole():
+        return await _applied(desk, data)
+
+
+async def _applied(desk: Desk, data: ApplyRequest) -> Applied:
     contents, planned = await _planned(desk, data.declaration)
+    if data.number not in (None, planned.number):
+        raise Outdated(f"account {desk.account_id} is at change {planned.number}")
     if len(planned.mutations) > MAX_MUTATIONS:
         raise Problem(
             422,
@@ -140,11 +153,10 @@ async def apply_declaration(desk: TheDesk, data: JSONBody[ApplyRequest]) -> Appl
         )
     _check_caller(desk, contents, planned)
     await desk.check(planned.mutations)
-    number = planned.number if data.number is None else data.number
     changes = await desk.office.store.apply(
-        desk.account_id, planned.mutations, who=desk.caller.who, at=desk.now, number=number
+        desk.account_id, planned.mutations, who=desk.caller.who, at=desk.now, number=planned.number
     )
-    return Applied(number=changes[-1].number if changes else number, steps=planned.steps)
+    return Applied(number=changes[-1].number if changes else planned.number, steps=planned.steps)
 
 
 # --- below: planning ---
@@ -153,14 +165,12 @@ async def apply_declaration(desk: TheDesk, data: JSONBody[ApplyRequest]) -> Appl
 async def _planned(desk: Desk, declaration: Declaration) -> tuple[Contents, Plan]:
     """Raises Problem 422 with all that is wrong."""
     checks = Checks()
-    declaration = _canonical(checks, desk, declaration)
+    wanted = await desk.work(lambda: _canonical(checks, desk, declaration))
     checks.finish()
     contents = await _whole(desk)
     try:
         planned = await desk.work(
-            lambda: plan(
-                contents, declaration, new_id=desk.new_id, at=desk.now, vault=_DeskVault(desk)
-            )
+            lambda: plan(contents, wanted, new_id=desk.new_id, at=desk.now, vault=_DeskVault(desk))
         )
     except Undeclarable as error:
         faults = (FieldError(field=each.field, message=each.message) for each in error.faults)

@@ -182,7 +182,11 @@ class Desk:
 
     async def work(self, question: Callable[[], T]) -> T:
         """Work a question out beside the event loop; see `Snapshots.work`."""
-        return await self.office.snapshots.work(question)
+        return await self.office.snapshots.work(self.account_id, question)
+
+    def whole(self) -> AbstractAsyncContextManager[None]:
+        """To be held by who has read all of the account; see `Snapshots.whole`."""
+        return self.office.snapshots.whole(self.account_id)
 
     async def show(self, entity_type: type[E], id: UUID) -> E:
         """The entity that the answer is about. Raises Problem 404, 412; NotModified."""

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Final, TypeVar
 from uuid import UUID
+from weakref import WeakValueDictionary
 
 import attrs
 import trio
@@ -37,11 +38,15 @@ class _Place:
 
 
 class Snapshots:
-    """At most MAX_SNAPSHOTS accounts; the one that was asked longest ago gives way."""
+    """At most MAX_SNAPSHOTS accounts; the one that was asked longest ago gives way.
+
+    No account has more than one worker, nor is read more than once as a whole, at a time: what
+    others ask comes in between."""
 
     def __init__(self) -> None:
         self._places: OrderedDict[UUID, _Place] = OrderedDict()
         self._workers: trio.CapacityLimiter | None = None
+        self._turns: WeakValueDictionary[tuple[str, UUID], trio.Lock] = WeakValueDictionary()
 
     def __len__(self) -> int:
         return len(self._places)
@@ -57,11 +62,25 @@ class Snapshots:
         async with place.lock:
             yield await self._forward(account_id, place, store, regions)
 
-    async def work(self, question: Callable[[], T]) -> T:
-        """Work something out in a thread. It cannot be stopped, so it must be bounded."""
+    async def work(self, account_id: UUID, question: Callable[[], T]) -> T:
+        """Work something out about an account in a thread. It cannot be stopped, so it must be
+        bounded."""
         if self._workers is None:
             self._workers = trio.CapacityLimiter(WORKERS)
-        return await trio.to_thread.run_sync(question, limiter=self._workers)
+        async with self._turn("work", account_id):
+            return await trio.to_thread.run_sync(question, limiter=self._workers)
+
+    def whole(self, account_id: UUID) -> AbstractAsyncContextManager[None]:
+        """To be held by who has read all of an account."""
+        return self._turn("whole", account_id)
+
+    @asynccontextmanager
+    async def _turn(self, purpose: str, account_id: UUID) -> AsyncIterator[None]:
+        lock = self._turns.get((purpose, account_id))
+        if lock is None:
+            lock = self._turns[purpose, account_id] = trio.Lock()
+        async with lock:
+            yield
 
     async def _forward(
         self, account_id: UUID, place: _Place, store: Store, regions: Regions
@@ -82,6 +101,6 @@ class Snapshots:
                 place.snapshot = snapshot
                 return snapshot
         contents = await store.contents(account_id)
-        snapshot = await self.work(lambda: Snapshot.of(contents, regions))
+        snapshot = await self.work(account_id, lambda: Snapshot.of(contents, regions))
         place.snapshot = snapshot
         return snapshot

@@ -1,0 +1,104 @@
+"""Attacks on the JSON API by those who have a token, over real HTTPS."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+
+from actors.model import Site
+from actors.store.interface import Contents, Put
+from actors.store.memory import MemoryStore
+from portal.api import authentication, feeds
+from tests.system.portal_support import installation, made
+
+pytestmark = pytest.mark.system
+
+
+class RacedStore(MemoryStore):
+    """Somebody changes an account just after it was read as a whole."""
+
+    change: Site | None = None
+
+    async def contents(self, account_id: UUID) -> Contents:
+        found = await super().contents(account_id)
+        if self.change is not None:
+            change, self.change = self.change, None
+            await self.apply(account_id, [Put(change)], who="other", at=change.created_at)
+        return found
+
+
+async def test_a_guessed_number_does_not_apply_a_declaration_to_a_state_that_was_not_read(
+    tmp_path: Path,
+) -> None:
+    store = RacedStore()
+    async with installation(tmp_path, store=store) as here:
+        account_id, admin = await here.admin_of("acme")
+        async with here.client(admin) as client:
+            number = await store.last_number(UUID(account_id))
+            store.change = Site(
+                id=here.office.new_id(),
+                account_id=UUID(account_id),
+                name="Berlin",
+                created_at=here.office.clock.utc_now(),
+            )
+            declared = {"version": 1, "groups": [{"name": "Staff"}]}
+            answer = await client.post(
+                "/v1/declaration/apply", json={"declaration": declared, "number": number + 1}
+            )
+            assert (answer.status_code, answer.json()["code"]) == (409, "changed_meanwhile")
+            groups = (await client.get("/v1/groups")).json()["items"]
+            assert [group["name"] for group in groups] == ["Everyone"]
+
+
+async def test_many_tokens_of_an_account_call_no_more_often_than_a_few(tmp_path: Path) -> None:
+    async with installation(tmp_path, calls_per_s=0.001) as here:
+        account_id, admin = await here.admin_of("acme")
+        _, neighbour = await here.admin_of("globex")
+        tokens = [admin]
+        async with here.client(admin) as client:
+            [owner] = (await client.get("/v1/principals")).json()["items"]
+            for i in range(authentication.TOKENS_WORTH_OF_AN_ACCOUNT + 1):
+                one = await made(
+                    client, "tokens", kind="api", name=f"t{i}", principal_id=owner["id"]
+                )
+                tokens.append(one["token"])
+        answers: list[int] = []
+        async with here.client() as client:
+            most = authentication.TOKENS_WORTH_OF_AN_ACCOUNT * authentication.CALLS_BURST
+            while len(answers) <= most and 429 not in answers:
+                token = tokens[len(answers) % len(tokens)]
+                answer = await client.get(
+                    f"/v1/accounts/{account_id}", headers={"authorization": f"Bearer {token}"}
+                )
+                answers.append(answer.status_code)
+            assert answer.json()["code"] == "rate_limited"
+            assert "together" in answer.json()["detail"]
+            answer = await client.get(
+                "/v1/accounts", headers={"authorization": f"Bearer {neighbour}"}
+            )
+            assert answer.status_code == 200
+
+
+async def test_streams_of_one_account_leave_places_for_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feeds, "MAX_READERS_PER_ACCOUNT", 2)
+    async with installation(tmp_path) as here:
+        _, admin = await here.admin_of("acme")
+        _, neighbour = await here.admin_of("globex")
+        async with here.client(admin) as client:
+            [owner] = (await client.get("/v1/principals")).json()["items"]
+            other = await made(client, "tokens", kind="api", name="t", principal_id=owner["id"])
+        async with (
+            here.client(admin) as one,
+            here.client(other["token"]) as two,
+            here.client(neighbour) as three,
+            one.stream("GET", "/v1/events") as first,
+            two.stream("GET", "/v1/events") as second,
+            three.stream("GET", "/v1/events") as third,
+        ):
+            assert [first.status_code, second.status_code, third.status_code] == [200] * 3
+            refused = await one.get("/v1/events")
+            assert (refused.status_code, refused.json()["code"]) == (429, "too_many_streams")
