@@ -31,6 +31,8 @@ from runtime.clock import Clock
 
 CALLS_PER_S: Final = 50.0
 CALLS_BURST: Final = 200
+TOKENS_WORTH_OF_AN_ACCOUNT: Final = 4
+"""All tokens of an account together may call as often as this many of them."""
 FAILURES_PER_S: Final = 0.5
 FAILURES_BURST: Final = 20
 MAX_REMEMBERED_TOKENS: Final = 1_000
@@ -60,8 +62,9 @@ class Caller:
 
 
 class Authenticator:
-    """Tells who calls, and limits how often: `calls_per_s` for each token, FAILURES_PER_S of
-    failed attempts for each source (an IPv4 address or an IPv6 /64)."""
+    """Tells who calls, and limits how often: `calls_per_s` for each token, a few times that for all
+    tokens of an account, FAILURES_PER_S of failed attempts for each source (an IPv4 address or an
+    IPv6 /64)."""
 
     def __init__(
         self,
@@ -75,6 +78,10 @@ class Authenticator:
         self._clock = clock
         self._calls_per_s = calls_per_s
         self._calls = TokenBuckets(rate_per_s=calls_per_s, burst=calls_burst)
+        self._calls_of_accounts = TokenBuckets(
+            rate_per_s=calls_per_s * TOKENS_WORTH_OF_AN_ACCOUNT,
+            burst=calls_burst * TOKENS_WORTH_OF_AN_ACCOUNT,
+        )
         self._failures = TokenBuckets(rate_per_s=FAILURES_PER_S, burst=FAILURES_BURST)
         self._good_hashes: OrderedDict[bytes, None] = OrderedDict()
         self._noted_at_by_token: OrderedDict[UUID, int] = OrderedDict()
@@ -92,6 +99,12 @@ class Authenticator:
             problem = too_many("rate_limited", detail, wait_ns)
             problem.headers |= self.rate_headers(token.id)
             raise problem
+        if token.account_id is not None:
+            now = self._clock.monotonic_ns()
+            wait_ns = self._calls_of_accounts.take(token.account_id, now)
+            if wait_ns:
+                detail = "The tokens of this account made too many calls together."
+                raise too_many("rate_limited", detail, wait_ns)
         caller = await self._admit(token, source)
         await self._note_use(token)
         return caller

@@ -37,6 +37,8 @@ from runtime.service import get_logger
 
 MAX_READERS: Final = 256
 MAX_READERS_PER_TOKEN: Final = 8
+MAX_READERS_PER_ACCOUNT: Final = 64
+"""Its admins may make tokens without end: no account takes all places of a node."""
 MAX_PRESENCES: Final = 1_000
 BATCH: Final = 100
 HEARTBEAT_S: Final = 15.0
@@ -134,7 +136,7 @@ class Feeds:
         """A stream of the changes after this one. `close` of the reader ends it; `greet` is to be
         called before it is read.
 
-        Raises Problem: 429 for too many streams of one token, 503 for too many of all.
+        Raises Problem: 429 for too many streams of one token or account, 503 for too many of all.
         """
         if self._is_closed or len(self) >= MAX_READERS:
             raise unavailable("This node has as many streams as it takes. Try again shortly.")
@@ -145,9 +147,18 @@ class Feeds:
                 f"A token may read {MAX_READERS_PER_TOKEN} streams at once. End one of them.",
                 headers={"Retry-After": str(round(HEARTBEAT_S))},
             )
+        audience = self._audiences.get(account_id) or _Audience()
+        if len(audience.readers) >= MAX_READERS_PER_ACCOUNT:
+            raise Problem(
+                429,
+                "too_many_streams",
+                f"An account may have {MAX_READERS_PER_ACCOUNT} streams at one node. End one of"
+                " them.",
+                headers={"Retry-After": str(round(HEARTBEAT_S))},
+            )
         reader = Reader(self, caller, account_id, source, after)
         self._by_token[caller.token_id] += 1
-        audience = self._audiences.setdefault(account_id, _Audience())
+        self._audiences[account_id] = audience
         audience.readers.add(reader)
         return reader
 
