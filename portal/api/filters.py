@@ -17,6 +17,7 @@ import msgspec
 from litestar import Request
 
 from actors.store.codec import read_value
+from actors.store.validity import UNPRINTABLE
 from portal.api.problems import FieldError, invalid
 
 FILTERS: Final = "filters"
@@ -59,6 +60,8 @@ async def provide_filters(request: Request[Any, Any, Any]) -> dict[str, Any]:
         try:
             if len(text) > MAX_VALUE_CHARACTERS:
                 raise ValueError(f"must have at most {MAX_VALUE_CHARACTERS} characters")
+            if UNPRINTABLE.search(text):  # nothing has such a value, and PostgreSQL takes no NUL
+                raise ValueError("must be printable")
             wanted[each.field] = _read(text, each.type)
         except (ValueError, msgspec.ValidationError) as error:
             errors.append(FieldError(field=name, message=str(error)[:500]))

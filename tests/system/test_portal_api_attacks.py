@@ -10,6 +10,7 @@ import pytest
 from actors.model import Site
 from actors.store.interface import Contents, Put
 from actors.store.memory import MemoryStore
+from actors.store.postgres import Logins, PostgresStore
 from portal.api import authentication, feeds
 from tests.system.portal_support import installation, made
 
@@ -102,3 +103,24 @@ async def test_streams_of_one_account_leave_places_for_others(
             assert [first.status_code, second.status_code, third.status_code] == [200] * 3
             refused = await one.get("/v1/events")
             assert (refused.status_code, refused.json()["code"]) == (429, "too_many_streams")
+
+
+async def test_no_text_of_a_filter_reaches_the_database_that_it_cannot_take(
+    tmp_path: Path, database: Logins
+) -> None:
+    async with (
+        PostgresStore.open(database, migrated=True) as store,
+        installation(tmp_path, store=store) as here,
+    ):
+        _, admin = await here.admin_of("acme")
+        async with here.client(admin) as client:
+            for path in (
+                "principals?email",
+                "resources?address",
+                "identities?issuer",
+                "identities?subject",
+                "changes?who",
+                "accounts?slug",
+            ):
+                refused = await client.get(f"/v1/{path}=a%00b")
+                assert (refused.status_code, refused.json()["code"]) == (422, "invalid_fields")

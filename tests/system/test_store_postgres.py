@@ -134,11 +134,20 @@ async def test_without_a_setting_no_row_is_visible_and_with_one_only_the_account
             )
 
 
-def test_every_table_has_forced_row_level_security(database: Logins) -> None:
+async def test_every_table_has_forced_row_level_security(
+    store: PostgresStore, database: Logins
+) -> None:
+    await store.expire(datetime.now(UTC))  # makes partitions
     with psycopg.connect(database.owner) as connection:
+        partitions = connection.execute(
+            "SELECT count(*) FROM pg_inherits JOIN pg_class"
+            " ON pg_class.oid = inhrelid WHERE relkind = 'r'"
+        ).fetchone()
+        assert partitions is not None
+        assert partitions[0] >= 9
         rows = connection.execute(
             "SELECT relname FROM pg_class WHERE relnamespace = 'holloway'::regnamespace"
-            " AND relkind = 'r' AND NOT (relrowsecurity AND relforcerowsecurity)"
+            " AND relkind IN ('r', 'p') AND NOT (relrowsecurity AND relforcerowsecurity)"
         ).fetchall()
     assert rows == [("migration",)]
 
