@@ -54,11 +54,18 @@ def at(
     if instant < horizon:
         raise BeyondHorizon(horizon)
     past = snapshot.copy()
+    rewind(past, backwards, instant)
+    return past
+
+
+def rewind(past: Snapshot, backwards: Iterable[Change], instant: datetime) -> bool:
+    """Take back changes, newest first, up to one that is not after the instant: True if there is
+    one, so that no more are needed. Raises `Gap`."""
     for change in backwards:
         if change.at <= instant:
-            break
+            return True
         past.undo(change)
-    return past
+    return False
 
 
 def reach(

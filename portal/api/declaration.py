@@ -41,7 +41,7 @@ from portal.api.office import Desk
 from portal.api.problems import FieldError, Problem, invalid
 from portal.api.requests import Body, Checks
 from portal.api.resources import check_address
-from portal.api.scopes import VERB, noun
+from portal.api.scopes import VERB, allows, noun
 
 MAX_ACCESSES: Final = 1_000
 """How many gains and losses a plan names."""
@@ -208,6 +208,8 @@ class _DeskVault:
     def holds(
         self, sealed: SealedSecret, text: str, *, kind: EntityKind, field: str, id: UUID
     ) -> bool:
+        if not allows(self.desk.caller.scopes, "declaration:write"):
+            return False  # or else who may only read could try what it is
         try:
             kept = self.desk.office.key_ring.open(
                 sealed, table=kind, column=field, account_id=self.desk.account_id, row_id=id

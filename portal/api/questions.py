@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import partial
 from itertools import islice
 from typing import Annotated, Final, Literal
 from uuid import UUID
@@ -19,7 +20,7 @@ from litestar import get, post
 from litestar.params import JSONBody
 from msgspec import Meta
 
-from actors.model import Authorization, Change, EntityKind, Policy, Region
+from actors.model import Authorization, EntityKind, Policy, Region
 from actors.policy.circumstances import Circumstances, Span
 from actors.policy.diff import Changed, diff
 from actors.policy.effort import Effort, Exhausted
@@ -27,7 +28,7 @@ from actors.policy.engine import Denied, Snapshot
 from actors.policy.engine import Request as PolicyRequest
 from actors.policy.explain import Check, PolicyTrace, explain, summary
 from actors.policy.exposure import exposure
-from actors.policy.history import BeyondHorizon, Reach, at, reach
+from actors.policy.history import Reach, reach, rewind
 from actors.policy.proposals import FailedTest, failing_tests, newly_failing_tests, propose
 from actors.policy.replay import Replayed, replay
 from actors.store.interface import MAX_PAGE, InvalidReference, Pruned
@@ -336,8 +337,7 @@ async def policies_at(desk: TheDesk, data: JSONBody[AtRequest]) -> AtAnswer:
         checks.refuse("at", "must not lie in the future; `diff` tells of that")
     checks.finish()
 
-    def answer(snapshot: Snapshot, backwards: list[Change], horizon: datetime) -> AtAnswer:
-        past = at(snapshot, backwards, instant, horizon) if data.at else snapshot
+    def answer(past: Snapshot) -> AtAnswer:
         _check_known(past, data)
         found = reach(past, instant, principal_id=data.principal_id, resource_id=data.resource_id)
         first: list[Reach] = []
@@ -364,12 +364,8 @@ async def policies_at(desk: TheDesk, data: JSONBody[AtRequest]) -> AtAnswer:
         )
 
     async with desk.snapshot() as snapshot:
-        backwards, horizon = await _backwards(desk, snapshot.number, instant)
-        try:
-            return await desk.work(lambda: answer(snapshot, backwards, horizon))
-        except BeyondHorizon as beyond:
-            message = f"changes are kept since {beyond.horizon.isoformat()} only"
-            raise invalid(FieldError(field="at", message=message)) from None
+        past = await _past(desk, snapshot, instant) if data.at else snapshot
+        return await desk.work(lambda: answer(past))
 
 
 # --- exposure ------------------------------------------------------------------------------------
@@ -517,9 +513,9 @@ async def _authorizations(
     return found[:limit]
 
 
-async def _backwards(desk: Desk, number: int, instant: datetime) -> tuple[list[Change], datetime]:
-    """The changes after an instant up to this number, newest first (and the one before them); and
-    since when all are kept. Raises Problem 422 for more than MAX_REWOUND."""
+async def _past(desk: Desk, snapshot: Snapshot, instant: datetime) -> Snapshot:
+    """The account as it was at an instant. A page of changes is in memory at a time. Raises Problem
+    422 for what is beyond the horizon, or further back than MAX_REWOUND changes."""
     store, account_id = desk.office.store, desk.account_id
     horizon, pruned = EARLIEST, 0
     try:
@@ -528,18 +524,21 @@ async def _backwards(desk: Desk, number: int, instant: datetime) -> tuple[list[C
         pruned = gone.number
         (first,) = await store.changes(account_id, after=pruned, limit=1) or (None,)
         horizon = desk.now if first is None else first.at.astimezone(UTC)
-    backwards: list[Change] = []
+    if instant < horizon:
+        message = f"changes are kept since {horizon.isoformat()} only"
+        raise invalid(FieldError(field="at", message=message))
+    past = await desk.work(snapshot.copy)
+    number = snapshot.number
     while number > pruned:
-        start = max(pruned, number - MAX_PAGE)
-        changes = await store.changes(account_id, after=start, limit=number - start)
-        backwards += reversed(changes)
-        number = start
-        if changes and changes[0].at <= instant:
-            break
-        if len(backwards) > MAX_REWOUND:
+        if snapshot.number - number > MAX_REWOUND:
             message = f"more than {MAX_REWOUND:,} changes were made since"
             raise invalid(FieldError(field="at", message=message))
-    return backwards, horizon
+        start = max(pruned, number - MAX_PAGE)
+        changes = await store.changes(account_id, after=start, limit=number - start)
+        if await desk.work(partial(rewind, past, changes[::-1], instant)):
+            break
+        number = start
+    return past
 
 
 def _remote_ip(checks: Checks, text: str | None) -> str | None:

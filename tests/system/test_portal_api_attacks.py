@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
+import attrs
 import pytest
 
-from actors.model import Site
-from actors.store.interface import Contents, Put
+from actors.model import Change, Site
+from actors.store.interface import MAX_PAGE, NO_FILTER, Contents, Equals, Put
 from actors.store.memory import MemoryStore
 from actors.store.postgres import Logins, PostgresStore
 from portal.api import authentication, feeds
@@ -124,3 +127,68 @@ async def test_no_text_of_a_filter_reaches_the_database_that_it_cannot_take(
             ):
                 refused = await client.get(f"/v1/{path}=a%00b")
                 assert (refused.status_code, refused.json()["code"]) == (422, "invalid_fields")
+
+
+class WatchedStore(MemoryStore):
+    """Knows how many changes that it gave out are still held."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.given: list[weakref.ref[Change]] = []
+        self.most_held = 0
+
+    async def changes(
+        self, account_id: UUID, *, after: int, limit: int = MAX_PAGE, equals: Equals = NO_FILTER
+    ) -> tuple[Change, ...]:
+        found = await super().changes(account_id, after=after, limit=limit, equals=equals)
+        copies = tuple(attrs.evolve(each) for each in found)
+        self.given = [each for each in self.given if each() is not None]
+        self.given += map(weakref.ref, copies)
+        self.most_held = max(self.most_held, len(self.given))
+        return copies
+
+
+async def test_a_question_about_the_past_holds_few_changes_at_a_time(tmp_path: Path) -> None:
+    store = WatchedStore()
+    async with installation(tmp_path, store=store) as here:
+        account_id, admin = await here.admin_of("acme")
+        async with here.client(admin) as client:
+            created_at = here.office.clock.utc_now()
+            instant = created_at.isoformat()
+            common = {"account_id": UUID(account_id), "created_at": created_at}
+            for part in range(5):
+                sites = [
+                    Put(Site(id=here.office.new_id(), name=f"{part} {i}", **common))
+                    for i in range(MAX_PAGE)
+                ]
+                at = here.office.clock.utc_now()
+                await store.apply(UUID(account_id), sites, who="test", at=at)
+            store.given, store.most_held = [], 0
+            answer = await client.post("/v1/policies/at", json={"at": instant})
+            assert answer.status_code == 200
+            assert answer.json()["number"] < 10
+            assert 0 < store.most_held <= 2 * MAX_PAGE
+
+
+async def test_who_may_read_a_declaration_cannot_try_what_a_secret_is(tmp_path: Path) -> None:
+    async with installation(tmp_path) as here:
+        _, admin = await here.admin_of("acme")
+        async with here.client(admin) as client:
+            await made(client, "directories", kind="scim", name="Staff", credentials="right")
+            [owner] = (await client.get("/v1/principals")).json()["items"]
+            reader = await made(
+                client,
+                "tokens",
+                kind="api",
+                name="reader",
+                principal_id=owner["id"],
+                scopes=["declaration:read"],
+            )
+        seen: dict[str, list[Any]] = {}
+        async with here.client(reader["token"]) as client:
+            for guess in ("right", "wrong"):
+                entry = {"name": "Staff", "kind": "scim", "credentials": guess}
+                declared = {"version": 1, "directories": [entry]}
+                planned = await client.post("/v1/declaration/plan", json={"declaration": declared})
+                seen[guess] = planned.json()["steps"]
+        assert seen["right"] == seen["wrong"] != []
