@@ -13,7 +13,8 @@ from litestar.handlers import HTTPRouteHandler
 from msgspec import Meta
 
 from actors.model import KIND_OF, Entity, EntityKind
-from actors.store.interface import Mutation, Put, Remove
+from actors.store.interface import Invalid, Mutation, Put, Remove
+from actors.store.validity import validate
 from portal.api import groups, memberships, policies, policy_tests, principals, resources, sites
 from portal.api.call import Call
 from portal.api.office import Desk
@@ -96,6 +97,7 @@ class DraftDesk(Desk):
         for mutation in mutations:
             match mutation:
                 case Put(entity=entity):
+                    _check(entity)
                     self.drafts[entity.id] = entity
                 case Remove(kind=kind, id=id):
                     await self.get(_TYPES[kind], id)
@@ -144,6 +146,14 @@ async def _carry_out(desk: DraftDesk, proposed: Proposed) -> None:
     elif proposed.fields:
         raise invalid(FieldError(field="fields", message="has no place in a deletion"))
     await run(**arguments)
+
+
+def _check(entity: Entity) -> None:
+    """Raises Problem 422 for what the store would refuse of the entity by itself."""
+    try:
+        validate(entity)
+    except Invalid as error:
+        raise invalid(FieldError(field=error.field, message="cannot be taken")) from None
 
 
 def _at(problem: Problem, where: str) -> Problem:

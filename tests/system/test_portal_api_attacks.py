@@ -15,7 +15,7 @@ from actors.store.interface import MAX_PAGE, NO_FILTER, Contents, Equals, Put
 from actors.store.memory import MemoryStore
 from actors.store.postgres import Logins, PostgresStore
 from portal.api import authentication, feeds
-from tests.system.portal_support import installation, made
+from tests.system.portal_support import installation, made, world
 
 pytestmark = pytest.mark.system
 
@@ -192,3 +192,37 @@ async def test_who_may_read_a_declaration_cannot_try_what_a_secret_is(tmp_path: 
                 planned = await client.post("/v1/declaration/plan", json={"declaration": declared})
                 seen[guess] = planned.json()["steps"]
         assert seen["right"] == seen["wrong"] != []
+
+
+async def test_what_the_store_would_refuse_is_refused_as_a_proposal_too(tmp_path: Path) -> None:
+    async with installation(tmp_path) as here:
+        _, admin = await here.admin_of("acme")
+        async with here.client(admin) as client:
+            ids = await world(here, client)
+            fields = {
+                "group_id": ids["groups"],
+                "resource_id": ids["resources"],
+                "conditions": {"current_time": {"zone": "Europe/Berlin", "windows": [{"day": 0}]}},
+            }
+            for expires_at, status in (
+                ("9999-12-31T23:59:59Z", 422),
+                ("9998-12-31T23:59:59Z", 200),
+            ):
+                create = {"action": "create", "noun": "policies"}
+                proposed = create | {"fields": fields | {"expires_at": expires_at}}
+                answer = await client.post("/v1/policies/diff", json={"mutations": [proposed]})
+                assert answer.status_code == status, answer.text
+                if status == 422:
+                    assert answer.json()["errors"][0]["field"] == "mutations[0].expires_at"
+            await made(client, "policies", **fields, expires_at="9998-12-31T23:59:59Z")
+            gone = {"action": "delete", "noun": "groups", "id": ids["groups"]}
+            for question, body in (
+                ("explain", {"principal_id": ids["principals"], "resource_id": ids["resources"]}),
+                ("at", {}),
+                (
+                    "diff",
+                    {"mutations": [gone]},
+                ),
+            ):
+                answer = await client.post(f"/v1/policies/{question}", json=body)
+                assert answer.status_code == 200, answer.text
