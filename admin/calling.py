@@ -84,7 +84,7 @@ class Session:
             ca=common.ca or kept.ca,
             token_file=common.token_file or kept.token_file,
         )
-        with Connection.open(profile) as connection:
+        with Connection.open(profile) as connection, connection.understood():
             names = Names(connection, description())
             account = common.account or kept.account
             if account:

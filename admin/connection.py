@@ -20,7 +20,7 @@ import msgspec
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from admin.failures import UNAVAILABLE, UNTRUSTED, Failure, of_problem, usage
+from admin.failures import FAILED, UNAVAILABLE, UNTRUSTED, Failure, of_problem, usage
 from admin.safety import printable
 from channel.credentials import (
     DEFAULT_PORTAL_PORT,
@@ -215,6 +215,19 @@ class Connection:
                 raise of_problem(answer.status_code, _problem(answer), flags or {})
             time.sleep(wait_s)
             waited_s += wait_s
+
+    @contextmanager
+    def understood(self) -> Iterator[None]:
+        """For the length of the block answers are taken to be as described. Raises Failure for one
+        that is not: whatever a portal sends, a command ends with a sentence."""
+        try:
+            yield
+        except (AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+            raise Failure(
+                FAILED,
+                f"the answer of the portal cannot be understood ({type(error).__name__}); are"
+                " both of one version?",
+            ) from error
 
     @contextmanager
     def stream(self, path: str, headers: Mapping[str, str]) -> Iterator[Iterator[str]]:

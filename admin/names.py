@@ -116,5 +116,5 @@ def items_of(
         yield from page["items"]
         left -= len(page["items"])
         cursor = page["next_cursor"]
-        if cursor is None:
+        if cursor is None or not page["items"]:
             return

@@ -5,8 +5,11 @@ from __future__ import annotations
 import re
 from typing import Final
 
-# C0 and C1 controls, DEL, marks that turn the direction of writing, line and paragraph separators.
-UNSAFE: Final = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+# C0 and C1 controls, DEL, marks that turn the direction of writing, line and paragraph separators,
+# and halves of surrogate pairs, which no terminal can be sent.
+UNSAFE: Final = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
 _SPACES: Final = {"\n": " ", "\t": " ", "\r": " "}
 
 

@@ -10,13 +10,15 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
+from admin.safety import UNSAFE
+
 WIDTH: Final = 100
 _BARE: Final = re.compile(r"[A-Za-z0-9_-]+")
 _ESCAPES: Final = {"\b": "\\b", "\t": "\\t", "\n": "\\n", "\f": "\\f", "\r": "\\r"} | {
     '"': '\\"',
     "\\": "\\\\",
 }
-_ESCAPED: Final = re.compile('[\x00-\x1f\x7f-\x9f"\\\\\u2028-\u202e\u2066-\u2069\ud800-\udfff]')
+_ESCAPED: Final = re.compile(f'["\\\\]|{UNSAFE.pattern}')
 
 
 def to_toml(document: Mapping[str, Any]) -> str:

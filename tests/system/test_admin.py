@@ -25,7 +25,10 @@ import yaml
 from actors.model import AuthProvider
 from actors.store.postgres import Logins, PostgresStore
 from admin.connection import MAX_ATTEMPTS, MAX_LOST, Connection
+from admin.declaration import show_plan
 from admin.failures import UNAVAILABLE, Failure
+from admin.names import items_of
+from admin.safety import UNSAFE
 from channel.credentials import encode_token
 from runtime.secret import Secret
 from tests.system.portal_support import Installation, installation, key_ring, world
@@ -292,6 +295,7 @@ class Busy(BaseHTTPRequestHandler):
     refusals: ClassVar[int] = 0
     losses: ClassVar[int] = 0
     calls: ClassVar[list[tuple[str, str | None]]] = []
+    content: ClassVar[bytes] = b"{}"
 
     def do_GET(self) -> None:
         Busy.calls.append((self.command, self.headers.get("idempotency-key")))
@@ -300,9 +304,9 @@ class Busy(BaseHTTPRequestHandler):
         status = 200 if len(Busy.calls) > Busy.refusals else 503
         self.send_response(status)
         self.send_header("retry-after", "0")
-        self.send_header("content-length", "2")
+        self.send_header("content-length", str(len(Busy.content)))
         self.end_headers()
-        self.wfile.write(b"{}")
+        self.wfile.write(Busy.content)
 
     do_POST = do_GET
 
@@ -311,8 +315,8 @@ class Busy(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def busy(refusals: int = 0, losses: int = 0) -> Iterator[Connection]:
-    Busy.refusals, Busy.losses, Busy.calls = refusals, losses, []
+def busy(refusals: int = 0, losses: int = 0, content: bytes = b"{}") -> Iterator[Connection]:
+    Busy.refusals, Busy.losses, Busy.calls, Busy.content = refusals, losses, [], content
     server = HTTPServer(("127.0.0.1", 0), Busy)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
@@ -345,6 +349,36 @@ def test_a_busy_portal_is_asked_again_where_that_is_safe() -> None:
         with pytest.raises(Failure):
             connection.call("get", "/", again=True)
         assert len(Busy.calls) == MAX_ATTEMPTS
+
+
+@pytest.mark.parametrize(
+    ("status", "content"),
+    [
+        (200, b"\x1b]0;owned\x07"),
+        (200, b"[]"),
+        (200, b'{"steps": [{"action": "\\u001b[2J", "kind": 1, "name": "x"}]}'),
+        (200, b'{"steps": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"),
+        (422, b'{"code": "invalid_fields", "errors": "\\u001b[2J"}'),
+        (422, b'{"code": "invalid_fields", "errors": 1}'),
+    ],
+)
+def test_whatever_a_portal_answers_a_command_ends_with_a_harmless_sentence(
+    status: int, content: bytes
+) -> None:
+    refusals = 100 if status != 200 else 0
+    with (
+        busy(refusals=refusals, content=content) as connection,
+        pytest.raises(Failure) as failed,
+        connection.understood(),
+    ):
+        show_plan(connection.call("post", "/v1/declaration/plan", body={}).json())
+    assert not UNSAFE.search(str(failed.value).replace("\n", ""))
+
+
+def test_pages_without_end_are_not_followed() -> None:
+    with busy(content=b'{"items": [], "next_cursor": "x"}') as connection:
+        assert list(items_of(connection, "/v1/sites")) == []
+        assert len(Busy.calls) == 1
 
 
 def test_a_lost_answer_is_asked_for_again_under_the_same_key() -> None:

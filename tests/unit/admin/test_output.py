@@ -18,7 +18,7 @@ from admin.failures import NOT_FOUND, REFUSED, UNAVAILABLE, of_problem
 from admin.output import Format, show_event, show_many, show_one
 from admin.safety import UNSAFE, escaped, printable
 
-HOSTILE = "\x1b]0;owned\x07\x9b31mred\u202etxt\x7f\r\nsecond"
+HOSTILE = "\x1b]0;owned\x07\x9b31mred\u202etxt\x7f\r\nsecond\ud800half"
 texts = st.text(st.characters(exclude_categories=["Cs"]))
 
 
