@@ -15,7 +15,7 @@ from uuid import UUID
 import trio
 
 from actors.logs import RequestLog
-from actors.store.interface import MAX_LOGS, Store, StoreError
+from actors.store.interface import MAX_LOGS, Store, StoreError, Unavailable
 from channel.messages import IpText
 from portal.api.authentication import Caller
 from portal.api.call import Call
@@ -94,10 +94,25 @@ class RequestJournal:
         while self._waiting:
             batch = [self._waiting[i] for i in range(min(len(self._waiting), MAX_LOGS))]
             try:
-                await self._store.write_logs(batch)
-            except StoreError as error:
+                await self._write(batch)
+            except Unavailable as error:
                 log.warning("request_log_delayed", error=type(error).__name__)
                 return
             written = {row.id for row in batch}
             while self._waiting and self._waiting[0].id in written:
                 self._waiting.popleft()
+
+    async def _write(self, batch: list[RequestLog]) -> None:
+        """A row that the store refuses is lost alone, and does not hold up those of others. Raises
+        Unavailable."""
+        try:
+            await self._store.write_logs(batch)
+        except Unavailable:
+            raise
+        except StoreError as error:
+            if len(batch) > 1:
+                for row in batch:
+                    await self._write([row])
+                return
+            self._lost += 1
+            log.error("request_log_refused", error=str(error), request_id=str(batch[0].id))

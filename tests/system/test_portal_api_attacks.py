@@ -10,6 +10,7 @@ from uuid import UUID
 import attrs
 import pytest
 
+from actors.logs import RequestLog
 from actors.model import Change, Site
 from actors.store.interface import MAX_PAGE, NO_FILTER, Contents, Equals, Put
 from actors.store.memory import MemoryStore
@@ -226,3 +227,37 @@ async def test_what_the_store_would_refuse_is_refused_as_a_proposal_too(tmp_path
             ):
                 answer = await client.post(f"/v1/policies/{question}", json=body)
                 assert answer.status_code == 200, answer.text
+
+
+async def test_one_row_of_the_request_log_does_not_hold_up_the_others(
+    tmp_path: Path, database: Logins
+) -> None:
+    async with (
+        PostgresStore.open(database, migrated=True) as store,
+        installation(tmp_path, store=store) as here,
+    ):
+        account_id, admin = await here.admin_of("acme")
+        async with here.client(admin) as client:
+            for path in ("a%00b", "%ED%A0%80", "%FF", "%EF%BF%BF", "%E2%80%A8", "x" * 2_000):
+                assert (await client.get(f"/v1/nodes/{path}")).status_code == 403
+            bad = RequestLog(
+                id=here.office.new_id(),
+                account_id=UUID(account_id),
+                at=here.office.clock.utc_now(),
+                token_id=None,
+                principal_id=None,
+                method="no method",
+                path="/",
+                status=200,
+                code="",
+                remote_ip=None,
+                user_agent="",
+                duration_us=0,
+            )
+            here.api.journal._waiting.appendleft(bad)
+            before = here.api.statistics()["lost_rows"]
+            await here.api.journal.flush()
+            statistics = here.api.statistics()
+            assert (statistics["waiting_rows"], statistics["lost_rows"]) == (0, before + 1)
+            logs = (await client.get("/v1/logs/requests", params={"limit": 1_000})).json()["items"]
+            assert len([row for row in logs if row["path"].startswith("/v1/nodes/")]) == 6

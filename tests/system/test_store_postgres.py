@@ -152,6 +152,16 @@ async def test_every_table_has_forced_row_level_security(
     assert rows == [("migration",)]
 
 
+def test_what_runs_with_the_owners_rights_looks_nowhere_else(database: Logins) -> None:
+    with psycopg.connect(database.owner) as connection:
+        rows = connection.execute(
+            "SELECT proname, proconfig, has_function_privilege('public', oid, 'EXECUTE')"
+            " FROM pg_proc WHERE pronamespace = 'holloway'::regnamespace AND prosecdef"
+        ).fetchall()
+    assert rows
+    assert [row for row in rows if row[1:] != (["search_path=holloway, pg_temp"], False)] == []
+
+
 async def test_the_application_cannot_write_into_another_account(
     store: PostgresStore, database: Logins
 ) -> None:

@@ -84,6 +84,8 @@ class Transactions:
                     error = failure
                 except psycopg.errors.IntegrityError as failure:
                     raise _refusal(failure) from None
+                except psycopg.DataError:  # NUL in a text, an instant before the calendar
+                    raise Invalid("row", "value") from None
                 await trio.sleep(retry_s)
                 retry_s = min(2 * retry_s, LAST_RETRY_S)
         reason = f": {error}" if error else ""
