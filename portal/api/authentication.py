@@ -171,7 +171,7 @@ class Authenticator:
                 "missing_token", "Send the header `Authorization: Bearer <your api token>`."
             )
         scheme, _, text = authorization.partition(" ")
-        network, now_ns = _network_of(source), self._clock.monotonic_ns()
+        network, now_ns = network_of(source), self._clock.monotonic_ns()
         if scheme.lower() != "bearer" or len(authorization) > MAX_HEADER_CHARACTERS:
             raise self._failed(network, "invalid_token", "The header must be `Bearer <token>`.")
         try:
@@ -255,7 +255,8 @@ def _check_source(token: Token, source: str) -> None:
         raise Problem(403, "source_not_allowed", "The token may not be used from this address.")
 
 
-def _network_of(source: str) -> str:
+def network_of(source: str) -> str:
+    """What counts as one source: an IPv4 address, or an IPv6 /64."""
     address = canonical_source(source)
     if isinstance(address, IPv6Address):
         return str(IPv6Network((address, 64), strict=False))

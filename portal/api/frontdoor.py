@@ -8,6 +8,7 @@ sender that is cut off while sending never sees the answer.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from hashlib import sha256
 from http import HTTPStatus
 from typing import Any, Final
@@ -17,7 +18,7 @@ import trio
 from litestar.enums import ScopeType
 from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
 
-from portal.api.authentication import Caller
+from portal.api.authentication import Caller, network_of
 from portal.api.call import STATE_KEY, Call
 from portal.api.feeds import Feeds
 from portal.api.journal import RequestJournal
@@ -32,6 +33,8 @@ MAX_BODY_BYTES_OF: Final = dict.fromkeys(("/v1/declaration/plan", "/v1/declarati
 """The paths that take more: a whole account of 10,000 users."""
 MAX_DROPPED_BYTES: Final = 16 << 20
 MAX_BUFFERED_BYTES: Final = 64 << 20
+MAX_BUFFERED_BYTES_OF_SOURCE: Final = 16 << 20
+"""Of one IPv4 address or IPv6 /64: bodies come before tokens, so a stranger could take all."""
 BODY_TIME_S: Final = 20.0
 HANDLER_TIME_S: Final = 30.0
 METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
@@ -70,6 +73,7 @@ class FrontDoor:
         self._metrics = metrics
         self._log = get_logger("portal.api")
         self._buffered_bytes = 0
+        self._buffered_by_source: Counter[str] = Counter()
         self._open_calls = 0
 
     def statistics(self) -> dict[str, int]:
@@ -103,10 +107,11 @@ class FrontDoor:
         self, scope: HTTPScope, receive: Receive, answer: _Answer, call: Call
     ) -> None:
         held = 0
+        source = _source_of(scope)
         try:
             try:
                 with trio.fail_after(BODY_TIME_S):
-                    body = await self._read_body(scope, receive)
+                    body = await self._read_body(scope, receive, source)
             except trio.TooSlowError:
                 detail = f"The body did not arrive within {BODY_TIME_S:.0f} s. Send it again."
                 raise Problem(408, "too_slow", detail) from None
@@ -124,10 +129,17 @@ class FrontDoor:
         except Problem as problem:
             await answer.problem(problem)
         finally:
-            self._buffered_bytes -= held
+            self._hold(source, -held)
 
-    async def _read_body(self, scope: HTTPScope, receive: Receive) -> bytes | None:
-        """The body, counted into `_buffered_bytes`; None if the caller hung up meanwhile."""
+    def _hold(self, source: str, count: int) -> None:
+        """Count bytes that are held for a source from now on, or no more."""
+        self._buffered_bytes += count
+        self._buffered_by_source[source] += count
+        if not self._buffered_by_source[source]:
+            del self._buffered_by_source[source]
+
+    async def _read_body(self, scope: HTTPScope, receive: Receive, source: str) -> bytes | None:
+        """The body, counted by `_hold`; None if the caller hung up meanwhile."""
         most = MAX_BODY_BYTES_OF.get(scope["path"], MAX_BODY_BYTES)
         too_large = _announced_bytes(scope) > most
         body = bytearray()
@@ -136,23 +148,26 @@ class FrontDoor:
             while True:
                 message = await receive()
                 if message["type"] != "http.request":
-                    self._buffered_bytes -= len(body)
+                    self._hold(source, -len(body))
                     return None
                 part = message.get("body", b"")
                 if too_large or len(body) + len(part) > most:
                     too_large = True
                     dropped += len(part) + len(body)
-                    self._buffered_bytes -= len(body)
+                    self._hold(source, -len(body))
                     body.clear()
                 else:
                     body += part
-                    self._buffered_bytes += len(part)
-                if self._buffered_bytes > MAX_BUFFERED_BYTES:
+                    self._hold(source, len(part))
+                if (
+                    self._buffered_bytes > MAX_BUFFERED_BYTES
+                    or self._buffered_by_source[source] > MAX_BUFFERED_BYTES_OF_SOURCE
+                ):
                     raise unavailable("Too many bodies are being received. Try again shortly.")
                 if not message.get("more_body", False) or dropped > MAX_DROPPED_BYTES:
                     break
         except BaseException:
-            self._buffered_bytes -= len(body)
+            self._hold(source, -len(body))
             raise
         if too_large:
             raise Problem(413, "body_too_large", f"A body has at most {most} bytes. Send less.")
@@ -238,6 +253,10 @@ class _Answer:
         end: Any = {"type": "http.response.body", "body": body, "more_body": False}
         await self(start)
         await self(end)
+
+
+def _source_of(scope: HTTPScope) -> str:
+    return network_of(scope["client"][0] if scope["client"] else "")
 
 
 def _announced_bytes(scope: HTTPScope) -> int:

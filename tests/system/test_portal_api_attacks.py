@@ -9,13 +9,14 @@ from uuid import UUID
 
 import attrs
 import pytest
+import trio
 
 from actors.logs import RequestLog
 from actors.model import Change, Site
 from actors.store.interface import MAX_PAGE, NO_FILTER, Contents, Equals, Put
 from actors.store.memory import MemoryStore
 from actors.store.postgres import Logins, PostgresStore
-from portal.api import authentication, feeds
+from portal.api import authentication, feeds, frontdoor
 from tests.system.portal_support import installation, made, world
 
 pytestmark = pytest.mark.system
@@ -261,3 +262,37 @@ async def test_one_row_of_the_request_log_does_not_hold_up_the_others(
             assert (statistics["waiting_rows"], statistics["lost_rows"]) == (0, before + 1)
             logs = (await client.get("/v1/logs/requests", params={"limit": 1_000})).json()["items"]
             assert len([row for row in logs if row["path"].startswith("/v1/nodes/")]) == 6
+
+
+async def test_a_stranger_does_not_fill_the_memory_for_bodies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(frontdoor, "MAX_BUFFERED_BYTES", 2 << 20)
+    monkeypatch.setattr(frontdoor, "MAX_BUFFERED_BYTES_OF_SOURCE", 1 << 20)
+    head = b"POST /v1/sites HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n"
+    async with installation(tmp_path) as here:
+        _, admin = await here.admin_of("acme")
+
+        async def stranger(count: int) -> trio.SSLStream[trio.SocketStream]:
+            stream = await trio.open_tcp_stream(
+                "127.0.0.1", here.door.address.port, local_address="127.0.0.2"
+            )
+            tls = trio.SSLStream(stream, here.tls, server_hostname="127.0.0.1")
+            await tls.send_all(head + bytes(count))
+            return tls
+
+        first = await stranger(900_000)
+        with trio.fail_after(10):
+            while here.api.statistics()["buffered_bytes"] < 900_000:
+                await trio.sleep(0.01)
+        second = await stranger(150_000)
+        with trio.fail_after(10):
+            assert (await second.receive_some()).startswith(b"HTTP/1.1 503 ")
+        async with here.client(admin) as client:
+            answer = await client.post("/v1/sites", json={"name": "x" * 1_000_000})
+            assert answer.status_code == 422
+        for stream in (first, second):
+            await trio.aclose_forcefully(stream)
+        with trio.fail_after(10):
+            while here.api.statistics()["buffered_bytes"]:
+                await trio.sleep(0.01)
