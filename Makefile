@@ -15,10 +15,12 @@ demo: setup-demo
 test: setup-test
 	@$(PYTEST) $(ARGS)
 
-# The long form of the random histories: many seeds of each.
+# The long form of the random histories, many seeds of each, and of the faults of the database.
 soak: setup-test
 	@HOLLOWAY_CHAOS_SEEDS=$(or $(SEEDS),300) $(PYTEST) --timeout=3600 \
 	  tests/unit/actors/test_cluster_chaos.py tests/unit/runtime_cluster/test_keyed_chaos.py
+	@HOLLOWAY_DATABASE_FAULTS=$(or $(TIMES),6) $(PYTEST) --timeout=3600 \
+	  tests/system/test_database_faults.py
 
 lint: setup-test
 	@.venv/bin/ruff check .

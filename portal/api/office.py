@@ -20,13 +20,14 @@ from actors.store.interface import Mutation, NotFound, Outdated, Put, Remove, St
 from actors.store.sealing import KeyRing
 from portal.api.authentication import Caller, caller_of
 from portal.api.pagination import Page, PageRequest
-from portal.api.problems import Problem, not_found
+from portal.api.problems import Problem, not_found, unavailable
 from runtime.clock import Clock
 from runtime.randomness import Randomness, uuid7
 
 E = TypeVar("E", bound=Entity)
 ACCOUNT_HEADER = "Holloway-Account"
 UPDATE_ATTEMPTS = 5
+WRITING_WAIT_S = 5.0
 """An entity that other nodes change so often in the midst of an update is given up: 409."""
 
 
@@ -67,12 +68,19 @@ class Office:
     @asynccontextmanager
     async def writing(self, account_id: UUID) -> AsyncIterator[None]:
         """Held from reading an entity to writing it back, so that those of this node need not try
-        again; that no update loses another's is `Put.before`'s doing."""
+        again; that no update loses another's is `Put.before`'s doing. Raises Problem 503 for who
+        would have to wait for longer than WRITING_WAIT_S."""
         lock = self._locks.get(account_id)
         if lock is None:
             lock = self._locks[account_id] = trio.Lock()
-        async with lock:
+        with trio.move_on_after(WRITING_WAIT_S) as waiting:
+            await lock.acquire()
+        if waiting.cancelled_caught:
+            raise unavailable("Other changes of the account come first, slowly. Try again shortly.")
+        try:
             yield
+        finally:
+            lock.release()
 
 
 @attrs.frozen(kw_only=True)
