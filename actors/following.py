@@ -14,7 +14,15 @@ import attrs
 from actors.attendance import Attendance, OnlineAgent
 from actors.consequences import Touched, as_told
 from actors.enrolment import device_refusal
-from actors.messages import REVOCATIONS, End, RevokeRelayUse, VisibleResources, Wake
+from actors.messages import (
+    PRESENCE,
+    REVOCATIONS,
+    End,
+    PresenceChanged,
+    RevokeRelayUse,
+    VisibleResources,
+    Wake,
+)
 from actors.model import Change, Client, Gateway
 from actors.policy.engine import visible_resources
 from actors.questions import QuestionsOfAccount
@@ -143,9 +151,23 @@ class FeedOfAccount(QuestionsOfAccount):
         for live in of_agent(online.id):
             await self._end(live, refused.reason)
         attendance.remove(online)
+        self._tell_presence(online, is_online=False)
         self._command(online.ref, End(refused))
         if row is not None:  # else its removal says so
             self._revoke_relay_use(online.id, is_gone=False)
+
+    def _tell_presence(self, online: OnlineAgent, *, is_online: bool) -> None:
+        self.broadcast(
+            PRESENCE,
+            PresenceChanged(
+                account_id=self._account_id,
+                kind=online.kind,
+                id=online.id,
+                number=online.number,
+                online=is_online,
+                remote=online.remote,
+            ),
+        )
 
     def _revoke_relay_use(self, agent_id: UUID, *, is_gone: bool) -> None:
         self.broadcast(REVOCATIONS, RevokeRelayUse(agent_id, is_gone))

@@ -352,6 +352,19 @@ class Presence:
     gateways: tuple[OnlineGateway, ...]
 
 
+@attrs.frozen(kw_only=True)
+class PresenceChanged:
+    """Broadcast on PRESENCE by the account actor: an agent came (by the connection with this
+    number), or that connection went. A hint, for whoever shows it; `ListPresence` has the truth."""
+
+    account_id: UUID
+    kind: Literal["client", "gateway"]
+    id: UUID
+    number: int
+    online: bool
+    remote: IpText
+
+
 @attrs.frozen
 class ListLive:
     """Ids of the authorisations that are live now. Answered by a frozenset."""
@@ -468,6 +481,8 @@ class OnlineRelay:
 
 # --- topics and names ----------------------------------------------------------------------------
 
+PRESENCE = "presence"
+"""Topic of `PresenceChanged`, on all nodes."""
 RELAYS = "relays"
 """Topic of `RelaysChanged`."""
 RELAY_OWNERS = "relay channels"
