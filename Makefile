@@ -24,6 +24,8 @@ soak: setup-test
 	  tests/unit/actors/test_cluster_chaos.py tests/unit/runtime_cluster/test_keyed_chaos.py
 	@HOLLOWAY_DATABASE_FAULTS=$(or $(TIMES),6) $(PYTEST) --timeout=3600 \
 	  tests/system/test_database_faults.py
+	@HOLLOWAY_MODEL_HISTORIES=$(or $(SEEDS),100) $(PYTEST) --timeout=7200 \
+	  tests/system/test_control_model.py
 
 lint: setup-test
 	@.venv/bin/ruff check .
