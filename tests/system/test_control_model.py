@@ -51,8 +51,10 @@ ZONES: Final = ["UTC", "Europe/Berlin", "America/New_York", "Australia/Lord_Howe
 OF_THE_CLIENT: Final = Facts(remote_ip="127.0.0.1", client_verified=False)
 SEEN: Final = ("gained", "lost", "allowed", "denied", "granted", "refused", "reachable then")
 """What has to come about in a run, or it has shown nothing."""
-PARTICIPANTS: Final = 3
-"""Principals and resources, besides those that are made on the way."""
+PARTICIPANTS: Final = 2
+"""Principals, resources and groups, besides those that are made on the way."""
+POLICIES: Final = 5
+MOST: Final = {"policies": 12, "memberships": 6, "principals": 4, "groups": 3, "resources": 3}
 
 
 @attrs.frozen
@@ -122,6 +124,10 @@ class History:
                 self._ids[noun].append(made["id"])
         self._user = (await self._create("principals", name="Uwe"))["id"]
         self._ids["principals"].append(self._user)
+        for noun, count in ("memberships", PARTICIPANTS), ("policies", POLICIES):
+            for _ in range(count):
+                await self._http.post(f"/v1/{noun}", json=self._fields(noun))
+        await self._look()
         for kind, owner in ("gateway", {"site_id": site["id"]}), (
             "client", {"principal_id": self._user},
         ):  # fmt: skip
@@ -171,9 +177,9 @@ class History:
             ["policies", "memberships", "principals", "groups", "resources"], [8, 5, 3, 1, 2]
         )[0]
         known = [id for id in self._ids[noun] if id not in self._kept]
-        actions = {"create": 3 if len(self._ids[noun]) < 12 else 0}
+        actions = {"create": 3 if len(self._ids[noun]) < MOST[noun] else 0}
         if known:
-            actions["delete"] = 1
+            actions["delete"] = noun not in ("groups", "resources") or len(known) > 1
             if noun in ("policies", "principals"):
                 actions["update"] = 4
         if not any(actions.values()):
@@ -261,7 +267,7 @@ class History:
             },
             "current_time": hours,
         }
-        return {name: make() for name, make in every_kind.items() if draw.random() < 0.2}
+        return {name: make() for name, make in every_kind.items() if draw.random() < 0.15}
 
     async def _make(self, call: Call) -> str:
         """Carry it out; the id of what is made, or was changed."""
@@ -271,13 +277,15 @@ class History:
             method, path, json=None if call.action == "delete" else call.fields
         )
         assert answer.status_code in (200, 201, 204, 409), answer.text
-        for noun in self._ids:
-            self._ids[noun] = [each["id"] for each in await self._all(noun)]
+        await self._look()
         return str(answer.json()["id"]) if answer.status_code == 201 else call.id
 
-    async def _all(self, noun: str) -> list[dict[str, Any]]:
-        found = await all_of(self._http, noun)
-        return sorted(found, key=lambda each: each.get("kind") != "everyone")
+    async def _look(self) -> None:
+        """See what is there; the group of everyone comes first."""
+        for noun in self._ids:
+            found = await all_of(self._http, noun)
+            found.sort(key=lambda each: each.get("kind") != "everyone")
+            self._ids[noun] = [each["id"] for each in found]
 
     def _remember(self) -> None:
         """What is so from now on. No change has this instant: the next one comes later."""
@@ -324,7 +332,8 @@ class History:
     async def _check_live_and_cold(self, tables: Tables) -> None:
         cold = Snapshot.of(await self._store.contents(self._account_id))
         for pair in tables.policies:
-            facts, instant = self._random.choice(self._all_facts), self._instant()
+            instant = self._instant()
+            facts = self._random.choice(self._interesting(tables, pair, instant))
             principal_id, resource_id = pair
             question = {
                 "principal_id": str(principal_id),
@@ -361,6 +370,11 @@ class History:
                     assert not live["allowed"], said
                     assert tuple(live["violated"]) == decision.violated, said
                     assert tables.until(pair, facts, instant) is None, said
+
+    def _interesting(self, tables: Tables, pair: Pair, instant: datetime) -> list[Facts]:
+        """As often as not such circumstances as are allowed, which are few."""
+        allowed = [each for each in self._all_facts if tables.allows(pair, each, instant)]
+        return allowed if allowed and self._random.random() < 0.5 else self._all_facts
 
     async def _ask(self, question: dict[str, Any]) -> dict[str, Any]:
         while True:
