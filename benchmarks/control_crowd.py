@@ -9,6 +9,7 @@ are CLOCK_MONOTONIC in nanoseconds, which all processes of a machine share.
     cut    first, last            ends their connections; they dial no more
     seen   name, count            waits until so many know a resource by that name; since when
     ask    clients, resource      has them ask for access, one after the other; how long it took
+    settle                        waits until its gateways are connected
     count                         how many are connected
 """
 
@@ -127,6 +128,11 @@ class Crowd:
             took.append((time.monotonic() - begun) * 1e3)
         return {"ms": took}
 
+    async def settle(self) -> dict[str, int]:
+        while not all(gateway.dialer.connected for gateway in self.gateways):
+            await trio.sleep(0.05)
+        return await self.count()
+
     async def count(self) -> dict[str, int]:
         return {
             "clients": sum(client.dialer.connected for client in self.clients),
@@ -150,6 +156,9 @@ async def obey(plan: Plan) -> None:
 
 
 def main() -> None:
+    if len(sys.argv) != 2:
+        print(__doc__)
+        return
     configure_logging("text", "error")
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
