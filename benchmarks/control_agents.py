@@ -2,9 +2,9 @@
 
 A node as it is (`run_portal`: QUIC listener, API, actors) in a process of its own, a PostgreSQL,
 and clients by real dialers in accounts of 1,000: most of them in one process, one in twenty of
-those that are to hear of changes in another (`benchmarks.control_crowd`). Only the latter, the
-witnesses, are timed (beside a gateway): a thousand agents that share a processor wait for each other, which on
-machines of their own they would not. All is on loopback, and on the same processors.
+those that are to hear of changes in another, beside a gateway (`benchmarks.control_crowd`). Only
+the latter, the witnesses, are timed: a thousand agents that share a processor wait for each other,
+which on machines of their own they would not. All is on loopback, and on the same processors.
 
     change_to_agent_ms_p50, _p99    from the moment that an API call (a resource gets another name)
                                     is sent to that at which a client has read the frame; over all

@@ -380,6 +380,27 @@ async def test_connections_of_one_source_are_bounded_and_the_next_is_told_so() -
             assert await connection.receive() == b"hello"
 
 
+async def test_a_client_dials_from_the_address_that_it_is_given() -> None:
+    remotes: list[str] = []
+
+    async def note(connection: QuicConnection) -> None:
+        remotes.append(connection.remote.host)
+        await echo(connection)
+
+    async with (
+        listening(note) as listener,
+        connect_quic(
+            listener.address,
+            server_name="localhost",
+            alpn="test/1",
+            verify=trust_all,
+            source="127.0.0.9",
+        ) as connection,
+    ):
+        assert await connection.receive() == b"hello"
+    assert remotes == ["127.0.0.9"]
+
+
 async def test_a_connection_that_is_over_leaves_nothing_behind_for_the_garbage_collector() -> None:
     cores: list[weakref.ref[object]] = []
 
