@@ -491,7 +491,10 @@ def size_of(arguments: list[str]) -> Size:
     """`--quick`, and `--FIELD=NUMBER` for other sizes."""
     size = QUICK if "--quick" in arguments else FULL
     given = [each[2:].split("=") for each in arguments if "=" in each]
-    return attrs.evolve(size, **{name: int(value) for name, value in given})
+    size = attrs.evolve(size, **{name: int(value) for name, value in given})
+    if not WITNESSES <= size.listeners < size.clients or size.storm > size.clients // 2:
+        sys.exit("listeners: fewer than clients; storm: at most half of them")
+    return size
 
 
 def main() -> None:
