@@ -30,7 +30,7 @@ KEYS: Final = (
     "change_to_agent_ms_p50", "change_to_agent_ms_p99", "authorization_ms_p50", "agents_connected",
     "bytes_per_agent", "storm_agents", "storm_recovery_s",
     "change_cpu_ms", "change_to_one_ms_p50", "change_to_one_ms_p99", "node_cpu", "joins_per_s",
-    "join_cpu_ms", "storm_dials", "storm_cpu_ms",
+    "join_cpu_ms", "storm_dials", "storm_cpu_ms", "listeners",
 )  # fmt: skip
 
 

@@ -9,6 +9,7 @@ which on machines of their own they would not. All is on loopback, and on the sa
     change_to_agent_ms_p50, _p99    from the moment that an API call (a resource gets another name)
                                     is sent to that at which a client has read the frame; over all
                                     witnesses and changes, with all `listeners` told each time
+    listeners                       how many clients these are
     change_cpu_ms                   the node's processor time for such a change, with all that
                                     follows in 0.3 s: acknowledgements, heartbeats
     change_to_one_ms_p50, _p99      as change_to_agent, of a resource that one of them sees
@@ -336,6 +337,7 @@ class Bench:
             cpu_s += self._usage().cpu_s - before_s
             one_ms += await self._change(self._account.own, 1)
         return {
+            "listeners": self._size.listeners,
             "change_to_agent_ms_p50": statistics.median(all_ms),
             "change_to_agent_ms_p99": quantile(all_ms, 0.99),
             "change_cpu_ms": cpu_s / self._size.changes * 1e3,
@@ -471,6 +473,7 @@ def quantile(values: list[float], share: float) -> float:
 
 def rows() -> Iterator[tuple[str, str]]:
     """Figures and their units, as a table shows them."""
+    yield "listeners", ""
     for name in ("change_to_agent", "change_to_one"):
         yield f"{name}_ms_p50", "ms"
         yield f"{name}_ms_p99", "ms"
