@@ -25,7 +25,14 @@ import structlog
 
 from actors.attendance import Attendance, OnlineAgent
 from actors.authorizations import AGAIN_NS
-from actors.consequences import as_told, end_reason, is_rebuilt, rejudge
+from actors.consequences import (
+    as_told,
+    end_reason,
+    has_other_ranges,
+    is_rebuilt,
+    names_of,
+    rejudge,
+)
 from actors.enrolment import (
     RangeExhausted,
     device_refusal,
@@ -152,21 +159,27 @@ class AccountActor(FeedOfAccount):
             after = page[-1].id
 
     async def _granted_for_another_place(self, rows: list[Authorization]) -> list[Live]:
-        """Authorisations of resources that were moved while nobody watched: the row does not say
-        what address it was granted for, the feed says when the address changed."""
+        """Authorisations of resources that were moved, or in an account that was given other
+        ranges, while nobody watched: the row does not say what address it was granted for, the feed
+        says when the address changed."""
         if not rows:
             return []
         since = min(row.created_at for row in rows) - CLOCK_SLACK
         moved_at: dict[UUID, datetime] = {}
         after = await self._number_before(since)
         while changes := await self._changes_after(after):
-            moved_at.update({each.entity_id: each.at for each in changes if is_rebuilt(each)})
+            for each in changes:
+                if is_rebuilt(each) or has_other_ranges(each):
+                    moved_at[each.entity_id] = each.at
             after = changes[-1].number
         return [
             live
             for live in self._ledger
-            if (at := moved_at.get(live.authorization.resource_id)) is not None
-            and at >= live.authorization.created_at - CLOCK_SLACK
+            if any(
+                moved_at.get(id, since) >= live.authorization.created_at - CLOCK_SLACK
+                for id in (live.authorization.resource_id, self._account_id)
+                if id in moved_at
+            )
         ]
 
     async def _number_before(self, instant: datetime) -> int:
@@ -279,12 +292,13 @@ class AccountActor(FeedOfAccount):
         account, row = self._snapshot.account, self._snapshot.clients.get(ask.client_id)
         assert account is not None
         assert row is not None
-        online.visible = self._visible(online.id)
+        online.visible = self._visible(online)
         return ClientTruth(
             epoch=self.epoch,
             number=online.number,
             interface=interface_of(account, row),
-            resources=online.visible,
+            resources=dict(online.visible),
+            names=names_of(account),
             authorizations=self._truth(told),
         )
 
@@ -368,6 +382,7 @@ class AccountActor(FeedOfAccount):
             number=number,
             token_id=ask.token_id,
             tunnel_key=ask.tunnel_key,
+            version=ask.version,
             incarnation=ask.incarnation,
             remote=ask.remote,
             since=self.context.utc_now(),

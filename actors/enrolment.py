@@ -88,6 +88,11 @@ def version_refusal(versions: tuple[int, int]) -> Disconnect | None:
     return refusal("version_unsupported", f"this portal speaks version {PROTOCOL_VERSION}")
 
 
+def agreed_version(versions: tuple[int, int]) -> int:
+    """The protocol version that is spoken with an agent that is not refused."""
+    return min(versions[1], PROTOCOL_VERSION)
+
+
 def token_refusal(token: Token, remote: str, instant: datetime) -> Disconnect | None:
     """Refuses a known token that has expired, or is used from where it may not be."""
     if token.expires_at is not None and token.expires_at <= instant:
@@ -114,6 +119,11 @@ def owner_refusal(
             return refusal("invalid_token")
         if principal.disabled:
             return refusal("account_disabled", "the principal is disabled")
+        if token.auth_provider_id is not None:
+            if snapshot.auth_providers[token.auth_provider_id].disabled:
+                return refusal("account_disabled", "the provider of the sign-in is disabled")
+            if not snapshot.has_identity(principal.id, token.auth_provider_id):
+                return refusal("invalid_token", "the identity of the sign-in is gone")
     return token_refusal(token, remote, instant)
 
 

@@ -132,6 +132,9 @@ class Ledger:
         self._by_client: dict[UUID, dict[UUID, Live]] = {}
         self._by_gateway: dict[UUID, dict[UUID, Live]] = {}
         self._by_connection: dict[UUID, dict[UUID, Live]] = {}
+        self._by_resource: dict[UUID, dict[UUID, Live]] = {}
+        self._by_policy: dict[UUID, dict[UUID, Live]] = {}
+        self._by_token: dict[UUID, dict[UUID, Live]] = {}
         self._due: list[tuple[int, UUID]] = []
 
     def __len__(self) -> int:
@@ -152,6 +155,17 @@ class Ledger:
     def of_connection(self, connection_id: UUID) -> tuple[Live, ...]:
         return tuple(self._by_connection.get(connection_id, {}).values())
 
+    def of_resource(self, resource_id: UUID) -> tuple[Live, ...]:
+        return tuple(self._by_resource.get(resource_id, {}).values())
+
+    def of_policy(self, policy_id: UUID) -> tuple[Live, ...]:
+        """Those that this policy gives."""
+        return tuple(self._by_policy.get(policy_id, {}).values())
+
+    def of_token(self, token_id: UUID) -> tuple[Live, ...]:
+        """Those of sessions by this token."""
+        return tuple(self._by_token.get(token_id, {}).values())
+
     def add(
         self, authorization: Authorization, *, now_ns: int, instant: datetime, stage: Stage
     ) -> Live:
@@ -163,15 +177,16 @@ class Ledger:
             stage=stage,
         )
         self._live[live.id] = live
-        for index, key in self._keys(authorization):
-            index.setdefault(key, {})[live.id] = live
+        self._enter(live)
         self._plan(live, now_ns)
         return live
 
     def rewrite(self, live: Live, authorization: Authorization, now_ns: int, at: datetime) -> None:
         """The row was written anew: another expiry, policy or address, the same parties."""
         live.step("rewritten")
+        self._leave(live)
         live.authorization = authorization
+        self._enter(live)
         live.deadline_ns = deadline(authorization.expires_at, now_ns, at)
         self._plan(live, now_ns)
 
@@ -202,11 +217,7 @@ class Ledger:
         """It has ended."""
         live.step("ended")
         del self._live[live.id]
-        for index, key in self._keys(live.authorization):
-            entries = index[key]
-            del entries[live.id]
-            if not entries:
-                del index[key]
+        self._leave(live)
         if len(self._due) > 4 * len(self._live) + 64:
             self._due = [(each.due_ns, each.id) for each in self._live.values()]
             heapify(self._due)
@@ -239,12 +250,26 @@ class Ledger:
         live.due_ns = due_ns
         heappush(self._due, (due_ns, live.id))
 
+    def _enter(self, live: Live) -> None:
+        for index, key in self._keys(live.authorization):
+            index.setdefault(key, {})[live.id] = live
+
+    def _leave(self, live: Live) -> None:
+        for index, key in self._keys(live.authorization):
+            entries = index[key]
+            del entries[live.id]
+            if not entries:
+                del index[key]
+
     def _keys(
         self, authorization: Authorization
     ) -> Iterable[tuple[dict[UUID, dict[UUID, Live]], UUID]]:
         yield self._by_client, authorization.client_id
         yield self._by_gateway, authorization.gateway_id
         yield self._by_connection, authorization.connection_id
+        yield self._by_resource, authorization.resource_id
+        yield self._by_policy, authorization.policy_id
+        yield self._by_token, authorization.token_id
 
 
 class Connections:

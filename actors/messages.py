@@ -27,6 +27,7 @@ from channel.messages import (
     Interface,
     IpText,
     LiveAuthorization,
+    NameSettings,
     RelayServer,
     RequestAuthorization,
     Resource,
@@ -125,6 +126,8 @@ class AttachClient:
     asking: frozenset[UUID] = frozenset()
     owner: ActorRef | None = None
     """The owner of the channel, if it is not the caller."""
+    version: int = 1
+    """Of the protocol, as agreed at the join."""
 
 
 @attrs.frozen(kw_only=True)
@@ -143,6 +146,7 @@ class AttachGateway:
     number: int | None = None
     replaces: ActorRef | None = None
     owner: ActorRef | None = None
+    version: int = 1
 
 
 @attrs.frozen
@@ -175,6 +179,8 @@ class ClientTruth:
     interface: Interface
     resources: dict[UUID, Resource]
     authorizations: tuple[LiveAuthorization, ...]
+    names: NameSettings | None = None
+    """None: the account's owner is of a version that does not say it."""
 
 
 @attrs.frozen(kw_only=True)
@@ -285,10 +291,11 @@ class CandidatesFrom:
 
 
 @attrs.frozen
-class VisibleResources:
-    """To a session: all that its client is to see now, by id."""
+class ViewChanged:
+    """To a session: what its client is to see besides, or as another, and what no more."""
 
-    resources: dict[UUID, Resource]
+    upserted: tuple[Resource, ...]
+    removed: tuple[UUID, ...]
 
 
 # --- the account actor is asked by everybody else ------------------------------------------------

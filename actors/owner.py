@@ -13,7 +13,7 @@ import structlog
 
 from actors.attaching import PAUSE_NS, Attaching
 from actors.attachment import Channel
-from actors.enrolment import refusal
+from actors.enrolment import agreed_version, refusal
 from actors.messages import (
     DIRECTORY,
     DRAINING,
@@ -253,6 +253,7 @@ class AgentOwner(ChannelOwner, ABC):
         self._probing: list[Caller] = []
         self._tunnel_key = join.tunnel_key
         self._incarnation = join.incarnation
+        self._version = agreed_version(join.versions)
         self._remote = remote
         self._held = list(join.held)
         self._held_follow = join.held_follow

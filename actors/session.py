@@ -19,7 +19,7 @@ from actors.messages import (
     IsAnswered,
     KnownConnection,
     Received,
-    VisibleResources,
+    ViewChanged,
 )
 from actors.model import Client
 from actors.owner import AgentOwner
@@ -33,11 +33,14 @@ from channel.messages import (
     AuthorizationRevoked,
     Candidates,
     ClientInit,
+    ConfigChanged,
     Heartbeat,
     Held,
+    Interface,
     IpText,
     Join,
     MoreHeld,
+    NameSettings,
     RequestAuthorization,
     Resource,
     ResourceRemoved,
@@ -75,6 +78,7 @@ class SessionActor(AgentOwner):
         )
         self._told: dict[UUID, _Told] = {}
         self._visible: dict[UUID, Resource] = {}
+        self._config: tuple[Interface, NameSettings | None] | None = None
         self._pending: dict[ActorRef, UUID] = {}
         self._unasked: dict[UUID, RequestAuthorization] = {}
         """Requests that came while the account was being looked for."""
@@ -99,10 +103,12 @@ class SessionActor(AgentOwner):
             number=self._number,
             connections=self._known_connections(),
             asking=frozenset(self._pending.values()),
+            version=self._version,
         )
 
     async def _introduce(self, truth: ClientTruth) -> None:
         self._visible = dict(list(truth.resources.items())[:MAX_RESOURCES])
+        self._config = (truth.interface, truth.names)
         for each in truth.authorizations:
             self._told[each.authorization_id] = _Told(each.resource_id, each.connection_id, None)
         self.say(
@@ -113,6 +119,7 @@ class SessionActor(AgentOwner):
                 resources=tuple(self._visible.values()),
                 relays=await self.first_relays(),
                 authorizations=truth.authorizations,
+                names=truth.names,
             )
         )
 
@@ -126,7 +133,10 @@ class SessionActor(AgentOwner):
                 )
             )
         self._say_renewed(truth.authorizations)
-        self._on_visible(VisibleResources(truth.resources))
+        if truth.names is not None:
+            self._on_config(ConfigChanged(interface=truth.interface, names=truth.names))
+        gone = tuple(id for id in self._visible if id not in truth.resources)
+        self._on_view_changed(ViewChanged(tuple(truth.resources.values()), gone))
 
     def is_amid(self) -> bool:
         return bool(self._pending or self._unasked)
@@ -262,13 +272,19 @@ class SessionActor(AgentOwner):
     def _on_candidates(self, message: Candidates) -> None:
         self.say(message)
 
-    @handles(VisibleResources)
-    def _on_visible(self, message: VisibleResources) -> None:
-        before = self._visible
-        after = dict(list(message.resources.items())[:MAX_RESOURCES])
-        self._visible = after
-        for id in [id for id in before if id not in after]:
-            self.say(ResourceRemoved(resource_id=id))
-        for id, resource in after.items():
-            if before.get(id) != resource:
+    @handles(ConfigChanged)
+    def _on_config(self, message: ConfigChanged) -> None:
+        if self._config != (message.interface, message.names):
+            self._config = (message.interface, message.names)
+            self.say(message)
+
+    @handles(ViewChanged)
+    def _on_view_changed(self, message: ViewChanged) -> None:
+        for id in message.removed:
+            if self._visible.pop(id, None) is not None:
+                self.say(ResourceRemoved(resource_id=id))
+        for resource in message.upserted:
+            is_full = len(self._visible) >= MAX_RESOURCES and resource.id not in self._visible
+            if not is_full and self._visible.get(resource.id) != resource:
+                self._visible[resource.id] = resource
                 self.say(ResourceUpserted(resource=resource))

@@ -42,7 +42,6 @@ KINDS: Final[Mapping[int, type]] = {
     86: messages.CarryOrder,
     # the account, to the owners of channels: each within a FromOwner
     90: messages.FromOwner,
-    91: messages.VisibleResources,
     92: messages.End,
     93: told.AuthorizationCreated,
     94: told.AuthorizationRenewed,
@@ -51,6 +50,8 @@ KINDS: Final[Mapping[int, type]] = {
     97: told.Revoke,
     98: told.ResourceUpdated,
     99: told.Candidates,
+    100: messages.ViewChanged,
+    101: told.ConfigChanged,
     # the API, to the account
     110: messages.ListPresence,
     111: messages.Presence,

@@ -23,6 +23,7 @@ from msgspec import Meta
 from runtime.net.address import join_host_port, split_host_port
 
 PROTOCOL_VERSION = 1
+_KINDS_CARRIED = {1: frozenset({"cidr", "ip"})}
 
 # Text may end up on a terminal or in a log of the far end: no control characters (C0, DEL, C1).
 PRINTABLE = r"^[^\x00-\x1f\x7f-\x9f\ud800-\udfff]*\Z"
@@ -32,6 +33,12 @@ DurationNs = Annotated[int, Meta(ge=0, le=400 * 86_400 * 10**9)]
 Port = Annotated[int, Meta(ge=1, le=65_535)]
 Key32 = Annotated[bytes, Meta(min_length=32, max_length=32)]
 Nonce = Annotated[bytes, Meta(min_length=16, max_length=64)]
+
+
+def kinds_carried(version: int) -> frozenset[str]:
+    """The kinds of resources that agents of a protocol version carry. They are told of no others.
+    A version that is newer than this portal counts as the newest that it knows."""
+    return _KINDS_CARRIED[min(version, PROTOCOL_VERSION)]
 
 
 class IpText(str):
@@ -81,6 +88,8 @@ MAX_RELAYS = 16
 MAX_FILTERS = 64
 MAX_ADDRESSES = 16
 MAX_DOORS = 64
+MAX_FACTS = 32
+MAX_DNS_UPSTREAMS = 8
 
 
 # --- values ------------------------------------------------------------------------------------
@@ -122,6 +131,31 @@ class Interface:
     range_ipv4: IPv4Network
     range_ipv6: IPv6Network
     mtu: Annotated[int, Meta(ge=1280, le=9000)] = 1280
+
+
+@attrs.frozen(kw_only=True)
+class DnsUpstream:
+    """A resolver for names that are no resource: Do53 at an address (and port), or a DoH URL."""
+
+    kind: Literal["do53", "doh"]
+    address: Annotated[str, Meta(min_length=1, max_length=512, pattern=r"^[!-~]+\Z")]
+
+
+@attrs.frozen(kw_only=True)
+class NameSettings:
+    """How the account has names resolved: `names_*` hold the addresses that a client hands out for
+    names of resources, its own resolver answers at `resolver_ipv4`. No upstream: the system's."""
+
+    names_ipv4: IPv4Network
+    names_ipv6: IPv6Network
+    resolver_ipv4: IPv4Address
+    search_domain: (
+        Annotated[
+            str, Meta(min_length=1, max_length=253, pattern=r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?\Z")
+        ]
+        | None
+    ) = None
+    upstreams: Annotated[tuple[DnsUpstream, ...], Meta(max_length=MAX_DNS_UPSTREAMS)] = ()
 
 
 @attrs.frozen(kw_only=True)
@@ -350,6 +384,16 @@ class ClientInit:
     resources: Annotated[tuple[Resource, ...], Meta(max_length=MAX_RESOURCES)]
     relays: Annotated[tuple[RelayServer, ...], Meta(max_length=MAX_RELAYS)]
     authorizations: Annotated[tuple[LiveAuthorization, ...], Meta(max_length=MAX_AUTHORIZATIONS)]
+    names: NameSettings | None = None
+
+
+@attrs.frozen(kw_only=True)
+class ConfigChanged:
+    """The account's settings are others now: both values replace those of the `init`. A client
+    whose interface changes with that holds nothing any more."""
+
+    interface: Interface
+    names: NameSettings
 
 
 @attrs.frozen(kw_only=True)
@@ -531,6 +575,7 @@ TO_CLIENT: dict[str, type] = {
     "init": ClientInit,
     "heartbeat": Heartbeat,
     "portals": Portals,
+    "config_changed": ConfigChanged,
     "resource_upserted": ResourceUpserted,
     "resource_removed": ResourceRemoved,
     "relays": Relays,

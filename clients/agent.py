@@ -28,7 +28,10 @@ from channel.messages import (
     AuthorizationRevoked,
     Candidates,
     ClientInit,
+    ConfigChanged,
     Held,
+    Interface,
+    NameSettings,
     Relays,
     RequestAuthorization,
     Resource,
@@ -40,7 +43,13 @@ from clients.renewal import A_DAY, Renewal, RenewalTimes
 from clients.requests import Denial, Requests
 from clients.resources import ResourceTable
 from runtime.randomness import Randomness
-from tunnel.agent import SECOND_NS, AgentIdentity, TunnelAgent, own_addresses
+from tunnel.agent import (
+    SECOND_NS,
+    AgentIdentity,
+    InterfaceChanged,
+    TunnelAgent,
+    own_addresses,
+)
 from tunnel.deadlines import Deadlines
 from tunnel.engine import Connected, ConnectionParameters, Engine, Failed, PathChanged, PathLost
 from tunnel.flows import Flow, FlowTable, opens_flow
@@ -78,6 +87,8 @@ class ClientAgent(TunnelAgent):
         renewal_times: RenewalTimes = A_DAY,
     ) -> None:
         super().__init__(identity, engine, randomness=randomness, now=now)
+        self.names: NameSettings | None = None
+        """Kept for whoever resolves names on this device; nothing here does yet."""
         self._addresses: frozenset[bytes] = frozenset()
         self._resources = ResourceTable()
         self._routes: frozenset[Network] = frozenset()
@@ -267,6 +278,9 @@ class ClientAgent(TunnelAgent):
         match message:
             case ClientInit():
                 self._init(message, now)
+            case ConfigChanged():
+                self._change_interface(message.interface, now)
+                self.names = message.names
             case ResourceUpserted():
                 self._upsert(message.resource)
                 self._publish_routes()
@@ -289,11 +303,8 @@ class ClientAgent(TunnelAgent):
         self._ask(now)
 
     def _init(self, init: ClientInit, now: int) -> None:
-        interface = init.interface
-        if self.interface is not None and interface != self.interface:
-            for authorization_id in list(self._lease_by_id):
-                self._end(authorization_id, now)
-        self._addresses = own_addresses(interface.ipv4, interface.ipv6)
+        self._leave_interface(init.interface, now)
+        self.names = init.names
         live = {lease.authorization_id: lease for lease in init.authorizations}
         for authorization_id in list(self._lease_by_id):
             if authorization_id in live:
@@ -309,11 +320,25 @@ class ClientAgent(TunnelAgent):
         self._begin(
             account_id=init.account_id,
             own_id=init.client_id,
-            interface=interface,
+            interface=init.interface,
             relays=init.relays,
             now=now,
         )
         self._publish_routes()
+
+    def _change_interface(self, interface: Interface, now: int) -> None:
+        """The account's ranges are others, as after a join with another interface."""
+        self._leave_interface(interface, now)
+        if interface != self.interface:
+            self.interface = interface
+            self._events.append(InterfaceChanged(interface=interface))
+
+    def _leave_interface(self, interface: Interface, now: int) -> None:
+        """What was granted at another address, or in other ranges, does not fit any more."""
+        if self.interface is not None and interface != self.interface:
+            for authorization_id in list(self._lease_by_id):
+                self._end(authorization_id, now)
+        self._addresses = own_addresses(interface.ipv4, interface.ipv6)
 
     def _created(self, message: AuthorizationCreated, now: int) -> None:
         request = self._requests.answered(message.resource_id)

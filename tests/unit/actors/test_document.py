@@ -10,18 +10,11 @@ from actors.enrolment import _RETRY
 from actors.ledger import diagram
 from actors.policy.engine import PROPERTIES
 
-from .test_life import CUTS
-
 TEXT = (Path(__file__).parents[3] / "docs" / "control-plane.md").read_text()
 
 
 def test_the_diagram_is_drawn_from_the_table() -> None:
     assert f"```mermaid\n{diagram()}\n```" in TEXT
-
-
-@pytest.mark.parametrize("change", CUTS)
-def test_every_change_that_cuts_is_in_the_table(change: str) -> None:
-    assert change in TEXT
 
 
 @pytest.mark.parametrize("name", [*PROPERTIES, *_RETRY])

@@ -32,6 +32,7 @@ from actors.model import (
     Site,
     Token,
 )
+from actors.policy.conditions import NOWHERE, Regions
 from actors.services import Limits
 from actors.store.interface import MAX_PAGE, Put, Remove, Unavailable
 from actors.store.memory import MemoryStore
@@ -415,7 +416,9 @@ class World:
         limits: Limits | None = None,
         effect_delay_ns: tuple[int, int] = (0, 0),
         injector: FaultInjector | None = None,
+        regions: Regions = NOWHERE,
     ) -> None:
+        self.regions = regions
         self.injector = injector
         self.clock = VirtualClock(start_ns=1_000 * S, utc_start=START)
         self.randomness = SeededRandomness(seed, "world")
@@ -474,6 +477,7 @@ class World:
             tenure=tenure,
             limits=self.limits,
             doors=lambda: self.doors,
+            regions=self.regions,
         )
         self.plane.start()
         self._unsubscribe = self.store.subscribe(self.plane.wake)
