@@ -14,7 +14,14 @@ from actors.messages import EnrolDevice
 from actors.model import Account, Client, Gateway, Token
 from actors.policy.engine import Snapshot, in_networks
 from actors.services import Limits
-from channel.messages import PROTOCOL_VERSION, Disconnect, DoorAddress, Interface, RefusalCode
+from channel.messages import (
+    OLDEST_VERSION,
+    PROTOCOL_VERSION,
+    Disconnect,
+    DoorAddress,
+    Interface,
+    RefusalCode,
+)
 from runtime.randomness import Randomness
 
 RESOLVER_RANGE = IPv4Network("100.100.111.0/24")
@@ -82,10 +89,11 @@ def sent_on(door: DoorAddress, randomness: Randomness) -> Disconnect:
 
 
 def version_refusal(versions: tuple[int, int]) -> Disconnect | None:
-    """Refuses an agent that does not speak this portal's protocol version."""
-    if versions[0] <= PROTOCOL_VERSION <= versions[1]:
+    """Refuses an agent that speaks no protocol version of this portal."""
+    if versions[0] <= PROTOCOL_VERSION and versions[1] >= OLDEST_VERSION:
         return None
-    return refusal("version_unsupported", f"this portal speaks version {PROTOCOL_VERSION}")
+    spoken = f"versions {OLDEST_VERSION} to {PROTOCOL_VERSION}"
+    return refusal("version_unsupported", f"this portal speaks {spoken}")
 
 
 def agreed_version(versions: tuple[int, int]) -> int:

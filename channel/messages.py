@@ -23,6 +23,8 @@ from msgspec import Meta
 from runtime.net.address import join_host_port, split_host_port
 
 PROTOCOL_VERSION = 1
+OLDEST_VERSION = 1
+"""The portal speaks all versions from this one on, an agent those of its `join`."""
 _KINDS_CARRIED = {1: frozenset({"cidr", "ip"})}
 
 # Text may end up on a terminal or in a log of the far end: no control characters (C0, DEL, C1).
@@ -250,7 +252,7 @@ class Challenge:
 
     nonce: Nonce
     portal: Name
-    versions: tuple[int, int] = (PROTOCOL_VERSION, PROTOCOL_VERSION)
+    versions: tuple[int, int] = (OLDEST_VERSION, PROTOCOL_VERSION)
 
 
 @attrs.frozen(kw_only=True)

@@ -32,10 +32,11 @@ def randomness(seed: int = 1) -> SeededRandomness:
 @given(
     st.lists(
         st.builds(
-            lambda id, load, suspect: Choosable(gateway_id=id, load=load, suspect=suspect),
-            st.sampled_from(IDS),
-            st.integers(0, 3),
-            st.booleans(),
+            Choosable,
+            gateway_id=st.sampled_from(IDS),
+            load=st.integers(0, 3),
+            suspect=st.booleans(),
+            near=st.booleans(),
         ),
         unique_by=lambda each: each.gateway_id,
     ),
@@ -46,9 +47,9 @@ def randomness(seed: int = 1) -> SeededRandomness:
 def test_nobody_better_is_passed_over(
     gateways: list[Choosable], connected: set[UUID], failed: set[UUID], seed: int
 ) -> None:
-    def rank(each: Choosable) -> tuple[bool, bool, int]:
+    def rank(each: Choosable) -> tuple[bool, bool, bool, int]:
         bad = each.gateway_id in failed or each.suspect
-        return bad, each.gateway_id not in connected, each.load
+        return bad, each.gateway_id not in connected, not each.near, each.load
 
     chosen = choose_gateway(
         gateways, connected=connected, failed=failed, randomness=randomness(seed)

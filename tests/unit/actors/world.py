@@ -638,14 +638,23 @@ class World:
 
     # --- agents ---
 
-    def client(self, *, remote: str = "203.0.113.7", token: str | None = None) -> ClientAgent:
+    def client(
+        self, *, remote: str = "203.0.113.7", token: str | None = None, **join: Any
+    ) -> ClientAgent:
         agent = ClientAgent(self, "laptop", token or self.user_token, remote)
-        agent.join()
+        agent.join(**join)
         return agent
 
-    def gateway(self, name: str = "gateway", *, token: str | None = None) -> GatewayAgent:
-        agent = GatewayAgent(self, name, token or self.site_token, "198.51.100.9")
-        agent.join()
+    def gateway(
+        self,
+        name: str = "gateway",
+        *,
+        token: str | None = None,
+        remote: str = "198.51.100.9",
+        **join: Any,
+    ) -> GatewayAgent:
+        agent = GatewayAgent(self, name, token or self.site_token, remote)
+        agent.join(**join)
         return agent
 
     def relay(self, name: str = "relay") -> RelayAgent:
