@@ -48,6 +48,7 @@ from actors.following import FeedOfAccount
 from actors.ledger import LAST_CALL_NS, Live
 from actors.messages import (
     DRAINING,
+    REGIONS,
     AgentMoved,
     AttachClient,
     AttachGateway,
@@ -63,11 +64,7 @@ from actors.policy.engine import Denied, Snapshot
 from actors.services import Services
 from actors.store.interface import (
     MAX_PAGE,
-    Conflict,
     Invalid,
-    InvalidReference,
-    NotFound,
-    Outdated,
     Pruned,
     Put,
     Unavailable,
@@ -117,6 +114,7 @@ class AccountActor(FeedOfAccount):
 
     async def took_over(self) -> None:
         """We are the owner: load the truth, and end what holds no more. Raises StoreError."""
+        self.subscribe(REGIONS)
         store = self._services.store
         contents = await self._do(store.contents, self._account_id)
         self._snapshot = Snapshot.of(contents, self._services.regions)
@@ -215,7 +213,7 @@ class AccountActor(FeedOfAccount):
 
     async def _enrol(self, ask: EnrolDevice) -> Client | Gateway | Disconnect:
         await self._pull()
-        counted = False
+        counted, who = False, f"token {ask.token.id}"
         for _ in range(MAX_ENROL_ATTEMPTS):
             refused = owner_refusal(
                 self._snapshot, ask.token.id, ask.remote, self.context.utc_now()
@@ -239,27 +237,9 @@ class AccountActor(FeedOfAccount):
                 randomness = self._services.randomness
                 id = uuid7(self._services.clock, randomness)
                 row = new_device(self._snapshot, ask, id=id, at=at, randomness=randomness)
-            if row == known or await self._put(row, known, ask):
+            if row == known or await self._write_rows([Put(row, known)], who):
                 return row
         return self._refusal("unavailable")
-
-    async def _put(
-        self, row: Client | Gateway, before: Client | Gateway | None, ask: EnrolDevice
-    ) -> bool:
-        """Write a device's row; False if something else came first, which is known then."""
-        try:
-            await self._do(
-                self._services.store.apply,
-                self._account_id,
-                [Put(row, before)],
-                who=f"token {ask.token.id}",
-                at=self.context.utc_now(),
-            )
-        except (Conflict, InvalidReference, NotFound, Outdated):
-            await self._pull()
-            return False
-        await self._pull()
-        return True
 
     # --- presence ----------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ by index. Only what disables an account, or makes a group another kind of group,
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from itertools import chain
 from typing import Any, Literal
@@ -16,15 +16,33 @@ from uuid import UUID
 import attrs
 
 from actors.attendance import Attendance, OnlineAgent
+from actors.authorizations import AGAIN_NS
 from actors.consequences import Touched, as_told, names_of
 from actors.enrolment import device_refusal, interface_of
 from actors.ledger import Live
-from actors.messages import REVOCATIONS, End, RevokeRelayUse, ViewChanged, Wake
-from actors.model import Change, Client, Gateway, Resource
+from actors.messages import (
+    REVOCATIONS,
+    End,
+    PostureReported,
+    RegionsChanged,
+    RevokeRelayUse,
+    ViewChanged,
+    Wake,
+)
+from actors.model import Change, Client, Fact, Gateway, Resource
 from actors.policy.engine import candidates, visible_resources
 from actors.questions import QuestionsOfAccount
 from actors.services import Services
-from actors.store.interface import MAX_PAGE, Unavailable
+from actors.store.interface import (
+    MAX_MUTATIONS,
+    MAX_PAGE,
+    Conflict,
+    InvalidReference,
+    NotFound,
+    Outdated,
+    Put,
+    Unavailable,
+)
 from channel.messages import (
     MAX_RESOURCES,
     ConfigChanged,
@@ -33,7 +51,16 @@ from channel.messages import (
     kinds_carried,
 )
 from channel.messages import Resource as ToldResource
-from runtime.actor import handles
+from runtime.actor import Timer, handles
+
+SLICE = 500
+"""So many authorisations are looked at without a pause."""
+SLICE_PAUSE_NS = 10**6
+POSTURE_NS = 50 * 10**6
+"""So long the reported facts of several devices are collected, to be written together."""
+POSTURE_ATTEMPTS = 3
+BY_DEVICES = "the devices themselves"
+"""Who changed what devices report."""
 
 _Side = tuple[Attendance, Mapping[UUID, Any]]
 
@@ -47,6 +74,11 @@ class _AgentDue:
     number: int
 
 
+@attrs.frozen
+class _WritePostures:
+    """Devices have reported facts."""
+
+
 class FeedOfAccount(QuestionsOfAccount):
     """The part of the account actor that follows changes."""
 
@@ -54,6 +86,8 @@ class FeedOfAccount(QuestionsOfAccount):
         super().__init__(services, account_id)
         self._news: list[Change] = []
         self._told: dict[UUID, tuple[Resource, ToldResource]] = {}
+        self._postures: dict[UUID, tuple[Fact, ...]] = {}
+        self._posture_timer: Timer | None = None
 
     # --- the feed ----------------------------------------------------------------------------
 
@@ -112,6 +146,21 @@ class FeedOfAccount(QuestionsOfAccount):
         self._news.clear()
         if self._snapshot.account is None:
             self.stop()
+
+    @handles(RegionsChanged)
+    async def _on_regions_changed(self, message: RegionsChanged) -> None:
+        """Decide anew what depends on countries. Others have their turn after every SLICE."""
+        policies = self._snapshot.policies
+        try:
+            for place, live in enumerate(self._ledger, 1):
+                policy = policies.get(live.authorization.policy_id)
+                if policy is None or policy.conditions.remote_ip_location_region is not None:
+                    await self._review(live)
+                if place % SLICE == 0:
+                    await self.sleep(SLICE_PAUSE_NS)
+        except Unavailable:
+            self.send_after(AGAIN_NS, message)
+        self._arm()
 
     # --- what is touched -----------------------------------------------------------------------
 
@@ -347,3 +396,57 @@ class FeedOfAccount(QuestionsOfAccount):
         if kind == "client":
             return self._clients, self._snapshot.clients
         return self._gateways, self._snapshot.gateways
+
+    # --- rows that agents change ---------------------------------------------------------------
+
+    async def _write_rows(self, puts: Sequence[Put], who: str) -> bool:
+        """Write rows of devices, and follow that; False if something else came first, which is
+        known then. Raises Unavailable, Invalid."""
+        try:
+            await self._do(
+                self._services.store.apply,
+                self._account_id,
+                puts,
+                who=who,
+                at=self.context.utc_now(),
+            )
+        except (Conflict, InvalidReference, NotFound, Outdated):
+            await self._pull()
+            return False
+        await self._pull()
+        return True
+
+    @handles(PostureReported)
+    def _on_posture(self, message: PostureReported) -> None:
+        if self._clients.current(message.client_id, message.number) is not None:
+            self._postures[message.client_id] = message.facts
+            self._write_postures_after(POSTURE_NS)
+
+    def _write_postures_after(self, delay_ns: int) -> None:
+        if self._posture_timer is None or not self._posture_timer.pending:
+            self._posture_timer = self.send_after(delay_ns, _WritePostures())
+
+    @handles(_WritePostures)
+    async def _on_write_postures(self, message: _WritePostures) -> None:
+        """What devices report of themselves goes into their rows, where it differs; what follows
+        from that is told by the feed."""
+        try:
+            for _ in range(POSTURE_ATTEMPTS):
+                puts = self._changed_postures()
+                if not puts or await self._write_rows(puts[:MAX_MUTATIONS], BY_DEVICES):
+                    break
+        except Unavailable:
+            self._write_postures_after(AGAIN_NS)
+            return
+        if self._changed_postures():
+            self._write_postures_after(POSTURE_NS)
+        else:
+            self._postures.clear()
+
+    def _changed_postures(self) -> list[Put]:
+        puts = []
+        for id, facts in self._postures.items():
+            row = self._snapshot.clients.get(id)
+            if row is not None and row.posture != facts:
+                puts.append(Put(attrs.evolve(row, posture=facts), row))
+        return puts

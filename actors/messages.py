@@ -13,7 +13,7 @@ from uuid import UUID
 
 import attrs
 
-from actors.model import Client, Gateway, Relay, Token
+from actors.model import Client, Fact, Gateway, Relay, Token
 from actors.policy.explain import Explanation
 from channel.frames import Frame
 from channel.messages import (
@@ -272,6 +272,15 @@ class AgentMoved:
 
 
 @attrs.frozen(kw_only=True)
+class PostureReported:
+    """What a client's device says of itself now, by name."""
+
+    client_id: UUID
+    number: int
+    facts: tuple[Fact, ...]
+
+
+@attrs.frozen(kw_only=True)
 class GatewayLoad:
     """Live connections, as the gateway counts them."""
 
@@ -304,6 +313,11 @@ class ViewChanged:
 @attrs.frozen
 class Wake:
     """The account changed, or may have."""
+
+
+@attrs.frozen
+class RegionsChanged:
+    """To every account's actor of this node, on REGIONS: another region database is in use."""
 
 
 @attrs.frozen(kw_only=True)
@@ -479,6 +493,8 @@ RELAYS = "relays"
 """Topic of `RelaysChanged`."""
 RELAY_OWNERS = "relay channels"
 """Topic to which the actors of relays listen, for `CheckToken`."""
+REGIONS = "regions"
+"""Topic to which the actors of accounts listen, for `RegionsChanged`."""
 OWNERS = "channels"
 """Topic to which every actor that owns a channel listens, for `End`."""
 DRAINING: Final = "draining"

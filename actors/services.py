@@ -45,6 +45,8 @@ class Limits:
     requests_burst: int = 100
     candidates_per_s: int = 100
     candidates_burst: int = 500
+    posture_interval_ns: int = 10 * _S
+    """The least time between two reports of a client that are heeded; the later one then is."""
     gateway_answer_ns: int = 1 * _S
     gateway_last_answer_ns: int = 4 * _S
     """For all that were silent, when no other is left."""

@@ -18,10 +18,11 @@ from actors.messages import (
     Denial,
     IsAnswered,
     KnownConnection,
+    PostureReported,
     Received,
     ViewChanged,
 )
-from actors.model import Client
+from actors.model import Client, Fact
 from actors.owner import AgentOwner
 from actors.request import AccessRequest
 from actors.services import Bucket, Services
@@ -41,12 +42,13 @@ from channel.messages import (
     Join,
     MoreHeld,
     NameSettings,
+    Posture,
     RequestAuthorization,
     Resource,
     ResourceRemoved,
     ResourceUpserted,
 )
-from runtime.actor import LATER, ActorError, ActorRef, Caller, Down, handles
+from runtime.actor import LATER, ActorError, ActorRef, Caller, Down, Timer, handles
 
 OVERLOAD_RETRY_NS = 1 * 10**9
 
@@ -58,6 +60,11 @@ class _Told:
     resource_id: UUID
     connection_id: UUID
     known: KnownConnection | None
+
+
+@attrs.frozen
+class _PostureDue:
+    """What the device reports may be told to the account again."""
 
 
 class SessionActor(AgentOwner):
@@ -82,6 +89,9 @@ class SessionActor(AgentOwner):
         self._pending: dict[ActorRef, UUID] = {}
         self._unasked: dict[UUID, RequestAuthorization] = {}
         """Requests that came while the account was being looked for."""
+        self._posture: tuple[Fact, ...] | None = None
+        self._posture_reported: tuple[Fact, ...] | None = None
+        self._posture_pause: Timer | None = None
         self._doubts: list[tuple[Caller, IsAnswered]] = []
         """At most one of each request under way."""
 
@@ -169,6 +179,10 @@ class SessionActor(AgentOwner):
                 self._request(said)
             case Candidates():
                 self.pass_on(said)
+            case Posture():
+                by_name = {each.name: Fact(name=each.name, value=each.value) for each in said.facts}
+                self._posture = tuple(by_name[name] for name in sorted(by_name))
+                self._report_posture()
             case MoreHeld():
                 self.take_held(said)
             case Heartbeat():
@@ -192,7 +206,24 @@ class SessionActor(AgentOwner):
         else:
             self._ask(request)
 
+    def _report_posture(self) -> None:
+        """Tell the account what the device says of itself, the latest, and not too often."""
+        is_paused = self._posture_pause is not None and self._posture_pause.pending
+        facts, number = self._posture, self._number
+        if facts is None or facts == self._posture_reported or number is None or is_paused:
+            return
+        self._posture_reported = facts
+        self.to_account(PostureReported(client_id=self._device.id, number=number, facts=facts))
+        interval_ns = self._services.limits.posture_interval_ns
+        self._posture_pause = self.send_after(interval_ns, _PostureDue())
+
+    @handles(_PostureDue)
+    def _on_posture_due(self, message: _PostureDue) -> None:
+        self._report_posture()
+
     def attached(self) -> None:
+        self._posture_reported = None  # the former owner may not have written it
+        self._report_posture()
         doubts, self._doubts = self._doubts, []
         for caller, doubt in doubts:
             self.reply(caller, doubt.request not in self._pending)

@@ -36,9 +36,11 @@ from actors.messages import (
     COURIERS,
     DIRECTORY,
     OWNERS,
+    REGIONS,
     RELAY_OWNERS,
     CheckToken,
     End,
+    RegionsChanged,
     Wake,
     account_name,
 )
@@ -168,6 +170,13 @@ class ControlPlane:
     def wake_relays(self) -> None:
         """A token of relays was deleted: on all nodes they are asked for theirs."""
         self._scheduler.broadcast(RELAY_OWNERS, CheckToken())
+
+    def regions_changed(self) -> bool:
+        """The regions answer from another database now: accesses that depend on them are decided
+        anew. False if an account was too busy to hear it; then to be called again."""
+        pubsub = self._scheduler.pubsub
+        subscribers = len(pubsub.subscribers(REGIONS))
+        return pubsub.publish(REGIONS, RegionsChanged()) >= subscribers
 
     @property
     def accounts(self) -> KeyedActors:

@@ -32,6 +32,7 @@ KINDS: Final[Mapping[int, type]] = {
     74: messages.AgentMoved,
     75: messages.GatewayLoad,
     76: messages.CandidatesFrom,
+    77: messages.PostureReported,
     # a request for access, to the account and to a gateway
     80: messages.DecideAccess,
     81: messages.Grant,

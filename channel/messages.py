@@ -140,7 +140,7 @@ class DnsUpstream:
     """A resolver for names that are no resource: Do53 at an address (and port), or a DoH URL."""
 
     kind: Literal["do53", "doh"]
-    address: Annotated[str, Meta(min_length=1, max_length=512, pattern=r"^[!-~]+\Z")]
+    address: Annotated[str, Meta(pattern=r"^[!-~]{1,512}\Z")]
 
 
 @attrs.frozen(kw_only=True)
@@ -152,10 +152,7 @@ class NameSettings:
     names_ipv6: IPv6Network
     resolver_ipv4: IPv4Address
     search_domain: (
-        Annotated[
-            str, Meta(min_length=1, max_length=253, pattern=r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?\Z")
-        ]
-        | None
+        Annotated[str, Meta(pattern=r"^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?\Z")] | None
     ) = None
     upstreams: Annotated[tuple[DnsUpstream, ...], Meta(max_length=MAX_DNS_UPSTREAMS)] = ()
 
@@ -367,6 +364,26 @@ class RequestAuthorization:
 
 
 @attrs.frozen(kw_only=True)
+class ReportedFact:
+    """One thing that a device knows of itself, such as `os_version` "14.2"."""
+
+    name: Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_]{0,63}\Z")]
+    value: (
+        bool
+        | Annotated[int, Meta(ge=0, le=2**63 - 1)]
+        | Annotated[str, Meta(max_length=255, pattern=PRINTABLE)]
+    )
+
+
+@attrs.frozen(kw_only=True)
+class Posture:
+    """All that a client's device reports of itself, after each `init` and whenever it is another.
+    What is not named is not known (any more); of a name that comes twice the last one counts."""
+
+    facts: Annotated[tuple[ReportedFact, ...], Meta(max_length=MAX_FACTS)]
+
+
+@attrs.frozen(kw_only=True)
 class LiveAuthorization:
     """An authorisation that still holds, as told on a rejoin."""
 
@@ -559,6 +576,7 @@ FROM_CLIENT: dict[str, type] = {
     "more_held": MoreHeld,
     "heartbeat": Heartbeat,
     "request_authorization": RequestAuthorization,
+    "posture": Posture,
     "candidates": Candidates,
 }
 FROM_GATEWAY: dict[str, type] = {

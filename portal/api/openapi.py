@@ -7,7 +7,6 @@ is enforced is described and nothing is described that is not enforced.
 from __future__ import annotations
 
 import inspect
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 from uuid import UUID
 
@@ -20,6 +19,7 @@ from portal.api.authentication import PUBLIC
 from portal.api.office import ACCOUNT_HEADER
 from portal.api.pagination import DEFAULT_LIMIT, MAX_LIMIT
 from portal.api.problems import MEDIA_TYPE, ProblemBody
+from runtime.version import product_version
 
 DESCRIPTION = f"""Every call but /healthz and the documentation wants the header
 `Authorization: Bearer <token>`, with a token of the kind `api` (acts on its account) or `operator`
@@ -165,11 +165,3 @@ def _schema_of_foreign(type_: type) -> dict[str, Any]:
     if issubclass(type_, UUID):
         return {"type": "string", "format": "uuid"}
     return {"type": "string", "title": type_.__name__}
-
-
-def product_version() -> str:
-    """Of the installed package; 0 where it runs from its source alone."""
-    try:
-        return version("holloway")
-    except PackageNotFoundError:
-        return "0"
