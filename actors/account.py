@@ -7,10 +7,10 @@ Exactly one lives for an account, fenced by the epoch that it got from the store
   higher number stands;
 - the live authorisations and the connections that carry them.
 
-It is one actor in five files, since its state has one owner: `authorizations` (how they live and
-end), `requests` (access is asked for), `questions` (of the API), `following` (the feed, and what
-changes mean), and this one (its own life, enrolment, presence). What can be said without waiting
-stands in `ledger`, `consequences`, `choice` and `enrolment`.
+It is one actor in six files, since its state has one owner: `authorizations` (how they live and
+end), `requests` (access is asked for), `flows` (what was carried), `questions` (of the API),
+`following` (the feed, and what changes mean), and this one (its own life, enrolment, presence).
+What can be said without waiting stands in `ledger`, `consequences`, `choice` and `enrolment`.
 """
 
 from __future__ import annotations
@@ -279,6 +279,7 @@ class AccountActor(FeedOfAccount):
             interface=interface_of(account, row),
             resources=dict(online.visible),
             names=names_of(account),
+            auth_provider_id=self._snapshot.tokens[ask.token_id].auth_provider_id,
             authorizations=self._truth(told),
         )
 

@@ -24,6 +24,7 @@ from channel.messages import (
     AuthorizationRenewed,
     Authorize,
     Candidates,
+    FlowReport,
     GatewayInit,
     Heartbeat,
     Held,
@@ -145,6 +146,8 @@ class GatewayActor(AgentOwner):
                     )
             case MoreHeld():
                 self.take_held(said)
+            case FlowReport():
+                self.pass_on_flows(said)
             case Heartbeat():
                 pass  # answered by the channel itself
             case _:

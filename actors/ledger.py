@@ -9,6 +9,7 @@ once from both, whenever an expiry is given.
 from __future__ import annotations
 
 from base64 import b64encode
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from datetime import datetime, timedelta
 from heapq import heapify, heappop, heappush
@@ -29,6 +30,11 @@ ACKNOWLEDGE_NS = 20 * 10**9
 """An authorisation that no gateway acknowledged in this time ends, whoever forgot it."""
 MAX_EARLY_CANDIDATES = 16
 """Messages of a gateway that are kept for a client that has not been told of the connection."""
+
+REPORT_NS = 900 * 10**9
+"""So long after its end an agent may report what an authorisation carried."""
+MAX_ENDED = 10_000
+"""Authorisations that have ended and are remembered for that."""
 
 MIN_RETRY_NS = 1 * 10**9
 
@@ -136,6 +142,7 @@ class Ledger:
         self._by_policy: dict[UUID, dict[UUID, Live]] = {}
         self._by_token: dict[UUID, dict[UUID, Live]] = {}
         self._due: list[tuple[int, UUID]] = []
+        self._ended: OrderedDict[UUID, tuple[int, Authorization]] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._live)
@@ -145,6 +152,14 @@ class Ledger:
 
     def get(self, id: UUID) -> Live | None:
         return self._live.get(id)
+
+    def recent(self, id: UUID, now_ns: int) -> Authorization | None:
+        """One that is live, or ended at most REPORT_NS ago (the last MAX_ENDED of them)."""
+        live = self._live.get(id)
+        if live is not None:
+            return live.authorization
+        ended_ns, authorization = self._ended.get(id, (0, None))
+        return authorization if now_ns <= ended_ns + REPORT_NS else None
 
     def of_client(self, client_id: UUID) -> tuple[Live, ...]:
         return tuple(self._by_client.get(client_id, {}).values())
@@ -213,8 +228,11 @@ class Ledger:
         left_ns = live.remaining_ns(now_ns)
         self._schedule(live, now_ns + max(left_ns // 8, min(left_ns, MIN_RETRY_NS)))
 
-    def remove(self, live: Live) -> None:
+    def remove(self, live: Live, now_ns: int) -> None:
         """It has ended."""
+        self._ended[live.id] = (now_ns, live.authorization)
+        if len(self._ended) > MAX_ENDED:
+            self._ended.popitem(last=False)
         live.step("ended")
         del self._live[live.id]
         self._leave(live)

@@ -13,6 +13,7 @@ from uuid import UUID
 
 import attrs
 
+from actors.logs import Log, Seen
 from actors.model import Client, Fact, Gateway, Relay, Token
 from actors.policy.explain import Explanation
 from channel.frames import Frame
@@ -29,6 +30,7 @@ from channel.messages import (
     LiveAuthorization,
     NameSettings,
     RelayServer,
+    ReportedFlow,
     RequestAuthorization,
     Resource,
 )
@@ -179,6 +181,8 @@ class ClientTruth:
     interface: Interface
     resources: dict[UUID, Resource]
     authorizations: tuple[LiveAuthorization, ...]
+    auth_provider_id: UUID | None = None
+    """Of the session's sign-in."""
     names: NameSettings | None = None
     """None: the account's owner is of a version that does not say it."""
 
@@ -299,6 +303,16 @@ class CandidatesFrom:
     candidates: Candidates
 
 
+@attrs.frozen(kw_only=True)
+class FlowsFrom:
+    """What an agent counted."""
+
+    sender: Literal["client", "gateway"]
+    sender_id: UUID
+    number: int
+    flows: tuple[ReportedFlow, ...]
+
+
 @attrs.frozen
 class ViewChanged:
     """To a session: what its client is to see besides, or as another, and what no more."""
@@ -402,6 +416,40 @@ class AccountStatistics:
     candidates_refused: int
 
 
+# --- the clerk -----------------------------------------------------------------------------------
+
+
+@attrs.frozen
+class LogRows:
+    """Rows to be written some time soon."""
+
+    rows: tuple[Log, ...]
+
+
+@attrs.frozen(kw_only=True)
+class DeviceSeen:
+    """A device is, or was just now, connected by this token."""
+
+    account_id: UUID
+    token_id: UUID
+    seen: Seen
+
+
+@attrs.frozen
+class ClerkStatisticsRequest:
+    """Answered by `ClerkStatistics`."""
+
+
+@attrs.frozen(kw_only=True)
+class ClerkStatistics:
+    """What waits to be written; rows since the start."""
+
+    rows_waiting: int
+    devices_waiting: int
+    rows_written: int
+    rows_lost: int
+
+
 # --- couriers ------------------------------------------------------------------------------------
 
 
@@ -501,6 +549,8 @@ DRAINING: Final = "draining"
 """The reason with which the owner of a channel ends whose agent goes to another door."""
 REVOCATIONS = "relay revocations"
 """Topic of all nodes, of `RevokeRelayUse`."""
+CLERK = "clerk"
+"""Registered name of each node's `Clerk`."""
 COURIERS = "couriers"
 """Registered name of each node's `Couriers`."""
 DIRECTORY = "relay directory"

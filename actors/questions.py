@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from uuid import UUID
 
+from actors.flows import FlowsOfAccount
 from actors.messages import (
     AccountStatistics,
     AccountStatisticsRequest,
@@ -17,11 +18,10 @@ from actors.messages import (
 )
 from actors.policy.engine import Request
 from actors.policy.explain import explain
-from actors.requests import RequestsOfAccount
 from runtime.actor import handles
 
 
-class QuestionsOfAccount(RequestsOfAccount):
+class QuestionsOfAccount(FlowsOfAccount):
     """The part of the account actor that answers the API. Plain handlers: nothing here waits."""
 
     @handles(Explain)

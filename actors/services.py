@@ -45,6 +45,9 @@ class Limits:
     requests_burst: int = 100
     candidates_per_s: int = 100
     candidates_burst: int = 500
+    flow_logs_per_s: int = 5
+    flow_logs_burst: int = 50
+    """Messages of a client; a gateway has ten times as many, as of candidates."""
     posture_interval_ns: int = 10 * _S
     """The least time between two reports of a client that are heeded; the later one then is."""
     gateway_answer_ns: int = 1 * _S

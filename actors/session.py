@@ -35,6 +35,7 @@ from channel.messages import (
     Candidates,
     ClientInit,
     ConfigChanged,
+    FlowReport,
     Heartbeat,
     Held,
     Interface,
@@ -117,6 +118,7 @@ class SessionActor(AgentOwner):
         )
 
     async def _introduce(self, truth: ClientTruth) -> None:
+        self._auth_provider_id = truth.auth_provider_id
         self._visible = dict(list(truth.resources.items())[:MAX_RESOURCES])
         self._config = (truth.interface, truth.names)
         for each in truth.authorizations:
@@ -185,6 +187,8 @@ class SessionActor(AgentOwner):
                 self._report_posture()
             case MoreHeld():
                 self.take_held(said)
+            case FlowReport():
+                self.pass_on_flows(said)
             case Heartbeat():
                 pass  # answered by the channel itself
             case _:

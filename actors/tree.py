@@ -2,6 +2,7 @@
 
     control plane (supervisor, one for one)
       relay directory
+      clerk         writes down who was connected, and what flowed
       couriers      carry orders to gateways for nodes that do not reach them
       accounts      one actor for each account that somebody is connected to (to whatever node) and
                     that lives on this node, started on demand: a keeper of keyed actors
@@ -28,11 +29,13 @@ import structlog
 from actors.account import AccountActor
 from actors.admission import Admission
 from actors.attachment import Attachment, Channel, OwnedChannel
+from actors.clerk import Clerk
 from actors.courier import Couriers
 from actors.enrolment import refusal
 from actors.gateway import GatewayActor
 from actors.messages import (
     ACCOUNT,
+    CLERK,
     COURIERS,
     DIRECTORY,
     OWNERS,
@@ -133,6 +136,7 @@ class ControlPlane:
         }
         specs = [
             ChildSpec(id=DIRECTORY, factory=lambda: RelayDirectory(self._services), name=DIRECTORY),
+            ChildSpec(id=CLERK, factory=lambda: Clerk(self._services), name=CLERK),
             ChildSpec(id=COURIERS, factory=Couriers, name=COURIERS),
             ChildSpec(id="accounts", factory=self._make_keeper, name=keeper_name(ACCOUNT)),
         ]

@@ -33,6 +33,7 @@ KINDS: Final[Mapping[int, type]] = {
     75: messages.GatewayLoad,
     76: messages.CandidatesFrom,
     77: messages.PostureReported,
+    78: messages.FlowsFrom,
     # a request for access, to the account and to a gateway
     80: messages.DecideAccess,
     81: messages.Grant,

@@ -240,6 +240,39 @@ class Candidates:
     remove: Annotated[tuple[Candidate, ...], Meta(max_length=MAX_CANDIDATES)] = ()
 
 
+MAX_FLOWS = 64
+Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+
+
+@attrs.frozen(kw_only=True)
+class ReportedFlow:
+    """One flow that this side of a tunnel carried, as it counted it. `sent` is from the client to
+    the resource. `name` is what the client asked for, where the resource has names; ICMP has the
+    ports 0. Both instants are said as how long ago they were: no clock has to be right."""
+
+    authorization_id: UUID
+    protocol: Literal["tcp", "udp", "icmp"]
+    source: IpText
+    source_port: Annotated[int, Meta(ge=0, le=65_535)] = 0
+    destination: IpText
+    destination_port: Annotated[int, Meta(ge=0, le=65_535)] = 0
+    name: Annotated[str, Meta(max_length=253, pattern=PRINTABLE)] = ""
+    began_ns_ago: DurationNs
+    ended_ns_ago: DurationNs
+    packets_sent: Count = 0
+    packets_received: Count = 0
+    bytes_sent: Count = 0
+    bytes_received: Count = 0
+
+
+@attrs.frozen(kw_only=True)
+class FlowReport:
+    """Flows that have ended (or a part of long ones). They count only if an authorisation of the
+    sender carried them, which is live or ended in the last quarter of an hour."""
+
+    flows: Annotated[tuple[ReportedFlow, ...], Meta(max_length=MAX_FLOWS)]
+
+
 # --- joining -----------------------------------------------------------------------------------
 
 
@@ -578,6 +611,7 @@ FROM_CLIENT: dict[str, type] = {
     "request_authorization": RequestAuthorization,
     "posture": Posture,
     "candidates": Candidates,
+    "flow_log": FlowReport,
 }
 FROM_GATEWAY: dict[str, type] = {
     "join": Join,
@@ -586,6 +620,7 @@ FROM_GATEWAY: dict[str, type] = {
     "ack": Ack,
     "candidates": Candidates,
     "stats": Stats,
+    "flow_log": FlowReport,
 }
 FROM_RELAY: dict[str, type] = {"relay_join": RelayJoin, "heartbeat": Heartbeat, "load": Load}
 FROM_UNJOINED: dict[str, type] = {"join": Join, "relay_join": RelayJoin}

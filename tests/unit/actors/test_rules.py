@@ -145,7 +145,7 @@ def test_the_ledger_has_each_authorisation_come_up_at_its_moments() -> None:
     (first,) = ledger.take_due(40 * S - LAST_CALL_NS)
     ledger.postpone(first, 40 * S - LAST_CALL_NS)
     assert ledger.next_due_ns() == 40 * S
-    ledger.remove(first)
+    ledger.remove(first, 0)
     assert ledger.next_due_ns() == 50 * S
     assert len(ledger) == 1
 
@@ -178,7 +178,7 @@ def test_a_ledger_that_forgets_keeps_its_heap_small(events: list[tuple[int, int]
     for number, seconds in events:
         live = ledger.get(UUID(int=number))
         if live is not None:
-            ledger.remove(live)
+            ledger.remove(live, 0)
         ledger.add(authorization(number, seconds), now_ns=0, instant=START, stage="presumed")
     due = [each.due_ns for each in ledger]
     assert ledger.next_due_ns() == min(due, default=None)
