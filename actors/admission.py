@@ -99,7 +99,7 @@ class Admission(Actor):
         try:
             if not isinstance(join, Join | RelayJoin):
                 raise self._refused("protocol_error", "a join comes first")
-            refused = version_refusal(join.versions)
+            refused = version_refusal(join.versions, self._services.spoken)
             if refused is not None:
                 raise _Refused(refused)
             token = await self._known_token(join)

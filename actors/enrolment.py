@@ -15,13 +15,12 @@ from actors.model import Account, Client, Gateway, Token
 from actors.policy.engine import Snapshot, in_networks
 from actors.services import Limits
 from channel.messages import (
-    OLDEST_VERSION,
-    PROTOCOL_VERSION,
     Disconnect,
     DoorAddress,
     Interface,
     RefusalCode,
 )
+from channel.versions import SPOKEN, Spoken
 from runtime.randomness import Randomness
 
 RESOLVER_RANGE = IPv4Network("100.100.111.0/24")
@@ -88,17 +87,12 @@ def sent_on(door: DoorAddress, randomness: Randomness) -> Disconnect:
     return attrs.evolve(unavailable, door=door)
 
 
-def version_refusal(versions: tuple[int, int]) -> Disconnect | None:
+def version_refusal(versions: tuple[int, int], spoken: Spoken = SPOKEN) -> Disconnect | None:
     """Refuses an agent that speaks no protocol version of this portal."""
-    if versions[0] <= PROTOCOL_VERSION and versions[1] >= OLDEST_VERSION:
+    if spoken.agreed(versions) is not None:
         return None
-    spoken = f"versions {OLDEST_VERSION} to {PROTOCOL_VERSION}"
-    return refusal("version_unsupported", f"this portal speaks {spoken}")
-
-
-def agreed_version(versions: tuple[int, int]) -> int:
-    """The protocol version that is spoken with an agent that is not refused."""
-    return min(versions[1], PROTOCOL_VERSION)
+    detail = f"this portal speaks versions {spoken.oldest} to {spoken.newest}"
+    return refusal("version_unsupported", detail)
 
 
 def token_refusal(token: Token, remote: str, instant: datetime) -> Disconnect | None:

@@ -48,7 +48,6 @@ from channel.messages import (
     ConfigChanged,
     Disconnect,
     ResourceUpdated,
-    kinds_carried,
 )
 from channel.messages import Resource as ToldResource
 from runtime.actor import Timer, handles
@@ -302,13 +301,13 @@ class FeedOfAccount(QuestionsOfAccount):
     def _visible(self, online: OnlineAgent) -> dict[UUID, ToldResource]:
         """All that a client is to see."""
         resources = visible_resources(self._snapshot, online.id)
-        kinds = kinds_carried(online.version)
+        kinds = self._services.spoken.carried(online.version)
         carried = [id for id in sorted(resources) if resources[id].kind in kinds]
         return {id: self._as_told(resources[id]) for id in carried[:MAX_RESOURCES]}
 
     def _visible_of(self, online: OnlineAgent, ids: Iterable[UUID]) -> dict[UUID, ToldResource]:
         """What of these resources a client is to see."""
-        snapshot, kinds = self._snapshot, kinds_carried(online.version)
+        snapshot, kinds = self._snapshot, self._services.spoken.carried(online.version)
         principal = snapshot.principals[snapshot.clients[online.id].principal_id]
         resources = (snapshot.resources.get(id) for id in ids)
         return {

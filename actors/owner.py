@@ -12,7 +12,6 @@ import attrs
 from actors.attaching import PAUSE_NS, Attaching
 from actors.attachment import Channel
 from actors.channel_owner import ChannelOwner
-from actors.enrolment import agreed_version
 from actors.logs import Seen, SessionLog
 from actors.messages import (
     CLERK,
@@ -153,7 +152,7 @@ class AgentOwner(ChannelOwner, ABC):
         self._probing: list[Caller] = []
         self._tunnel_key = join.tunnel_key
         self._incarnation = join.incarnation
-        self._version = agreed_version(join.versions)
+        self._version = services.spoken.agreed(join.versions) or services.spoken.oldest
         self._remote = remote
         self._software = join.software[:MAX_SOFTWARE]
         self._auth_provider_id: UUID | None = None

@@ -37,7 +37,6 @@ from channel.messages import (
     AuthorizationDenied,
     Authorize,
     Revoke,
-    kinds_carried,
 )
 from runtime.actor import LATER, Caller, CallError, Raise, Timer, handles
 from runtime.cluster.keyed import NotEntitled
@@ -135,7 +134,7 @@ class RequestsOfAccount(AuthorizationsOfAccount):
         if len(self._ledger.of_client(online.id)) >= limit:
             return self._denial(ask, "limits_exceeded")
         kind = self._snapshot.resources[resource_id].kind
-        if kind not in kinds_carried(online.version):
+        if kind not in self._services.spoken.carried(online.version):
             return self._denial(ask, "forbidden", (CLIENT_VERSION,))
         gateway = self._choose(ask, online)
         if gateway is None:
@@ -257,7 +256,7 @@ class RequestsOfAccount(AuthorizationsOfAccount):
 
     def _is_carried_by(self, gateway: OnlineAgent, ask: DecideAccess) -> bool:
         kind = self._snapshot.resources[ask.request.resource_id].kind
-        return kind in kinds_carried(gateway.version)
+        return kind in self._services.spoken.carried(gateway.version)
 
     def _has_older_gateway_for(self, ask: DecideAccess) -> bool:
         """Whether no gateway is left but those of a version that does not carry the resource."""

@@ -10,6 +10,7 @@ import attrs
 from actors.policy.conditions import NOWHERE, Regions
 from actors.store.interface import Store
 from channel.messages import DoorAddress, SocketAddress
+from channel.versions import SPOKEN, Spoken
 from runtime.clock import Clock
 from runtime.cluster.keyed import KeyedActors
 from runtime.cluster.tenure import Tenure
@@ -72,7 +73,7 @@ class Services:
     `doors` are the channel listeners of all nodes that take agents now, as far as this node knows;
     agents are told no more than MAX_DOORS of them, and of none at all nothing. They are looked at
     when the roster changes (`runtime.cluster.tenure`). `regions` says in which country an address
-    is.
+    is, `spoken` which versions of the protocol agents may speak.
     """
 
     store: Store
@@ -85,6 +86,7 @@ class Services:
     limits: Limits = Limits()
     doors: Callable[[], tuple[DoorAddress, ...]] = tuple
     regions: Regions = NOWHERE
+    spoken: Spoken = SPOKEN
 
     def door_of(self, node: str, now_ns: int) -> DoorAddress | None:
         """The door of another node that lives and takes agents, unless it is that of this node too.

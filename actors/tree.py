@@ -54,6 +54,7 @@ from actors.services import Limits, Services
 from actors.session import SessionActor
 from actors.store.interface import Store
 from channel.messages import Challenge, DoorAddress, IpText, Join, RelayJoin, SocketAddress
+from channel.versions import SPOKEN, Spoken
 from runtime.actor import Actor, ActorError, ActorRef, Dead
 from runtime.clock import Clock
 from runtime.cluster.keyed import Keeper, KeyedActors, keeper_name
@@ -86,8 +87,8 @@ class ControlPlane:
     `prove_address` is asked, as an effect, whether a relay answers at an address; `tenure` is that
     of this node in its cluster (see `runtime.cluster.node`, which must run on the same scheduler).
     `doors` are the addresses of all nodes that take agents now, `regions` the countries of
-    addresses. Methods are to be called where the
-    scheduler runs.
+    addresses, `spoken` the versions of the protocol. Methods are to be called where the scheduler
+    runs.
     """
 
     def __init__(
@@ -103,6 +104,7 @@ class ControlPlane:
         limits: Limits | None = None,
         doors: Callable[[], tuple[DoorAddress, ...]] = tuple,
         regions: Regions = NOWHERE,
+        spoken: Spoken = SPOKEN,
     ) -> None:
         self._scheduler = scheduler
         self._services = Services(
@@ -116,6 +118,7 @@ class ControlPlane:
             limits=limits or Limits(),
             doors=doors,
             regions=regions,
+            spoken=spoken,
         )
         self._houses: dict[str, DynamicSupervisor] = {}
         self._serial = count(1)

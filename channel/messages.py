@@ -8,6 +8,8 @@ An event that is not in the receiver's dictionary is ignored and counted.
 Durations are integer nanoseconds counted from the moment of sending (a wrong clock on an agent
 never extends access). Byte strings travel as base64. Limits are part of the types: a value that
 breaks one is refused by the codec.
+
+(The file has more lines than others: it is the one list of all that can be said.)
 """
 
 from __future__ import annotations
@@ -25,7 +27,6 @@ from runtime.net.address import join_host_port, split_host_port
 PROTOCOL_VERSION = 1
 OLDEST_VERSION = 1
 """The portal speaks all versions from this one on, an agent those of its `join`."""
-_KINDS_CARRIED = {1: frozenset({"cidr", "ip"})}
 
 # Text may end up on a terminal or in a log of the far end: no control characters (C0, DEL, C1).
 PRINTABLE = r"^[^\x00-\x1f\x7f-\x9f\ud800-\udfff]*\Z"
@@ -35,12 +36,6 @@ DurationNs = Annotated[int, Meta(ge=0, le=400 * 86_400 * 10**9)]
 Port = Annotated[int, Meta(ge=1, le=65_535)]
 Key32 = Annotated[bytes, Meta(min_length=32, max_length=32)]
 Nonce = Annotated[bytes, Meta(min_length=16, max_length=64)]
-
-
-def kinds_carried(version: int) -> frozenset[str]:
-    """The kinds of resources that agents of a protocol version carry. They are told of no others.
-    A version that is newer than this portal counts as the newest that it knows."""
-    return _KINDS_CARRIED[min(version, PROTOCOL_VERSION)]
 
 
 class IpText(str):

@@ -8,10 +8,9 @@ from uuid import UUID
 import attrs
 import pytest
 
-from actors import enrolment
 from actors.model import Site
-from channel import messages
 from channel.messages import AuthorizationCreated, AuthorizationDenied, Authorize, ResourceUpserted
+from channel.versions import SPOKEN, Spoken
 
 from .world import World
 
@@ -117,19 +116,17 @@ def test_without_a_policy_a_denial_says_nothing_of_versions() -> None:
     assert denied.violated == ("policy",)
 
 
-@pytest.fixture
-def _second_version(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A version of the protocol that carries names, too."""
-    kinds = {1: frozenset({"cidr", "ip"}), 2: frozenset({"cidr", "ip", "dns"})}
-    monkeypatch.setattr(messages, "_KINDS_CARRIED", kinds)
-    for module in (messages, enrolment):
-        monkeypatch.setattr(module, "PROTOCOL_VERSION", 2)
+WITH_NAMES = Spoken(
+    oldest=1,
+    newest=2,
+    kinds={1: frozenset({"cidr", "ip"}), 2: frozenset({"cidr", "ip", "dns"})},
+)
+"""A second version of the protocol, which carries names, too."""
 
 
-@pytest.mark.usefixtures("_second_version")
 @pytest.mark.parametrize("seed", range(5))
 def test_a_gateway_of_an_older_version_is_passed_over(seed: int) -> None:
-    world = World(seed)
+    world = World(seed, spoken=WITH_NAMES)
     wiki = with_name(world)
     world.gateway("older", versions=(1, 1))
     newer = world.gateway("newer", versions=(1, 2))
@@ -138,9 +135,8 @@ def test_a_gateway_of_an_older_version_is_passed_over(seed: int) -> None:
     assert gateway_of(client.ask(wiki)) == newer.id
 
 
-@pytest.mark.usefixtures("_second_version")
 def test_if_no_gateway_carries_it_the_denial_says_so() -> None:
-    world = World()
+    world = World(spoken=WITH_NAMES)
     wiki = with_name(world)
     world.policy()
     older = world.gateway("older", versions=(1, 1))
@@ -169,3 +165,18 @@ def test_what_every_gateway_refuses_is_named(refusal: str) -> None:
     answer = world.client().ask(world.web)
     assert isinstance(answer, AuthorizationDenied)
     assert (answer.reason, answer.violated) == ("forbidden", (f"gateway_{refusal}",))
+
+
+@pytest.mark.parametrize(
+    ("versions", "agreed"),
+    [((1, 1), 1), ((1, 2), 2), ((2, 9), 2), ((3, 9), None), ((0, 0), None), ((2, 1), None)],
+)
+def test_the_highest_common_version_is_agreed(
+    versions: tuple[int, int], agreed: int | None
+) -> None:
+    assert WITH_NAMES.agreed(versions) == agreed
+
+
+def test_every_version_of_this_release_says_what_it_carries() -> None:
+    assert set(SPOKEN.kinds) == set(range(SPOKEN.oldest, SPOKEN.newest + 1))
+    assert SPOKEN.carried(SPOKEN.newest + 1) == SPOKEN.kinds[SPOKEN.newest]

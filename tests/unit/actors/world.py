@@ -8,6 +8,7 @@ Longer than other files: every agent here is driven by, and asked about, the sam
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, TypeVar
 from uuid import UUID
@@ -15,6 +16,7 @@ from uuid import UUID
 import attrs
 
 from actors.attachment import Attachment, OwnedChannel
+from actors.logs import Log, Seen
 from actors.messages import ACCOUNT, ListLive, ListPresence, ListRelays, OnlineRelay, Presence
 from actors.model import (
     Account,
@@ -72,6 +74,7 @@ from channel.messages import (
     Revoke,
     SocketAddress,
 )
+from channel.versions import SPOKEN, Spoken
 from runtime.actor import ActorRef, NamedRef
 from runtime.clock import VirtualClock
 from runtime.cluster.keyed import Locate, keeper_name
@@ -115,6 +118,14 @@ class Store(MemoryStore):
     async def find_token(self, id: UUID) -> Token | None:
         self._reach()
         return await super().find_token(id)
+
+    async def write_logs(self, rows: Sequence[Log]) -> None:
+        self._reach()
+        await super().write_logs(rows)
+
+    async def note_seen(self, account_id: UUID, seen: Seen) -> None:
+        self._reach()
+        await super().note_seen(account_id, seen)
 
     def _reach(self) -> None:
         if self.is_away:
@@ -417,8 +428,10 @@ class World:
         effect_delay_ns: tuple[int, int] = (0, 0),
         injector: FaultInjector | None = None,
         regions: Regions = NOWHERE,
+        spoken: Spoken = SPOKEN,
     ) -> None:
         self.regions = regions
+        self.spoken = spoken
         self.injector = injector
         self.clock = VirtualClock(start_ns=1_000 * S, utc_start=START)
         self.randomness = SeededRandomness(seed, "world")
@@ -478,6 +491,7 @@ class World:
             limits=self.limits,
             doors=lambda: self.doors,
             regions=self.regions,
+            spoken=self.spoken,
         )
         self.plane.start()
         self._unsubscribe = self.store.subscribe(self.plane.wake)
