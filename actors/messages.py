@@ -16,6 +16,7 @@ import attrs
 from actors.logs import Log, Seen
 from actors.model import Client, Fact, Gateway, Relay, Token
 from actors.policy.explain import Explanation
+from actors.policy.exposure import Exposure
 from channel.frames import Frame
 from channel.messages import (
     Ack,
@@ -385,6 +386,45 @@ class OnlineGateway:
 class Presence:
     clients: tuple[OnlineClient, ...]
     gateways: tuple[OnlineGateway, ...]
+
+
+@attrs.frozen
+class AskExposure:
+    """How late can a revocation take effect, now and for accesses given just now? Answered by a
+    `Exposures`; of resources that there are not nothing is said."""
+
+    resource_ids: tuple[UUID, ...]
+
+
+@attrs.frozen(kw_only=True)
+class AwayGateway:
+    """A gateway that is not connected, and cannot be told to end what it carries: authorisations
+    of one resource, the last of which ends by itself after `longest_ns`."""
+
+    gateway_id: UUID
+    authorizations: int
+    longest_ns: int
+
+
+@attrs.frozen(kw_only=True)
+class ResourceExposure:
+    """`bound` is what the policies allow at the instant (see `actors.policy.exposure`). Of the
+    authorisations that are live now, `connected` end at once with a revocation, those of `away`
+    (by id of the gateway) at the end of their leases."""
+
+    bound: Exposure
+    connected: int
+    away: tuple[AwayGateway, ...]
+
+    @property
+    def longest_ns(self) -> int:
+        """How late a revocation takes effect on what is live now."""
+        return max((each.longest_ns for each in self.away), default=0)
+
+
+@attrs.frozen
+class Exposures:
+    resources: tuple[ResourceExposure, ...]
 
 
 @attrs.frozen
