@@ -23,8 +23,7 @@ import structlog
 
 from actors.logs import Log, Seen, SessionLog
 from actors.messages import ClerkStatistics, ClerkStatisticsRequest, DeviceSeen, LogRows
-from actors.services import Services
-from actors.store.interface import MAX_LOGS, Unavailable
+from actors.store.interface import MAX_LOGS, Store, Unavailable
 from runtime.actor import Actor, Timer, handles
 
 WRITE_AFTER_NS = 250 * 10**6
@@ -52,8 +51,8 @@ class Clerk(Actor):
 
     mailbox_limit: ClassVar[int] = 50_000
 
-    def __init__(self, services: Services) -> None:
-        self._services = services
+    def __init__(self, store: Store) -> None:
+        self._store = store
         self._rows: deque[Log] = deque()
         self._seen: dict[UUID, tuple[UUID, Seen]] = {}
         self._used: dict[UUID, datetime] = {}
@@ -125,23 +124,21 @@ class Clerk(Actor):
         batch = [self._rows[place] for place in range(min(len(self._rows), MAX_LOGS))]
         if not batch:
             return
-        store = self._services.store
-        refused = await self._is_refused(store.write_logs, batch)
+        refused = await self._is_refused(self._store.write_logs, batch)
         for row in batch:
-            if refused and await self._is_refused(store.write_logs, [row]):
+            if refused and await self._is_refused(self._store.write_logs, [row]):
                 self._lost += 1  # it is of an account that is gone, or holds what none may
             else:
                 self._written += 1
             self._rows.popleft()
 
     async def _write_seen(self) -> None:
-        store = self._services.store
         for device_id in list(self._seen)[:SEEN_AT_ONCE]:
             account_id, seen = self._seen[device_id]
-            await self._is_refused(store.note_seen, account_id, seen)
+            await self._is_refused(self._store.note_seen, account_id, seen)
             del self._seen[device_id]
         for token_id in list(self._used)[:SEEN_AT_ONCE]:
-            await self._is_refused(store.note_used, token_id, at=self._used[token_id])
+            await self._is_refused(self._store.note_used, token_id, at=self._used[token_id])
             del self._used[token_id]
 
     async def _is_refused(

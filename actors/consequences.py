@@ -43,6 +43,7 @@ QUIET: Final[dict[EntityKind, frozenset[str]]] = {
 _RANGES = frozenset({"range_ipv4", "range_ipv6"})
 _NAMES = frozenset({"names_ipv4", "names_ipv6", "resolver_ipv4", "search_domain", "dns_upstreams"})
 _PLACE = frozenset({"address", "kind", "ip_stack"})
+_GIFT = frozenset({"group_id", "resource_id", "disabled"})
 _TOLD = frozenset({"name", "filters"})
 _IDENTITY_OF_DEVICE = frozenset({"ipv4", "ipv6", "device_key"})
 
@@ -106,7 +107,8 @@ class Touched:
                     self.everything = self.everything or fields is not None  # else in the cascade
                 case model.Policy():
                     self.policies.add(id)
-                    self.given.setdefault(entity.group_id, set()).add(entity.resource_id)
+                    if fields is None or fields & _GIFT:
+                        self.given.setdefault(entity.group_id, set()).add(entity.resource_id)
                 case model.Resource():
                     self.resources.add(id)
                     self.seen.add(id)

@@ -139,7 +139,7 @@ class ControlPlane:
         }
         specs = [
             ChildSpec(id=DIRECTORY, factory=lambda: RelayDirectory(self._services), name=DIRECTORY),
-            ChildSpec(id=CLERK, factory=lambda: Clerk(self._services), name=CLERK),
+            ChildSpec(id=CLERK, factory=lambda: Clerk(self._services.store), name=CLERK),
             ChildSpec(id=COURIERS, factory=Couriers, name=COURIERS),
             ChildSpec(id="accounts", factory=self._make_keeper, name=keeper_name(ACCOUNT)),
         ]
