@@ -36,7 +36,7 @@ from actors.model import (
 )
 from actors.policy.conditions import NOWHERE, Regions
 from actors.services import Limits
-from actors.store.interface import MAX_PAGE, Put, Remove, Unavailable
+from actors.store.interface import MAX_PAGE, Mutation, Put, Remove, Unavailable
 from actors.store.memory import MemoryStore
 from actors.tree import ControlPlane
 from actors.wire import node_codec
@@ -118,6 +118,15 @@ class Store(MemoryStore):
     async def find_token(self, id: UUID) -> Token | None:
         self._reach()
         return await super().find_token(id)
+
+    async def apply(
+        self,
+        account_id: UUID,
+        mutations: Sequence[Mutation],
+        **keywords: Any,
+    ) -> tuple[Change, ...]:
+        self._reach()
+        return await super().apply(account_id, mutations, **keywords)
 
     async def write_logs(self, rows: Sequence[Log]) -> None:
         self._reach()
@@ -564,16 +573,20 @@ class World:
 
     def put(self, *entities: Entity) -> None:
         run(
-            self.store.apply(
-                self.account.id, [Put(e) for e in entities], who="test", at=self.clock.utc_now()
+            MemoryStore.apply(
+                self.store,
+                self.account.id,
+                [Put(e) for e in entities],
+                who="test",
+                at=self.clock.utc_now(),
             )
         )
         self.host.run_until_idle()
 
     def remove(self, kind: EntityKind, id: UUID) -> None:
         run(
-            self.store.apply(
-                self.account.id, [Remove(kind, id)], who="test", at=self.clock.utc_now()
+            MemoryStore.apply(
+                self.store, self.account.id, [Remove(kind, id)], who="test", at=self.clock.utc_now()
             )
         )
         self.host.run_until_idle()
