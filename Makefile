@@ -1,7 +1,7 @@
 # The README's two commands: `make demo` and `make test`.
 PYTEST = .venv/bin/python -m pytest
 
-.PHONY: demo test soak lint bench setup-demo setup-test lock clean
+.PHONY: demo test soak lint bench setup-demo setup-test openapi lock clean
 
 setup-demo:
 	@tools/setup demo
@@ -15,8 +15,10 @@ demo: setup-demo
 test: setup-test
 	@$(PYTEST) $(ARGS)
 
-# The long form of the random histories: many seeds of each.
+# The long form of the random histories, many seeds of each, and of calls of the API.
 soak: setup-test
+	@HOLLOWAY_SCHEMATHESIS_EXAMPLES=100 $(PYTEST) --timeout=7200 \
+	  tests/system/test_portal_api_described.py
 	@HOLLOWAY_CHAOS_SEEDS=$(or $(SEEDS),300) $(PYTEST) --timeout=3600 \
 	  tests/unit/actors/test_cluster_chaos.py tests/unit/runtime_cluster/test_keyed_chaos.py
 
@@ -29,6 +31,11 @@ lint: setup-test
 bench: setup-test
 	@set -e; for file in benchmarks/[a-z]*.py; do \
 	  .venv/bin/python -m benchmarks.$$(basename $$file .py) $(ARGS); done
+
+# Renews the description of the API that `holloway admin` carries; commit the result.
+openapi: setup-test
+	@.venv/bin/python tools/openapi > admin/openapi.json.new
+	@mv admin/openapi.json.new admin/openapi.json
 
 # Pins every dependency anew; run by hand, then commit the result.
 lock: setup-test

@@ -21,6 +21,7 @@ from cyclopts import App, Parameter
 from runtime.memory import keep_memory_private
 
 DEFAULT_CONFIG = Path("/etc/holloway/holloway.toml")
+USAGE = 2
 TABLES = ("portal", "cluster", "relay", "gateway", "up", "down", "status", "demo", "sim")
 
 app = App(
@@ -35,6 +36,7 @@ app.command("gateways.command:gateway", name="gateway", help="Run a gateway besi
 app.command("clients.command:up", name="up", help="Connect this device.")
 app.command("clients.command:down", name="down", help="Disconnect this device.")
 app.command("clients.command:status", name="status", help="Show what an agent here is doing.")
+app.command("admin.command:app", name="admin", help="Call the JSON API of a portal.")
 app.command("simulations.command:demo", name="demo", help="Watch a whole access, end to end.")
 app.command("simulations.command:sim", name="sim", help="Replay an access in virtual time.")
 
@@ -62,7 +64,10 @@ def launch(
         cyclopts.config.Env("HOLLOWAY_", command=True),
         cyclopts.config.Toml(file),
     ]
-    app(tokens)
+    try:
+        app(tokens, exit_on_error=False)
+    except cyclopts.CycloptsError:
+        sys.exit(USAGE)  # what is wrong has been said
 
 
 def _check_tables(file: Path) -> None:

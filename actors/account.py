@@ -369,6 +369,7 @@ class AccountActor(FeedOfAccount):
             since=self.context.utc_now(),
         )
         attendance.put(online)
+        self._tell_presence(online, is_online=True)
         self.monitor(online.ref)
         self._watch_token(online)
         self._has_arrived(online)
@@ -417,6 +418,7 @@ class AccountActor(FeedOfAccount):
             if online is None:
                 continue
             attendance.remove(online)
+            self._tell_presence(online, is_online=False)
             if message.reason in (DRAINING, NO_CONNECTION):
                 self._expect_back(online)
             if online.kind == "client" and message.reason != NO_CONNECTION:

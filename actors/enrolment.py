@@ -10,6 +10,7 @@ from uuid import UUID
 
 import attrs
 
+from actors.limits import limit_of
 from actors.messages import EnrolDevice
 from actors.model import Account, Client, Gateway, Token
 from actors.policy.engine import Snapshot, in_networks
@@ -153,8 +154,13 @@ def has_too_many_devices(snapshot: Snapshot, token: Token, limits: Limits) -> bo
     """Whether there is no place for another device by this token."""
     if len(snapshot.clients) + len(snapshot.gateways) >= limits.devices:
         return True
+    account = snapshot.account
+    if account is None:
+        return True
     if token.kind != "client":
-        return False
+        return len(snapshot.gateways) >= limit_of(account, "gateway")
+    if len(snapshot.clients) >= limit_of(account, "client"):
+        return True
     own = sum(1 for each in snapshot.clients.values() if each.principal_id == token.principal_id)
     return own >= limits.clients_per_principal
 

@@ -21,9 +21,11 @@ from actors.consequences import Touched, as_told, names_of
 from actors.enrolment import device_refusal, interface_of
 from actors.ledger import Live
 from actors.messages import (
+    PRESENCE,
     REVOCATIONS,
     End,
     PostureReported,
+    PresenceChanged,
     RegionsChanged,
     RevokeRelayUse,
     ViewChanged,
@@ -365,7 +367,21 @@ class FeedOfAccount(QuestionsOfAccount):
         for live in of_agent(online.id):
             await self._end(live, refused.reason)
         attendance.remove(online)
+        self._tell_presence(online, is_online=False)
         self._command(online.ref, End(refused))
+
+    def _tell_presence(self, online: OnlineAgent, *, is_online: bool) -> None:
+        self.broadcast(
+            PRESENCE,
+            PresenceChanged(
+                account_id=self._account_id,
+                kind=online.kind,
+                id=online.id,
+                number=online.number,
+                online=is_online,
+                remote=online.remote,
+            ),
+        )
 
     def _revoke_relay_use(self, agent_id: UUID, *, is_gone: bool) -> None:
         self.broadcast(REVOCATIONS, RevokeRelayUse(agent_id, is_gone))

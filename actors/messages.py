@@ -388,6 +388,19 @@ class Presence:
     gateways: tuple[OnlineGateway, ...]
 
 
+@attrs.frozen(kw_only=True)
+class PresenceChanged:
+    """Broadcast on PRESENCE by the account actor: an agent came (by the connection with this
+    number), or that connection went. A hint, for whoever shows it; `ListPresence` has the truth."""
+
+    account_id: UUID
+    kind: Literal["client", "gateway"]
+    id: UUID
+    number: int
+    online: bool
+    remote: IpText
+
+
 @attrs.frozen
 class AskExposure:
     """How late can a revocation take effect, now and for accesses given just now? Answered by a
@@ -577,6 +590,8 @@ class OnlineRelay:
 
 # --- topics and names ----------------------------------------------------------------------------
 
+PRESENCE = "presence"
+"""Topic of `PresenceChanged`, on all nodes."""
 RELAYS = "relays"
 """Topic of `RelaysChanged`."""
 RELAY_OWNERS = "relay channels"

@@ -2,7 +2,7 @@
 
     control plane (supervisor, one for one)
       relay directory
-      clerk         writes down who was connected, and what flowed
+      logs          the clerk, which writes down who was connected, and what flowed
       couriers      carry orders to gateways for nodes that do not reach them
       accounts      one actor for each account that somebody is connected to (to whatever node) and
                     that lives on this node, started on demand: a keeper of keyed actors
@@ -65,6 +65,8 @@ from runtime.supervisor import ChildSpec, DynamicSupervisor, Restart, Supervisor
 
 MAX_ACCOUNTS = 100_000
 MAX_AGENTS = 500_000
+MAX_CLERKS = 1_000_000
+"""Restarts of the clerk in a supervisor's period: more than can be."""
 
 _log = structlog.get_logger("holloway.tree")
 
@@ -139,7 +141,7 @@ class ControlPlane:
         }
         specs = [
             ChildSpec(id=DIRECTORY, factory=lambda: RelayDirectory(self._services), name=DIRECTORY),
-            ChildSpec(id=CLERK, factory=lambda: Clerk(self._services.store), name=CLERK),
+            ChildSpec(id="logs", factory=self._make_logs),
             ChildSpec(id=COURIERS, factory=Couriers, name=COURIERS),
             ChildSpec(id="accounts", factory=self._make_keeper, name=keeper_name(ACCOUNT)),
         ]
@@ -258,6 +260,11 @@ class ControlPlane:
         return self._house("relays", relay)
 
     # --- helpers -------------------------------------------------------------------------------
+
+    def _make_logs(self) -> Supervisor:
+        """However often the clerk fails, nothing else does for it."""
+        clerk = ChildSpec(id=CLERK, factory=lambda: Clerk(self._services.store), name=CLERK)
+        return Supervisor([clerk], intensity=MAX_CLERKS)
 
     def _make_keeper(self) -> Keeper:
         services = self._services

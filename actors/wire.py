@@ -57,8 +57,9 @@ KINDS: Final[Mapping[int, type]] = {
     # the API, to the account
     110: messages.ListPresence,
     111: messages.Presence,
-    112: messages.AskExposure,
-    113: messages.Exposures,
+    112: messages.PresenceChanged,
+    113: messages.AskExposure,
+    114: messages.Exposures,
     # relays, and the directory of each node
     120: messages.RelayOnline,
     121: messages.RelayRegistered,

@@ -35,7 +35,6 @@ HANDSHAKE_TIME_S: Final = 10.0
 IDLE_TIME_S: Final = 15.0
 """How long a connection may wait for its next request to begin and its headers to arrive."""
 
-READ_TIME_S: Final = 30
 WRITE_TIME_S: Final = 30.0
 GRACE_TIME_S: Final = 5.0
 """How long calls in progress may take once the door closes."""
@@ -238,7 +237,6 @@ def _hypercorn_config() -> Config:
     config.h2_max_header_list_size = MAX_HEADER_BYTES
     config.h2_max_concurrent_streams = 8
     config.keep_alive_timeout = IDLE_TIME_S
-    config.read_timeout = READ_TIME_S
     config.ssl_handshake_timeout = HANDSHAKE_TIME_S
     config.include_server_header = False
     config.accesslog = None

@@ -15,7 +15,7 @@ from datetime import datetime
 from pathlib import Path
 
 from actors.model import Token
-from actors.store.interface import Store
+from actors.store.interface import Conflict, Store
 from actors.store.sealing import BadKeys, KeyRing, make_ring
 from channel.credentials import (
     SECRET_BYTES,
@@ -87,6 +87,19 @@ def load_key_ring(settings: PortalSettings, randomness: Randomness) -> KeyRing:
         return KeyRing.parse(text, randomness)
     except BadKeys as error:
         raise SettingsError(f"encryption keys: {error}") from None
+
+
+async def check_key_ring(store: Store, ring: KeyRing) -> None:
+    """That these are the keys of the installation, before anything is sealed by others. Raises
+    SettingsError, Unavailable."""
+    try:
+        await store.check_keys(ring.fingerprints)
+    except Conflict:
+        raise SettingsError(
+            "encryption keys: one has the number of another key by which this database was"
+            " sealed. Copy the keys of the other nodes, or of the backup. If they are lost, give"
+            " a new key a new number, and set the secrets of providers and directories anew"
+        ) from None
 
 
 async def ensure_operator_token(

@@ -13,6 +13,7 @@ from prometheus_client.registry import Collector
 GAUGES = frozenset(
     {
         *("door_connections", "api_open_calls", "api_buffered_bytes"),
+        *("api_streams", "api_waiting_rows"),
         *("actors_accounts", "actors_sessions", "actors_gateways"),
         *("actors_relays", "actors_admissions", "channel_channels", "channel_unjoined"),
         *("database_idle", "database_used", "database_waiting"),

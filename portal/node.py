@@ -38,11 +38,13 @@ from channel.listener import ChannelServer, serve_channels
 from channel.messages import DoorAddress
 from portal.answers import NodeAnswers
 from portal.api.application import create_api
+from portal.api.feeds import Feeds
 from portal.api.office import Office
 from portal.authority import Authority, ServerCertificate
 from portal.doors import Door
 from portal.files import write_file
 from portal.first_start import (
+    check_key_ring,
     ensure_operator_token,
     load_cluster_secret,
     load_key_ring,
@@ -75,9 +77,9 @@ from runtime.version import product_version
 DATABASE_CHECK_S: Final = 2.0
 DATABASE_PATIENCE_S: Final = 5.0
 RENEWAL_CHECK_S: Final = 3_600.0
+REGIONS_CHECK_S: Final = 30.0
 FIRST_EXPIRY_S: Final = 60.0
 EXPIRY_S: Final = 3_600.0
-REGIONS_CHECK_S: Final = 30.0
 REGIONS_RETRY_S: Final = 1.0
 FIRST_RETRY_S: Final = 0.1
 LAST_RETRY_S: Final = 5.0
@@ -178,6 +180,7 @@ class _Node:
                 )
             embedded, logins = await self._database(outer)
             async with self._open_store(logins) as store:
+                await self._patiently(partial(check_key_ring, store, self._key_ring))
                 await self._patiently(partial(self._ensure_operator, store))
                 process = await self._join(store)
                 async with trio.open_nursery() as actors:
@@ -322,10 +325,11 @@ class _Node:
         await nursery.start(process.run)
         return host, control
 
-    async def _follow_changes(self, store: Store, control: ControlPlane) -> None:
+    async def _follow_changes(self, store: Store, control: ControlPlane, feeds: Feeds) -> None:
         async with store.wakeups() as accounts:
             async for account_id in accounts:
                 control.wake(account_id)
+                feeds.wake(account_id)
 
     # --- doors ---
 
@@ -346,8 +350,8 @@ class _Node:
             live=LivePresence(host, control),
             portal=self._places.portal,
             pin=self._authority.pin,
-            key_ring=self._key_ring,
             regions=self._regions or NOWHERE,
+            key_ring=self._key_ring,
         )
         api = create_api(office, health=self._health, metrics=CallMetrics(self._registry))
         door = Door(
@@ -371,7 +375,9 @@ class _Node:
                     reset_key=load_reset_key(self._settings.state_dir, self._randomness),
                 )
             )
-            doors.start_soon(self._follow_changes, store, control)
+            doors.start_soon(self._follow_changes, store, control, api.feeds)
+            await doors.start(api.feeds.run)
+            doors.start_soon(api.journal.run)
             answers = NodeAnswers(
                 self._settings,
                 process,
@@ -423,6 +429,7 @@ class _Node:
                 serving.start_soon(door.serve)
                 await self._stop.wait()
                 door.stop()
+                api.feeds.close()
                 await self._drain(control, channels, process, host)
             doors.cancel_scope.cancel()
 

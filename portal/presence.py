@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from uuid import UUID
 
-from actors.messages import ListPresence, ListRelays, Presence
+from actors.messages import PRESENCE, ListPresence, ListRelays, Presence, PresenceChanged
 from actors.tree import ControlPlane
+from portal.api.office import Online
+from runtime.actor import Actor, handles
 from runtime.cluster.keyed import Locate
 from runtime.errors import CallError
 from runtime.host import TrioHost
@@ -21,7 +23,7 @@ class LivePresence:
         self._host = host
         self._control = control
 
-    async def online(self, account_id: UUID) -> Mapping[UUID, str] | None:
+    async def online(self, account_id: UUID) -> Mapping[UUID, Online] | None:
         keeper = self._control.accounts.keeper_of(account_id)
         if keeper is None:
             return None
@@ -32,8 +34,17 @@ class LivePresence:
             presence: Presence = await self._host.call(located.ref, ListPresence(), PATIENCE_NS)
         except CallError:
             return None
-        addresses = {each.client_id: str(each.remote) for each in presence.clients}
-        return addresses | {each.gateway_id: str(each.remote) for each in presence.gateways}
+        clients = {
+            each.client_id: Online(kind="client", remote_ip=str(each.remote), number=each.number)
+            for each in presence.clients
+        }
+        return clients | {
+            each.gateway_id: Online(kind="gateway", remote_ip=str(each.remote), number=each.number)
+            for each in presence.gateways
+        }
+
+    def watch(self, told: Callable[[PresenceChanged], None]) -> None:
+        self._host.scheduler.spawn(PresenceWatcher(told), label="presence watcher")
 
     def wake_relays(self) -> None:
         self._control.wake_relays()
@@ -47,3 +58,19 @@ class LivePresence:
         except CallError:
             return None
         return frozenset(each.relay.id for each in relays)
+
+
+class PresenceWatcher(Actor):
+    """Hears of agents that come and go, on all nodes."""
+
+    mailbox_limit = 20_000
+
+    def __init__(self, told: Callable[[PresenceChanged], None]) -> None:
+        self._told = told
+
+    def started(self) -> None:
+        self.subscribe(PRESENCE)
+
+    @handles(PresenceChanged)
+    def _on_change(self, change: PresenceChanged) -> None:
+        self._told(change)

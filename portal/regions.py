@@ -49,11 +49,13 @@ class RegionDatabase:
     taken in. Not for use by several threads, but for `newer`.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, max_kept: int = MAX_KEPT, max_bytes: int = MAX_BYTES) -> None:
         """Raises RegionsUnreadable."""
         self._path = path
+        self._max_kept = max_kept
+        self._max_bytes = max_bytes
         self._seen = _mark(path)
-        self._reader = _opened(path)
+        self._reader = _opened(path, max_bytes)
         self._kept: OrderedDict[str, str | None] = OrderedDict()
         self._damaged = 0
 
@@ -63,7 +65,7 @@ class RegionDatabase:
             self._kept.move_to_end(address)
             return self._kept[address]
         found = self._kept[address] = self._looked_up(address)
-        if len(self._kept) > MAX_KEPT:
+        if len(self._kept) > self._max_kept:
             self._kept.popitem(last=False)
         return found
 
@@ -76,7 +78,7 @@ class RegionDatabase:
         if mark == self._seen:
             return None
         self._seen = mark
-        return RegionDatabase(self._path)
+        return RegionDatabase(self._path, max_bytes=self._max_bytes)
 
     def take(self, newer: RegionDatabase) -> None:
         """Answer from another database from now on. What depends on the answers has to be decided
@@ -124,10 +126,10 @@ def _mark(path: Path) -> _Mark | None:
     return status.st_ino, status.st_size, status.st_mtime_ns
 
 
-def _opened(path: Path) -> maxminddb.Reader:
+def _opened(path: Path, max_bytes: int) -> maxminddb.Reader:
     try:
         size = path.stat().st_size
-        if size > MAX_BYTES:
+        if size > max_bytes:
             raise RegionsUnreadable(f"{path}: {size} bytes are more than a region database has")
         reader = maxminddb.open_database(path, maxminddb.MODE_MEMORY)
         records = islice(reader, RECORDS_LOOKED_AT)

@@ -197,6 +197,15 @@ class RecordsMachine(LeaseMachine):
         for kind in LOG_KINDS:
             self.check_logs(kind)
 
+    @rule(
+        row=log_rows,
+        days=st.sampled_from([1, 1, 2, 400]),
+        late=st.sampled_from([timedelta(), timedelta(microseconds=1)]),
+    )
+    def expire_just_in_time(self, row: Log, days: int, late: timedelta) -> None:
+        self.write_logs([row])
+        self.expire(row.at + timedelta(days=days) + late)
+
     def check_logs(self, kind: LogKind) -> None:
         for account_id in LOG_ACCOUNTS:
             rows = [r for r in self.model.logs if isinstance(r, LOG_KINDS[kind])]

@@ -113,7 +113,10 @@ UPSTREAMS = (
     DnsUpstream(kind="do53", address="[2001:db8::53]:5353"),
     DnsUpstream(kind="doh", address="https://dns.example/dns-query"),
 )
-retentions = st.builds(
+ONE_DAY = Retention(
+    changes_days=1, authorizations_days=1, sessions_days=1, flows_days=1, requests_days=1
+)
+retentions = st.just(ONE_DAY) | st.builds(
     Retention,
     changes_days=st.sampled_from([1, 2]), authorizations_days=st.sampled_from([1, 2]),
     sessions_days=st.sampled_from([1, 2]), flows_days=st.sampled_from([1, 2]),
@@ -318,7 +321,9 @@ def population(account_id: UUID) -> list[Put]:
     address = {"ipv4": IPv4Address("100.64.0.1"), "ipv6": IPv6Address("fd48:4c57:5900::1")}
     other = {"ipv4": IPv4Address("100.64.0.2"), "ipv6": IPv6Address("fd48:4c57:5900::2")}
     everything: list[Entity] = [
-        Account(id=account_id, name="N", slug="ab"[number], created_at=START),
+        Account(
+            id=account_id, name="N", slug="ab"[number], created_at=START, retention=ONE_DAY
+        ),
         Principal(**common, id=person, name="Hall"),
         Group(**common, id=group, name="Hall"),
         Group(**common, id=id_of("group", 1), name="Loft", kind="everyone"),
@@ -636,6 +641,22 @@ class StoreMachine(RecordsMachine):
         kept = self.model.answers.get((answer.token_id, answer.key))
         given = self.ask(lambda store: store.answer_of(answer.token_id, answer.key))
         assert given == ("done", kept)
+
+    @rule(
+        account_id=accounts,
+        kinds=st.lists(
+            st.sampled_from(["site", "client", "token", "principal", "auth_provider", "directory"]),
+            min_size=1,
+            max_size=3,
+        ),
+        at=instants,
+    )
+    def fall_apart(self, account_id: UUID, kinds: list[EntityKind], at: datetime) -> None:
+        """What others refer to, or have as a member, goes from a full account."""
+        self.repopulate(account_id, START)
+        for kind in kinds:
+            for entity in self.model.of(account_id, kind)[:1]:
+                self.carry_out(account_id, [Remove(kind, entity.id)], at)
 
     def carry_out(
         self,

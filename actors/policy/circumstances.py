@@ -153,7 +153,7 @@ class Space:
         return Circumstances(**chosen, posture=tuple(posture))
 
 
-def subtract(box: Box, others: Iterable[Box]) -> list[Box] | None:
+def subtract(box: Box, others: Iterable[Box], *, max_pieces: int = MAX_PIECES) -> list[Box] | None:
     """What of a box is in none of the others: disjoint boxes. None if they are too many."""
     left = [box] if all(box) else []
     for other in others:
@@ -161,7 +161,7 @@ def subtract(box: Box, others: Iterable[Box]) -> list[Box] | None:
         for piece in left:
             pieces.extend(_without(piece, other))
         left = pieces
-        if len(left) > MAX_PIECES:
+        if len(left) > max_pieces:
             return None
     return left
 

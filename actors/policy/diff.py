@@ -25,7 +25,14 @@ from uuid import UUID
 import attrs
 
 from actors.model import Account, EntityKind, Group, Membership, Policy, Principal, Resource
-from actors.policy.circumstances import Box, Circumstances, Space, Span, subtract
+from actors.policy.circumstances import (
+    MAX_PIECES,
+    Box,
+    Circumstances,
+    Space,
+    Span,
+    subtract,
+)
 from actors.policy.engine import CompiledPolicy, Decision, Request, Snapshot, candidates, decide
 from actors.policy.proposals import Edit
 
@@ -86,6 +93,7 @@ def diff(
     *,
     edits: Iterable[Edit] | None = None,
     limit: int = MAX_PAIRS,
+    max_pieces: int = MAX_PIECES,
 ) -> Difference:
     """Who gains and who loses what from `instant` on (aware), if `before` becomes `after`.
 
@@ -107,7 +115,7 @@ def diff(
             complete = False
             break
         if (was, becomes) not in known:
-            known[was, becomes] = _Outcome.of(was, becomes, instant)
+            known[was, becomes] = _Outcome.of(was, becomes, instant, max_pieces)
         outcome = known[was, becomes]
         exact = exact and outcome.exact
         principal_id = UUID(int=principal_key)
@@ -169,17 +177,21 @@ class _Outcome:
     exact: bool
 
     @classmethod
-    def of(cls, was: _Policies, becomes: _Policies, instant: datetime) -> _Outcome:
+    def of(cls, was: _Policies, becomes: _Policies, instant: datetime, max_pieces: int) -> _Outcome:
         policies = was | becomes
         space = Space(policies, instant)
         boxes = {policy: space.box(policy) for policy in policies}
-        gained, gain_exact = _surplus(space, boxes, becomes, was)
-        lost, loss_exact = _surplus(space, boxes, was, becomes)
+        gained, gain_exact = _surplus(space, boxes, becomes, was, max_pieces)
+        lost, loss_exact = _surplus(space, boxes, was, becomes, max_pieces)
         return cls(gained, lost, space.exact and gain_exact and loss_exact)
 
 
 def _surplus(
-    space: Space, boxes: dict[CompiledPolicy, Box], more: _Policies, less: _Policies
+    space: Space,
+    boxes: dict[CompiledPolicy, Box],
+    more: _Policies,
+    less: _Policies,
+    max_pieces: int,
 ) -> tuple[Changed | None, bool]:
     """What the first policies allow and the second do not, and whether that is exact."""
     taken = [boxes[policy] for policy in less]
@@ -187,7 +199,7 @@ def _surplus(
     policy_ids: list[UUID] = []
     exact = True
     for policy in more - less:
-        pieces = subtract(boxes[policy], taken)
+        pieces = subtract(boxes[policy], taken, max_pieces=max_pieces)
         if pieces is None:
             pieces, exact = [boxes[policy]], False
         if pieces:

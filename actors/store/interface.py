@@ -146,6 +146,10 @@ class Remove:
 
 Mutation = Put | Remove
 
+Equals = Mapping[str, object]
+"""Values that fields have to have. A field with several values has to have it among them."""
+NO_FILTER: Final[Equals] = {}
+
 
 @attrs.frozen(kw_only=True)
 class Answer:
@@ -156,8 +160,10 @@ class Answer:
     """
 
     token_id: UUID
-    key: Annotated[str, Meta(min_length=1, max_length=MAX_KEY, pattern=r"^[!-~]+$(?!\n)")]
-    request_hash: Annotated[bytes, Meta(min_length=32, max_length=32)]
+    key: Annotated[str, Meta(min_length=1, max_length=MAX_KEY, pattern=r"^[!-~]+$(?!\n)")] = (
+        attrs.field(repr=False)
+    )
+    request_hash: Annotated[bytes, Meta(min_length=32, max_length=32)] = attrs.field(repr=False)
     status: Annotated[int, Meta(ge=100, le=599)]
     body: Annotated[bytes, Meta(max_length=MAX_ANSWER_BYTES)] = attrs.field(repr=False)
     at: datetime
@@ -228,11 +234,20 @@ class Store(LeaseStore, Protocol):
         """One entity. Raises NotFound, also when it belongs to another account."""
 
     async def list(
-        self, account_id: UUID, kind: EntityKind, *, after: UUID | None = None, limit: int = 100
+        self,
+        account_id: UUID,
+        kind: EntityKind,
+        *,
+        after: UUID | None = None,
+        limit: int = 100,
+        equals: Equals = NO_FILTER,
     ) -> tuple[Entity, ...]:
-        """At most `limit` (1 to MAX_PAGE) entities of one kind with ids above `after`, by id."""
+        """At most `limit` (1 to MAX_PAGE) entities of one kind with ids above `after`, by id: those
+        whose fields have these values, or have them among others."""
 
-    async def accounts(self, *, after: UUID | None = None, limit: int = 100) -> tuple[Account, ...]:
+    async def accounts(
+        self, *, after: UUID | None = None, limit: int = 100, equals: Equals = NO_FILTER
+    ) -> tuple[Account, ...]:
         """Accounts of the installation, by id. For operators only."""
 
     async def contents(self, account_id: UUID) -> Contents:
@@ -241,11 +256,17 @@ class Store(LeaseStore, Protocol):
     async def counts(self, account_id: UUID) -> dict[EntityKind, int]:
         """How many entities of each kind the account has; zeros if there is no such account."""
 
+    async def count(self, account_id: UUID, kind: EntityKind) -> int:
+        """How many entities of one kind the account has; 0 if there is no such account."""
+
     async def changes(
-        self, account_id: UUID, *, after: int, limit: int = MAX_PAGE
+        self, account_id: UUID, *, after: int, limit: int = MAX_PAGE, equals: Equals = NO_FILTER
     ) -> tuple[Change, ...]:
-        """Changes with numbers above `after`, in order, without gaps. Raises Pruned when the next
-        one is not kept any more."""
+        """Changes with numbers above `after`, in order, without gaps (but for those that `equals`
+        leaves out). Raises Pruned when the next one is not kept any more."""
+
+    async def last_number(self, account_id: UUID) -> int:
+        """The number of the account's last change; 0 if there never was one."""
 
     def wakeups(self) -> AbstractAsyncContextManager[AsyncIterator[UUID]]:
         """Ids of accounts that changed. Only a hint: one can be lost or come twice, so whoever
@@ -270,11 +291,12 @@ class Store(LeaseStore, Protocol):
         """When each of these tokens of the account (None: of the installation) was last used; those
         that never were are left out. At most MAX_IDS."""
 
-    async def put_installation_token(self, token: Token) -> None:
-        """Insert a relay or operator token (`account_id` None). Raises Conflict."""
+    async def put_installation_token(self, token: Token, *, answer: Answer | None = None) -> None:
+        """Insert a relay or operator token (`account_id` None); the answer is kept as by `apply`.
+        Raises Conflict, Repeated."""
 
     async def installation_tokens(
-        self, *, after: UUID | None = None, limit: int = 100
+        self, *, after: UUID | None = None, limit: int = 100, equals: Equals = NO_FILTER
     ) -> tuple[Token, ...]:
         """Relay and operator tokens, by id. For operators only."""
 
@@ -336,10 +358,15 @@ class Store(LeaseStore, Protocol):
         live_at: datetime | None = None,
         after: UUID | None = None,
         limit: int = 100,
+        equals: Equals = NO_FILTER,
     ) -> tuple[Authorization, ...]:
         """Authorisations by id; with `live_at` only those neither ended nor expired then."""
 
-    # --- relays of the installation ---
+    # --- the installation ---
+
+    async def check_keys(self, fingerprints: Mapping[int, bytes]) -> None:
+        """Remember the fingerprint (32 bytes) of each encryption key by its number, for ever.
+        Raises Conflict, and remembers none, when a number stands for another key already."""
 
     async def put_relay(self, relay: Relay) -> None:
         """Insert, or replace the relay that has its id."""

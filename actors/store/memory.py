@@ -7,9 +7,10 @@ has no event loop follows changes with `subscribe`. Nothing survives the process
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
+from itertools import islice
 from typing import TypeVar
 from uuid import UUID
 
@@ -27,9 +28,11 @@ from actors.model import (
 )
 from actors.store.interface import (
     MAX_PAGE,
+    NO_FILTER,
     Answer,
     Conflict,
     Contents,
+    Equals,
     Fenced,
     Held,
     Invalid,
@@ -41,7 +44,7 @@ from actors.store.interface import (
     Pruned,
 )
 from actors.store.memory_records import MemoryRecords
-from actors.store.memory_transaction import Book, Transaction
+from actors.store.memory_transaction import Book, Transaction, check_answer
 from actors.store.rules import check_limit, check_mutations, without_secrets
 from actors.store.validity import validate
 from runtime.clock import Clock, SystemClock
@@ -58,6 +61,7 @@ class MemoryStore(MemoryRecords):
     def __init__(self, clock: Clock | None = None) -> None:
         super().__init__(clock or SystemClock())
         self._relays: dict[UUID, Relay] = {}
+        self._fingerprints: dict[int, bytes] = {}
         self._subscribers: list[Callable[[UUID], None]] = []
 
     # --- accounts, entities, changes ---
@@ -110,15 +114,23 @@ class MemoryStore(MemoryRecords):
         return entity
 
     async def list(
-        self, account_id: UUID, kind: EntityKind, *, after: UUID | None = None, limit: int = 100
+        self,
+        account_id: UUID,
+        kind: EntityKind,
+        *,
+        after: UUID | None = None,
+        limit: int = 100,
+        equals: Equals = NO_FILTER,
     ) -> tuple[Entity, ...]:
         """See `Store.list`."""
-        return _page(self._table(account_id, kind), after, limit)
+        return _page(self._table(account_id, kind), after, limit, equals)
 
-    async def accounts(self, *, after: UUID | None = None, limit: int = 100) -> tuple[Account, ...]:
+    async def accounts(
+        self, *, after: UUID | None = None, limit: int = 100, equals: Equals = NO_FILTER
+    ) -> tuple[Account, ...]:
         """See `Store.accounts`."""
         accounts = {id: account for id in self._books if (account := self._account(id))}
-        return _page(accounts, after, limit)
+        return _page(accounts, after, limit, equals)
 
     async def contents(self, account_id: UUID) -> Contents:
         """See `Store.contents`: the entities come kind by kind (as in ENTITIES), then by id."""
@@ -138,8 +150,12 @@ class MemoryStore(MemoryRecords):
         """See `Store.counts`."""
         return {kind: len(self._table(account_id, kind)) for kind in ENTITIES}
 
+    async def count(self, account_id: UUID, kind: EntityKind) -> int:
+        """See `Store.count`."""
+        return len(self._table(account_id, kind))
+
     async def changes(
-        self, account_id: UUID, *, after: int, limit: int = MAX_PAGE
+        self, account_id: UUID, *, after: int, limit: int = MAX_PAGE, equals: Equals = NO_FILTER
     ) -> tuple[Change, ...]:
         """See `Store.changes`. The changes of a removed account stay; an unknown one has none."""
         check_limit(limit)
@@ -149,7 +165,15 @@ class MemoryStore(MemoryRecords):
         start = max(after, 0) - book.pruned
         if start < 0:
             raise Pruned(account_id, book.pruned)
-        return tuple(book.changes[start : start + limit])
+        if not equals:
+            return tuple(book.changes[start : start + limit])
+        found = (change for change in book.changes[start:] if matches(change, equals))
+        return tuple(islice(found, limit))
+
+    async def last_number(self, account_id: UUID) -> int:
+        """See `Store.last_number`."""
+        book = self._books.get(account_id)
+        return book.number if book else 0
 
     def subscribe(self, changed: Callable[[UUID], None]) -> Callable[[], None]:
         """Call `changed` with the account's id after each transaction, at once and in its task.
@@ -187,20 +211,24 @@ class MemoryStore(MemoryRecords):
 
     # --- tokens ---
 
-    async def put_installation_token(self, token: Token) -> None:
+    async def put_installation_token(self, token: Token, *, answer: Answer | None = None) -> None:
         """See `Store.put_installation_token`. Raises Invalid for the token of an account."""
         validate(token)
         if token.account_id is not None:
             raise Invalid("token", "account_id")
+        if answer is not None:
+            check_answer(self._tables, answer)
         if await self.find_token(token.id) is not None:
             raise Conflict("token", "id")
         self._tables.installation_tokens[token.id] = token
+        if answer is not None:
+            self._tables.answers[answer.token_id, answer.key] = answer
 
     async def installation_tokens(
-        self, *, after: UUID | None = None, limit: int = 100
+        self, *, after: UUID | None = None, limit: int = 100, equals: Equals = NO_FILTER
     ) -> tuple[Token, ...]:
         """See `Store.installation_tokens`."""
-        return _page(self._tables.installation_tokens, after, limit)
+        return _page(self._tables.installation_tokens, after, limit, equals)
 
     async def remove_installation_token(self, id: UUID, *, at: datetime) -> None:
         """See `Store.remove_installation_token`."""
@@ -260,14 +288,22 @@ class MemoryStore(MemoryRecords):
         live_at: datetime | None = None,
         after: UUID | None = None,
         limit: int = 100,
+        equals: Equals = NO_FILTER,
     ) -> tuple[Authorization, ...]:
         """See `Store.authorizations`."""
         book = self._books.get(account_id)
         every = book.authorizations if book else {}
         live = {id: each for id, each in every.items() if _is_live(each, live_at)}
-        return _page(live, after, limit)
+        return _page(live, after, limit, equals)
 
-    # --- relays of the installation ---
+    # --- the installation ---
+
+    async def check_keys(self, fingerprints: Mapping[int, bytes]) -> None:
+        """See `Store.check_keys`."""
+        for key_id, fingerprint in fingerprints.items():
+            if self._fingerprints.get(key_id, fingerprint) != fingerprint:
+                raise Conflict("encryption_key", "id")
+        self._fingerprints.update(fingerprints)
 
     async def put_relay(self, relay: Relay) -> None:
         """See `Store.put_relay`. Raises InvalidReference unless a relay token has its token_id."""
@@ -307,7 +343,18 @@ def _has_expired(token: Token, at: datetime) -> bool:
     return token.expires_at is not None and token.expires_at <= at
 
 
-def _page(table: dict[UUID, T], after: UUID | None, limit: int) -> tuple[T, ...]:
+def matches(value: object, equals: Equals) -> bool:
+    """Whether all these fields have these values, or have them among others."""
+    for field, wanted in equals.items():
+        content = getattr(value, field)
+        if content != wanted and not (isinstance(content, tuple) and wanted in content):
+            return False
+    return True
+
+
+def _page(table: dict[UUID, T], after: UUID | None, limit: int, equals: Equals) -> tuple[T, ...]:
     check_limit(limit)
-    ids = sorted(id for id in table if after is None or id > after)
+    ids = sorted(
+        id for id, each in table.items() if (after is None or id > after) and matches(each, equals)
+    )
     return tuple(table[id] for id in ids[:limit])

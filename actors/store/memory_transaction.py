@@ -85,6 +85,15 @@ class Tables:
         return id in self.token_accounts or id in self.installation_tokens
 
 
+def check_answer(tables: Tables, answer: Answer) -> None:
+    """Raises Repeated if the key is taken, InvalidReference for an unknown token."""
+    known = tables.answers.get((answer.token_id, answer.key))
+    if known is not None and known.at > answer.at - ANSWER_KEPT:
+        raise Repeated(known)
+    if not tables.has_token(answer.token_id):
+        raise InvalidReference("answer", "token_id")
+
+
 class Transaction:
     """The mutations of one `apply`, and how to undo each step."""
 
@@ -101,13 +110,8 @@ class Transaction:
 
     def keep(self, answer: Answer) -> None:
         """Keep what is about to be answered. Raises Repeated, InvalidReference."""
-        key = answer.token_id, answer.key
-        known = self._tables.answers.get(key)
-        if known is not None and known.at > answer.at - ANSWER_KEPT:
-            raise Repeated(known)
-        if not self._tables.has_token(answer.token_id):
-            raise InvalidReference("answer", "token_id")
-        self._set(self._tables.answers, key, answer)
+        check_answer(self._tables, answer)
+        self._set(self._tables.answers, (answer.token_id, answer.key), answer)
 
     def carry_out(self, mutation: Mutation) -> None:
         match mutation:

@@ -17,6 +17,7 @@ from base64 import b64decode, b64encode
 from binascii import Error as Base64Error
 from collections.abc import Callable, Mapping
 from datetime import datetime
+from hashlib import sha256
 from typing import Any, Final
 from uuid import UUID
 
@@ -38,6 +39,7 @@ MAX_SECRET_BYTES: Final = 8_192 - MIN_BOX
 RESEAL_ATTEMPTS: Final = 3
 
 _CONTEXT: Final = b"holloway/1 sealed"
+_FINGERPRINT: Final = b"holloway/1 encryption key"
 _KEY = re.compile(r"([0-9]{1,10}):([A-Za-z0-9+/]{43}=)")
 
 
@@ -64,6 +66,10 @@ class KeyRing:
             if not 0 <= key_id <= MAX_KEY_ID or len(key.reveal()) != KEY_BYTES:
                 raise BadKeys(f"a key has {KEY_BYTES} bytes and a number up to {MAX_KEY_ID}")
         self._boxes = {key_id: Aead(key.reveal()) for key_id, key in keys.items()}
+        self._fingerprints = {
+            key_id: sha256(_FINGERPRINT + key_id.to_bytes(8, "big") + key.reveal()).digest()
+            for key_id, key in keys.items()
+        }
         self._randomness = randomness
 
     @classmethod
@@ -91,6 +97,12 @@ class KeyRing:
     def newest(self) -> int:
         """The number of the key that seals."""
         return max(self._boxes)
+
+    @property
+    def fingerprints(self) -> Mapping[int, bytes]:
+        """What tells each key from every other, by number, and gives nothing of it away: SHA-256
+        of a random key. For `Store.check_keys`."""
+        return self._fingerprints
 
     def seal(
         self, secret: Secret, *, table: str, column: str, account_id: UUID, row_id: UUID

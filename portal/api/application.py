@@ -16,27 +16,50 @@ from litestar.types import ASGIApp
 from actors.store.interface import Invalid, StoreError
 from portal.api import (
     accounts,
+    auth_providers,
     authorizations,
     changes,
     clients,
+    declaration,
+    directories,
+    events,
     gateways,
     groups,
+    identities,
+    logs,
     memberships,
+    nodes,
     policies,
+    policy_tests,
     principals,
+    questions,
     relays,
     resources,
     sites,
     tokens,
 )
-from portal.api.authentication import PUBLIC, Authenticator, require_token
+from portal.api.authentication import PUBLIC, Authenticator, caller_of, require_token
+from portal.api.call import call_of
 from portal.api.documentation import documentation_page, openapi_document
+from portal.api.feeds import Feeds
+from portal.api.filters import FILTERS, provide_filters
 from portal.api.frontdoor import FrontDoor
-from portal.api.office import Office, provide_caller, provide_desk, provide_office
+from portal.api.idempotency import REPLAY_HEADER, IdempotencyKeys, Replayed, claim_of, is_creation
+from portal.api.journal import RequestJournal
+from portal.api.office import (
+    ACCOUNT_HEADER,
+    Office,
+    provide_call,
+    provide_caller,
+    provide_desk,
+    provide_office,
+)
 from portal.api.openapi import describe
 from portal.api.pagination import provide_page
+from portal.api.preconditions import NotModified, Preconditions
 from portal.api.problems import MEDIA_TYPE, FieldError, Problem, invalid, of_store, unavailable
 from portal.api.requests import StrictBody
+from portal.api.scopes import require_scope
 from portal.metrics import CallMetrics
 from runtime.errors import CallError
 from runtime.service import Health, get_logger
@@ -46,15 +69,24 @@ NOUNS = (
     principals,
     groups,
     memberships,
+    identities,
+    auth_providers,
+    directories,
     sites,
     resources,
     policies,
+    questions,
+    policy_tests,
     tokens,
     clients,
     gateways,
     relays,
+    nodes,
     authorizations,
     changes,
+    logs,
+    events,
+    declaration,
 )
 PAGE_QUERY = ("limit", "cursor")
 
@@ -100,6 +132,7 @@ def create_api(
     Without `health` it is always ready; without `metrics` calls are not counted.
     """
     authenticator = authenticator or Authenticator(office.store, office.clock)
+    feeds = Feeds(office.store, office.clock, office.live, authenticator)
     app = Litestar(
         route_handlers=[
             *(noun.router for noun in NOUNS),
@@ -111,22 +144,38 @@ def create_api(
         dependencies={
             "office": Provide(provide_office),
             "caller": Provide(provide_caller),
+            "call": Provide(provide_call),
             "desk": Provide(provide_desk),
+            "filters": Provide(provide_filters),
             "page": Provide(provide_page),
         },
-        guards=[require_token, require_form],
+        guards=[require_token, require_scope, require_form, require_sense],
         dto=StrictBody,
         return_dto=None,
-        exception_handlers={Exception: answer_failure},
+        exception_handlers={
+            Exception: answer_failure,
+            NotModified: answer_not_modified,
+            Replayed: answer_again,
+        },
         openapi_config=None,
         logging_config=None,
-        state=State({"office": office, "authenticator": authenticator, "health": health}),
+        state=State(
+            {
+                "office": office,
+                "authenticator": authenticator,
+                "feeds": feeds,
+                "idempotency": IdempotencyKeys(office.store, office.clock),
+                "health": health,
+            }
+        ),
     )
     description = app.state.description = describe(app)
     asgi: ASGIApp = app
     return FrontDoor(
         asgi,
         description=description,
+        feeds=feeds,
+        journal=RequestJournal(office.store, office.clock),
         clock=office.clock,
         randomness=office.randomness,
         metrics=metrics,
@@ -144,7 +193,7 @@ async def require_form(
             raise Problem(
                 415, "not_json", "Send the body as JSON, with `Content-Type: application/json`."
             )
-    known = set(handler.opt.get("query", {}))
+    known = set(handler.opt.get(FILTERS, {}))
     if "page" in handler.parsed_fn_signature.parameters:
         known.update(PAGE_QUERY)
     unknown = sorted(set(connection.query_params) - known)
@@ -154,10 +203,47 @@ async def require_form(
         )
 
 
+async def require_sense(
+    connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler
+) -> None:
+    """Litestar guard: takes note of the headers by which a call makes conditions. Raises Problem;
+    Replayed for a creation that was carried out before."""
+    if handler.opt.get(PUBLIC):
+        return
+    call = call_of(connection)
+    call.preconditions = Preconditions.of(connection.headers)
+    if not is_creation(handler):
+        return
+    caller = caller_of(connection)
+    account = connection.headers.get(ACCOUNT_HEADER, str(caller.account_id))
+    claim = claim_of(connection, caller.token_id, account, call.body_hash)
+    if claim is not None:
+        keys: IdempotencyKeys = connection.app.state.idempotency
+        await keys.claim(claim)
+        call.claim = claim
+        call.at_end.append(lambda: keys.release(claim))
+
+
+def answer_not_modified(request: Request[Any, Any, Any], found: NotModified) -> Response[None]:
+    """The caller has what it asks for."""
+    return Response(None, status_code=304, headers={"ETag": f'"{found.tag}"'})
+
+
+def answer_again(request: Request[Any, Any, Any], replayed: Replayed) -> Response[bytes]:
+    """The answer that the same creation had before."""
+    return Response(
+        replayed.answer.body,
+        status_code=replayed.answer.status,
+        media_type="application/json",
+        headers={REPLAY_HEADER: "true"},
+    )
+
+
 def answer_failure(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
     """Whatever ended a call, as a problem. What is not foreseen is logged, and told to nobody."""
     problem = _problem_of(error)
-    request_id = str(request.scope["state"].get("request_id", ""))
+    call = call_of(request)
+    call.code, request_id = problem.code, call.request_id
     if problem.status >= 500 and problem.status != 503:
         log.error("call_failed", request_id=request_id, exc_info=error)
     return Response(

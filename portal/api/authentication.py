@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hmac
 from collections import OrderedDict
+from datetime import datetime
 from ipaddress import IPv6Address, IPv6Network, ip_network
 from typing import Any, Final, Literal
 from uuid import UUID
@@ -21,9 +22,11 @@ from litestar.handlers.base import BaseRouteHandler
 from actors.model import Account, Principal, Token
 from actors.store.interface import NotFound, Store
 from channel.credentials import InvalidToken, decode_token
+from portal.api.call import call_of
 from portal.api.limits import TokenBuckets
 from portal.api.problems import Problem, too_many
 from portal.api.requests import canonical_source
+from portal.api.scopes import EVERYTHING
 from runtime.clock import Clock
 
 CALLS_PER_S: Final = 50.0
@@ -32,18 +35,23 @@ FAILURES_PER_S: Final = 0.5
 FAILURES_BURST: Final = 20
 MAX_REMEMBERED_TOKENS: Final = 1_000
 MAX_HEADER_CHARACTERS: Final = 1_024
+USE_NOTED_EVERY_NS: Final = 60 * 10**9
 PUBLIC: Final = "public"
 """A route with this entry in its `opt` is served without a token."""
 
 
 @attrs.frozen(kw_only=True)
 class Caller:
-    """Whom a good token stands for. `account_id` is None for an operator."""
+    """Whom a good token stands for. `account_id` is None for an operator, whose `scopes` are all
+    there are; `expires_at` and `allowed_sources` bound what tokens it may make."""
 
     token_id: UUID
     kind: Literal["api", "operator"]
     account_id: UUID | None
     principal_id: UUID | None
+    scopes: tuple[str, ...]
+    expires_at: datetime | None = None
+    allowed_sources: tuple[str, ...] = ()
 
     @property
     def who(self) -> str:
@@ -69,6 +77,7 @@ class Authenticator:
         self._calls = TokenBuckets(rate_per_s=calls_per_s, burst=calls_burst)
         self._failures = TokenBuckets(rate_per_s=FAILURES_PER_S, burst=FAILURES_BURST)
         self._good_hashes: OrderedDict[bytes, None] = OrderedDict()
+        self._noted_at_by_token: OrderedDict[UUID, int] = OrderedDict()
 
     async def authenticate(self, authorization: str | None, source: str) -> Caller:
         """The caller behind an `Authorization` header that came from this address.
@@ -80,7 +89,37 @@ class Authenticator:
         wait_ns = self._calls.take(token.id, self._clock.monotonic_ns())
         if wait_ns:
             detail = f"This token made too many calls. Keep below {self._calls_per_s:g} a second."
-            raise too_many("rate_limited", detail, wait_ns)
+            problem = too_many("rate_limited", detail, wait_ns)
+            problem.headers |= self.rate_headers(token.id)
+            raise problem
+        caller = await self._admit(token, source)
+        await self._note_use(token)
+        return caller
+
+    async def admit_again(self, caller: Caller, source: str) -> Caller:
+        """The caller as it is now. Raises Problem if it would be turned away, and what the store
+        raises. Counts as no call."""
+        token = await self._store.find_token(caller.token_id)
+        if token is None:
+            raise _unauthorized("invalid_token", "The token was deleted.")
+        if token.expires_at is not None and token.expires_at <= self._clock.utc_now():
+            raise _unauthorized("token_expired", "The token has expired.")
+        return await self._admit(token, source)
+
+    def rate_headers(self, token_id: UUID) -> dict[str, str]:
+        """How many calls the token has left, as draft-ietf-httpapi-ratelimit-headers-10 says it:
+        `q` calls in each window of `w` seconds; `r` are left, all are back in `t` seconds."""
+        now = self._clock.monotonic_ns()
+        left, full_in_ns = self._calls.left(token_id, now), self._calls.full_in_ns(token_id, now)
+        burst = self._calls.burst
+        window_s = max(1, round(burst / self._calls_per_s))
+        return {
+            "RateLimit-Policy": f'"token";q={burst};w={window_s}',
+            "RateLimit": f'"token";r={left};t={-(-full_in_ns // 10**9)}',
+        }
+
+    async def _admit(self, token: Token, source: str) -> Caller:
+        """The caller behind a good token, if it may use the API from this address."""
         if token.kind not in ("api", "operator"):
             raise Problem(
                 403,
@@ -95,7 +134,22 @@ class Authenticator:
             kind=token.kind,
             account_id=token.account_id,
             principal_id=token.principal_id,
+            scopes=EVERYTHING if token.kind == "operator" else token.scopes,
+            expires_at=token.expires_at,
+            allowed_sources=token.allowed_sources,
         )
+
+    async def _note_use(self, token: Token) -> None:
+        """Remember that the token was used: once in USE_NOTED_EVERY_NS, since it costs a write."""
+        now = self._clock.monotonic_ns()
+        noted_at = self._noted_at_by_token.get(token.id)
+        if noted_at is not None and now - noted_at < USE_NOTED_EVERY_NS:
+            return
+        self._noted_at_by_token[token.id] = now
+        self._noted_at_by_token.move_to_end(token.id)
+        if len(self._noted_at_by_token) > MAX_REMEMBERED_TOKENS:
+            self._noted_at_by_token.popitem(last=False)
+        await self._store.note_used(token.id, at=self._clock.utc_now())
 
     async def _identify(self, authorization: str | None, source: str) -> Token:
         """The known, unexpired token in the header; failures count against the source."""
@@ -162,14 +216,14 @@ async def require_token(
         return
     authenticator: Authenticator = connection.app.state.authenticator
     source = connection.client.host if connection.client else ""
-    connection.state["caller"] = await authenticator.authenticate(
-        connection.headers.get("authorization"), source
-    )
+    caller = await authenticator.authenticate(connection.headers.get("authorization"), source)
+    connection.scope["state"]["caller"] = caller
+    call_of(connection).headers |= authenticator.rate_headers(caller.token_id)
 
 
 def caller_of(connection: ASGIConnection[Any, Any, Any, Any]) -> Caller:
     """The caller whom `require_token` found."""
-    caller = connection.state["caller"]
+    caller = connection.scope["state"]["caller"]
     assert isinstance(caller, Caller)
     return caller
 

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 from datetime import datetime
-from functools import partial
 from typing import Any
 from uuid import UUID
 
 import msgspec
-from litestar import Router, get
+from litestar import get
+from litestar.params import FromPath
 
 from actors.model import Change, Entity, EntityKind
+from actors.store.codec import write_value
 from actors.store.interface import Pruned
 from actors.store.validity import SECRETS
-from portal.api.inject import TheDesk, ThePage
+from portal.api.filters import filters
+from portal.api.inject import TheDesk, TheFilters, ThePage
 from portal.api.pagination import Page
+from portal.api.problems import not_found
+from portal.api.scopes import noun
 
 HIDDEN_FIELDS = ("hash", *SECRETS.values())
+MAX_NUMBER = 2**63 - 1
 
 
 class ChangeView(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,22 +49,42 @@ class ChangeView(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
-@get("/")
-async def list_changes(desk: TheDesk, page: ThePage) -> Page[ChangeView]:
-    """List changes, oldest first, from the first one on that is still kept."""
-    read = partial(desk.office.store.changes, desk.account_id, limit=page.limit)
+@get("/", opt=filters(Change, "kind", "entity_id", "who"))
+async def list_changes(desk: TheDesk, page: ThePage, filters: TheFilters) -> Page[ChangeView]:
+    """List changes, oldest first, from the oldest one that is kept."""
+    after = page.after_number()
     try:
-        found = await read(after=page.after_number())
-    except Pruned as gone:
-        found = await read(after=gone.number)
-    return page.page(tuple(map(ChangeView.of, found)), found[-1].number if found else None)
+        found = await desk.office.store.changes(
+            desk.account_id, after=after, limit=page.limit, equals=filters
+        )
+    except Pruned as pruned:
+        found = await desk.office.store.changes(
+            desk.account_id, after=pruned.number, limit=page.limit, equals=filters
+        )
+    return page.page(found, found[-1].number if found else None).of(ChangeView.of)
+
+
+@get("/{number:int}")
+async def get_change(desk: TheDesk, number: FromPath[int]) -> ChangeView:
+    """Show a change."""
+    if not 1 <= number <= MAX_NUMBER:
+        raise not_found("change")
+    try:
+        found = await desk.office.store.changes(desk.account_id, after=number - 1, limit=1)
+    except Pruned:
+        raise not_found("change") from None
+    if not found or found[0].number != number:
+        raise not_found("change")
+    view = ChangeView.of(found[0])
+    desk.call.show(view)
+    return view
 
 
 def _plain(entity: Entity | None) -> dict[str, Any] | None:
     if entity is None:
         return None
-    plain: dict[str, Any] = msgspec.to_builtins(entity, enc_hook=str)
+    plain: dict[str, Any] = msgspec.to_builtins(entity, enc_hook=write_value)
     return {name: value for name, value in plain.items() if name not in HIDDEN_FIELDS}
 
 
-router = Router("/v1/changes", route_handlers=[list_changes], tags=["changes"])
+router = noun("changes", list_changes, get_change)

@@ -4,23 +4,27 @@ from __future__ import annotations
 
 from uuid import UUID
 
-from litestar import Router, delete, get, patch
+from litestar import delete, get, patch
 from litestar.params import JSONBody
 from msgspec import UNSET, UnsetType
 
-from actors.model import Client, NameField
+from actors.model import Client, Fact, NameField
 from portal.api.devices import DeviceView
-from portal.api.inject import PathId, TheDesk, ThePage
+from portal.api.filters import filters
+from portal.api.inject import PathId, TheDesk, TheFilters, ThePage
 from portal.api.pagination import Page
 from portal.api.requests import Body, changes_of
+from portal.api.scopes import noun
 
 
 class ClientView(DeviceView, frozen=True, kw_only=True):
-    """A device. `online` is null when that cannot be told just now; `remote_ip` is where
-    its channel comes from."""
+    """A device. `online` is null when that cannot be told just now; `remote_ip` is where its
+    channel comes from, `version` and `last_seen_at` are those of its latest connection, `posture`
+    is what it last reported of itself."""
 
     principal_id: UUID
     verified: bool
+    posture: tuple[Fact, ...]
 
 
 class ClientUpdate(Body, frozen=True, kw_only=True):
@@ -30,10 +34,10 @@ class ClientUpdate(Body, frozen=True, kw_only=True):
     verified: bool | UnsetType = UNSET
 
 
-@get("/")
-async def list_clients(desk: TheDesk, page: ThePage) -> Page[ClientView]:
+@get("/", opt=filters(Client, "name", "principal_id", "token_id", "verified"))
+async def list_clients(desk: TheDesk, page: ThePage, filters: TheFilters) -> Page[ClientView]:
     """List devices."""
-    return await ClientView.of_page(desk, await desk.list(Client, page))
+    return await ClientView.of_page(desk, await desk.list(Client, page, filters))
 
 
 @get("/{id:uuid}")
@@ -51,11 +55,7 @@ async def update_client(desk: TheDesk, id: PathId, data: JSONBody[ClientUpdate])
 @delete("/{id:uuid}")
 async def delete_client(desk: TheDesk, id: PathId) -> None:
     """Remove a device and end its accesses. It may enrol again while its token is good."""
-    await desk.remove("client", id)
+    await desk.remove(Client, id)
 
 
-router = Router(
-    "/v1/clients",
-    route_handlers=[list_clients, get_client, update_client, delete_client],
-    tags=["clients"],
-)
+router = noun("clients", list_clients, get_client, update_client, delete_client)

@@ -7,6 +7,8 @@ sender that is cut off while sending never sees the answer.
 
 from __future__ import annotations
 
+import math
+from hashlib import sha256
 from http import HTTPStatus
 from typing import Any, Final
 from uuid import UUID
@@ -16,6 +18,9 @@ from litestar.enums import ScopeType
 from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
 
 from portal.api.authentication import Caller
+from portal.api.call import STATE_KEY, Call
+from portal.api.feeds import Feeds
+from portal.api.journal import RequestJournal
 from portal.api.problems import MEDIA_TYPE, Problem, unavailable
 from portal.metrics import CallMetrics
 from runtime.clock import Clock
@@ -23,11 +28,14 @@ from runtime.randomness import Randomness, uuid7
 from runtime.service import get_logger
 
 MAX_BODY_BYTES: Final = 1 << 20
+MAX_BODY_BYTES_OF: Final = dict.fromkeys(("/v1/declaration/plan", "/v1/declaration/apply"), 4 << 20)
+"""The paths that take more: a whole account of 10,000 users."""
 MAX_DROPPED_BYTES: Final = 16 << 20
 MAX_BUFFERED_BYTES: Final = 64 << 20
 BODY_TIME_S: Final = 20.0
 HANDLER_TIME_S: Final = 30.0
 METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+EVENT_STREAM: Final = b"text/event-stream"
 HARDENING: Final = (
     (b"cache-control", b"no-store"),
     (b"x-content-type-options", b"nosniff"),
@@ -47,11 +55,15 @@ class FrontDoor:
         app: ASGIApp,
         *,
         description: dict[str, Any],
+        feeds: Feeds,
+        journal: RequestJournal,
         clock: Clock,
         randomness: Randomness,
         metrics: CallMetrics | None = None,
     ) -> None:
         self.description = description
+        self.feeds = feeds
+        self.journal = journal
         self._app = app
         self._clock = clock
         self._randomness = randomness
@@ -61,24 +73,35 @@ class FrontDoor:
         self._open_calls = 0
 
     def statistics(self) -> dict[str, int]:
-        """Calls in progress, and bytes of their bodies held in memory."""
-        return {"open_calls": self._open_calls, "buffered_bytes": self._buffered_bytes}
+        """Calls in progress, bytes of their bodies held in memory, streams of events, and
+        rows of the request log."""
+        return {
+            "open_calls": self._open_calls,
+            "buffered_bytes": self._buffered_bytes,
+            "streams": len(self.feeds),
+            **self.journal.statistics(),
+        }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != ScopeType.HTTP:
             return
         started_ns = self._clock.monotonic_ns()
         request_id = uuid7(self._clock, self._randomness)
-        scope["state"] = {"request_id": str(request_id)}  # never that of the call before
-        answer = _Answer(send, request_id, scope["http_version"])
+        call = Call(request_id=str(request_id), method=scope["method"])
+        scope["state"] = {STATE_KEY: call}  # never that of the call before
+        answer = _Answer(send, call, scope["http_version"])
         self._open_calls += 1
         try:
-            await self._answer(scope, receive, answer)
+            await self._answer(scope, receive, answer, call)
         finally:
             self._open_calls -= 1
+            for end in call.at_end:
+                end()
             self._record(scope, answer.status, started_ns, request_id)
 
-    async def _answer(self, scope: HTTPScope, receive: Receive, answer: _Answer) -> None:
+    async def _answer(
+        self, scope: HTTPScope, receive: Receive, answer: _Answer, call: Call
+    ) -> None:
         held = 0
         try:
             try:
@@ -90,7 +113,9 @@ class FrontDoor:
             if body is None:
                 return  # the caller hung up
             held = len(body)
+            call.body_hash = sha256(body).digest() if body else b""
             with trio.move_on_after(HANDLER_TIME_S) as scope_of_time:
+                answer.time = scope_of_time
                 await self._app(scope, _replay(body, receive), answer)
             if scope_of_time.cancelled_caught and answer.status is None:
                 raise unavailable(
@@ -103,7 +128,8 @@ class FrontDoor:
 
     async def _read_body(self, scope: HTTPScope, receive: Receive) -> bytes | None:
         """The body, counted into `_buffered_bytes`; None if the caller hung up meanwhile."""
-        too_large = _announced_bytes(scope) > MAX_BODY_BYTES
+        most = MAX_BODY_BYTES_OF.get(scope["path"], MAX_BODY_BYTES)
+        too_large = _announced_bytes(scope) > most
         body = bytearray()
         dropped = 0
         try:
@@ -113,7 +139,7 @@ class FrontDoor:
                     self._buffered_bytes -= len(body)
                     return None
                 part = message.get("body", b"")
-                if too_large or len(body) + len(part) > MAX_BODY_BYTES:
+                if too_large or len(body) + len(part) > most:
                     too_large = True
                     dropped += len(part) + len(body)
                     self._buffered_bytes -= len(body)
@@ -129,9 +155,7 @@ class FrontDoor:
             self._buffered_bytes -= len(body)
             raise
         if too_large:
-            raise Problem(
-                413, "body_too_large", f"A body has at most {MAX_BODY_BYTES} bytes. Send less."
-            )
+            raise Problem(413, "body_too_large", f"A body has at most {most} bytes. Send less.")
         return bytes(body)
 
     def _template_of(self, path: str) -> str:
@@ -152,6 +176,8 @@ class FrontDoor:
         method = scope["method"] if scope["method"] in METHODS else "?"
         path = scope.get("path_template") or self._template_of(scope["path"])
         duration_ns = self._clock.monotonic_ns() - started_ns
+        call: Call = scope["state"][STATE_KEY]
+        self.journal.record(scope, call, id=request_id, status=status or 0, duration_ns=duration_ns)
         if self._metrics is not None:
             self._metrics.record(method, path, status or 0, duration_ns)
         self._log.info(
@@ -166,30 +192,38 @@ class FrontDoor:
 
 
 class _Answer:
-    """Passes an answer on, with the headers that every answer has, and keeps its status."""
+    """Passes an answer on, with the headers that every answer has and those of the call, and keeps
+    its status. A stream of events has all the time that it wants (`time`)."""
 
-    def __init__(self, send: Send, request_id: UUID, http_version: str) -> None:
+    def __init__(self, send: Send, call: Call, http_version: str) -> None:
         self._send = send
+        self._call = call
         self._may_close = http_version.startswith("1")  # HTTP/2 knows no such header
-        self._request_id = str(request_id)
         self.status: int | None = None
+        self.time: trio.CancelScope | None = None
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
+            own = dict(message["headers"])
+            more = self._call.headers | (self._call.validators if self.status < 400 else {})
             headers = [
                 *message["headers"],
                 *HARDENING,
-                (b"holloway-request-id", self._request_id.encode()),
+                *((name.lower().encode(), value.encode()) for name, value in more.items()),
+                (b"holloway-request-id", self._call.request_id.encode()),
             ]
             message = {**message, "headers": headers}
+            if self.time is not None and EVENT_STREAM in own.get(b"content-type", b""):
+                self.time.deadline = math.inf
         await self._send(message)
 
     async def problem(self, problem: Problem) -> None:
         """Answer with a problem and close, since the rest of the call was not read."""
         if self.status is not None:
             return
-        body = problem.body(self._request_id)
+        self._call.code = problem.code
+        body = problem.body(self._call.request_id)
         headers: list[tuple[bytes, bytes]] = [
             (b"content-type", MEDIA_TYPE.encode()),
             (b"content-length", str(len(body)).encode()),

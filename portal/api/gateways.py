@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from uuid import UUID
 
-from litestar import Router, delete, get, patch
+from litestar import delete, get, patch
 from litestar.params import JSONBody
 from msgspec import UNSET, UnsetType
 
 from actors.model import Gateway, NameField
 from portal.api.devices import DeviceView
-from portal.api.inject import PathId, TheDesk, ThePage
+from portal.api.filters import filters
+from portal.api.inject import PathId, TheDesk, TheFilters, ThePage
 from portal.api.pagination import Page
 from portal.api.requests import Body, changes_of
+from portal.api.scopes import noun
 
 
 class GatewayView(DeviceView, frozen=True, kw_only=True):
-    """A gateway. `online` is null when that cannot be told just now; `remote_ip` is where
-    its channel comes from."""
+    """A gateway. `online` is null when that cannot be told just now; `remote_ip` is where its
+    channel comes from, `version` and `last_seen_at` are those of its latest connection."""
 
     site_id: UUID
     approved: bool
@@ -30,10 +32,10 @@ class GatewayUpdate(Body, frozen=True, kw_only=True):
     approved: bool | UnsetType = UNSET
 
 
-@get("/")
-async def list_gateways(desk: TheDesk, page: ThePage) -> Page[GatewayView]:
+@get("/", opt=filters(Gateway, "name", "site_id", "token_id", "approved"))
+async def list_gateways(desk: TheDesk, page: ThePage, filters: TheFilters) -> Page[GatewayView]:
     """List gateways."""
-    return await GatewayView.of_page(desk, await desk.list(Gateway, page))
+    return await GatewayView.of_page(desk, await desk.list(Gateway, page, filters))
 
 
 @get("/{id:uuid}")
@@ -51,11 +53,7 @@ async def update_gateway(desk: TheDesk, id: PathId, data: JSONBody[GatewayUpdate
 @delete("/{id:uuid}")
 async def delete_gateway(desk: TheDesk, id: PathId) -> None:
     """Remove a gateway. It may enrol again while its token is good."""
-    await desk.remove("gateway", id)
+    await desk.remove(Gateway, id)
 
 
-router = Router(
-    "/v1/gateways",
-    route_handlers=[list_gateways, get_gateway, update_gateway, delete_gateway],
-    tags=["gateways"],
-)
+router = noun("gateways", list_gateways, get_gateway, update_gateway, delete_gateway)

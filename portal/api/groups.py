@@ -1,16 +1,21 @@
-"""Groups: sets of principals. The group Everyone is managed: all users, no service accounts."""
+"""Groups: sets of principals. The group Everyone is managed: all users, no service accounts.
+Groups that a directory knows follow it."""
 
 from __future__ import annotations
 
-from litestar import Router, delete, get, patch, post
+from typing import Any
+
+from litestar import delete, get, patch, post
 from litestar.params import JSONBody
 from msgspec import UNSET, UnsetType
 
 from actors.model import Group, NameField
-from portal.api.inject import PathId, TheDesk, ThePage
+from portal.api.filters import filters
+from portal.api.inject import PathId, TheDesk, TheFilters, ThePage
 from portal.api.pagination import Page
 from portal.api.problems import Problem
 from portal.api.requests import Body, changes_of
+from portal.api.scopes import noun
 
 
 class GroupCreate(Body, frozen=True, kw_only=True):
@@ -25,16 +30,16 @@ class GroupUpdate(Body, frozen=True, kw_only=True):
     name: NameField | UnsetType = UNSET
 
 
-@get("/")
-async def list_groups(desk: TheDesk, page: ThePage) -> Page[Group]:
+@get("/", opt=filters(Group, "name", "kind", "directory_id", "external_id"))
+async def list_groups(desk: TheDesk, page: ThePage, filters: TheFilters) -> Page[Group]:
     """List groups."""
-    return await desk.list(Group, page)
+    return await desk.list(Group, page, filters)
 
 
 @get("/{id:uuid}")
 async def get_group(desk: TheDesk, id: PathId) -> Group:
     """Show a group."""
-    return await desk.get(Group, id)
+    return await desk.show(Group, id)
 
 
 @post("/")
@@ -48,31 +53,29 @@ async def create_group(desk: TheDesk, data: JSONBody[GroupCreate]) -> Group:
 @patch("/{id:uuid}")
 async def update_group(desk: TheDesk, id: PathId, data: JSONBody[GroupUpdate]) -> Group:
     """Rename a group."""
-    async with desk.revise(Group, id) as revision:
-        refuse_managed(revision.entity)
-        revision.changes = changes_of(data)
-    return revision.entity
+
+    def changes(group: Group) -> dict[str, Any]:
+        refuse_managed(group)
+        return changes_of(data)
+
+    return await desk.update(Group, id, changes)
 
 
 @delete("/{id:uuid}")
 async def delete_group(desk: TheDesk, id: PathId) -> None:
     """Delete a group with its memberships and policies."""
-    refuse_managed(await desk.get(Group, id))
-    await desk.remove("group", id)
+    await desk.remove(Group, id, refuse_managed)
 
 
 def refuse_managed(group: Group) -> None:
-    """Raises Problem 409 for the managed group."""
-    if group.kind == "everyone":
+    """Raises Problem 409 for a group that is not of the admins' making."""
+    keeper = {"everyone": "Holloway", "synced": "its directory"}.get(group.kind)
+    if keeper is not None:
         raise Problem(
             409,
             "managed_group",
-            "The group Everyone is kept by Holloway. Make a group of your own.",
+            f"The group {group.name} is kept by {keeper}. Make a group of your own.",
         )
 
 
-router = Router(
-    "/v1/groups",
-    route_handlers=[list_groups, get_group, create_group, update_group, delete_group],
-    tags=["groups"],
-)
+router = noun("groups", list_groups, get_group, create_group, update_group, delete_group)

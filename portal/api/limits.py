@@ -21,6 +21,7 @@ class TokenBuckets:
     def __init__(self, *, rate_per_s: float, burst: int, max_keys: int = MAX_KEYS) -> None:
         if rate_per_s <= 0 or burst < 1 or max_keys < 1:
             raise ValueError("rate, burst and number of keys must be positive")
+        self.burst = burst
         self._interval_ns = round(10**9 / rate_per_s)
         self._tolerance_ns = self._interval_ns * (burst - 1)
         self._max_keys = max_keys
@@ -41,6 +42,15 @@ class TokenBuckets:
         if len(self._full_at_by_key) > self._max_keys:
             self._full_at_by_key.popitem(last=False)
         return 0
+
+    def left(self, key: Hashable, now: int) -> int:
+        """How many this key may `take` at this moment."""
+        used_ns = max(0, self._full_at_by_key.get(key, now) - now)
+        return max(0, self.burst - -(-used_ns // self._interval_ns))
+
+    def full_in_ns(self, key: Hashable, now: int) -> int:
+        """How long until this key may take `burst` again; 0 if it may now."""
+        return max(0, self._full_at_by_key.get(key, now) - now)
 
     def __len__(self) -> int:
         return len(self._full_at_by_key)

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from uuid import UUID
 
-from litestar import Router, delete, get, post
+from litestar import delete, get, post
 from litestar.params import JSONBody
 
 from actors.model import Group, Membership
-from actors.store.interface import InvalidReference
+from portal.api.filters import filters
 from portal.api.groups import refuse_managed
-from portal.api.inject import PathId, TheDesk, ThePage
+from portal.api.inject import PathId, TheDesk, TheFilters, ThePage
 from portal.api.pagination import Page
-from portal.api.problems import Problem, of_store
 from portal.api.requests import Body
+from portal.api.scopes import noun
 
 
 class MembershipCreate(Body, frozen=True, kw_only=True):
@@ -23,27 +23,22 @@ class MembershipCreate(Body, frozen=True, kw_only=True):
     principal_id: UUID
 
 
-@get("/")
-async def list_memberships(desk: TheDesk, page: ThePage) -> Page[Membership]:
+@get("/", opt=filters(Membership, "group_id", "principal_id"))
+async def list_memberships(desk: TheDesk, page: ThePage, filters: TheFilters) -> Page[Membership]:
     """List memberships."""
-    return await desk.list(Membership, page)
+    return await desk.list(Membership, page, filters)
 
 
 @get("/{id:uuid}")
 async def get_membership(desk: TheDesk, id: PathId) -> Membership:
     """Show a membership."""
-    return await desk.get(Membership, id)
+    return await desk.show(Membership, id)
 
 
 @post("/")
 async def create_membership(desk: TheDesk, data: JSONBody[MembershipCreate]) -> Membership:
     """Put a principal into a group."""
-    try:
-        refuse_managed(await desk.get(Group, data.group_id))
-    except Problem as problem:
-        if problem.status == 404:
-            raise of_store(InvalidReference("membership", "group_id")) from None
-        raise
+    refuse_managed(await desk.refer(Group, data.group_id, "group_id"))
     return await desk.create(
         Membership(
             id=desk.new_id(),
@@ -58,11 +53,9 @@ async def create_membership(desk: TheDesk, data: JSONBody[MembershipCreate]) -> 
 @delete("/{id:uuid}")
 async def delete_membership(desk: TheDesk, id: PathId) -> None:
     """Take a principal out of a group; what only that group allowed ends at once."""
-    await desk.remove("membership", id)
+    membership = await desk.get(Membership, id)
+    refuse_managed(await desk.refer(Group, membership.group_id, "group_id"))
+    await desk.remove(Membership, id)
 
 
-router = Router(
-    "/v1/memberships",
-    route_handlers=[list_memberships, get_membership, create_membership, delete_membership],
-    tags=["memberships"],
-)
+router = noun("memberships", list_memberships, get_membership, create_membership, delete_membership)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import datetime
-from typing import Any, Generic, Protocol, TypeVar, cast
+from typing import Any, Literal, Protocol, TypeGuard, TypeVar, cast
 from uuid import UUID
 from weakref import WeakValueDictionary
 
@@ -14,31 +15,82 @@ import trio
 from litestar import Request
 from litestar.di import NamedDependency
 
-from actors.model import KIND_OF, Account, Entity, EntityKind
+from actors.limits import limit_of
+from actors.messages import PresenceChanged
+from actors.model import KIND_OF, Account, Entity, EntityKind, SealedSecret
 from actors.policy.conditions import NOWHERE, Regions
-from actors.store.interface import Mutation, NotFound, Outdated, Put, Remove, Store
+from actors.policy.engine import Snapshot
+from actors.policy.proposals import newly_failing_tests, propose
+from actors.store.interface import (
+    InvalidReference,
+    Mutation,
+    NotFound,
+    Outdated,
+    Put,
+    Remove,
+    Repeated,
+    Store,
+)
 from actors.store.sealing import KeyRing
 from portal.api.authentication import Caller, caller_of
+from portal.api.call import Call, call_of
 from portal.api.pagination import Page, PageRequest
-from portal.api.problems import Problem, not_found
+from portal.api.problems import (
+    Problem,
+    limit_reached,
+    not_found,
+    of_store,
+    tests_failed,
+)
+from portal.api.snapshots import Snapshots
 from runtime.clock import Clock
 from runtime.randomness import Randomness, uuid7
+from runtime.secret import Secret
 
 E = TypeVar("E", bound=Entity)
+T = TypeVar("T")
 ACCOUNT_HEADER = "Holloway-Account"
-UPDATE_ATTEMPTS = 5
+UPDATE_ATTEMPTS = 20
 """An entity that other nodes change so often in the midst of an update is given up: 409."""
+CONCERNS_POLICY: frozenset[EntityKind] = frozenset(
+    {
+        "account",
+        "principal",
+        "auth_provider",
+        "directory",
+        "group",
+        "membership",
+        "site",
+        "resource",
+        "policy",
+        "policy_test",
+    }
+)
+"""Kinds of which a change may break a policy test: itself, or by what goes with it."""
+
+
+@attrs.frozen(kw_only=True)
+class Online:
+    """A device that has a channel: the address that it comes from, and the number of its
+    connection, which grows with each."""
+
+    kind: Literal["client", "gateway"]
+    remote_ip: str
+    number: int
 
 
 class Live(Protocol):
     """What the actors know of now, beside what the database knows of ever."""
 
-    async def online(self, account_id: UUID) -> Mapping[UUID, str] | None:
-        """Clients and gateways with a channel, each with the address that it comes from; None if
-        that cannot be told just now."""
+    async def online(self, account_id: UUID) -> Mapping[UUID, Online] | None:
+        """Clients and gateways with a channel; None if that cannot be told just now."""
 
     async def relays_online(self) -> frozenset[UUID] | None:
         """Relays with a channel; None if that cannot be told just now."""
+
+    def watch(self, told: Callable[[PresenceChanged], None]) -> None:
+        """Have `told` called when an agent comes or goes, at whatever node. A hint: one may be
+        lost."""
 
     def wake_relays(self) -> None:
         """A relay's token was deleted: whoever is connected by it is to be sent away."""
@@ -61,6 +113,8 @@ class Office:
         factory=WeakValueDictionary, repr=False, init=False
     )
 
+    snapshots: Snapshots = attrs.field(factory=Snapshots, repr=False, init=False)
+
     def new_id(self) -> UUID:
         return uuid7(self.clock, self.randomness)
 
@@ -82,6 +136,7 @@ class Desk:
     office: Office
     caller: Caller
     account: Account
+    call: Call
 
     @property
     def account_id(self) -> UUID:
@@ -102,66 +157,181 @@ class Desk:
         except NotFound:
             raise not_found(kind) from None
 
-    async def list(self, entity_type: type[E], page: PageRequest) -> Page[E]:
-        """One page of the entities of a kind, by id."""
+    async def refer(self, entity_type: type[E], id: UUID, field: str) -> E:
+        """The entity that a field of a body names. Raises Problem 404, with the field."""
+        try:
+            return await self.get(entity_type, id)
+        except Problem:
+            kind = KIND_OF[cast("type[Entity]", entity_type)]
+            raise of_store(InvalidReference(kind, field)) from None
+
+    def seal(
+        self, secret: str | None, table: EntityKind, column: str, row_id: UUID
+    ) -> SealedSecret | None:
+        """A secret as the store keeps it."""
+        if secret is None:
+            return None
+        return self.office.key_ring.seal(
+            Secret(secret), table=table, column=column, account_id=self.account_id, row_id=row_id
+        )
+
+    def snapshot(self) -> AbstractAsyncContextManager[Snapshot]:
+        """The account as it is now, for a question; see `Snapshots.of`."""
+        office = self.office
+        return office.snapshots.of(self.account_id, office.store, office.regions)
+
+    async def work(self, question: Callable[[], T]) -> T:
+        """Work a question out beside the event loop; see `Snapshots.work`."""
+        return await self.office.snapshots.work(question)
+
+    async def show(self, entity_type: type[E], id: UUID) -> E:
+        """The entity that the answer is about. Raises Problem 404, 412; NotModified."""
+        entity = await self.get(entity_type, id)
+        self.call.show(entity)
+        return entity
+
+    async def list(
+        self, entity_type: type[E], page: PageRequest, filters: Mapping[str, Any] | None = None
+    ) -> Page[E]:
+        """One page of the entities of a kind, by id: those whose fields have these values."""
         found = await self.office.store.list(
             self.account_id,
             KIND_OF[cast("type[Entity]", entity_type)],
             after=page.after_id(),
             limit=page.limit,
+            equals=filters or {},
         )
         return page.page(cast("tuple[E, ...]", found), found[-1].id if found else None)
 
-    async def create(self, entity: E) -> E:
-        """Store a new entity and return it. What the store refuses becomes a Problem."""
-        await self.apply(Put(entity))
+    async def create(self, entity: E, *more: Mutation, shown: object = None) -> E:
+        """Store a new entity and return it; `shown` is what the caller gets to see, if not the
+        entity itself. What the store refuses becomes a Problem. Raises Replayed, if the same
+        creation was carried out meanwhile."""
+        seen = entity if shown is None else shown
+        await self._again(lambda: self.apply(Put(entity), *more, shown=seen))
+        self.call.show(entity)
         return entity
 
-    async def update(self, entity_type: type[E], id: UUID, changes: dict[str, Any]) -> E:
-        """Replace these fields. For checks that need the present entity see `revise`. What other
-        nodes change at the same moment stays."""
-        for attempts_left in reversed(range(UPDATE_ATTEMPTS)):
-            try:
-                async with self.revise(entity_type, id) as revision:
-                    revision.changes = changes
-            except Outdated:
-                if not attempts_left:
-                    raise
-            else:
-                return revision.entity
+    async def update(
+        self, entity_type: type[E], id: UUID, changes: dict[str, Any] | Callable[[E], Any]
+    ) -> E:
+        """Replace these fields; `changes` may work them out from the present entity, and raise
+        what there is against it. What other nodes change at the same moment stays. Raises Problem
+        404, 412; Outdated."""
+        return await self._again(lambda: self._update(entity_type, id, changes))
+
+    async def remove(
+        self,
+        entity_type: type[E],
+        id: UUID,
+        check: Callable[[E], None] | None = None,
+    ) -> None:
+        """Remove an entity and all that refers to it; `check` raises what there is against it.
+        Raises Problem 404, 412; Outdated."""
+        await self._again(lambda: self._remove(entity_type, id, check))
+
+    async def apply(self, *mutations: Mutation, shown: object = None) -> None:
+        """Carry out mutations in one transaction, in the caller's name. The answer to a creation,
+        which shows `shown`, is kept with them if the caller gave a key for it. Raises Problem 409
+        for what the account's limits or policy tests refuse; Outdated."""
+        number = await self.check(mutations)
+        claim, now = self.call.claim, self.now
+        answer = None if claim is None or shown is None else claim.answer(201, shown, now)
+        try:
+            await self.office.store.apply(
+                self.account_id,
+                mutations,
+                who=self.caller.who,
+                at=now,
+                number=number,
+                answer=answer,
+            )
+        except Repeated as repeated:
+            assert claim is not None
+            raise claim.replay(repeated.record) from None
+
+    async def check(self, mutations: Sequence[Mutation]) -> int | None:
+        """Raises Problem 409 for what the account's limits or policy tests refuse. What is
+        returned is the number of the change up to which that is so (`Store.apply(number=)`), None
+        if there is nothing that could be refused."""
+        new = Counter(KIND_OF[type(each.entity)] for each in mutations if _is_new(each))
+        new.pop("account", None)
+        concerns_policy = any(_kind(each) in CONCERNS_POLICY for each in mutations)
+        if not new and not concerns_policy:
+            return None
+        store = self.office.store
+        number = await store.last_number(self.account_id)
+        for kind, count in new.items():
+            limit = limit_of(self.account, kind)
+            if await store.count(self.account_id, kind) + count > limit:
+                raise limit_reached(kind, limit)
+        if concerns_policy and await self._has_tests(mutations):
+            await self._check_tests(mutations, number)
+        return number
+
+    # --- helpers ---
+
+    async def _has_tests(self, mutations: Sequence[Mutation]) -> bool:
+        if any(_kind(each) == "policy_test" for each in mutations):
+            return True
+        return await self.office.store.count(self.account_id, "policy_test") > 0
+
+    async def _check_tests(self, mutations: Sequence[Mutation], number: int) -> None:
+        now = self.now
+        async with self.snapshot() as snapshot:
+            if snapshot.number != number:
+                raise Outdated("the account changed while it was looked at")
+            failing = await self.work(
+                lambda: newly_failing_tests(propose(snapshot, mutations), now)
+            )
+        if failing:
+            raise tests_failed(failing)
+
+    async def _again(self, step: Callable[[], Awaitable[T]]) -> T:
+        """Until no other node was faster; those of this node wait for one another."""
+        async with self.office.writing(self.account_id):
+            for attempts_left in reversed(range(UPDATE_ATTEMPTS)):
+                try:
+                    return await step()
+                except Outdated:
+                    if not attempts_left:
+                        raise
         raise AssertionError
 
-    @asynccontextmanager
-    async def revise(self, entity_type: type[E], id: UUID) -> AsyncIterator[Revision[E]]:
-        """Read an entity, have its changes worked out by the body, write it back, unless another
-        node was faster. Those of this node wait for one another. Raises Problem 404, Outdated."""
-        async with self.office.writing(self.account_id):
-            revision = Revision(await self.get(entity_type, id))
-            yield revision
-            before = revision.entity
-            revision.entity = attrs.evolve(before, **revision.changes)
-            await self.apply(Put(revision.entity, before))
+    async def _update(
+        self, entity_type: type[E], id: UUID, changes: dict[str, Any] | Callable[[E], Any]
+    ) -> E:
+        before = await self.get(entity_type, id)
+        self.call.check(before)
+        fields = changes(before) if callable(changes) else changes
+        after = attrs.evolve(before, **fields)
+        await self.apply(Put(after, before))
+        self.call.show(after)
+        return after
 
-    async def remove(self, kind: EntityKind, id: UUID) -> None:
-        """Remove an entity and all that refers to it. Raises Problem 404."""
+    async def _remove(
+        self, entity_type: type[E], id: UUID, check: Callable[[E], None] | None
+    ) -> None:
+        kind = KIND_OF[cast("type[Entity]", entity_type)]
         try:
-            await self.apply(Remove(kind, id))
+            if check is None and not self.call.is_conditional:
+                await self.apply(Remove(kind, id))
+                return
+            entity = await self.get(entity_type, id)
+            self.call.check(entity)
+            if check is not None:
+                check(entity)
+            await self.apply(Put(entity, entity), Remove(kind, id))
         except NotFound:
             raise not_found(kind) from None
 
-    async def apply(self, *mutations: Mutation) -> None:
-        """Carry out mutations in one transaction, in the caller's name."""
-        await self.office.store.apply(self.account_id, mutations, who=self.caller.who, at=self.now)
+
+def _kind(mutation: Mutation) -> EntityKind:
+    return mutation.kind if isinstance(mutation, Remove) else KIND_OF[type(mutation.entity)]
 
 
-class Revision(Generic[E]):
-    """An entity as it is, and the changes to be made; after the block, as it has become."""
-
-    __slots__ = ("changes", "entity")
-
-    def __init__(self, entity: E) -> None:
-        self.entity = entity
-        self.changes: dict[str, Any] = {}
+def _is_new(mutation: Mutation) -> TypeGuard[Put]:
+    return isinstance(mutation, Put) and mutation.before is None
 
 
 async def provide_office(request: Request[Any, Any, Any]) -> Office:
@@ -176,10 +346,16 @@ async def provide_caller(request: Request[Any, Any, Any]) -> Caller:
     return caller_of(request)
 
 
+async def provide_call(request: Request[Any, Any, Any]) -> Call:
+    """The call itself: its preconditions, and the headers of its answer."""
+    return call_of(request)
+
+
 async def provide_desk(
     request: Request[Any, Any, Any],
     office: NamedDependency[Office],
     caller: NamedDependency[Caller],
+    call: NamedDependency[Call],
 ) -> Desk:
     """The desk of the caller's account; an operator names one by the header ACCOUNT_HEADER.
 
@@ -193,15 +369,15 @@ async def provide_desk(
                 "account_required",
                 f"An operator names the account to act on by the header `{ACCOUNT_HEADER}: <id>`.",
             )
-        return await desk_of(office, caller, caller.account_id)
+        return await desk_of(office, caller, call, caller.account_id)
     try:
         account_id = UUID(named)
     except ValueError:
         raise Problem(400, "account_required", f"{ACCOUNT_HEADER} must be an id.") from None
-    return await desk_of(office, caller, account_id)
+    return await desk_of(office, caller, call, account_id)
 
 
-async def desk_of(office: Office, caller: Caller, account_id: UUID) -> Desk:
+async def desk_of(office: Office, caller: Caller, call: Call, account_id: UUID) -> Desk:
     """The desk of this account. Raises Problem 404 unless the caller may act on it."""
     if caller.account_id not in (None, account_id):
         raise not_found("account")
@@ -210,4 +386,5 @@ async def desk_of(office: Office, caller: Caller, account_id: UUID) -> Desk:
     except NotFound:
         raise not_found("account") from None
     assert isinstance(account, Account)
-    return Desk(office=office, caller=caller, account=account)
+    call.account_id = account_id
+    return Desk(office=office, caller=caller, account=account, call=call)

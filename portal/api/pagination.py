@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from binascii import Error as Base64Error
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final, Generic, TypeVar
 from uuid import UUID
 
@@ -22,6 +22,7 @@ MAX_LIMIT: Final = 1_000
 MAX_CURSOR_TEXT: Final = 64
 
 T = TypeVar("T")
+S = TypeVar("S")
 
 
 class Page(msgspec.Struct, Generic[T], frozen=True, kw_only=True):
@@ -29,6 +30,10 @@ class Page(msgspec.Struct, Generic[T], frozen=True, kw_only=True):
 
     items: tuple[T, ...]
     next_cursor: str | None
+
+    def of(self, view: Callable[[T], S]) -> Page[S]:
+        """The same page, each item seen in this way."""
+        return Page(items=tuple(map(view, self.items)), next_cursor=self.next_cursor)
 
 
 class PageRequest(msgspec.Struct, frozen=True, kw_only=True):

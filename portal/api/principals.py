@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from litestar import Router, delete, get, patch, post
+from litestar import delete, get, patch, post
 from litestar.params import JSONBody
 from msgspec import UNSET, Meta, UnsetType
 
 from actors.model import NameField, Principal
-from portal.api.inject import PathId, TheDesk, ThePage
+from portal.api.filters import filters
+from portal.api.inject import PathId, TheDesk, TheFilters, ThePage
 from portal.api.pagination import Page
 from portal.api.requests import Body, changes_of
+from portal.api.scopes import noun
 
 Email = Annotated[str, Meta(max_length=254, pattern=r"^[^\x00-\x20\x7f@]+@[^\x00-\x20\x7f@]+$")]
 
@@ -34,16 +36,16 @@ class PrincipalUpdate(Body, frozen=True, kw_only=True):
     disabled: bool | UnsetType = UNSET
 
 
-@get("/")
-async def list_principals(desk: TheDesk, page: ThePage) -> Page[Principal]:
+@get("/", opt=filters(Principal, "name", "kind", "role", "email", "disabled"))
+async def list_principals(desk: TheDesk, page: ThePage, filters: TheFilters) -> Page[Principal]:
     """List principals."""
-    return await desk.list(Principal, page)
+    return await desk.list(Principal, page, filters)
 
 
 @get("/{id:uuid}")
 async def get_principal(desk: TheDesk, id: PathId) -> Principal:
     """Show a principal."""
-    return await desk.get(Principal, id)
+    return await desk.show(Principal, id)
 
 
 @post("/")
@@ -70,18 +72,15 @@ async def update_principal(desk: TheDesk, id: PathId, data: JSONBody[PrincipalUp
 
 @delete("/{id:uuid}")
 async def delete_principal(desk: TheDesk, id: PathId) -> None:
-    """Delete a principal with its memberships, tokens and clients."""
-    await desk.remove("principal", id)
+    """Delete a principal with its memberships, identities, tokens, clients and policy tests."""
+    await desk.remove(Principal, id)
 
 
-router = Router(
-    "/v1/principals",
-    route_handlers=[
-        list_principals,
-        get_principal,
-        create_principal,
-        update_principal,
-        delete_principal,
-    ],
-    tags=["principals"],
+router = noun(
+    "principals",
+    list_principals,
+    get_principal,
+    create_principal,
+    update_principal,
+    delete_principal,
 )

@@ -11,6 +11,7 @@ from http import HTTPStatus
 
 import msgspec
 
+from actors.policy.proposals import FailedTest
 from actors.store.interface import (
     Conflict,
     InvalidReference,
@@ -98,6 +99,36 @@ def too_many(code: str, detail: str, wait_ns: int) -> Problem:
 def unavailable(detail: str, *, retry_after_s: int = 2) -> Problem:
     """503: nothing is wrong with the call; it should be made again."""
     return Problem(503, "unavailable", detail, headers={"Retry-After": str(retry_after_s)})
+
+
+def limit_reached(kind: str, limit: int) -> Problem:
+    """409: the account has as many of a kind as it may."""
+    name = kind.replace("_", " ")
+    return Problem(
+        409,
+        "limit_reached",
+        f"This account may have {limit:,} of the kind {name}, and has them. Delete some, or have an"
+        " operator raise the limit.",
+        errors=(FieldError(field=kind, message=f"has a limit of {limit}"),),
+    )
+
+
+def tests_failed(failing: Sequence[FailedTest]) -> Problem:
+    """409: policy tests of the account say that this must not be."""
+    names = ", ".join(repr(each.test.name) for each in failing[:3])
+    return Problem(
+        409,
+        "policy_test_failed",
+        f"Nothing was changed: policy tests would fail ({names}). Change the tests first, if they"
+        " are wrong.",
+        errors=[
+            FieldError(
+                field=f"policy_tests.{each.test.id}",
+                message=f"{each.test.name}: would not be {each.test.expected}",
+            )
+            for each in failing
+        ],
+    )
 
 
 def of_store(error: StoreError) -> Problem:

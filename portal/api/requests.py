@@ -8,7 +8,7 @@ number and `1` no text.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -17,6 +17,7 @@ import msgspec
 from litestar.dto import AbstractDTO
 from msgspec import UNSET, Meta, Struct
 
+from actors.store.validity import is_dns_pattern
 from channel.reserved import RESERVED
 from portal.api.problems import FieldError, Problem, invalid
 
@@ -29,7 +30,14 @@ Network = IPv4Network | IPv6Network
 Instant = Annotated[
     datetime, Meta(tz=True, description="An instant with its offset, such as 2027-01-31T09:00:00Z.")
 ]
+SecretText = Annotated[
+    str,
+    Meta(min_length=1, max_length=4_096, description="Write-only: kept sealed, never shown."),
+]
 Cidrs = Annotated[tuple[Annotated[str, Meta(max_length=49)], ...], Meta(max_length=100)]
+
+EARLIEST: Final = datetime(2000, 1, 1, tzinfo=UTC)
+LATEST: Final = datetime(2200, 1, 1, tzinfo=UTC)
 
 NEVER_A_RESOURCE: Final = (
     *RESERVED,
@@ -40,6 +48,9 @@ NEVER_A_RESOURCE: Final = (
 )
 """Networks that no resource may touch, apart from the account's own tunnel ranges."""
 
+MAX_DNS_NAME: Final = 253
+
+_HOST_LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _PATH_IN_MESSAGE = re.compile(r" - at `\$\.?(.*)`$", re.DOTALL)
 
 
@@ -62,7 +73,7 @@ def decode_body(content: bytes, body_type: Any) -> Any:
     try:
         return msgspec.json.decode(content, type=body_type)
     except msgspec.ValidationError as error:
-        raise invalid(_field_error(str(error))) from None
+        raise invalid(refused_field(str(error))) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise Problem(
             400, "malformed_json", "The body is not JSON (UTF-8). Check its quotes and braces."
@@ -135,8 +146,29 @@ class Checks:
             self.refuse(field, f"{text} is a network; an address alone is wanted")
         return str(network.network_address)
 
-    def resource_address(self, field: str, text: str, tunnel_ranges: Iterable[Network]) -> None:
-        """Refuses networks that no resource may touch (an address or a canonical network)."""
+    def name_pattern(self, field: str, text: str) -> str:
+        """A pattern of DNS names in lower case; see `validity.is_dns_pattern`."""
+        pattern = text.lower()
+        if not is_dns_pattern(pattern):
+            self.refuse(
+                field,
+                "must be a name or a pattern such as *.example.org, in ASCII, without a final dot,"
+                " the top-level label without wildcards",
+            )
+        return pattern
+
+    def host(self, field: str, text: str | None) -> str | None:
+        """A DNS name in lower case, without wildcards."""
+        if text is None:
+            return None
+        name = text.lower()
+        if len(name) > MAX_DNS_NAME or not all(map(_HOST_LABEL.fullmatch, name.split("."))):
+            self.refuse(field, "must be a name such as corp.example.org, with no final dot")
+        return name
+
+    def resource_address(self, field: str, text: str, own: Mapping[str, Iterable[Network]]) -> None:
+        """Refuses networks that no resource may touch (an address or a canonical network), `own`
+        being the account's, by name."""
         try:
             network = ip_network(text)
         except ValueError:
@@ -144,11 +176,18 @@ class Checks:
         if network.prefixlen == 0:
             self.refuse(field, "the default route is no resource; name the networks themselves")
             return
-        forbidden = [*NEVER_A_RESOURCE, *(("tunnel", range_) for range_ in tunnel_ranges)]
+        forbidden = [*NEVER_A_RESOURCE, *((name, each) for name in own for each in own[name])]
         for name, taken in forbidden:
             if taken.version == network.version and network.overlaps(taken):
                 self.refuse(field, f"{network} touches the {name} range {taken}")
                 return
+
+    def instant(self, field: str, instant: datetime) -> datetime:
+        """An instant in UTC, within the years in which every time zone has a calendar."""
+        if not EARLIEST <= instant <= LATEST:
+            self.refuse(field, f"must lie between {EARLIEST.year} and {LATEST.year}")
+            return EARLIEST
+        return instant.astimezone(UTC)
 
     def future(self, field: str, instant: datetime | None, now: datetime) -> datetime | None:
         """An instant after now, in UTC."""
@@ -192,7 +231,8 @@ def canonical_source(text: str) -> IPv4Address | IPv6Address | None:
     return mapped or address
 
 
-def _field_error(message: str) -> FieldError:
+def refused_field(message: str, *, within: str = "") -> FieldError:
+    """The field that msgspec did not like, by its message; `within` is where the value was."""
     found = _PATH_IN_MESSAGE.search(message)
     unknown = re.search(r"Object contains unknown field `(.*?)`", message, re.DOTALL)
     path = found[1] if found else ""
@@ -204,4 +244,5 @@ def _field_error(message: str) -> FieldError:
     if missing:
         path = f"{path}.{missing[1]}" if path else missing[1]
         text = "is required"
+    path = ".".join(filter(None, (within, path)))
     return FieldError(field=path[:200], message=text[:500])

@@ -1,15 +1,21 @@
-"""Sites: places with gateways and resources."""
+"""Sites: places with gateways and resources. The site Internet is managed: its gateways carry the
+internet resource."""
 
 from __future__ import annotations
 
-from litestar import Router, delete, get, patch, post
+from typing import Any
+
+from litestar import delete, get, patch, post
 from litestar.params import JSONBody
 from msgspec import UNSET, UnsetType
 
 from actors.model import NameField, Site
-from portal.api.inject import PathId, TheDesk, ThePage
+from portal.api.filters import filters
+from portal.api.inject import PathId, TheDesk, TheFilters, ThePage
 from portal.api.pagination import Page
+from portal.api.problems import Problem
 from portal.api.requests import Body, changes_of
+from portal.api.scopes import noun
 
 
 class SiteCreate(Body, frozen=True, kw_only=True):
@@ -24,16 +30,16 @@ class SiteUpdate(Body, frozen=True, kw_only=True):
     name: NameField | UnsetType = UNSET
 
 
-@get("/")
-async def list_sites(desk: TheDesk, page: ThePage) -> Page[Site]:
+@get("/", opt=filters(Site, "name", "kind"))
+async def list_sites(desk: TheDesk, page: ThePage, filters: TheFilters) -> Page[Site]:
     """List sites."""
-    return await desk.list(Site, page)
+    return await desk.list(Site, page, filters)
 
 
 @get("/{id:uuid}")
 async def get_site(desk: TheDesk, id: PathId) -> Site:
     """Show a site."""
-    return await desk.get(Site, id)
+    return await desk.show(Site, id)
 
 
 @post("/")
@@ -47,17 +53,27 @@ async def create_site(desk: TheDesk, data: JSONBody[SiteCreate]) -> Site:
 @patch("/{id:uuid}")
 async def update_site(desk: TheDesk, id: PathId, data: JSONBody[SiteUpdate]) -> Site:
     """Rename a site."""
-    return await desk.update(Site, id, changes_of(data))
+
+    def changes(site: Site) -> dict[str, Any]:
+        refuse_managed(site)
+        return changes_of(data)
+
+    return await desk.update(Site, id, changes)
 
 
 @delete("/{id:uuid}")
 async def delete_site(desk: TheDesk, id: PathId) -> None:
-    """Delete a site with its gateways, tokens, resources and their policies."""
-    await desk.remove("site", id)
+    """Delete a site with its gateways and tokens, and the resources that lie nowhere else, with
+    their policies."""
+    await desk.remove(Site, id, refuse_managed)
 
 
-router = Router(
-    "/v1/sites",
-    route_handlers=[list_sites, get_site, create_site, update_site, delete_site],
-    tags=["sites"],
-)
+def refuse_managed(site: Site) -> None:
+    """Raises Problem 409 for the site Internet."""
+    if site.kind == "internet":
+        raise Problem(
+            409, "managed_site", f"The site {site.name} is kept by Holloway. Make one of your own."
+        )
+
+
+router = noun("sites", list_sites, get_site, create_site, update_site, delete_site)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from ipaddress import IPv4Address, IPv6Address
@@ -15,13 +15,17 @@ import attrs
 import httpx
 import trio
 
+from actors.messages import PresenceChanged
 from actors.model import Client, Gateway, Token, TokenKind
 from actors.store.interface import Put, Store
 from actors.store.memory import MemoryStore
 from actors.store.sealing import KeyRing
 from channel.credentials import encode_token, hash_token
+from channel.messages import IpText
 from portal.api.application import create_api
-from portal.api.office import Office
+from portal.api.authentication import CALLS_PER_S, Authenticator
+from portal.api.frontdoor import FrontDoor
+from portal.api.office import Office, Online
 from portal.authority import Authority
 from portal.doors import Door
 from runtime.clock import Clock, SystemClock
@@ -30,17 +34,44 @@ from runtime.randomness import SystemRandomness
 from runtime.secret import Secret
 
 
-class NobodyOnline:
-    """An installation without agents."""
+class Agents:
+    """Who is online, as a test says; nobody at first."""
 
-    async def online(self, account_id: UUID) -> Mapping[UUID, str] | None:
-        return {}
+    def __init__(self) -> None:
+        self.by_account: dict[UUID, dict[UUID, Online]] = {}
+        self._told: list[Callable[[PresenceChanged], None]] = []
+
+    async def online(self, account_id: UUID) -> Mapping[UUID, Online] | None:
+        return dict(self.by_account.get(account_id, {}))
 
     async def relays_online(self) -> frozenset[UUID] | None:
         return frozenset()
 
+    def watch(self, told: Callable[[PresenceChanged], None]) -> None:
+        self._told.append(told)
+
     def wake_relays(self) -> None:
         pass
+
+    def comes(self, account_id: UUID, id: UUID, number: int, remote: str = "192.0.2.7") -> None:
+        online = Online(kind="client", remote_ip=remote, number=number)
+        self.by_account.setdefault(account_id, {})[id] = online
+        self._say(account_id, id, online, is_online=True)
+
+    def goes(self, account_id: UUID, id: UUID) -> None:
+        self._say(account_id, id, self.by_account[account_id].pop(id), is_online=False)
+
+    def _say(self, account_id: UUID, id: UUID, online: Online, *, is_online: bool) -> None:
+        change = PresenceChanged(
+            account_id=account_id,
+            kind=online.kind,
+            id=id,
+            number=online.number,
+            online=is_online,
+            remote=IpText(online.remote_ip),
+        )
+        for told in self._told:
+            told(change)
 
 
 @attrs.define
@@ -49,6 +80,8 @@ class Installation:
 
     store: Store
     door: Door
+    api: FrontDoor
+    agents: Agents
     office: Office
     operator_token: str
     tls: ssl.SSLContext
@@ -94,8 +127,10 @@ def make_token(office: Office, kind: TokenKind, **fields: Any) -> tuple[Token, s
     """A token with these fields, and its text."""
     id, secret = office.new_id(), office.randomness.bytes(32)
     text = encode_token(kind, id, secret, office.portal, office.pin).reveal_text()
+    scopes = ("*:write",) if kind == "api" else ()
     values: dict[str, Any] = {
         "id": id,
+        "scopes": scopes,
         "account_id": None,
         "kind": kind,
         "name": kind,
@@ -107,38 +142,59 @@ def make_token(office: Office, kind: TokenKind, **fields: Any) -> tuple[Token, s
 
 @asynccontextmanager
 async def installation(
-    directory: Path, *, store: Store | None = None, clock: Clock | None = None, **door: Any
+    directory: Path,
+    *,
+    store: Store | None = None,
+    clock: Clock | None = None,
+    calls_per_s: float = CALLS_PER_S,
+    **door: Any,
 ) -> AsyncIterator[Installation]:
     """Serve the API over `store` (a MemoryStore by default) for the length of the block."""
     store = store or MemoryStore()
     clock = clock or SystemClock()
     authority = Authority(directory, clock=clock, randomness=SystemRandomness())
     certificate = authority.server_certificate(["127.0.0.1"])
+    agents = Agents()
     office = Office(
         store=store,
         clock=clock,
         randomness=SystemRandomness(),
-        live=NobodyOnline(),
+        live=agents,
         portal="127.0.0.1:443",
         pin=authority.pin,
-        key_ring=KeyRing({1: Secret(bytes(32))}, SystemRandomness()),
+        key_ring=key_ring(),
     )
+    api = create_api(office, authenticator=Authenticator(store, clock, calls_per_s=calls_per_s))
     tls = ssl.create_default_context(cadata=authority.certificate_pem.decode())
     served = Door(
-        create_api(office),
+        api,
         listen=Address("127.0.0.1", 0),
         certificate_chain=certificate.chain_file,
         certificate_key=certificate.key_file,
         **({"grace_time_s": 1.0} | door),
     )
-    here = Installation(store=store, door=served, office=office, operator_token="", tls=tls)
+    here = Installation(
+        store=store,
+        door=served,
+        api=api,
+        agents=agents,
+        office=office,
+        operator_token="",
+        tls=tls,
+    )
     here.operator_token = await here.insert_token("operator")
     async with trio.open_nursery() as nursery:
         await nursery.start(served.serve)
-        try:
-            yield here
-        finally:
-            served.stop()
+        async with trio.open_nursery() as behind:
+            await behind.start(api.feeds.run)
+            await behind.start(api.feeds.follow)
+            behind.start_soon(api.journal.run)
+            try:
+                yield here
+            finally:
+                served.stop()
+                api.feeds.close()
+                behind.cancel_scope.cancel()
 
 
 async def made(client: httpx.AsyncClient, noun: str, **fields: Any) -> dict[str, Any]:
@@ -146,6 +202,11 @@ async def made(client: httpx.AsyncClient, noun: str, **fields: Any) -> dict[str,
     answer = await client.post(f"/v1/{noun}", json=fields)
     assert answer.status_code == 201, answer.text
     return dict(answer.json())
+
+
+def key_ring() -> KeyRing:
+    """A key for secrets at rest, of tests alone."""
+    return KeyRing({1: Secret(bytes(32))}, SystemRandomness())
 
 
 async def world(here: Installation, client: httpx.AsyncClient) -> dict[str, str]:
@@ -162,7 +223,31 @@ async def world(here: Installation, client: httpx.AsyncClient) -> dict[str, str]
         kind="cidr",
         address="10.1.0.0/16",
     )
+    provider = await made(
+        client,
+        "auth_providers",
+        kind="oidc",
+        name="Keycloak",
+        issuer="https://id.example.org",
+        client_id="holloway",
+    )
+    identity = await made(
+        client,
+        "identities",
+        principal_id=user["id"],
+        auth_provider_id=provider["id"],
+        subject="uwe",
+    )
+    directory = await made(client, "directories", kind="scim", name="Staff")
     policy = await made(client, "policies", group_id=group["id"], resource_id=resource["id"])
+    policy_test = await made(
+        client,
+        "policy_tests",
+        name="Nora does not reach the intranet",
+        principal_id=(await made(client, "principals", name="Nora"))["id"],
+        resource_id=resource["id"],
+        expected="denied",
+    )
     token = await made(client, "tokens", kind="client", name="laptop", principal_id=user["id"])
     gateway_token = await made(client, "tokens", kind="gateway", name="gw", site_id=site["id"])
     account_id = UUID(site["account_id"])
@@ -195,6 +280,10 @@ async def world(here: Installation, client: httpx.AsyncClient) -> dict[str, str]
         "principals": user["id"],
         "groups": group["id"],
         "memberships": membership["id"],
+        "auth_providers": provider["id"],
+        "identities": identity["id"],
+        "directories": directory["id"],
+        "policy_tests": policy_test["id"],
         "sites": site["id"],
         "resources": resource["id"],
         "policies": policy["id"],

@@ -79,7 +79,7 @@ class Pair:
 async def pair_of(client: httpx.AsyncClient, slug: str) -> Pair:
     """The two agents of a new account."""
 
-    async def made(noun: str, **fields: str) -> dict[str, Any]:
+    async def made(noun: str, **fields: Any) -> dict[str, Any]:
         answer = await client.post(f"/v1/{noun}", json=fields)
         assert answer.status_code == 201, answer.text
         return dict(answer.json())
@@ -227,6 +227,8 @@ async def test_a_single_portal_tells_of_itself_and_has_no_cluster_to_command() -
         assert nodes["portal"]["status"]["pid"] == here.process.pid
         tree = await holloway("portal", "tree", "--state-dir", here.state)
         assert "control plane" in tree.stdout
+        resealed = await holloway("portal", "reseal", "--state-dir", here.state)
+        assert resealed.stdout == "0 sealed anew\n"
         for command in (("restart",), ("start",), ("drain", "portal")):
             done = await holloway("cluster", *command, "--state-dir", here.state)
             assert done.returncode == 1
@@ -235,7 +237,12 @@ async def test_a_single_portal_tells_of_itself_and_has_no_cluster_to_command() -
 
 
 async def test_where_nothing_runs_a_line_says_so(tmp_path: Path) -> None:
-    for command in (("cluster", "status"), ("cluster", "restart"), ("portal", "tree")):
+    for command in (
+        ("cluster", "status"),
+        ("cluster", "restart"),
+        ("portal", "tree"),
+        ("portal", "reseal"),
+    ):
         done = await holloway(*command, "--state-dir", tmp_path)
         assert done.returncode == 1
         assert done.stderr.startswith(f"holloway {' '.join(command)}: no ")

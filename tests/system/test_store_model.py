@@ -16,7 +16,7 @@ EVERYTHING = (
     "account, account_sequence, change, principal, auth_provider, directory, identity,"
     ' "group", membership, site, resource, resource_site, resource_device, policy, policy_test,'
     ' token, client, gateway, tunnel_address, "authorization", lease, relay, answer, seen,'
-    " session_log, flow_log, request_log, node, node_sequence"
+    " session_log, flow_log, request_log, encryption_key, node, node_sequence"
 )
 
 

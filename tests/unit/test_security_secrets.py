@@ -11,7 +11,17 @@ from collections.abc import Iterator
 import attrs
 import pytest
 
-PACKAGES = ("runtime", "channel", "actors", "relays", "tunnel", "gateways", "clients", "portal")
+PACKAGES = (
+    "runtime",
+    "channel",
+    "actors",
+    "relays",
+    "tunnel",
+    "gateways",
+    "clients",
+    "portal",
+    "admin",
+)
 SECRET = re.compile(r"token$|password|secret|preshared|private|stamp|seed|^key$|hash$|credential")
 # Fields whose names sound like it: identifiers, times, counts, public halves, and values whose
 # class keeps the secret itself.

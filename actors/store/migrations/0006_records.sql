@@ -124,6 +124,17 @@ ALTER TABLE account_sequence
 CREATE INDEX authorization_by_end
     ON "authorization" (account_id, (coalesce(ended_at, expires_at)));
 
+-- --- which key a number stands for: not the key, but what tells it from every other -------------
+
+CREATE TABLE encryption_key (
+    id integer CONSTRAINT encryption_key_id_unique PRIMARY KEY CHECK (id >= 0),
+    fingerprint bytea NOT NULL CHECK (octet_length(fingerprint) = 32)
+);
+ALTER TABLE encryption_key ENABLE ROW LEVEL SECURITY;
+ALTER TABLE encryption_key FORCE ROW LEVEL SECURITY;
+CREATE POLICY installation ON encryption_key USING (scope_installation());
+GRANT SELECT, INSERT ON encryption_key TO holloway_application;
+
 -- --- walls ---------------------------------------------------------------------------------------
 
 DO $$

@@ -6,7 +6,7 @@ classes of addresses and networks travel by psycopg's own adapters.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
@@ -65,11 +65,13 @@ class Table(Generic[T]):
         table, columns = Identifier(name), SQL(", ").join(map(Identifier, fields))
         self._type = as_type
         self._columns = [_column(field, hints[field]) for field in fields]
+        self._several = {name for name in fields if _without_none(hints[name]) == tuple[UUID, ...]}
         self._columns_changed = [_column(field, hints[field]) for field in (*variable, *key)]
         self._select = SQL("SELECT {} FROM {}").format(columns, table)
         # The first parameter of every statement within one account.
         self._own = SQL("account_id = %s") if "account_id" in fields else SQL("id = %s")
         self.count = SQL("(SELECT count(*) FROM {} WHERE {})").format(table, self._own)
+        self.count_own = SQL("SELECT {}").format(self.count).as_bytes()
         insert = SQL("INSERT INTO {} ({}) VALUES ({})").format(
             table, columns, SQL(", ").join(SQL("%s") for _ in fields)
         )
@@ -128,6 +130,33 @@ class Table(Generic[T]):
         """What of one account has a value among others in a field, by id. Parameters: account,
         value."""
         return self._select_own_where(SQL("%s = ANY ({}) ORDER BY id").format(Identifier(field)))
+
+    @cache  # noqa: B019
+    def select_page(
+        self, fields: tuple[str, ...], condition: LiteralString = "true", *, is_own: bool = True
+    ) -> bytes:
+        """A page, by id, of what has given values in these fields, or has them among others.
+
+        Parameters: the account (unless not `is_own`), those of the condition, the values in the
+        form of `parameters`, after, after, limit. Raises ValueError for a field that is none."""
+        if unknown := set(fields) - {column.name for column in self._columns}:
+            raise ValueError(f"no such fields: {sorted(unknown)}")
+        has = [
+            SQL("%s = ANY ({})" if field in self._several else "{} = %s").format(Identifier(field))
+            for field in fields
+        ]
+        page = SQL("(%s::uuid IS NULL OR id > %s) ORDER BY id LIMIT %s")
+        own = [self._own] if is_own else []
+        wanted = SQL(" AND ").join([*own, SQL(condition), *has, page])
+        return SQL("{} WHERE {}").format(self._select, wanted).as_bytes()
+
+    def parameters(self, equals: Mapping[str, object]) -> list[Any]:
+        """The values of `select_page`, in the order of the fields."""
+        dump = {column.name: column.dump for column in self._columns}
+        return [
+            value if field in self._several else dump[field](value)
+            for field, value in equals.items()
+        ]
 
     @cache  # noqa: B019
     def select_log(self, fields: tuple[str, ...], bounds: tuple[LiteralString, ...]) -> bytes:

@@ -37,14 +37,21 @@ from actors.store.rules import (
 )
 
 # In one statement, so that what it finds and how far the changes are pruned belong together.
-SELECT_CHANGES: LiteralString = """
+_CHANGES: LiteralString = """
 SELECT pruned, found.* FROM account_sequence LEFT JOIN LATERAL (
     SELECT account_id, number, at, who, kind, entity_id, before, after FROM change
     WHERE change.account_id = account_sequence.account_id AND number > %s
+"""
+_END_OF_CHANGES: LiteralString = """
     ORDER BY number LIMIT %s
 ) found ON true
 WHERE account_sequence.account_id = %s ORDER BY found.number
 """
+_CHANGE_HAS: dict[str, LiteralString] = {
+    "kind": " AND kind = %s",
+    "entity_id": " AND entity_id = %s",
+    "who": " AND who = %s",
+}
 SELECT_ANSWER: LiteralString = (
     "SELECT token_id, key, request_hash, status, body, at FROM answer"
     " WHERE token_id = %s AND key = %s"
@@ -61,8 +68,17 @@ _INSERT_CHANGE: LiteralString = (
 )
 
 
+def select_changes(fields: tuple[str, ...]) -> LiteralString:
+    """Changes that have given values in these fields. Parameters: after, the values, limit,
+    account. Raises KeyError for another field."""
+    query = _CHANGES
+    for field in fields:
+        query += _CHANGE_HAS[field]
+    return query + _END_OF_CHANGES
+
+
 def changes_of(rows: Sequence[Sequence[Any]], account_id: UUID, after: int) -> tuple[Change, ...]:
-    """What the rows of `SELECT_CHANGES` hold. Raises Pruned."""
+    """What the rows of `select_changes` hold. Raises Pruned."""
     for pruned, *_ in rows:
         if max(after, 0) < pruned:
             raise Pruned(account_id, pruned)
@@ -97,7 +113,7 @@ async def apply_mutations(
     None) is that of the last change. Raises NotFound, Outdated, Repeated, psycopg.Error."""
     number = await _lock(connection, account_id)
     if answer is not None:
-        await _keep(connection, answer)
+        await keep(connection, answer)
     if expected not in (None, number):
         raise Outdated(f"account {account_id} is at change {number}")
     work = _Work(connection, account_id, number, who, at)
@@ -123,7 +139,7 @@ async def _lock(connection: TrioConnection, account_id: UUID) -> int:
     return int(row[0])
 
 
-async def _keep(connection: TrioConnection, answer: Answer) -> None:
+async def keep(connection: TrioConnection, answer: Answer) -> None:
     """Keep what is about to be answered, in place of an answer that is too old to count."""
     values = [answer.token_id, answer.key, answer.request_hash, answer.status, answer.body]
     parameters = [*values, answer.at, answer.at - ANSWER_KEPT]

@@ -14,7 +14,7 @@ from actors.logs import KIND_OF_LOG, LOG_FILTERS, Log, LogKind, Seen
 from actors.model import Token
 from actors.store.interface import Answer, Expired, InvalidReference
 from actors.store.postgres import retention
-from actors.store.postgres.connection import TrioConnection
+from actors.store.postgres.connection import Logins, TrioConnection
 from actors.store.postgres.mapping import LOGS, TOKENS
 from actors.store.postgres.mutations import SELECT_ANSWER, answer_of
 from actors.store.postgres.transactions import (
@@ -59,6 +59,10 @@ _SEEN: LiteralString = (
 
 class PostgresRecords(Transactions):
     """The part of the store that remembers without changing an account."""
+
+    def __init__(self, logins: Logins, *, connections: int, timeout_s: float) -> None:
+        super().__init__(logins, connections=connections, timeout_s=timeout_s)
+        self._months: set[datetime] = set()
 
     # --- answers, tokens, devices ---
 
@@ -124,15 +128,21 @@ class PostgresRecords(Transactions):
     # --- logs ---
 
     async def write_logs(self, rows: Sequence[Log]) -> None:
-        """See `Store.write_logs`. Makes the partition of a month that has none."""
+        """See `Store.write_logs`. Makes the partition of a month that has none, and sees to it
+        before the first row of a month, since psycopg reports a failed batch to its own log."""
         check_logs(rows)
+        months = {retention.month_of(row.at) for row in rows}
+        if not months <= self._months:
+            await self._make_partitions(months)
         try:
             await self._append(rows)
         except NoPartition:
-            await retention.make_partitions(
-                self._logins, (row.at for row in rows), timeout_s=self._timeout_s
-            )
+            await self._make_partitions(months)
             await self._append(rows)
+
+    async def _make_partitions(self, months: set[datetime]) -> None:
+        await retention.make_partitions(self._logins, months, timeout_s=self._timeout_s)
+        self._months |= months
 
     async def _append(self, rows: Iterable[Log]) -> None:
         batches = [

@@ -71,7 +71,7 @@ async def make_partitions(
     logins: Logins, instants: Iterable[datetime], *, timeout_s: float
 ) -> None:
     """Make the partitions of the months in which these instants lie. Raises Unavailable."""
-    months = sorted({_month(at) for at in instants})
+    months = sorted({month_of(at) for at in instants})
     async with _Owner.connected(logins, timeout_s) as owner:
         await owner.make_partitions(months)
 
@@ -79,7 +79,7 @@ async def make_partitions(
 async def expire(logins: Logins, at: datetime, *, timeout_s: float) -> Expired:
     """See `Store.expire`. `timeout_s` bounds each step. Raises Unavailable."""
     async with _Owner.connected(logins, timeout_s) as owner:
-        months = [_month(at)]
+        months = [month_of(at)]
         for _ in range(MONTHS_AHEAD):
             months.append(_month_after(months[-1]))
         await owner.make_partitions(months)
@@ -280,13 +280,13 @@ def _kept(retention: Retention | None, kind: LogKind) -> timedelta:
     return timedelta(days=0 if retention is None else getattr(retention, LOG_RETENTION[kind]))
 
 
-def _month(at: datetime) -> datetime:
+def month_of(at: datetime) -> datetime:
     start = at.astimezone(UTC)
     return datetime(start.year, start.month, 1, tzinfo=UTC)
 
 
 def _month_after(month: datetime) -> datetime:
-    return _month(month + timedelta(days=31))
+    return month_of(month + timedelta(days=31))
 
 
 def _sum(one: Expired, other: Expired) -> Expired:

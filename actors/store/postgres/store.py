@@ -3,7 +3,7 @@ lost: `actors.store.postgres.transactions`."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from datetime import datetime
 from typing import LiteralString
@@ -14,8 +14,11 @@ import trio
 from actors.model import Account, Authorization, Change, Entity, EntityKind, Relay, Token
 from actors.store.interface import (
     MAX_PAGE,
+    NO_FILTER,
     Answer,
+    Conflict,
     Contents,
+    Equals,
     Fenced,
     Invalid,
     LastOperator,
@@ -26,7 +29,7 @@ from actors.store.postgres import leases
 from actors.store.postgres.connection import LOST, Logins, TrioConnection
 from actors.store.postgres.mapping import ACCOUNTS, AUTHORIZATIONS, COUNTS, RELAYS, TABLES, TOKENS
 from actors.store.postgres.migrate import migrate
-from actors.store.postgres.mutations import SELECT_CHANGES, apply_mutations, changes_of
+from actors.store.postgres.mutations import apply_mutations, changes_of, keep, select_changes
 from actors.store.postgres.records import PostgresRecords
 from actors.store.postgres.transactions import (
     FIRST_RETRY_S,
@@ -53,7 +56,7 @@ DEFAULT_TIMEOUT_S = 5.0
 _SNAPSHOT = "ISOLATION LEVEL REPEATABLE READ READ ONLY"
 _ALL: LiteralString = "true ORDER BY id"
 _NUMBER: LiteralString = "SELECT number FROM account_sequence WHERE account_id = %s"
-_PAGE: LiteralString = "(%s::uuid IS NULL OR id > %s) ORDER BY id LIMIT %s"
+_LIVE: LiteralString = "ended_at IS NULL AND expires_at > %s"
 _FENCE: LiteralString = (
     "SELECT FROM lease WHERE account_id = %s AND epoch = %s AND owner <> '' FOR SHARE"
 )
@@ -61,6 +64,10 @@ _OPERATORS: LiteralString = (
     "SELECT id, expires_at IS NULL OR expires_at > %s FROM token"
     " WHERE account_id IS NULL AND kind = 'operator' ORDER BY id FOR UPDATE"
 )
+_KNOW_KEY: LiteralString = (
+    "INSERT INTO encryption_key (id, fingerprint) VALUES (%s, %s) ON CONFLICT DO NOTHING"
+)
+_SAME_KEY: LiteralString = "SELECT FROM encryption_key WHERE id = %s AND fingerprint = %s"
 _REMOVE: LiteralString = "DELETE FROM token WHERE account_id IS NULL AND id = %s RETURNING id"
 
 
@@ -131,20 +138,34 @@ class PostgresStore(PostgresRecords):
         return table.value(rows[0])
 
     async def list(
-        self, account_id: UUID, kind: EntityKind, *, after: UUID | None = None, limit: int = 100
+        self,
+        account_id: UUID,
+        kind: EntityKind,
+        *,
+        after: UUID | None = None,
+        limit: int = 100,
+        equals: Equals = NO_FILTER,
     ) -> tuple[Entity, ...]:
         """See `Store.list`."""
         check_limit(limit)
         table = TABLES[kind]
         rows = await self._select(
-            of_account(account_id), table.select_own(_PAGE), [account_id, after, after, limit]
+            of_account(account_id),
+            table.select_page(tuple(equals)),
+            [account_id, *table.parameters(equals), after, after, limit],
         )
         return tuple(map(table.value, rows))
 
-    async def accounts(self, *, after: UUID | None = None, limit: int = 100) -> tuple[Account, ...]:
+    async def accounts(
+        self, *, after: UUID | None = None, limit: int = 100, equals: Equals = NO_FILTER
+    ) -> tuple[Account, ...]:
         """See `Store.accounts`."""
         check_limit(limit)
-        rows = await self._select(OF_INSTALLATION, ACCOUNTS.select(_PAGE), [after, after, limit])
+        rows = await self._select(
+            OF_INSTALLATION,
+            ACCOUNTS.select_page(tuple(equals), is_own=False),
+            [*ACCOUNTS.parameters(equals), after, after, limit],
+        )
         return tuple(map(ACCOUNTS.value, rows))
 
     async def contents(self, account_id: UUID) -> Contents:
@@ -170,15 +191,27 @@ class PostgresStore(PostgresRecords):
         (row,) = await self._select(of_account(account_id), COUNTS, [account_id] * len(TABLES))
         return dict(zip(TABLES, row, strict=True))
 
+    async def count(self, account_id: UUID, kind: EntityKind) -> int:
+        """See `Store.count`."""
+        rows = await self._select(of_account(account_id), TABLES[kind].count_own, [account_id])
+        return int(rows[0][0])
+
     async def changes(
-        self, account_id: UUID, *, after: int, limit: int = MAX_PAGE
+        self, account_id: UUID, *, after: int, limit: int = MAX_PAGE, equals: Equals = NO_FILTER
     ) -> tuple[Change, ...]:
         """See `Store.changes`. The changes of a removed account stay; an unknown one has none."""
         check_limit(limit)
         rows = await self._select(
-            of_account(account_id), SELECT_CHANGES, [after, limit, account_id]
+            of_account(account_id),
+            select_changes(tuple(equals)),
+            [after, *equals.values(), limit, account_id],
         )
         return changes_of(rows, account_id, after)
+
+    async def last_number(self, account_id: UUID) -> int:
+        """See `Store.last_number`."""
+        rows = await self._select(of_account(account_id), _NUMBER, [account_id])
+        return int(rows[0][0]) if rows else 0
 
     @asynccontextmanager
     async def wakeups(self) -> AsyncIterator[AsyncIterator[UUID]]:
@@ -214,22 +247,34 @@ class PostgresStore(PostgresRecords):
 
     # --- tokens of the installation ---
 
-    async def put_installation_token(self, token: Token) -> None:
+    async def put_installation_token(self, token: Token, *, answer: Answer | None = None) -> None:
         """See `Store.put_installation_token`. Raises Invalid for the token of an account."""
         validate(token)
         if token.account_id is not None:
             raise Invalid("token", "account_id")
-        await self._execute(OF_INSTALLATION, TOKENS.insert, TOKENS.row(token))
+        scope = OF_INSTALLATION
+        if answer is not None:
+            validate(answer)
+            scope = f"{scope}; {of_token(answer.token_id)}"
+
+        async def put(connection: TrioConnection) -> None:
+            if answer is not None:
+                await keep(connection, answer)
+            await connection.execute(TOKENS.insert, TOKENS.row(token))
+
+        await self._transact(scope, put)
 
     async def installation_tokens(
-        self, *, after: UUID | None = None, limit: int = 100
+        self, *, after: UUID | None = None, limit: int = 100, equals: Equals = NO_FILTER
     ) -> tuple[Token, ...]:
         """See `Store.installation_tokens`."""
         check_limit(limit)
-        query = TOKENS.select("account_id IS NULL AND " + _PAGE)
-        return tuple(
-            map(TOKENS.value, await self._select(OF_INSTALLATION, query, [after, after, limit]))
+        rows = await self._select(
+            OF_INSTALLATION,
+            TOKENS.select_page(tuple(equals), "account_id IS NULL", is_own=False),
+            [*TOKENS.parameters(equals), after, after, limit],
         )
+        return tuple(map(TOKENS.value, rows))
 
     async def remove_installation_token(self, id: UUID, *, at: datetime) -> None:
         """See `Store.remove_installation_token`."""
@@ -325,18 +370,29 @@ class PostgresStore(PostgresRecords):
         live_at: datetime | None = None,
         after: UUID | None = None,
         limit: int = 100,
+        equals: Equals = NO_FILTER,
     ) -> tuple[Authorization, ...]:
         """See `Store.authorizations`."""
         check_limit(limit)
-        live = "ended_at IS NULL AND expires_at > %s AND " if live_at else ""
+        query = AUTHORIZATIONS.select_page(tuple(equals), _LIVE if live_at else "true")
+        wanted = [*([live_at] if live_at else []), *AUTHORIZATIONS.parameters(equals)]
         rows = await self._select(
-            of_account(account_id),
-            AUTHORIZATIONS.select_own(live + _PAGE),
-            [account_id, *([live_at] if live_at else []), after, after, limit],
+            of_account(account_id), query, [account_id, *wanted, after, after, limit]
         )
         return tuple(map(AUTHORIZATIONS.value, rows))
 
-    # --- relays of the installation ---
+    # --- the installation ---
+
+    async def check_keys(self, fingerprints: Mapping[int, bytes]) -> None:
+        """See `Store.check_keys`."""
+
+        async def check(connection: TrioConnection) -> None:
+            for key_id, fingerprint in sorted(fingerprints.items()):
+                await connection.execute(_KNOW_KEY, [key_id, fingerprint])
+                if not await fetch(connection, _SAME_KEY, [key_id, fingerprint]):
+                    raise Conflict("encryption_key", "id")
+
+        await self._transact(OF_INSTALLATION, check)
 
     async def put_relay(self, relay: Relay) -> None:
         """See `Store.put_relay`. Raises InvalidReference unless a relay token has its token_id."""

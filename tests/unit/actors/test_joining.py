@@ -7,7 +7,7 @@ import attrs
 import pytest
 from structlog.testing import capture_logs
 
-from actors.model import Principal
+from actors.model import AccountLimits, Principal
 from actors.services import Limits
 from channel.credentials import decode_token, encode_token
 from channel.messages import (
@@ -348,6 +348,21 @@ def test_a_principal_has_a_limit_of_devices() -> None:
     world = World(limits=Limits(clients_per_principal=2))
     first, _, third = (agent(world) for _ in range(3))
     assert third.refused == "limits_exceeded"
+    first.join()
+    assert first.is_connected
+
+
+def test_an_account_has_no_more_devices_than_its_operator_lets_it() -> None:
+    world = World()
+    world.put(attrs.evolve(world.account, limits=AccountLimits(clients=2, gateways=1)))
+    first, _, third = (agent(world) for _ in range(3))
+    gateways = [GatewayAgent(world, "gw", world.site_token, "198.51.100.7") for _ in range(2)]
+    for gateway in gateways:
+        gateway.join()
+    assert third.refused == "limits_exceeded"
+    assert gateways[1].refused == "limits_exceeded"
+    assert (len(world.entities("client")), len(world.entities("gateway"))) == (2, 1)
+    assert gateways[0].is_connected
     first.join()
     assert first.is_connected
 

@@ -185,6 +185,18 @@ def test_a_row_that_no_store_takes_costs_no_other_row() -> None:
     assert not world.crashes
 
 
+def test_a_clerk_that_fails_again_and_again_takes_nobody_along() -> None:
+    world = World()
+    client = world.client()
+    for _ in range(50):
+        world.crash(world.scheduler.registry.whereis(CLERK))
+    assert client.is_connected
+    gateway = world.gateway()
+    world.run_for(1)
+    assert gateway.is_connected
+    assert ("gateway", "connected", "") in events(world)
+
+
 # --- flows ---------------------------------------------------------------------------------------
 
 

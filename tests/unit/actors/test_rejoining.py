@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from ipaddress import IPv6Network
 
 import attrs
 import pytest
 
 from actors.messages import account_name
-from actors.model import Conditions, RemoteIpCondition
+from actors.model import Conditions, RemoteIpCondition, Retention
 from channel.messages import (
     Ack,
     AuthorizationCreated,
@@ -26,7 +27,7 @@ from channel.messages import (
 )
 
 from .test_life import opened
-from .world import CIPHERTEXT, ClientAgent, GatewayAgent, World
+from .world import CIPHERTEXT, ClientAgent, GatewayAgent, World, run
 
 
 def world_with_access() -> tuple[World, GatewayAgent, ClientAgent, AuthorizationCreated]:
@@ -199,6 +200,39 @@ def test_what_lives_long_is_not_cut_by_a_move_before_its_time() -> None:
     world.run_for(1)
     assert client.live
     assert gateway.live
+
+
+def prune_changes(world: World) -> None:
+    """As if two days went by, of which the account keeps the changes of one."""
+    world.put(attrs.evolve(world.account, retention=Retention(changes_days=1)))
+    expired = run(world.store.expire(world.clock.utc_now() + timedelta(days=2)))
+    assert expired.changes > 0
+    assert expired.authorizations == 0
+
+
+def test_an_account_whose_changes_are_not_kept_any_more_is_taken_over_all_the_same() -> None:
+    world, gateway, client, answer = world_with_access()
+    prune_changes(world)
+    world.crash(world.account_actor())
+    world.run_for(1)
+    assert world.live() == {answer.authorization_id}
+    assert client.live
+    assert gateway.live
+
+
+def test_who_has_missed_changes_that_are_not_kept_any_more_starts_from_the_contents() -> None:
+    world, gateway, client, _ = world_with_access()
+    world.store.is_away = True
+    for policy in world.entities("policy"):
+        world.remove("policy", policy.id)
+    prune_changes(world)
+    assert client.live
+    world.store.is_away = False
+    world.run_for(5)
+    assert not client.live
+    assert not gateway.live
+    assert not world.live()
+    assert client.is_connected
 
 
 @pytest.mark.parametrize("who", ["client", "gateway"])

@@ -12,15 +12,13 @@ from hypothesis import strategies as st
 
 from actors.model import Account, Entity, Group, Principal, Resource, Site
 from actors.store.interface import Put, Store
-from actors.store.sealing import KeyRing
 from portal.api.application import create_api
 from portal.api.authentication import Authenticator
 from portal.api.frontdoor import FrontDoor
 from portal.api.office import Office
 from runtime.clock import SystemClock
 from runtime.randomness import SystemRandomness
-from runtime.secret import Secret
-from tests.system.portal_support import NobodyOnline, make_token
+from tests.system.portal_support import Agents, key_ring, make_token
 
 Call = tuple[str, str, Any]
 
@@ -69,10 +67,10 @@ def target(store: Store) -> Target:
         store=store,
         clock=SystemClock(),
         randomness=SystemRandomness(),
-        live=NobodyOnline(),
+        live=Agents(),
         portal="portal.example:443",
         pin=bytes(32),
-        key_ring=KeyRing({1: Secret(bytes(32))}, SystemRandomness()),
+        key_ring=key_ring(),
     )
     now = office.clock.utc_now()
     account = Account(id=office.new_id(), name="Acme", slug="acme", created_at=now)
@@ -179,6 +177,8 @@ def near(
     if "enum" in schema:
         return st.sampled_from(schema["enum"]) | anything
     match schema.get("type"):
+        case "object" if "properties" not in schema:
+            return st.dictionaries(TEXTS, anything, max_size=3) | anything
         case "object":
             fields = {
                 name: near(document, each, anything, ids)

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 
 from actors.policy.conditions import Regions
-from portal import regions
 from portal.node import open_regions
 from portal.regions import RegionDatabase, RegionsUnreadable
 from portal.settings import SettingsError
@@ -86,12 +85,11 @@ def test_a_file_that_is_missing_is_told_so(tmp_path: Path) -> None:
         RegionDatabase(tmp_path)
 
 
-def test_a_file_that_is_too_large_is_not_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(regions, "MAX_BYTES", 100)
+def test_a_file_that_is_too_large_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "regions.mmdb"
+    path.write_bytes(database(EUROPE))
     with pytest.raises(RegionsUnreadable, match="more than"):
-        opened(tmp_path / "regions.mmdb", database(EUROPE))
+        RegionDatabase(path, max_bytes=100)
 
 
 def test_a_newer_file_is_taken_in_and_a_bad_one_leaves_what_is_there(tmp_path: Path) -> None:
@@ -134,11 +132,10 @@ def test_a_place_where_the_file_is_damaged_is_unknown_and_counted(tmp_path: Path
     assert found.statistics().damaged == 1
 
 
-def test_no_more_answers_are_kept_than_the_limit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(regions, "MAX_KEPT", 3)
-    found = opened(tmp_path / "regions.mmdb", database(EUROPE))
+def test_no_more_answers_are_kept_than_the_limit(tmp_path: Path) -> None:
+    path = tmp_path / "regions.mmdb"
+    path.write_bytes(database(EUROPE))
+    found = RegionDatabase(path, max_kept=3)
     for host in range(10):
         assert found.country(f"203.0.113.{host}") == "DE"
     assert found.statistics().kept == 3

@@ -19,7 +19,12 @@ from portal.api.resources import ResourceCreate
 from portal.api.sites import SiteCreate, SiteUpdate
 
 NOW = datetime(2026, 11, 23, tzinfo=UTC)
-TUNNEL = (Account.__attrs_attrs__.range_ipv4.default, Account.__attrs_attrs__.range_ipv6.default)  # type: ignore[attr-defined]  # attrs adds it
+TUNNEL = {
+    "tunnel": (
+        Account.__attrs_attrs__.range_ipv4.default,  # type: ignore[attr-defined]  # attrs adds it
+        Account.__attrs_attrs__.range_ipv6.default,  # type: ignore[attr-defined]
+    )
+}
 SITE = "01a20a28-2cd1-787e-b012-023ea85ce247"
 
 

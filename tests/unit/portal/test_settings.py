@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import socket
+from collections.abc import Iterator
 from inspect import signature
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -12,13 +15,20 @@ import pytest
 
 from actors.model import Token
 from actors.store.memory import MemoryStore
+from actors.store.sealing import KeyRing, make_ring
 from channel.credentials import InvalidToken, decode_token, encode_token
 from portal.answers import CLUSTER, control_socket
 from portal.asking import ask_cluster, find_cluster
 from portal.cluster_command import drain, restart, start, status
-from portal.command import tree
+from portal.command import reseal, tree
 from portal.files import write_file
-from portal.first_start import ensure_operator_token, load_reset_key, prepare_state
+from portal.first_start import (
+    check_key_ring,
+    ensure_operator_token,
+    load_key_ring,
+    load_reset_key,
+    prepare_state,
+)
 from portal.settings import PortalSettings, SettingsError, check
 from runtime.clock import VirtualClock
 from runtime.randomness import SeededRandomness
@@ -80,7 +90,7 @@ def test_nodes_that_listen_everywhere_say_where_others_reach_them() -> None:
 
 
 def test_what_asks_a_portal_looks_where_a_portal_keeps_its_state() -> None:
-    for command in (tree, status, drain, start, restart):
+    for command in (tree, reseal, status, drain, start, restart):
         default = signature(command).parameters["state_dir"].default
         assert default == PortalSettings().state_dir
 
@@ -165,6 +175,69 @@ def test_the_reset_key_outlives_a_restart(tmp_path: Path) -> None:
     assert len(first) == 32
     assert load_reset_key(tmp_path, SeededRandomness(2, "key")) == first
     assert (tmp_path / "reset-key").stat().st_mode & 0o777 == 0o600
+
+
+def ring_of(state: Path, seed: int = 1, **settings: Any) -> KeyRing:
+    return load_key_ring(PortalSettings(state_dir=state, **settings), SeededRandomness(seed, "k"))
+
+
+def text_of(seed: int) -> bytes:
+    return make_ring(SeededRandomness(seed, "ring")).reveal()
+
+
+def test_the_encryption_keys_outlive_a_restart(tmp_path: Path) -> None:
+    first = ring_of(tmp_path)
+    assert ring_of(tmp_path, seed=2).fingerprints == first.fingerprints
+    assert (tmp_path / "encryption-keys").stat().st_mode & 0o777 == 0o600
+
+
+@pytest.fixture
+def environment() -> Iterator[None]:
+    """What a test changes of it is undone."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+
+
+@pytest.mark.usefixtures("environment")
+def test_keys_that_are_given_come_before_those_of_the_state_directory(tmp_path: Path) -> None:
+    own = ring_of(tmp_path).fingerprints
+    credentials = tmp_path / "credentials"
+    credentials.mkdir()
+    os.environ["CREDENTIALS_DIRECTORY"] = str(credentials)
+    assert ring_of(tmp_path).fingerprints == own
+    (credentials / "holloway-encryption-keys").write_bytes(text_of(2))
+    by_credential = ring_of(tmp_path).fingerprints
+    os.environ["HOLLOWAY_ENCRYPTION_KEYS"] = text_of(3).decode()
+    by_variable = ring_of(tmp_path).fingerprints
+    write_file(tmp_path / "file", text_of(4), mode=0o600)
+    by_file = ring_of(tmp_path, encryption_keys_file=tmp_path / "file").fingerprints
+    found = [own, by_credential, by_variable, by_file]
+    assert all(one != other for one, other in combinations(found, 2))
+
+
+def test_a_file_that_holds_no_keys_is_refused_without_being_quoted(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    with pytest.raises(SecretUnavailable):
+        ring_of(tmp_path, encryption_keys_file=path)
+    write_file(path, b"hunter2", mode=0o600)
+    with pytest.raises(SettingsError) as refusal:
+        ring_of(tmp_path, encryption_keys_file=path)
+    assert "hunter2" not in str(refusal.value)
+    assert not (tmp_path / "encryption-keys").exists()
+
+
+async def test_a_portal_with_other_keys_than_its_database_knows_does_not_start(
+    tmp_path: Path,
+) -> None:
+    store = MemoryStore()
+    await check_key_ring(store, ring_of(tmp_path))
+    await check_key_ring(store, ring_of(tmp_path))
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    with pytest.raises(SettingsError, match="Copy the keys"):
+        await check_key_ring(store, ring_of(elsewhere, seed=2))
 
 
 def test_the_state_directory_is_not_for_others(tmp_path: Path) -> None:

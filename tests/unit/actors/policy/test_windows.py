@@ -5,6 +5,7 @@ import subprocess
 import sys
 from datetime import UTC, datetime, time, timedelta
 from itertools import pairwise
+from zoneinfo import available_timezones
 
 import pytest
 from hypothesis import example, given, settings
@@ -108,6 +109,20 @@ def test_the_spans_are_the_minutes_at_which_the_windows_are_open(
         inside = any(opens <= instant < closes_at for opens, closes_at in spans)
         assert inside == is_open(condition, instant)
         instant += timedelta(minutes=1)
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    st.sampled_from(sorted(available_timezones())),
+    st.integers(0, 6),
+    st.integers(-70 * 365 * 86_400, 100 * 365 * 86_400),
+)
+def test_in_any_zone_and_any_year_a_day_is_that_of_the_wall(
+    zone: str, day: int, second: int
+) -> None:
+    instant = utc(1970, 1, 1) + timedelta(seconds=second)
+    condition = CurrentTimeCondition(zone=zone, windows=(DayWindow(day=day),))
+    assert Windows(condition).contains(instant) == is_open(condition, instant)
 
 
 @pytest.mark.parametrize("zone", ZONES)

@@ -1,0 +1,172 @@
+"""What is printed: a table for people, JSON or YAML for programs. All of it is safe for a terminal
+(see `safety`), whatever a portal says."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Final, Literal, TextIO
+
+import yaml
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from admin.description import Field
+from admin.safety import UNSAFE, escaped, printable
+
+Format = Literal["table", "json", "yaml"]
+QUIET: Final = ("account_id", "created_at", "device_key")
+"""Columns that a table of many has no room for."""
+FIRST: Final = ("id", "number", "name")
+MAX_CELL: Final = 80
+"""Characters of what has no simple form, in a table of many."""
+WIDE: Final = 10_000
+"""Columns of what is no terminal, so that a line stays a line."""
+
+Label = Callable[[Field, str], str]
+
+
+def show_many(
+    items: Sequence[Mapping[str, Any]], fields: Sequence[Field], format: Format, label: Label
+) -> None:
+    """Print things of one kind."""
+    if format != "table":
+        _show_plain(list(items), format)
+        return
+    columns = [
+        field
+        for field in sorted(fields or _fields_of(items), key=_place)
+        if field.name not in QUIET and any(_is_told(item.get(field.name)) for item in items)
+    ]
+    if not items:
+        print("none", file=sys.stderr)  # noqa: T201  # beside the output, which is empty
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold", show_edge=False)
+    for field in columns:
+        table.add_column(Text(_heading(field)), overflow="fold", no_wrap=False)
+    for item in items:
+        table.add_row(*(Text(_short(field, item.get(field.name), label)) for field in columns))
+    _print(table)
+
+
+def show_one(
+    item: Mapping[str, Any], fields: Sequence[Field], format: Format, label: Label
+) -> None:
+    """Print one thing: its fields, one below the other."""
+    if format != "table":
+        _show_plain(item, format)
+        return
+    known = {field.name: field for field in fields}
+    table = Table(box=None, pad_edge=False, show_header=False, show_edge=False)
+    table.add_column(no_wrap=True, style="bold")
+    table.add_column(overflow="fold")
+    token = item.get("token")
+    item = {name: value for name, value in item.items() if name != "token"}
+    order = {name: place for place, name in enumerate(known)}
+    shown = [known.get(name) or Field(name=name, kind="json") for name in item]
+    for field in sorted(shown, key=lambda each: (_place(each), order.get(each.name, len(order)))):
+        value = item[field.name]
+        table.add_row(Text(_heading(field)), Text(_cell(field, value, label)))
+    _print(table)
+    if token is not None:  # in one piece, so that it can be copied
+        print(f"token: {printable(str(token))}")  # noqa: T201
+
+
+def show_event(event: Mapping[str, Any], format: Format) -> None:
+    """Print one event of a stream: a line, or a YAML document."""
+    if format == "yaml":
+        _show_plain(event, format)
+        print("---")  # noqa: T201
+    else:
+        print(escaped(json.dumps(event, ensure_ascii=False)), flush=True)  # noqa: T201
+
+
+def console(file: TextIO | None = None) -> Console:
+    """Prints as wide as the terminal is; what is none gets every line whole."""
+    file = file or sys.stdout
+    is_narrow = file.isatty() or "COLUMNS" in os.environ
+    return Console(
+        file=file, width=None if is_narrow else WIDE, highlight=False, emoji=False, markup=False
+    )
+
+
+def _print(table: Table) -> None:
+    """Without the spaces that fill up the last column."""
+    out = console()
+    with out.capture() as captured:
+        out.print(table)
+    for line in captured.get().splitlines():
+        print(line.rstrip())  # noqa: T201
+
+
+def _place(field: Field) -> int:
+    return FIRST.index(field.name) if field.name in FIRST else len(FIRST)
+
+
+def _short(field: Field, value: Any, label: Label) -> str:
+    cell = _cell(field, value, label)
+    return cell[: MAX_CELL - 1] + "…" if field.kind == "json" and len(cell) > MAX_CELL else cell
+
+
+def _show_plain(value: Any, format: Format) -> None:
+    if format == "json":
+        print(escaped(json.dumps(value, ensure_ascii=False, indent=2)))  # noqa: T201
+        return
+    is_safe = not any(UNSAFE.search(text) for text in _texts(value))
+    text = yaml.safe_dump(value, sort_keys=False, allow_unicode=is_safe, width=100)
+    print(text, end="")  # noqa: T201
+
+
+def _texts(value: Any) -> Iterable[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for name, each in value.items():
+            yield str(name)
+            yield from _texts(each)
+    elif isinstance(value, list | tuple):
+        for each in value:
+            yield from _texts(each)
+
+
+def _fields_of(items: Sequence[Mapping[str, Any]]) -> list[Field]:
+    names = dict.fromkeys(name for item in items for name in item)
+    return [Field(name=name, kind="json") for name in names]
+
+
+def _heading(field: Field) -> str:
+    name = printable(field.name)
+    if field.refers is not None:
+        name = name.removesuffix("_id")
+        name = f"{name.removesuffix('_ids')}s" if name.endswith("_ids") else name
+    return name
+
+
+def _is_told(value: object) -> bool:
+    """Whether a value says more than that there is none."""
+    return value is not None and value not in ("", [], {})
+
+
+def _cell(field: Field, value: Any, label: Label) -> str:
+    match value:
+        case None:
+            return ""
+        case bool():
+            return "yes" if value else "no"
+        case str():
+            return printable(label(field, value))
+        case list() if all(isinstance(each, str | int) for each in value):
+            return ", ".join(_cell(field, each, label) for each in value)
+        case dict():
+            return ", ".join(
+                f"{printable(str(name))}: {_cell(field, each, label)}"
+                for name, each in value.items()
+                if _is_told(each)
+            )
+        case list():
+            return "; ".join(_cell(field, each, label) for each in value)
+        case _:
+            return printable(str(value))
