@@ -40,7 +40,6 @@ from portal.answers import NodeAnswers
 from portal.api.application import create_api
 from portal.api.feeds import Feeds
 from portal.api.office import Office
-from portal.api.openapi import product_version
 from portal.authority import Authority, ServerCertificate
 from portal.doors import Door
 from portal.files import write_file
@@ -73,6 +72,7 @@ from runtime.service import (
     read_secret,
     serve_observability,
 )
+from runtime.version import product_version
 
 DATABASE_CHECK_S: Final = 2.0
 DATABASE_PATIENCE_S: Final = 5.0
@@ -81,6 +81,7 @@ RENEWAL_CHECK_S: Final = 3_600.0
 REGIONS_CHECK_S: Final = 30.0
 FIRST_EXPIRY_S: Final = 60.0
 EXPIRY_S: Final = 3_600.0
+REGIONS_RETRY_S: Final = 1.0
 FIRST_RETRY_S: Final = 0.1
 LAST_RETRY_S: Final = 5.0
 DRAIN_POLL_S: Final = 0.05
@@ -397,7 +398,7 @@ class _Node:
             doors.start_soon(self._watch_database, store)
             doors.start_soon(self._expire, store, process)
             doors.start_soon(self._renew_certificates, door, channels)
-            doors.start_soon(self._watch_regions)
+            doors.start_soon(self._watch_regions, control)
             parts = {
                 "api": api.statistics,
                 "door": door.statistics,
@@ -466,7 +467,7 @@ class _Node:
         has_takers = any(not row.draining for row in process.tenure.rows)
         return has_takers and control.statistics().accounts > 0
 
-    async def _watch_regions(self) -> None:
+    async def _watch_regions(self, control: ControlPlane) -> None:
         while self._regions is not None:
             await trio.sleep(REGIONS_CHECK_S)
             try:
@@ -477,6 +478,8 @@ class _Node:
                 if newer is not None:
                     self._regions.take(newer)
                     log.info("region_database_read", built_at_s=newer.statistics().built_at_s)
+                    while not control.regions_changed():
+                        await trio.sleep(REGIONS_RETRY_S)
 
     async def _renew_certificates(self, door: Door, channels: ChannelServer) -> None:
         while True:
