@@ -148,7 +148,9 @@ def _call(session: Session, operation: Operation, url: str, flags: Mapping[str, 
 def _list(session: Session, operation: Operation, url: str, flags: Mapping[str, Any]) -> None:
     most = MAX_ITEMS if flags.get("all") else flags.get("limit") or DEFAULT_LIMIT
     query = _query(session, operation, flags)
-    found = list(items_of(session.connection, url, query, most=most + 1))
+    found = list(
+        items_of(session.connection, url, query, most=most + 1, is_paged=operation.is_paged)
+    )
     show_many(found[:most], operation.columns, session.format, session.labels)
     if len(found) > most:
         sys.stderr.write(f"there are more than these {most}: see --limit and --all\n")

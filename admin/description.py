@@ -63,7 +63,8 @@ class Field:
 
 @attrs.frozen(kw_only=True)
 class Operation:
-    """One verb of one noun. `columns` are the fields of what it answers, in their order."""
+    """One verb of one noun. `columns` are the fields of what it answers, in their order. A list
+    that is not paged comes whole."""
 
     noun: str
     verb: str
@@ -77,6 +78,7 @@ class Operation:
     headers: frozenset[str] = frozenset()
     columns: tuple[Field, ...] = ()
     is_list: bool = False
+    is_paged: bool = False
     is_stream: bool = False
 
     @property
@@ -146,6 +148,7 @@ class Description:
             headers=frozenset(each["name"] for each in parameters if each["in"] == "header"),
             columns=tuple(self._fields(shown)),
             is_list=is_list,
+            is_paged=any(each["name"] == "limit" for each in parameters),
             is_stream=EVENTS in self._success(operation).get("content", {}),
         )
 

@@ -25,6 +25,7 @@ import yaml
 from actors.model import AuthProvider
 from actors.store.postgres import Logins, PostgresStore
 from admin.connection import MAX_ATTEMPTS, MAX_LOST, Connection
+from admin.description import description
 from admin.failures import UNAVAILABLE, Failure
 from channel.credentials import encode_token
 from runtime.secret import Secret
@@ -129,6 +130,22 @@ async def test_lists_are_printed_for_people_and_for_programs(home: Path) -> None
         place = next(i for i, line in enumerate(narrow) if line.startswith("id"))
         width = narrow[place].index("group")
         assert "".join(line[:width].strip() for line in narrow[place + 1 :]) == as_json[0]["id"]
+
+
+async def test_every_list_there_is_can_be_printed(home: Path) -> None:
+    async with terminal(home) as at:
+        operator = {"HOLLOWAY_TOKEN": at.here.operator_token, "HOLLOWAY_ADMIN_ACCOUNT": "acme"}
+        listed = [
+            (noun, operation.verb)
+            for noun, verbs in description().nouns.items()
+            for operation in verbs.values()
+            if operation.is_list
+        ]
+        assert ("nodes", "list") in listed
+        assert ("logs", "requests") in listed
+        for noun, verb in listed:
+            ended = await at.admin(noun, verb, **operator)
+            assert ended.status == 0, (noun, verb, ended.err)
 
 
 async def test_pages_are_followed_and_filters_passed_on(home: Path) -> None:
