@@ -333,6 +333,7 @@ async def test_each_kind_of_token_wants_its_own_fields(tmp_path: Path) -> None:
                 ({"kind": "client", **member_id, "scopes": ["*:read"]}, ["scopes"]),
                 ({"kind": "api", **member_id, "scopes": ["sites"]}, ["scopes[0]"]),
                 ({"kind": "api", **member_id, "scopes": []}, ["scopes"]),
+                ({"kind": "api", **member_id, "scopes": ["site:write"]}, ["scopes"]),
             ]:
                 answer = await client.post("/v1/tokens", json={"name": "t", **body})
                 assert answer.status_code == 422, body
