@@ -275,6 +275,31 @@ async def test_bad_conditions_are_named(tmp_path: Path, field: str, value: Any) 
             assert [error["field"] for error in answer.json()["errors"]] == [field]
 
 
+async def test_a_condition_names_providers_of_its_own_account(tmp_path: Path) -> None:
+    async with installation(tmp_path) as here:
+        _, admin = await here.admin_of("acme")
+        _, other = await here.admin_of("other")
+        async with here.client(admin) as client, here.client(other) as stranger:
+            ids, theirs = await world(here, client), await world(here, stranger)
+            path = f"/v1/policies/{ids['policies']}"
+            body = {"group_id": ids["groups"], "resource_id": ids["resources"]}
+
+            def conditions(*values: str) -> dict[str, Any]:
+                return {"auth_provider": {"operator": "is_not_in", "values": values}}
+
+            own = ids["auth_providers"]
+            for unknown in (str(uuid4()), theirs["auth_providers"], ids["groups"]):
+                for method, where, fields in [("POST", "/v1/policies", body), ("PATCH", path, {})]:
+                    refused = await client.request(
+                        method, where, json=fields | {"conditions": conditions(own, unknown)}
+                    )
+                    assert (refused.status_code, refused.json()["code"]) == (404, "not_found")
+                    (error,) = refused.json()["errors"]
+                    assert error["field"] == "conditions.auth_provider.values[1]"
+            kept = await client.patch(path, json={"conditions": conditions(own)})
+            assert kept.json()["conditions"]["auth_provider"]["values"] == [own]
+
+
 async def test_a_token_is_shown_once_and_works(tmp_path: Path) -> None:
     async with installation(tmp_path) as here:
         _, admin = await here.admin_of("acme")
