@@ -201,7 +201,16 @@ async def test_policies_are_made_changed_and_explained(tmp_path: Path) -> None:
             explained = (await client.post("/v1/policies/explain", json=question)).json()
             assert explained["allowed"] is True
             assert explained["policy_id"] == ids["policies"]
-            assert explained["sentence"]
+            allowed = f"allowed by policy {ids['policies']} for Staff until "
+            assert explained["sentence"].startswith(allowed)
+            kinds = [hop["kind"] for hop in explained["path"]]
+            assert kinds == ["client", "principal", "group", "policy", "resource"]
+            (gateway,) = explained["gateways"]
+            assert (gateway["gateway_id"], gateway["site_name"]) == (ids["gateways"], "Berlin")
+            assert gateway["online"] is False
+            past = question | {"at": SOON}
+            then = (await client.post("/v1/policies/explain", json=past)).json()
+            assert then["gateways"][0]["online"] is None
             conditions = {
                 "remote_ip": {"operator": "is_in", "values": ["192.0.2.0/24"]},
                 "current_time": {
