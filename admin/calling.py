@@ -94,6 +94,9 @@ class Session:
 
     def label(self, field: Field, value: str) -> str:
         """What a table has instead of an id."""
+        by, _, id = value.partition(" ")
+        if field.name == "who" and by == "token":
+            return f"token {self.names.labels('tokens').get(id, id)}"
         if field.refers is None or not _is_id(value):
             return value
         return self.names.labels(field.refers).get(value, value)
