@@ -22,8 +22,10 @@ import pytest
 import trio
 import yaml
 
+import holloway
 from actors.model import AuthProvider
 from actors.store.postgres import Logins, PostgresStore
+from admin.command import OTHERS
 from admin.connection import MAX_ATTEMPTS, MAX_LOST, Connection
 from admin.description import description
 from admin.failures import UNAVAILABLE, Failure
@@ -599,6 +601,7 @@ async def test_postgresql_carries_out_what_was_planned(home: Path, database: Log
 @pytest.mark.parametrize(
     ("line", "wanted"),
     [
+        ("holloway re", ["relay"]),
         ("holloway admin res", ["resources"]),
         ("holloway admin policies exp", ["explain", "exposure"]),
         ("holloway admin resources create --add", ["--address"]),
@@ -620,6 +623,10 @@ printf '%s\\n' "${{COMPREPLY[@]}}"
         ["bash", "-c", script], capture_output=True, text=True, cwd=ROOT, env=environment(tmp_path)
     )
     assert sorted(done.stdout.split()) == wanted, done.stderr
+
+
+def test_every_command_is_completed() -> None:
+    assert {name for name in holloway.app if not name.startswith("-")} == {*OTHERS, "admin"}
 
 
 @pytest.mark.parametrize("shell", ["zsh", "fish"])
