@@ -142,7 +142,10 @@ async def test_memberships_join_what_exists_once(tmp_path: Path) -> None:
         async with here.client(admin) as client:
             ids = await world(here, client)
             body = {"group_id": ids["groups"], "principal_id": ids["principals"]}
-            assert (await client.post("/v1/memberships", json=body)).status_code == 409
+            again = await client.post("/v1/memberships", json=body)
+            assert (again.status_code, again.json()["code"]) == (409, "conflict")
+            (error,) = again.json()["errors"]
+            assert error["message"] == "another membership has this group and principal already"
             for field in body:
                 bad = body | {field: str(uuid4())}
                 answer = await client.post("/v1/memberships", json=bad)
