@@ -10,6 +10,7 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -256,7 +257,10 @@ class Connection:
             ) from None
 
     def _headers(self, headers: Mapping[str, str] | None) -> dict[str, str]:
-        own = {"authorization": f"Bearer {self._token.reveal_text()}"}
+        own = {
+            "authorization": f"Bearer {self._token.reveal_text()}",
+            "user-agent": f"holloway-admin/{version('holloway')}",
+        }
         if self.account_id:
             own[ACCOUNT_HEADER] = self.account_id
         return own | dict(headers or {})

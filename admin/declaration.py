@@ -14,7 +14,7 @@ from typing import Any, Final
 from rich.text import Text
 
 from admin.calling import Common, Session
-from admin.failures import FAILED, Failure, usage
+from admin.failures import FAILED, REFUSED, Failure, usage
 from admin.output import console, show_one
 from admin.safety import printable
 from admin.toml import to_toml
@@ -66,6 +66,8 @@ def apply(common: Common, file: Path, *, is_dry: bool, confirm: bool) -> None:
         planned = _planned(session, declared)
         if is_dry or session.format == "table":
             _show(planned, session)
+        if is_dry and planned["failing_tests"]:
+            raise Failure(REFUSED, "policy tests would fail, so this would be refused")
         if is_dry or (not planned["steps"] and session.format == "table"):
             return
         if confirm and planned["steps"]:

@@ -222,6 +222,7 @@ async def test_an_operator_names_the_account_by_its_slug(home: Path) -> None:
         assert {group["name"] for group in groups.json()} == {"Everyone", "Staff"}
         without = await at.admin("groups", "list", *operator)
         assert without.status == 3
+        assert "--account SLUG" in without.err
         config = home / ".config" / "holloway"
         config.mkdir(parents=True)
         (config / "admin.toml").write_text(
@@ -311,8 +312,10 @@ class Busy(BaseHTTPRequestHandler):
     refusals: ClassVar[int] = 0
     losses: ClassVar[int] = 0
     calls: ClassVar[list[tuple[str, str | None]]] = []
+    agents: ClassVar[list[str | None]] = []
 
     def do_GET(self) -> None:
+        Busy.agents.append(self.headers.get("user-agent"))
         Busy.calls.append((self.command, self.headers.get("idempotency-key")))
         if len(Busy.calls) <= Busy.losses:
             return  # without an answer: the connection is closed
@@ -352,6 +355,7 @@ def test_a_busy_portal_is_asked_again_where_that_is_safe() -> None:
     with busy(refusals=2) as connection:
         assert connection.call("get", "/", again=True).status_code == 200
         assert len(Busy.calls) == 3
+        assert {str(agent).partition("/")[0] for agent in Busy.agents} == {"holloway-admin"}
     with busy(refusals=2) as connection:
         headers = {"Idempotency-Key": "k"}
         connection.call("post", "/", body={}, headers=headers, again=True)
@@ -464,6 +468,10 @@ async def test_what_must_not_be_done_is_not_done(home: Path) -> None:
         before = (await at.admin("export")).out
         planned = await at.admin("diff", "-f", "-", stdin=b"policies = []")
         assert "this test would fail, so it is refused: Uwe works" in planned.out
+        assert planned.status == 0
+        dry = await at.admin("apply", "--dry-run", "-f", "-", stdin=b"policies = []")
+        assert (dry.status, dry.out.splitlines()[0]) == (3, planned.out.splitlines()[0])
+        assert "policy tests would fail" in dry.err
         for declared, words in [
             (b"policies = []", "Uwe works"),
             (b'[[principals]]\nname = "Uwe"\nemail = "uwe@example.org"', "your own token"),
