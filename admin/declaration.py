@@ -15,7 +15,7 @@ from rich.text import Text
 
 from admin.calling import Common, Session
 from admin.failures import FAILED, REFUSED, Failure, usage
-from admin.output import console, show_one
+from admin.output import console, show_one, to_second
 from admin.safety import printable
 from admin.toml import to_toml
 from runtime.service import SecretUnavailable, read_secret
@@ -222,5 +222,6 @@ def _value(value: Any) -> str:
 
 
 def _access(each: Mapping[str, Any]) -> str:
-    until = f", until {each['until']}" if each.get("until") else ""
-    return printable(f"{each['principal']} -> {each['resource']}, from {each['since']}{until}")
+    until = f", until {to_second(each['until'])}" if each.get("until") else ""
+    since = to_second(each["since"])
+    return printable(f"{each['principal']} -> {each['resource']}, from {since}{until}")

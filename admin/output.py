@@ -87,6 +87,11 @@ def show_one(
         print(f"token: {printable(str(token))}")  # noqa: T201
 
 
+def to_second(text: str) -> str:
+    """An instant without the fraction of its second; another text as it is."""
+    return _FRACTION.sub(r"\1\2", text) if _FRACTION.fullmatch(text) else text
+
+
 def show_event(event: Mapping[str, Any], format: Format) -> None:
     """Print one event of a stream: a line, or a YAML document."""
     if format == "yaml":
@@ -238,7 +243,7 @@ def _cell(field: Field, value: Any, label: Label) -> str:
         case bool():
             return "yes" if value else "no"
         case str():
-            return printable(_FRACTION.sub(r"\1\2", label(field, value)))
+            return printable(to_second(label(field, value)))
         case list() if all(isinstance(each, str | int) for each in value):
             return ", ".join(_cell(field, each, label) for each in value)
         case dict():
