@@ -76,6 +76,7 @@ from runtime.service import (
 
 DATABASE_CHECK_S: Final = 2.0
 DATABASE_PATIENCE_S: Final = 5.0
+STORAGE_FULL: Final = "the storage of PostgreSQL is full: nothing can be written, calls get 503"
 RENEWAL_CHECK_S: Final = 3_600.0
 REGIONS_CHECK_S: Final = 30.0
 FIRST_EXPIRY_S: Final = 60.0
@@ -242,7 +243,8 @@ class _Node:
                 self._health.set("database", True)
                 return
 
-    async def _watch_database(self, store: Store) -> None:
+    async def _watch_database(self, store: PostgresStore) -> None:
+        was_full = False
         while True:
             await trio.sleep(DATABASE_CHECK_S)
             try:
@@ -250,9 +252,15 @@ class _Node:
                     await store.accounts(limit=1)
             except (StoreError, trio.TooSlowError) as error:
                 self._health.set("database", False, "cannot be reached")
-                log.warning("database_unavailable", error=type(error).__name__)
-            else:
-                self._health.set("database", True)
+                log.warning("database_unavailable", error=str(error) or type(error).__name__)
+                continue
+            is_full = store.storage_full
+            self._health.set("database", True, STORAGE_FULL if is_full else "")
+            if is_full and not was_full:
+                log.error("database_storage_full", reason=STORAGE_FULL)
+            elif was_full and not is_full:
+                log.info("database_storage_has_room")
+            was_full = is_full
 
     async def _expire(self, store: Store, process: NodeProcess) -> None:
         """Once an hour, remove what is kept for long enough: the first of the living nodes does."""
@@ -398,6 +406,7 @@ class _Node:
                 "runtime": host.scheduler.statistics,
                 "node": process.statistics,
                 "database": store.statistics,
+                "storage": lambda: {"full": store.storage_full},
             }
             self._registry.register(StatisticsMetrics(parts))
             self._health.set("started", True)

@@ -20,6 +20,7 @@ from actors.store.interface import (
     LastOperator,
     NotFound,
     Outdated,
+    StorageFull,
     StoreError,
     Unavailable,
 )
@@ -27,6 +28,7 @@ from actors.store.rules import UNIQUE
 
 MEDIA_TYPE = "application/problem+json"
 MAX_FIELD_ERRORS = 100
+FULL_RETRY_S = 10
 
 
 class FieldError(msgspec.Struct, frozen=True, kw_only=True):
@@ -167,6 +169,13 @@ def of_store(error: StoreError) -> Problem:
             "last_operator_token",
             "This is the last token of an operator. Make another one before it is deleted: see"
             " docs/api.md.",
+        )
+    if isinstance(error, StorageFull):
+        return Problem(
+            503,
+            "storage_full",
+            "The database has no room to write. Tell its operator; what only reads goes on.",
+            headers={"Retry-After": str(FULL_RETRY_S)},
         )
     if isinstance(error, Unavailable):
         return unavailable("The database cannot be reached just now. Try again shortly.")

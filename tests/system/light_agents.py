@@ -62,6 +62,8 @@ class _LightAgent:
         self.cut: dict[UUID, str] = {}
         """Authorisations that the portal ended, and why."""
         self.joins = 0
+        self.losses = 0
+        """Channels that were lost."""
         self._token = token
         self._token_id = decoded.id
         self._seed = randomness.bytes(32)
@@ -131,6 +133,7 @@ class _LightAgent:
         """A door has taken this agent in."""
 
     def channel_lost(self, now: int) -> None:
+        self.losses += 1
         self._outbox.clear()
 
     def _end(self, id: UUID, reason: str) -> None:
