@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import ssl
+import sys
 import time
 import tomllib
 from collections.abc import Iterator, Mapping
@@ -43,7 +44,8 @@ MAX_ATTEMPTS: Final = 6
 MAX_LOST: Final = 3
 MAX_WAIT_S: Final = 60.0
 MAX_PROFILE_BYTES: Final = 65_536
-RETRIED: Final = (429, 503)
+TOO_MANY: Final = 429
+RETRIED: Final = (TOO_MANY, 503)
 
 
 @attrs.frozen(kw_only=True)
@@ -214,6 +216,8 @@ class Connection:
                 or waited_s + wait_s > MAX_WAIT_S
             ):
                 raise of_problem(answer.status_code, _problem(answer), flags or {})
+            if attempt == 1 and answer.status_code != TOO_MANY:
+                sys.stderr.write("the portal is busy or away: asking again, for a minute at most\n")
             time.sleep(wait_s)
             waited_s += wait_s
 

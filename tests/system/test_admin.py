@@ -351,10 +351,13 @@ def busy(refusals: int = 0, losses: int = 0) -> Iterator[Connection]:
         server.server_close()
 
 
-def test_a_busy_portal_is_asked_again_where_that_is_safe() -> None:
+def test_a_busy_portal_is_asked_again_where_that_is_safe(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     with busy(refusals=2) as connection:
         assert connection.call("get", "/", again=True).status_code == 200
         assert len(Busy.calls) == 3
+        assert capsys.readouterr().err.count("asking again") == 1
         assert {str(agent).partition("/")[0] for agent in Busy.agents} == {"holloway-admin"}
     with busy(refusals=2) as connection:
         headers = {"Idempotency-Key": "k"}
