@@ -72,6 +72,7 @@ HEADERS: dict[str, dict[str, Any]] = {
     },
     "WWW-Authenticate": {"description": "What the portal wants (RFC 6750).", "schema": TEXT},
     "ETag": {"description": "Names this state of the entity.", "schema": TEXT},
+    "Location": {"description": "The path of what was made.", "schema": TEXT},
     REPLAY_HEADER: {
         "description": "`true` if this answer was given before, for the same key.",
         "schema": {"type": "string", "enum": ["true"]},
@@ -169,7 +170,7 @@ def _successes(
     if _is_of_one(path, method, handler) and method != "DELETE":
         names.append("ETag")
     if is_creation(handler):
-        names.append(REPLAY_HEADER)
+        names += ["Location", REPLAY_HEADER]
     success: dict[str, Any] = {"description": "Done.", "headers": _headers(*names)}
     returned = handler.parsed_return_field.annotation
     if returned in schema_by_type:

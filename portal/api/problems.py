@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
+from typing import cast
 
 import msgspec
 
+from actors.model import EntityKind
 from actors.policy.proposals import FailedTest
 from actors.store.interface import (
     Conflict,
@@ -22,6 +24,7 @@ from actors.store.interface import (
     StoreError,
     Unavailable,
 )
+from actors.store.rules import UNIQUE
 
 MEDIA_TYPE = "application/problem+json"
 MAX_FIELD_ERRORS = 100
@@ -138,7 +141,10 @@ def of_store(error: StoreError) -> Problem:
     if isinstance(error, NotFound):
         return not_found("entity")
     if isinstance(error, Conflict):
-        message = f"another {error.kind} has this {error.field.removesuffix('_id')} already"
+        unique = UNIQUE.get(cast("EntityKind", error.kind), ())
+        names = next((each for each in unique if each[-1] == error.field), (error.field,))
+        told = " and ".join(name.removesuffix("_id").replace("_", " ") for name in names)
+        message = f"another {error.kind.replace('_', ' ')} has this {told} already"
         return Problem(
             409,
             "conflict",
