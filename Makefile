@@ -15,12 +15,17 @@ demo: setup-demo
 test: setup-test
 	@$(PYTEST) $(ARGS)
 
-# The long form of the random histories, many seeds of each, and of calls of the API.
+# The long form of the random histories, many seeds of each, of calls of the API, and of the faults of
+# the database.
 soak: setup-test
 	@HOLLOWAY_SCHEMATHESIS_EXAMPLES=100 $(PYTEST) --timeout=7200 \
 	  tests/system/test_portal_api_described.py
 	@HOLLOWAY_CHAOS_SEEDS=$(or $(SEEDS),300) $(PYTEST) --timeout=3600 \
 	  tests/unit/actors/test_cluster_chaos.py tests/unit/runtime_cluster/test_keyed_chaos.py
+	@HOLLOWAY_DATABASE_FAULTS=$(or $(TIMES),6) $(PYTEST) --timeout=3600 \
+	  tests/system/test_database_faults.py
+	@HOLLOWAY_MODEL_HISTORIES=$(or $(SEEDS),100) $(PYTEST) --timeout=7200 \
+	  tests/system/test_control_model.py
 
 lint: setup-test
 	@.venv/bin/ruff check .

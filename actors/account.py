@@ -7,10 +7,10 @@ Exactly one lives for an account, fenced by the epoch that it got from the store
   higher number stands;
 - the live authorisations and the connections that carry them.
 
-It is one actor in five files, since its state has one owner: `authorizations` (how they live and
-end), `requests` (access is asked for), `questions` (of the API), `following` (the feed, and what
-changes mean), and this one (its own life, enrolment, presence). What can be said without waiting
-stands in `ledger`, `consequences`, `choice` and `enrolment`.
+It is one actor in six files, since its state has one owner: `authorizations` (how they live and
+end), `requests` (access is asked for), `flows` (what was carried), `questions` (of the API),
+`following` (the feed, and what changes mean), and this one (its own life, enrolment, presence).
+What can be said without waiting stands in `ledger`, `consequences`, `choice` and `enrolment`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,14 @@ import structlog
 
 from actors.attendance import Attendance, OnlineAgent
 from actors.authorizations import AGAIN_NS
-from actors.consequences import as_told, end_reason, is_rebuilt, rejudge
+from actors.consequences import (
+    as_told,
+    end_reason,
+    has_other_ranges,
+    is_rebuilt,
+    names_of,
+    rejudge,
+)
 from actors.enrolment import (
     RangeExhausted,
     device_refusal,
@@ -41,6 +48,7 @@ from actors.following import FeedOfAccount
 from actors.ledger import LAST_CALL_NS, Live
 from actors.messages import (
     DRAINING,
+    REGIONS,
     AgentMoved,
     AttachClient,
     AttachGateway,
@@ -56,11 +64,7 @@ from actors.policy.engine import Denied, Snapshot
 from actors.services import Services
 from actors.store.interface import (
     MAX_PAGE,
-    Conflict,
     Invalid,
-    InvalidReference,
-    NotFound,
-    Outdated,
     Pruned,
     Put,
     Unavailable,
@@ -110,6 +114,7 @@ class AccountActor(FeedOfAccount):
 
     async def took_over(self) -> None:
         """We are the owner: load the truth, and end what holds no more. Raises StoreError."""
+        self.subscribe(REGIONS)
         store = self._services.store
         contents = await self._do(store.contents, self._account_id)
         self._snapshot = Snapshot.of(contents, self._services.regions)
@@ -152,21 +157,27 @@ class AccountActor(FeedOfAccount):
             after = page[-1].id
 
     async def _granted_for_another_place(self, rows: list[Authorization]) -> list[Live]:
-        """Authorisations of resources that were moved while nobody watched: the row does not say
-        what address it was granted for, the feed says when the address changed."""
+        """Authorisations of resources that were moved, or in an account that was given other
+        ranges, while nobody watched: the row does not say what address it was granted for, the feed
+        says when the address changed."""
         if not rows:
             return []
         since = min(row.created_at for row in rows) - CLOCK_SLACK
         moved_at: dict[UUID, datetime] = {}
         after = await self._number_before(since)
         while changes := await self._changes_after(after):
-            moved_at.update({each.entity_id: each.at for each in changes if is_rebuilt(each)})
+            for each in changes:
+                if is_rebuilt(each) or has_other_ranges(each):
+                    moved_at[each.entity_id] = each.at
             after = changes[-1].number
         return [
             live
             for live in self._ledger
-            if (at := moved_at.get(live.authorization.resource_id)) is not None
-            and at >= live.authorization.created_at - CLOCK_SLACK
+            if any(
+                moved_at.get(id, since) >= live.authorization.created_at - CLOCK_SLACK
+                for id in (live.authorization.resource_id, self._account_id)
+                if id in moved_at
+            )
         ]
 
     async def _number_before(self, instant: datetime) -> int:
@@ -202,7 +213,7 @@ class AccountActor(FeedOfAccount):
 
     async def _enrol(self, ask: EnrolDevice) -> Client | Gateway | Disconnect:
         await self._pull()
-        counted = False
+        counted, who = False, f"token {ask.token.id}"
         for _ in range(MAX_ENROL_ATTEMPTS):
             refused = owner_refusal(
                 self._snapshot, ask.token.id, ask.remote, self.context.utc_now()
@@ -226,27 +237,9 @@ class AccountActor(FeedOfAccount):
                 randomness = self._services.randomness
                 id = uuid7(self._services.clock, randomness)
                 row = new_device(self._snapshot, ask, id=id, at=at, randomness=randomness)
-            if row == known or await self._put(row, known, ask):
+            if row == known or await self._write_rows([Put(row, known)], who):
                 return row
         return self._refusal("unavailable")
-
-    async def _put(
-        self, row: Client | Gateway, before: Client | Gateway | None, ask: EnrolDevice
-    ) -> bool:
-        """Write a device's row; False if something else came first, which is known then."""
-        try:
-            await self._do(
-                self._services.store.apply,
-                self._account_id,
-                [Put(row, before)],
-                who=f"token {ask.token.id}",
-                at=self.context.utc_now(),
-            )
-        except (Conflict, InvalidReference, NotFound, Outdated):
-            await self._pull()
-            return False
-        await self._pull()
-        return True
 
     # --- presence ----------------------------------------------------------------------------
 
@@ -279,12 +272,14 @@ class AccountActor(FeedOfAccount):
         account, row = self._snapshot.account, self._snapshot.clients.get(ask.client_id)
         assert account is not None
         assert row is not None
-        online.visible = self._visible(online.id)
+        online.visible = self._visible(online)
         return ClientTruth(
             epoch=self.epoch,
             number=online.number,
             interface=interface_of(account, row),
-            resources=online.visible,
+            resources=dict(online.visible),
+            names=names_of(account),
+            auth_provider_id=self._snapshot.tokens[ask.token_id].auth_provider_id,
             authorizations=self._truth(told),
         )
 
@@ -368,6 +363,7 @@ class AccountActor(FeedOfAccount):
             number=number,
             token_id=ask.token_id,
             tunnel_key=ask.tunnel_key,
+            version=ask.version,
             incarnation=ask.incarnation,
             remote=ask.remote,
             since=self.context.utc_now(),

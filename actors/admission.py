@@ -17,14 +17,17 @@ import structlog
 from actors.attaching import NO_WAY_NS
 from actors.attachment import AgentKind, Channel, OwnedChannel
 from actors.enrolment import refusal, sent_on, token_refusal, version_refusal
-from actors.messages import Closed, End, EnrolDevice, Moved, Received
+from actors.logs import SessionLog
+from actors.messages import CLERK, Closed, End, EnrolDevice, LogRows, Moved, Received
 from actors.model import Client, Gateway, Token
+from actors.owner import MAX_SOFTWARE
 from actors.services import Services
 from actors.store.interface import StoreError
 from channel.credentials import InvalidToken, decode_token, join_statement, verify_join
 from channel.messages import Challenge, Disconnect, IpText, Join, RefusalCode, RelayJoin
 from runtime.actor import Actor, ActorError, ActorRef, CallError, Timer, handles
 from runtime.cluster.keyed import NoWay
+from runtime.randomness import uuid7
 
 ENROL_DEADLINE_NS = 10 * 10**9
 
@@ -77,6 +80,7 @@ class Admission(Actor):
         self._remote = channel.remote
         self._is_over = False
         self._timer: Timer | None = None
+        self._proven: tuple[Join, Token] | None = None
 
     def started(self) -> None:
         self._timer = self.send_after(self._services.limits.join_deadline_ns, _TooLate())
@@ -95,7 +99,7 @@ class Admission(Actor):
         try:
             if not isinstance(join, Join | RelayJoin):
                 raise self._refused("protocol_error", "a join comes first")
-            refused = version_refusal(join.versions)
+            refused = version_refusal(join.versions, self._services.spoken)
             if refused is not None:
                 raise _Refused(refused)
             token = await self._known_token(join)
@@ -143,6 +147,8 @@ class Admission(Actor):
         is_proven = hmac.compare_digest(shown.hash, known_hash)
         if token is None or not is_proven or token.kind != shown.kind or token.kind != wanted:
             raise self._refused("invalid_token")
+        if isinstance(join, Join):
+            self._proven = (join, token)
         refused = token_refusal(token, self._remote, self.context.utc_now())
         if refused is not None:
             raise _Refused(refused)
@@ -208,5 +214,29 @@ class Admission(Actor):
             token=None if token_id is None else str(token_id),
             cause=cause or None,
         )
+        self._log_refusal(disconnect)
         self._channel.close(disconnect)
         self.stop()
+
+    def _log_refusal(self, disconnect: Disconnect) -> None:
+        """For the account to read; only of who has shown its token."""
+        clerk = self.context.registry.whereis(CLERK)
+        if self._proven is None or clerk is None:
+            return
+        join, token = self._proven
+        if token.account_id is None:
+            return
+        row = SessionLog(
+            id=uuid7(self._services.clock, self._services.randomness),
+            account_id=token.account_id,
+            at=self.context.utc_now(),
+            agent=join.kind,
+            event="refused",
+            principal_id=token.principal_id,
+            token_id=token.id,
+            auth_provider_id=token.auth_provider_id,
+            remote_ip=self._remote,
+            version=join.software[:MAX_SOFTWARE],
+            reason=disconnect.reason,
+        )
+        self.cast(clerk, LogRows((row,)))

@@ -17,6 +17,7 @@ from runtime.actor import ActorRef
 class OnlineAgent:
     """A connected client or gateway; `number` orders the connections of one device.
 
+    `version` of the protocol is what it agreed on at its join.
     `load` and `suspect_until_ns` speak of gateways, `visible` (what it was told to see) of clients.
     """
 
@@ -26,6 +27,7 @@ class OnlineAgent:
     number: int
     token_id: UUID
     tunnel_key: bytes
+    version: int
     incarnation: int
     remote: IpText
     since: datetime
@@ -41,6 +43,7 @@ class Attendance:
     def __init__(self) -> None:
         self._by_id: dict[UUID, OnlineAgent] = {}
         self._by_ref: dict[ActorRef, OnlineAgent] = {}
+        self._by_token: dict[UUID, dict[UUID, OnlineAgent]] = {}
 
     def __len__(self) -> int:
         return len(self._by_id)
@@ -59,16 +62,25 @@ class Attendance:
     def by_ref(self, ref: ActorRef) -> OnlineAgent | None:
         return self._by_ref.get(ref)
 
+    def by_token(self, token_id: UUID) -> tuple[OnlineAgent, ...]:
+        """Those that came by this token."""
+        return tuple(self._by_token.get(token_id, {}).values())
+
     def put(self, online: OnlineAgent) -> None:
         """In place of an older connection of the same device."""
         before = self._by_id.get(online.id)
         if before is not None:
-            self._by_ref.pop(before.ref, None)
+            self.remove(before)
         self._by_id[online.id] = online
         self._by_ref[online.ref] = online
+        self._by_token.setdefault(online.token_id, {})[online.id] = online
 
     def remove(self, online: OnlineAgent) -> None:
         """Harmless if it is gone."""
         if self._by_id.get(online.id) is online:
             del self._by_id[online.id]
             self._by_ref.pop(online.ref, None)
+            of_token = self._by_token[online.token_id]
+            del of_token[online.id]
+            if not of_token:
+                del self._by_token[online.token_id]

@@ -150,7 +150,7 @@ class AuthorizationsOfAccount(KeyedActor):
         if self._ledger.get(live.id) is not live:
             return
         row, was_told = live.authorization, live.acknowledged
-        self._ledger.remove(live)
+        self._ledger.remove(live, self.context.now())
         self._counts["ended"] += 1
         self._unwritten[row.id] = attrs.evolve(
             row, ended_at=self.context.utc_now(), end_reason=reason

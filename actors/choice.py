@@ -12,14 +12,16 @@ from runtime.randomness import Randomness
 
 @attrs.frozen(kw_only=True)
 class Choosable:
-    """An approved gateway of the resource's site that is online.
+    """An approved gateway of the resource's sites that is online, and carries such a resource.
 
-    `load` counts connections. `suspect`: it just left another request without an answer.
+    `load` counts connections. `suspect`: it just left another request without an answer. `near`:
+    it is known to be in the client's country.
     """
 
     gateway_id: UUID
     load: int
     suspect: bool = False
+    near: bool = False
 
 
 def choose_gateway(
@@ -32,12 +34,12 @@ def choose_gateway(
     """The gateway to ask, or None if there is none.
 
     Those that the client failed to reach (or that are suspect) come last, those that it is
-    connected to first; then the least loaded; between equals the draw decides.
+    connected to first; then the near ones; then the least loaded; between equals the draw decides.
     """
-    ranked: dict[tuple[bool, bool, int], list[UUID]] = {}
+    ranked: dict[tuple[bool, bool, bool, int], list[UUID]] = {}
     for each in gateways:
         id = each.gateway_id
-        rank = (id in failed or each.suspect, id not in connected, each.load)
+        rank = (id in failed or each.suspect, id not in connected, not each.near, each.load)
         ranked.setdefault(rank, []).append(id)
     if not ranked:
         return None

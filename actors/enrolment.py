@@ -15,7 +15,13 @@ from actors.messages import EnrolDevice
 from actors.model import Account, Client, Gateway, Token
 from actors.policy.engine import Snapshot, in_networks
 from actors.services import Limits
-from channel.messages import PROTOCOL_VERSION, Disconnect, DoorAddress, Interface, RefusalCode
+from channel.messages import (
+    Disconnect,
+    DoorAddress,
+    Interface,
+    RefusalCode,
+)
+from channel.versions import SPOKEN, Spoken
 from runtime.randomness import Randomness
 
 RESOLVER_RANGE = IPv4Network("100.100.111.0/24")
@@ -82,11 +88,12 @@ def sent_on(door: DoorAddress, randomness: Randomness) -> Disconnect:
     return attrs.evolve(unavailable, door=door)
 
 
-def version_refusal(versions: tuple[int, int]) -> Disconnect | None:
-    """Refuses an agent that does not speak this portal's protocol version."""
-    if versions[0] <= PROTOCOL_VERSION <= versions[1]:
+def version_refusal(versions: tuple[int, int], spoken: Spoken = SPOKEN) -> Disconnect | None:
+    """Refuses an agent that speaks no protocol version of this portal."""
+    if spoken.agreed(versions) is not None:
         return None
-    return refusal("version_unsupported", f"this portal speaks version {PROTOCOL_VERSION}")
+    detail = f"this portal speaks versions {spoken.oldest} to {spoken.newest}"
+    return refusal("version_unsupported", detail)
 
 
 def token_refusal(token: Token, remote: str, instant: datetime) -> Disconnect | None:
@@ -115,6 +122,11 @@ def owner_refusal(
             return refusal("invalid_token")
         if principal.disabled:
             return refusal("account_disabled", "the principal is disabled")
+        if token.auth_provider_id is not None:
+            if snapshot.auth_providers[token.auth_provider_id].disabled:
+                return refusal("account_disabled", "the provider of the sign-in is disabled")
+            if not snapshot.has_identity(principal.id, token.auth_provider_id):
+                return refusal("invalid_token", "the identity of the sign-in is gone")
     return token_refusal(token, remote, instant)
 
 

@@ -24,9 +24,11 @@ from channel.messages import (
     AuthorizationRenewed,
     Authorize,
     Candidates,
+    FlowReport,
     GatewayInit,
     Heartbeat,
     Held,
+    Interface,
     IpText,
     Join,
     MoreHeld,
@@ -65,6 +67,7 @@ class GatewayActor(AgentOwner):
         self._pending: OrderedDict[int, tuple[UUID, Caller]] = OrderedDict()
         self._revoked_early: OrderedDict[UUID, None] = OrderedDict()
         self._next_ref = 1
+        self._interface: Interface | None = None
 
     # --- the account's actor -------------------------------------------------------------------
 
@@ -77,9 +80,11 @@ class GatewayActor(AgentOwner):
             remote=self._remote,
             held=held,
             number=self._number,
+            version=self._version,
         )
 
     async def _introduce(self, truth: GatewayTruth) -> None:
+        self._interface = truth.interface
         for each in truth.authorizations:
             self._note(each.authorization_id, each.connection_id)
         self.say(
@@ -95,6 +100,9 @@ class GatewayActor(AgentOwner):
 
     def _correct(self, truth: GatewayTruth) -> None:
         """Tell the gateway in which points the truth differs from what it was told."""
+        if truth.interface != self._interface:
+            self.refuse("unavailable", "the account has other ranges")
+            return
         lives = {each.authorization_id for each in truth.authorizations}
         for id in [id for id in self._connection_by_authorization if id not in lives]:
             self._on_revoke(Revoke(authorization_id=id, reason="ended"))
@@ -138,6 +146,8 @@ class GatewayActor(AgentOwner):
                     )
             case MoreHeld():
                 self.take_held(said)
+            case FlowReport():
+                self.pass_on_flows(said)
             case Heartbeat():
                 pass  # answered by the channel itself
             case _:

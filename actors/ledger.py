@@ -9,6 +9,7 @@ once from both, whenever an expiry is given.
 from __future__ import annotations
 
 from base64 import b64encode
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from datetime import datetime, timedelta
 from heapq import heapify, heappop, heappush
@@ -29,6 +30,11 @@ ACKNOWLEDGE_NS = 20 * 10**9
 """An authorisation that no gateway acknowledged in this time ends, whoever forgot it."""
 MAX_EARLY_CANDIDATES = 16
 """Messages of a gateway that are kept for a client that has not been told of the connection."""
+
+REPORT_NS = 900 * 10**9
+"""So long after its end an agent may report what an authorisation carried."""
+MAX_ENDED = 10_000
+"""Authorisations that have ended and are remembered for that."""
 
 MIN_RETRY_NS = 1 * 10**9
 
@@ -132,7 +138,11 @@ class Ledger:
         self._by_client: dict[UUID, dict[UUID, Live]] = {}
         self._by_gateway: dict[UUID, dict[UUID, Live]] = {}
         self._by_connection: dict[UUID, dict[UUID, Live]] = {}
+        self._by_resource: dict[UUID, dict[UUID, Live]] = {}
+        self._by_policy: dict[UUID, dict[UUID, Live]] = {}
+        self._by_token: dict[UUID, dict[UUID, Live]] = {}
         self._due: list[tuple[int, UUID]] = []
+        self._ended: OrderedDict[UUID, tuple[int, Authorization]] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._live)
@@ -143,6 +153,14 @@ class Ledger:
     def get(self, id: UUID) -> Live | None:
         return self._live.get(id)
 
+    def recent(self, id: UUID, now_ns: int) -> Authorization | None:
+        """One that is live, or ended at most REPORT_NS ago (the last MAX_ENDED of them)."""
+        live = self._live.get(id)
+        if live is not None:
+            return live.authorization
+        ended_ns, authorization = self._ended.get(id, (0, None))
+        return authorization if now_ns <= ended_ns + REPORT_NS else None
+
     def of_client(self, client_id: UUID) -> tuple[Live, ...]:
         return tuple(self._by_client.get(client_id, {}).values())
 
@@ -151,6 +169,17 @@ class Ledger:
 
     def of_connection(self, connection_id: UUID) -> tuple[Live, ...]:
         return tuple(self._by_connection.get(connection_id, {}).values())
+
+    def of_resource(self, resource_id: UUID) -> tuple[Live, ...]:
+        return tuple(self._by_resource.get(resource_id, {}).values())
+
+    def of_policy(self, policy_id: UUID) -> tuple[Live, ...]:
+        """Those that this policy gives."""
+        return tuple(self._by_policy.get(policy_id, {}).values())
+
+    def of_token(self, token_id: UUID) -> tuple[Live, ...]:
+        """Those of sessions by this token."""
+        return tuple(self._by_token.get(token_id, {}).values())
 
     def add(
         self, authorization: Authorization, *, now_ns: int, instant: datetime, stage: Stage
@@ -163,15 +192,16 @@ class Ledger:
             stage=stage,
         )
         self._live[live.id] = live
-        for index, key in self._keys(authorization):
-            index.setdefault(key, {})[live.id] = live
+        self._enter(live)
         self._plan(live, now_ns)
         return live
 
     def rewrite(self, live: Live, authorization: Authorization, now_ns: int, at: datetime) -> None:
         """The row was written anew: another expiry, policy or address, the same parties."""
         live.step("rewritten")
+        self._leave(live)
         live.authorization = authorization
+        self._enter(live)
         live.deadline_ns = deadline(authorization.expires_at, now_ns, at)
         self._plan(live, now_ns)
 
@@ -198,15 +228,14 @@ class Ledger:
         left_ns = live.remaining_ns(now_ns)
         self._schedule(live, now_ns + max(left_ns // 8, min(left_ns, MIN_RETRY_NS)))
 
-    def remove(self, live: Live) -> None:
+    def remove(self, live: Live, now_ns: int) -> None:
         """It has ended."""
+        self._ended[live.id] = (now_ns, live.authorization)
+        if len(self._ended) > MAX_ENDED:
+            self._ended.popitem(last=False)
         live.step("ended")
         del self._live[live.id]
-        for index, key in self._keys(live.authorization):
-            entries = index[key]
-            del entries[live.id]
-            if not entries:
-                del index[key]
+        self._leave(live)
         if len(self._due) > 4 * len(self._live) + 64:
             self._due = [(each.due_ns, each.id) for each in self._live.values()]
             heapify(self._due)
@@ -239,12 +268,26 @@ class Ledger:
         live.due_ns = due_ns
         heappush(self._due, (due_ns, live.id))
 
+    def _enter(self, live: Live) -> None:
+        for index, key in self._keys(live.authorization):
+            index.setdefault(key, {})[live.id] = live
+
+    def _leave(self, live: Live) -> None:
+        for index, key in self._keys(live.authorization):
+            entries = index[key]
+            del entries[live.id]
+            if not entries:
+                del index[key]
+
     def _keys(
         self, authorization: Authorization
     ) -> Iterable[tuple[dict[UUID, dict[UUID, Live]], UUID]]:
         yield self._by_client, authorization.client_id
         yield self._by_gateway, authorization.gateway_id
         yield self._by_connection, authorization.connection_id
+        yield self._by_resource, authorization.resource_id
+        yield self._by_policy, authorization.policy_id
+        yield self._by_token, authorization.token_id
 
 
 class Connections:

@@ -13,8 +13,10 @@ from uuid import UUID
 
 import attrs
 
-from actors.model import Client, Gateway, Relay, Token
+from actors.logs import Log, Seen
+from actors.model import Client, Fact, Gateway, Relay, Token
 from actors.policy.explain import Explanation
+from actors.policy.exposure import Exposure
 from channel.frames import Frame
 from channel.messages import (
     Ack,
@@ -27,7 +29,9 @@ from channel.messages import (
     Interface,
     IpText,
     LiveAuthorization,
+    NameSettings,
     RelayServer,
+    ReportedFlow,
     RequestAuthorization,
     Resource,
 )
@@ -125,6 +129,8 @@ class AttachClient:
     asking: frozenset[UUID] = frozenset()
     owner: ActorRef | None = None
     """The owner of the channel, if it is not the caller."""
+    version: int = 1
+    """Of the protocol, as agreed at the join."""
 
 
 @attrs.frozen(kw_only=True)
@@ -143,6 +149,7 @@ class AttachGateway:
     number: int | None = None
     replaces: ActorRef | None = None
     owner: ActorRef | None = None
+    version: int = 1
 
 
 @attrs.frozen
@@ -175,6 +182,10 @@ class ClientTruth:
     interface: Interface
     resources: dict[UUID, Resource]
     authorizations: tuple[LiveAuthorization, ...]
+    auth_provider_id: UUID | None = None
+    """Of the session's sign-in."""
+    names: NameSettings | None = None
+    """None: the account's owner is of a version that does not say it."""
 
 
 @attrs.frozen(kw_only=True)
@@ -266,6 +277,15 @@ class AgentMoved:
 
 
 @attrs.frozen(kw_only=True)
+class PostureReported:
+    """What a client's device says of itself now, by name."""
+
+    client_id: UUID
+    number: int
+    facts: tuple[Fact, ...]
+
+
+@attrs.frozen(kw_only=True)
 class GatewayLoad:
     """Live connections, as the gateway counts them."""
 
@@ -284,11 +304,22 @@ class CandidatesFrom:
     candidates: Candidates
 
 
-@attrs.frozen
-class VisibleResources:
-    """To a session: all that its client is to see now, by id."""
+@attrs.frozen(kw_only=True)
+class FlowsFrom:
+    """What an agent counted."""
 
-    resources: dict[UUID, Resource]
+    sender: Literal["client", "gateway"]
+    sender_id: UUID
+    number: int
+    flows: tuple[ReportedFlow, ...]
+
+
+@attrs.frozen
+class ViewChanged:
+    """To a session: what its client is to see besides, or as another, and what no more."""
+
+    upserted: tuple[Resource, ...]
+    removed: tuple[UUID, ...]
 
 
 # --- the account actor is asked by everybody else ------------------------------------------------
@@ -297,6 +328,11 @@ class VisibleResources:
 @attrs.frozen
 class Wake:
     """The account changed, or may have."""
+
+
+@attrs.frozen
+class RegionsChanged:
+    """To every account's actor of this node, on REGIONS: another region database is in use."""
 
 
 @attrs.frozen(kw_only=True)
@@ -366,6 +402,45 @@ class PresenceChanged:
 
 
 @attrs.frozen
+class AskExposure:
+    """How late can a revocation take effect, now and for accesses given just now? Answered by a
+    `Exposures`; of resources that there are not nothing is said."""
+
+    resource_ids: tuple[UUID, ...]
+
+
+@attrs.frozen(kw_only=True)
+class AwayGateway:
+    """A gateway that is not connected, and cannot be told to end what it carries: authorisations
+    of one resource, the last of which ends by itself after `longest_ns`."""
+
+    gateway_id: UUID
+    authorizations: int
+    longest_ns: int
+
+
+@attrs.frozen(kw_only=True)
+class ResourceExposure:
+    """`bound` is what the policies allow at the instant (see `actors.policy.exposure`). Of the
+    authorisations that are live now, `connected` end at once with a revocation, those of `away`
+    (by id of the gateway) at the end of their leases."""
+
+    bound: Exposure
+    connected: int
+    away: tuple[AwayGateway, ...]
+
+    @property
+    def longest_ns(self) -> int:
+        """How late a revocation takes effect on what is live now."""
+        return max((each.longest_ns for each in self.away), default=0)
+
+
+@attrs.frozen
+class Exposures:
+    resources: tuple[ResourceExposure, ...]
+
+
+@attrs.frozen
 class ListLive:
     """Ids of the authorisations that are live now. Answered by a frozenset."""
 
@@ -392,6 +467,40 @@ class AccountStatistics:
     given_up: int
     candidates_relayed: int
     candidates_refused: int
+
+
+# --- the clerk -----------------------------------------------------------------------------------
+
+
+@attrs.frozen
+class LogRows:
+    """Rows to be written some time soon."""
+
+    rows: tuple[Log, ...]
+
+
+@attrs.frozen(kw_only=True)
+class DeviceSeen:
+    """A device is, or was just now, connected by this token."""
+
+    account_id: UUID
+    token_id: UUID
+    seen: Seen
+
+
+@attrs.frozen
+class ClerkStatisticsRequest:
+    """Answered by `ClerkStatistics`."""
+
+
+@attrs.frozen(kw_only=True)
+class ClerkStatistics:
+    """What waits to be written; rows since the start."""
+
+    rows_waiting: int
+    devices_waiting: int
+    rows_written: int
+    rows_lost: int
 
 
 # --- couriers ------------------------------------------------------------------------------------
@@ -487,12 +596,16 @@ RELAYS = "relays"
 """Topic of `RelaysChanged`."""
 RELAY_OWNERS = "relay channels"
 """Topic to which the actors of relays listen, for `CheckToken`."""
+REGIONS = "regions"
+"""Topic to which the actors of accounts listen, for `RegionsChanged`."""
 OWNERS = "channels"
 """Topic to which every actor that owns a channel listens, for `End`."""
 DRAINING: Final = "draining"
 """The reason with which the owner of a channel ends whose agent goes to another door."""
 REVOCATIONS = "relay revocations"
 """Topic of all nodes, of `RevokeRelayUse`."""
+CLERK = "clerk"
+"""Registered name of each node's `Clerk`."""
 COURIERS = "couriers"
 """Registered name of each node's `Couriers`."""
 DIRECTORY = "relay directory"

@@ -1,23 +1,21 @@
-"""What sessions, gateway actors and relay actors share: each owns one channel of one agent."""
+"""What sessions and gateway actors share: the agent of a device, which its account decides over."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections import Counter
 from collections.abc import Iterable
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, Literal
 from uuid import UUID
 
 import attrs
-import structlog
 
 from actors.attaching import PAUSE_NS, Attaching
 from actors.attachment import Channel
-from actors.enrolment import refusal
+from actors.channel_owner import ChannelOwner
+from actors.logs import Seen, SessionLog
 from actors.messages import (
+    CLERK,
     DIRECTORY,
-    DRAINING,
-    OWNERS,
     RELAYS,
     AgentMoved,
     AssignedRelay,
@@ -26,41 +24,37 @@ from actors.messages import (
     Attached,
     AttachGateway,
     CandidatesFrom,
-    Closed,
-    End,
+    DeviceSeen,
+    FlowsFrom,
     FromOwner,
     Heard,
+    LogRows,
     Moved,
     NotAttached,
     Probe,
     RelaysChanged,
     RevokeRelayUse,
-    Stale,
     attendance_topic,
 )
 from actors.model import Client, Gateway
 from actors.services import Bucket, Services
 from channel.messages import (
     MAX_AUTHORIZATIONS,
-    MAX_DOORS,
     AuthorizationRenewed,
     Candidates,
-    Disconnect,
-    DoorAddress,
+    FlowReport,
     Held,
     HeldWanted,
     IpText,
     Join,
     LiveAuthorization,
     MoreHeld,
-    Portals,
     RefusalCode,
     Relays,
     RelayServer,
 )
 from runtime.actor import (
     LATER,
-    Actor,
     ActorError,
     ActorRef,
     Caller,
@@ -72,8 +66,9 @@ from runtime.actor import (
     handles,
 )
 from runtime.cluster.node import TRACKER
-from runtime.cluster.tenure import ROSTER, RosterChanged
+from runtime.cluster.tenure import RosterChanged
 from runtime.presence.tracker import Track
+from runtime.randomness import uuid7
 
 HELD_WINDOW = 4
 """So many `MoreHeld` are under way at a time."""
@@ -89,115 +84,14 @@ LOST_RIGHTS: Final[frozenset[RefusalCode]] = frozenset(
     {"invalid_token", "token_expired", "account_disabled", "awaiting_approval"}
 )
 """Whoever is sent away so may not use relays either."""
-LINGER_NS = 1 * 10**9
-"""So long an agent that is sent to another door may wait for what is under way."""
-LINGER_CHECK_NS = 10 * 10**6
-
-_log = structlog.get_logger("holloway.channel")
+SEEN_EVERY_NS = 3_600 * 10**9
+MAX_SOFTWARE = 64
+"""So much of what an agent says it is is kept."""
 
 
 @attrs.frozen
 class RenewRelays:
     """The TURN credentials of the agent have to be made anew."""
-
-
-class ChannelOwner(Actor):
-    """Ends with its channel, and its channel with it, whichever comes first."""
-
-    def __init__(self, services: Services, channel: Channel, kind: str) -> None:
-        self._services = services
-        self._channel = channel
-        self._kind = kind
-        self._epoch: int | None = None
-        self._asker: Caller | None = None
-        self._relay_by_id: dict[UUID, ActorRef] = {}
-        self._told_doors: tuple[DoorAddress, ...] | None = None  # None: before the init
-        self._goodbye: Disconnect | None = refusal("unavailable", "the portal lost its place")
-        self._lingers_until_ns: int | None = None
-        self._counts: Counter[str] = Counter()
-
-    def started(self) -> None:
-        self.subscribe(OWNERS)
-        self.subscribe(ROSTER)
-
-    def terminated(self, reason: str) -> None:
-        goodbye = refusal("shutting_down") if reason == "shutdown" else self._goodbye
-        self._channel.close(goodbye)
-        _log.info("agent_left", kind=self._kind, reason=reason, code=goodbye and goodbye.reason)
-
-    @handles(Closed)
-    def _on_closed(self, message: Closed) -> None:
-        self._goodbye = None
-        self.stop()
-
-    @handles(End)
-    def _on_end(self, message: End) -> None:
-        if message.after_ns:
-            self.send_after(message.after_ns, End(message.disconnect))
-        elif message.disconnect.reason == DRAINING and self._lingers():
-            self.send_after(LINGER_CHECK_NS, message)
-        else:
-            self.part(message.disconnect)
-
-    def _lingers(self) -> bool:
-        """Whether to carry through what is under way, before the agent is sent to another door."""
-        now_ns = self.context.now()
-        if self._lingers_until_ns is None:
-            self._lingers_until_ns = now_ns + LINGER_NS
-        return self.is_amid() and now_ns < self._lingers_until_ns
-
-    def is_amid(self) -> bool:
-        """Whether somebody waits for an answer that travels over this channel."""
-        return False
-
-    def part(self, disconnect: Disconnect) -> None:
-        """Say this as the last thing. Who watches us learns by the reason of our end whether the
-        agent will be back at once."""
-        self._goodbye = disconnect
-        self.stop(DRAINING if disconnect.reason == DRAINING else "normal")
-
-    def refuse(self, reason: RefusalCode, detail: str = "") -> None:
-        self.part(refusal(reason, detail, randomness=self._services.randomness))
-
-    @handles(FromOwner)
-    def _on_from_owner(self, message: FromOwner) -> object:
-        return self.obey(message, self.context.caller)
-
-    def obey(self, message: FromOwner, asker: Caller | None) -> object:
-        """What the account's owner says is handled as if it had come by itself, unless a later
-        owner was heard before. `asker` waits for the answer."""
-        self._asker = asker
-        if self._epoch is not None and message.epoch < self._epoch:
-            self._counts["stale"] += 1
-            return Raise(Stale())
-        said = message.enclosed.message
-        handler = self._plain_handlers.get(type(said))
-        return None if handler is None else handler(self, said)
-
-    def say(self, message: object, *, ref: int | None = None) -> None:
-        """Send to the agent, under the epoch of the account's owner."""
-        self._channel.send(message, ref=ref, epoch=self._epoch)
-
-    # --- the portal's doors ----------------------------------------------------------------------
-
-    def begin_doors(self) -> None:
-        """The init was said: from now on the agent is told the portal's doors."""
-        if self._told_doors is None:
-            self._told_doors = ()
-            self._tell_doors()
-
-    @handles(RosterChanged)
-    def _on_roster_changed(self, message: RosterChanged) -> None:
-        if self._told_doors is not None:
-            self._tell_doors()
-
-    def _tell_doors(self) -> None:
-        """They are of the node, not of the account: no epoch. A node that knows of none, or lost
-        sight of the others, leaves the agent what it has."""
-        doors = self._services.doors()[:MAX_DOORS]
-        if doors and doors != self._told_doors:
-            self._told_doors = doors
-            self._channel.send(Portals(addresses=doors))
 
 
 @attrs.frozen
@@ -208,6 +102,11 @@ class _Attach:
 @attrs.frozen
 class _Present:
     """The node's tracker was started anew: be present in it."""
+
+
+@attrs.frozen
+class _SeenDue:
+    """That the agent is connected is to be noted again."""
 
 
 @attrs.frozen
@@ -228,7 +127,7 @@ class AgentOwner(ChannelOwner, ABC):
     """
 
     candidates_factor: ClassVar[int] = 1
-    """How many times the limits of candidates such an agent has."""
+    """How many times the limits of candidates and flow logs such an agent has."""
 
     def __init__(
         self,
@@ -253,7 +152,10 @@ class AgentOwner(ChannelOwner, ABC):
         self._probing: list[Caller] = []
         self._tunnel_key = join.tunnel_key
         self._incarnation = join.incarnation
+        self._version = services.spoken.agreed(join.versions) or services.spoken.oldest
         self._remote = remote
+        self._software = join.software[:MAX_SOFTWARE]
+        self._auth_provider_id: UUID | None = None
         self._held = list(join.held)
         self._held_follow = join.held_follow
         self._tracker: ActorRef | None = None
@@ -265,12 +167,69 @@ class AgentOwner(ChannelOwner, ABC):
         self._candidates = Bucket(
             limits.candidates_per_s * factor, limits.candidates_burst * factor, self.context.now()
         )
+        self._flow_logs = Bucket(
+            limits.flow_logs_per_s * factor, limits.flow_logs_burst * factor, self.context.now()
+        )
         if not self._held_follow:
             self.cast(self.context.ref, _Attach())
             return
         self.send_after(self._services.limits.held_deadline_ns, _HeldDue())
         for _ in range(HELD_WINDOW):
             self.say(HeldWanted())
+
+    def terminated(self, reason: str) -> None:
+        super().terminated(reason)
+        code = "lost" if self._goodbye is None else self._goodbye.reason
+        if reason == "shutdown":
+            code = "shutting_down"
+        if self._number is None:
+            self._log_session("refused", code)
+        else:
+            self._note_seen()
+            self._log_session("disconnected", code)
+
+    # --- the log -------------------------------------------------------------------------------
+
+    def _log_session(
+        self, event: Literal["connected", "refused", "disconnected"], reason: str = ""
+    ) -> None:
+        is_client = isinstance(self._device, Client)
+        row = SessionLog(
+            id=uuid7(self._services.clock, self._services.randomness),
+            account_id=self._account_id,
+            at=self.context.utc_now(),
+            agent=self._side,
+            event=event,
+            device_id=self._device.id,
+            principal_id=self._device.principal_id if isinstance(self._device, Client) else None,
+            token_id=self._token_id,
+            auth_provider_id=self._auth_provider_id if is_client else None,
+            remote_ip=self._remote,
+            version=self._software,
+            reason=reason,
+        )
+        self._tell_clerk(LogRows((row,)))
+
+    def _note_seen(self) -> None:
+        seen = Seen(
+            device_id=self._device.id,
+            at=self.context.utc_now(),
+            version=self._software,
+            remote_ip=self._remote,
+        )
+        self._tell_clerk(
+            DeviceSeen(account_id=self._account_id, token_id=self._token_id, seen=seen)
+        )
+
+    def _tell_clerk(self, message: object) -> None:
+        clerk = self.context.registry.whereis(CLERK)
+        if clerk is not None:
+            self.cast(clerk, message)
+
+    @handles(_SeenDue)
+    def _on_seen_due(self, message: _SeenDue) -> None:
+        self._note_seen()
+        self.send_after(SEEN_EVERY_NS, message)
 
     # --- what the agent holds ------------------------------------------------------------------
 
@@ -340,6 +299,9 @@ class AgentOwner(ChannelOwner, ABC):
             self._held.clear()
             await self._introduce(truth)
             self.begin_doors()
+            self._log_session("connected")
+            self._note_seen()
+            self.send_after(self._services.randomness.integer(SEEN_EVERY_NS), _SeenDue())
         else:
             self._correct(truth)
         if self._remote != message.remote:
@@ -480,6 +442,20 @@ class AgentOwner(ChannelOwner, ABC):
                 sender_id=self._device.id,
                 number=self._number,
                 candidates=candidates,
+            )
+        )
+
+    def pass_on_flows(self, report: FlowReport) -> None:
+        """Flows of the agent, to be logged."""
+        if self._number is None or not self._flow_logs.take(self.context.now()):
+            self._counts["flow_logs_dropped"] += 1
+            return
+        self.to_account(
+            FlowsFrom(
+                sender=self._side,
+                sender_id=self._device.id,
+                number=self._number,
+                flows=report.flows,
             )
         )
 

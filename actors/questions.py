@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from uuid import UUID
 
+from actors.flows import FlowsOfAccount
 from actors.messages import (
     AccountStatistics,
     AccountStatisticsRequest,
+    AskExposure,
+    AwayGateway,
     Explain,
     ExplainAnswer,
+    Exposures,
     ListLive,
     ListPresence,
     OnlineClient,
     OnlineGateway,
     Presence,
+    ResourceExposure,
 )
 from actors.policy.engine import Request
 from actors.policy.explain import explain
-from actors.requests import RequestsOfAccount
+from actors.policy.exposure import exposure
 from runtime.actor import handles
 
 
-class QuestionsOfAccount(RequestsOfAccount):
+class QuestionsOfAccount(FlowsOfAccount):
     """The part of the account actor that answers the API. Plain handlers: nothing here waits."""
 
     @handles(Explain)
@@ -71,6 +77,35 @@ class QuestionsOfAccount(RequestsOfAccount):
                     connections=self._connections.count(each.id),
                 )
                 for each in self._gateways
+            ),
+        )
+
+    @handles(AskExposure)
+    def _on_ask_exposure(self, ask: AskExposure) -> Exposures:
+        instant = self.context.utc_now()
+        return Exposures(
+            tuple(
+                self._exposure(id, instant)
+                for id in ask.resource_ids
+                if id in self._snapshot.resources
+            )
+        )
+
+    def _exposure(self, resource_id: UUID, instant: datetime) -> ResourceExposure:
+        connected, now_ns = 0, self.context.now()
+        left_by_gateway: dict[UUID, list[int]] = {}
+        for live in self._ledger.of_resource(resource_id):
+            gateway_id = live.authorization.gateway_id
+            if self._gateways.get(gateway_id) is None:
+                left_by_gateway.setdefault(gateway_id, []).append(live.remaining_ns(now_ns))
+            else:
+                connected += 1
+        return ResourceExposure(
+            bound=exposure(self._snapshot, resource_id, instant),
+            connected=connected,
+            away=tuple(
+                AwayGateway(gateway_id=id, authorizations=len(left), longest_ns=max(left))
+                for id, left in sorted(left_by_gateway.items())
             ),
         )
 

@@ -14,6 +14,7 @@ import attrs
 import structlog
 
 from actors.attachment import Channel
+from actors.channel_owner import ChannelOwner
 from actors.enrolment import refusal, token_refusal
 from actors.messages import (
     DIRECTORY,
@@ -35,7 +36,7 @@ from actors.messages import (
     RevokeRelayUse,
 )
 from actors.model import Relay, Token
-from actors.owner import AGAIN_NS, ChannelOwner
+from actors.owner import AGAIN_NS
 from actors.services import Services
 from actors.store.interface import InvalidReference, StoreError
 from channel.credentials import turn_password, turn_user, turn_username_of

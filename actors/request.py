@@ -208,8 +208,9 @@ class AccessRequest(Actor):
         """No gateway is left: say what those that answered said, if they said the same."""
         if answer.reason != "offline":
             return answer
-        if self._refusals == {"ceiling"}:
-            return self._denied("forbidden", violated=("gateway_ceiling",))
+        if self._refusals in ({"ceiling"}, {"unsupported"}):
+            (refusal,) = self._refusals
+            return self._denied("forbidden", violated=(f"gateway_{refusal}",))
         if self._refusals == {"limits_exceeded"}:
             return self._denied("limits_exceeded", retry_after_ns=RETRY_AFTER_NS)
         return answer

@@ -7,7 +7,7 @@ acknowledgement, or without it.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 from typing import Literal
 from uuid import UUID
@@ -32,7 +32,12 @@ from actors.model import Authorization
 from actors.policy.engine import Allowed, Denied, Request, decide
 from actors.services import Services
 from actors.store.interface import Unavailable
-from channel.messages import AuthorizationCreated, AuthorizationDenied, Authorize, Revoke
+from channel.messages import (
+    AuthorizationCreated,
+    AuthorizationDenied,
+    Authorize,
+    Revoke,
+)
 from runtime.actor import LATER, Caller, CallError, Raise, Timer, handles
 from runtime.cluster.keyed import NotEntitled
 from runtime.cluster.node import TRACKER
@@ -58,6 +63,10 @@ HELD_CHECK_NS = 500 * 10**6
 """So often they are looked at anyway, since nobody may come."""
 MAX_HELD_ASKS = 10_000
 """Requests that wait for agents."""
+CLIENT_VERSION = "client_version"
+GATEWAY_VERSION = "gateway_version"
+"""What a denial names if the version of the protocol that the client, or every gateway of the
+resource that is online, has agreed on carries no resource of its kind."""
 
 
 @attrs.frozen
@@ -124,11 +133,16 @@ class RequestsOfAccount(AuthorizationsOfAccount):
         limit = self._services.limits.authorizations_per_client
         if len(self._ledger.of_client(online.id)) >= limit:
             return self._denial(ask, "limits_exceeded")
-        gateway = self._choose(ask)
+        kind = self._snapshot.resources[resource_id].kind
+        if kind not in self._services.spoken.carried(online.version):
+            return self._denial(ask, "forbidden", (CLIENT_VERSION,))
+        gateway = self._choose(ask, online)
         if gateway is None:
-            if not self._expects_gateway_for(ask):
-                return self._denial(ask, "offline")
-            return LATER if self._hold(ask, caller) else self._denial(ask, "unavailable")
+            if self._expects_gateway_for(ask):
+                return LATER if self._hold(ask, caller) else self._denial(ask, "unavailable")
+            if self._has_older_gateway_for(ask):
+                return self._denial(ask, "forbidden", (GATEWAY_VERSION,))
+            return self._denial(ask, "offline")
         connection = self._connection(online, gateway, ask)
         if connection is not None and connection.pending and connection.opened_for == resource_id:
             # A client asks for a resource once at a time: whoever made this never heard our answer
@@ -206,17 +220,23 @@ class RequestsOfAccount(AuthorizationsOfAccount):
 
     # --- gateways and connections --------------------------------------------------------------
 
-    def _choose(self, ask: DecideAccess) -> OnlineAgent | None:
-        resource = self._snapshot.resources[ask.request.resource_id]
+    def _choose(self, ask: DecideAccess, client: OnlineAgent) -> OnlineAgent | None:
+        """The gateway to ask next. Those whose version of the protocol does not carry such a
+        resource are passed over."""
         now_ns = self.context.now()
+        regions = self._services.regions
+        country = regions.country(client.remote)
         gateways = []
-        for id in self._snapshot.gateways_of(resource):
-            online = self._gateways.get(id)
-            if online is None or id in ask.tried or not self._snapshot.gateways[id].approved:
+        for online in self._gateways_online_for(ask):
+            if not self._is_carried_by(online, ask):
                 continue
-            load = max(online.load, self._connections.count(id))
-            suspect = now_ns < online.suspect_until_ns
-            gateways.append(Choosable(gateway_id=id, load=load, suspect=suspect))
+            choosable = Choosable(
+                gateway_id=online.id,
+                load=max(online.load, self._connections.count(online.id)),
+                suspect=now_ns < online.suspect_until_ns,
+                near=country is not None and regions.country(online.remote) == country,
+            )
+            gateways.append(choosable)
         chosen = choose_gateway(
             gateways,
             connected=ask.request.connected_gateway_ids,
@@ -224,6 +244,24 @@ class RequestsOfAccount(AuthorizationsOfAccount):
             randomness=self._services.randomness,
         )
         return None if chosen is None else self._gateways.get(chosen)
+
+    def _gateways_online_for(self, ask: DecideAccess) -> Iterator[OnlineAgent]:
+        """Approved ones of the resource's sites that were not tried yet."""
+        resource = self._snapshot.resources[ask.request.resource_id]
+        for id in self._snapshot.gateways_of(resource):
+            online = self._gateways.get(id)
+            if online is None or id in ask.tried or not self._snapshot.gateways[id].approved:
+                continue
+            yield online
+
+    def _is_carried_by(self, gateway: OnlineAgent, ask: DecideAccess) -> bool:
+        kind = self._snapshot.resources[ask.request.resource_id].kind
+        return kind in self._services.spoken.carried(gateway.version)
+
+    def _has_older_gateway_for(self, ask: DecideAccess) -> bool:
+        """Whether no gateway is left but those of a version that does not carry the resource."""
+        older = [not self._is_carried_by(each, ask) for each in self._gateways_online_for(ask)]
+        return not ask.tried and bool(older) and all(older)
 
     def _connection(
         self, client: OnlineAgent, gateway: OnlineAgent, ask: DecideAccess

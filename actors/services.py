@@ -10,6 +10,7 @@ import attrs
 from actors.policy.conditions import NOWHERE, Regions
 from actors.store.interface import Store
 from channel.messages import DoorAddress, SocketAddress
+from channel.versions import SPOKEN, Spoken
 from runtime.clock import Clock
 from runtime.cluster.keyed import KeyedActors
 from runtime.cluster.tenure import Tenure
@@ -45,6 +46,11 @@ class Limits:
     requests_burst: int = 100
     candidates_per_s: int = 100
     candidates_burst: int = 500
+    flow_logs_per_s: int = 5
+    flow_logs_burst: int = 50
+    """Messages of a client; a gateway has ten times as many, as of candidates."""
+    posture_interval_ns: int = 10 * _S
+    """The least time between two reports of a client that are heeded; the later one then is."""
     gateway_answer_ns: int = 1 * _S
     gateway_last_answer_ns: int = 4 * _S
     """For all that were silent, when no other is left."""
@@ -67,7 +73,7 @@ class Services:
     `doors` are the channel listeners of all nodes that take agents now, as far as this node knows;
     agents are told no more than MAX_DOORS of them, and of none at all nothing. They are looked at
     when the roster changes (`runtime.cluster.tenure`). `regions` says in which country an address
-    is.
+    is, `spoken` which versions of the protocol agents may speak.
     """
 
     store: Store
@@ -80,6 +86,7 @@ class Services:
     limits: Limits = Limits()
     doors: Callable[[], tuple[DoorAddress, ...]] = tuple
     regions: Regions = NOWHERE
+    spoken: Spoken = SPOKEN
 
     def door_of(self, node: str, now_ns: int) -> DoorAddress | None:
         """The door of another node that lives and takes agents, unless it is that of this node too.

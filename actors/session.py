@@ -18,10 +18,11 @@ from actors.messages import (
     Denial,
     IsAnswered,
     KnownConnection,
+    PostureReported,
     Received,
-    VisibleResources,
+    ViewChanged,
 )
-from actors.model import Client
+from actors.model import Client, Fact
 from actors.owner import AgentOwner
 from actors.request import AccessRequest
 from actors.services import Bucket, Services
@@ -33,17 +34,22 @@ from channel.messages import (
     AuthorizationRevoked,
     Candidates,
     ClientInit,
+    ConfigChanged,
+    FlowReport,
     Heartbeat,
     Held,
+    Interface,
     IpText,
     Join,
     MoreHeld,
+    NameSettings,
+    Posture,
     RequestAuthorization,
     Resource,
     ResourceRemoved,
     ResourceUpserted,
 )
-from runtime.actor import LATER, ActorError, ActorRef, Caller, Down, handles
+from runtime.actor import LATER, ActorError, ActorRef, Caller, Down, Timer, handles
 
 OVERLOAD_RETRY_NS = 1 * 10**9
 
@@ -55,6 +61,11 @@ class _Told:
     resource_id: UUID
     connection_id: UUID
     known: KnownConnection | None
+
+
+@attrs.frozen
+class _PostureDue:
+    """What the device reports may be told to the account again."""
 
 
 class SessionActor(AgentOwner):
@@ -75,9 +86,13 @@ class SessionActor(AgentOwner):
         )
         self._told: dict[UUID, _Told] = {}
         self._visible: dict[UUID, Resource] = {}
+        self._config: tuple[Interface, NameSettings | None] | None = None
         self._pending: dict[ActorRef, UUID] = {}
         self._unasked: dict[UUID, RequestAuthorization] = {}
         """Requests that came while the account was being looked for."""
+        self._posture: tuple[Fact, ...] | None = None
+        self._posture_reported: tuple[Fact, ...] | None = None
+        self._posture_pause: Timer | None = None
         self._doubts: list[tuple[Caller, IsAnswered]] = []
         """At most one of each request under way."""
 
@@ -99,10 +114,13 @@ class SessionActor(AgentOwner):
             number=self._number,
             connections=self._known_connections(),
             asking=frozenset(self._pending.values()),
+            version=self._version,
         )
 
     async def _introduce(self, truth: ClientTruth) -> None:
+        self._auth_provider_id = truth.auth_provider_id
         self._visible = dict(list(truth.resources.items())[:MAX_RESOURCES])
+        self._config = (truth.interface, truth.names)
         for each in truth.authorizations:
             self._told[each.authorization_id] = _Told(each.resource_id, each.connection_id, None)
         self.say(
@@ -113,6 +131,7 @@ class SessionActor(AgentOwner):
                 resources=tuple(self._visible.values()),
                 relays=await self.first_relays(),
                 authorizations=truth.authorizations,
+                names=truth.names,
             )
         )
 
@@ -126,7 +145,10 @@ class SessionActor(AgentOwner):
                 )
             )
         self._say_renewed(truth.authorizations)
-        self._on_visible(VisibleResources(truth.resources))
+        if truth.names is not None:
+            self._on_config(ConfigChanged(interface=truth.interface, names=truth.names))
+        gone = tuple(id for id in self._visible if id not in truth.resources)
+        self._on_view_changed(ViewChanged(tuple(truth.resources.values()), gone))
 
     def is_amid(self) -> bool:
         return bool(self._pending or self._unasked)
@@ -159,8 +181,14 @@ class SessionActor(AgentOwner):
                 self._request(said)
             case Candidates():
                 self.pass_on(said)
+            case Posture():
+                by_name = {each.name: Fact(name=each.name, value=each.value) for each in said.facts}
+                self._posture = tuple(by_name[name] for name in sorted(by_name))
+                self._report_posture()
             case MoreHeld():
                 self.take_held(said)
+            case FlowReport():
+                self.pass_on_flows(said)
             case Heartbeat():
                 pass  # answered by the channel itself
             case _:
@@ -182,7 +210,24 @@ class SessionActor(AgentOwner):
         else:
             self._ask(request)
 
+    def _report_posture(self) -> None:
+        """Tell the account what the device says of itself, the latest, and not too often."""
+        is_paused = self._posture_pause is not None and self._posture_pause.pending
+        facts, number = self._posture, self._number
+        if facts is None or facts == self._posture_reported or number is None or is_paused:
+            return
+        self._posture_reported = facts
+        self.to_account(PostureReported(client_id=self._device.id, number=number, facts=facts))
+        interval_ns = self._services.limits.posture_interval_ns
+        self._posture_pause = self.send_after(interval_ns, _PostureDue())
+
+    @handles(_PostureDue)
+    def _on_posture_due(self, message: _PostureDue) -> None:
+        self._report_posture()
+
     def attached(self) -> None:
+        self._posture_reported = None  # the former owner may not have written it
+        self._report_posture()
         doubts, self._doubts = self._doubts, []
         for caller, doubt in doubts:
             self.reply(caller, doubt.request not in self._pending)
@@ -262,13 +307,19 @@ class SessionActor(AgentOwner):
     def _on_candidates(self, message: Candidates) -> None:
         self.say(message)
 
-    @handles(VisibleResources)
-    def _on_visible(self, message: VisibleResources) -> None:
-        before = self._visible
-        after = dict(list(message.resources.items())[:MAX_RESOURCES])
-        self._visible = after
-        for id in [id for id in before if id not in after]:
-            self.say(ResourceRemoved(resource_id=id))
-        for id, resource in after.items():
-            if before.get(id) != resource:
+    @handles(ConfigChanged)
+    def _on_config(self, message: ConfigChanged) -> None:
+        if self._config != (message.interface, message.names):
+            self._config = (message.interface, message.names)
+            self.say(message)
+
+    @handles(ViewChanged)
+    def _on_view_changed(self, message: ViewChanged) -> None:
+        for id in message.removed:
+            if self._visible.pop(id, None) is not None:
+                self.say(ResourceRemoved(resource_id=id))
+        for resource in message.upserted:
+            is_full = len(self._visible) >= MAX_RESOURCES and resource.id not in self._visible
+            if not is_full and self._visible.get(resource.id) != resource:
+                self._visible[resource.id] = resource
                 self.say(ResourceUpserted(resource=resource))

@@ -2,6 +2,7 @@
 
     control plane (supervisor, one for one)
       relay directory
+      logs          the clerk, which writes down who was connected, and what flowed
       couriers      carry orders to gateways for nodes that do not reach them
       accounts      one actor for each account that somebody is connected to (to whatever node) and
                     that lives on this node, started on demand: a keeper of keyed actors
@@ -28,17 +29,21 @@ import structlog
 from actors.account import AccountActor
 from actors.admission import Admission
 from actors.attachment import Attachment, Channel, OwnedChannel
+from actors.clerk import Clerk
 from actors.courier import Couriers
 from actors.enrolment import refusal
 from actors.gateway import GatewayActor
 from actors.messages import (
     ACCOUNT,
+    CLERK,
     COURIERS,
     DIRECTORY,
     OWNERS,
+    REGIONS,
     RELAY_OWNERS,
     CheckToken,
     End,
+    RegionsChanged,
     Wake,
     account_name,
 )
@@ -49,6 +54,7 @@ from actors.services import Limits, Services
 from actors.session import SessionActor
 from actors.store.interface import Store
 from channel.messages import Challenge, DoorAddress, IpText, Join, RelayJoin, SocketAddress
+from channel.versions import SPOKEN, Spoken
 from runtime.actor import Actor, ActorError, ActorRef, Dead
 from runtime.clock import Clock
 from runtime.cluster.keyed import Keeper, KeyedActors, keeper_name
@@ -59,6 +65,8 @@ from runtime.supervisor import ChildSpec, DynamicSupervisor, Restart, Supervisor
 
 MAX_ACCOUNTS = 100_000
 MAX_AGENTS = 500_000
+MAX_CLERKS = 1_000_000
+"""Restarts of the clerk in a supervisor's period: more than can be."""
 
 _log = structlog.get_logger("holloway.tree")
 
@@ -81,8 +89,8 @@ class ControlPlane:
     `prove_address` is asked, as an effect, whether a relay answers at an address; `tenure` is that
     of this node in its cluster (see `runtime.cluster.node`, which must run on the same scheduler).
     `doors` are the addresses of all nodes that take agents now, `regions` the countries of
-    addresses. Methods are to be called where the
-    scheduler runs.
+    addresses, `spoken` the versions of the protocol. Methods are to be called where the scheduler
+    runs.
     """
 
     def __init__(
@@ -98,6 +106,7 @@ class ControlPlane:
         limits: Limits | None = None,
         doors: Callable[[], tuple[DoorAddress, ...]] = tuple,
         regions: Regions = NOWHERE,
+        spoken: Spoken = SPOKEN,
     ) -> None:
         self._scheduler = scheduler
         self._services = Services(
@@ -111,6 +120,7 @@ class ControlPlane:
             limits=limits or Limits(),
             doors=doors,
             regions=regions,
+            spoken=spoken,
         )
         self._houses: dict[str, DynamicSupervisor] = {}
         self._serial = count(1)
@@ -131,6 +141,7 @@ class ControlPlane:
         }
         specs = [
             ChildSpec(id=DIRECTORY, factory=lambda: RelayDirectory(self._services), name=DIRECTORY),
+            ChildSpec(id="logs", factory=self._make_logs),
             ChildSpec(id=COURIERS, factory=Couriers, name=COURIERS),
             ChildSpec(id="accounts", factory=self._make_keeper, name=keeper_name(ACCOUNT)),
         ]
@@ -168,6 +179,13 @@ class ControlPlane:
     def wake_relays(self) -> None:
         """A token of relays was deleted: on all nodes they are asked for theirs."""
         self._scheduler.broadcast(RELAY_OWNERS, CheckToken())
+
+    def regions_changed(self) -> bool:
+        """The regions answer from another database now: accesses that depend on them are decided
+        anew. False if an account was too busy to hear it; then to be called again."""
+        pubsub = self._scheduler.pubsub
+        subscribers = len(pubsub.subscribers(REGIONS))
+        return pubsub.publish(REGIONS, RegionsChanged()) >= subscribers
 
     @property
     def accounts(self) -> KeyedActors:
@@ -242,6 +260,11 @@ class ControlPlane:
         return self._house("relays", relay)
 
     # --- helpers -------------------------------------------------------------------------------
+
+    def _make_logs(self) -> Supervisor:
+        """However often the clerk fails, nothing else does for it."""
+        clerk = ChildSpec(id=CLERK, factory=lambda: Clerk(self._services.store), name=CLERK)
+        return Supervisor([clerk], intensity=MAX_CLERKS)
 
     def _make_keeper(self) -> Keeper:
         services = self._services

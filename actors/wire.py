@@ -32,6 +32,8 @@ KINDS: Final[Mapping[int, type]] = {
     74: messages.AgentMoved,
     75: messages.GatewayLoad,
     76: messages.CandidatesFrom,
+    77: messages.PostureReported,
+    78: messages.FlowsFrom,
     # a request for access, to the account and to a gateway
     80: messages.DecideAccess,
     81: messages.Grant,
@@ -42,7 +44,6 @@ KINDS: Final[Mapping[int, type]] = {
     86: messages.CarryOrder,
     # the account, to the owners of channels: each within a FromOwner
     90: messages.FromOwner,
-    91: messages.VisibleResources,
     92: messages.End,
     93: told.AuthorizationCreated,
     94: told.AuthorizationRenewed,
@@ -51,10 +52,14 @@ KINDS: Final[Mapping[int, type]] = {
     97: told.Revoke,
     98: told.ResourceUpdated,
     99: told.Candidates,
+    100: messages.ViewChanged,
+    101: told.ConfigChanged,
     # the API, to the account
     110: messages.ListPresence,
     111: messages.Presence,
     112: messages.PresenceChanged,
+    113: messages.AskExposure,
+    114: messages.Exposures,
     # relays, and the directory of each node
     120: messages.RelayOnline,
     121: messages.RelayRegistered,

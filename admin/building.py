@@ -51,7 +51,9 @@ def _command(operation: Operation, ended: Callable[[Failure], None]) -> Run:
             ended(failure)
 
     run.__name__ = f"{operation.verb}_{operation.noun}"
-    run.__doc__ = operation.description or operation.summary
+    run.__doc__ = "\n\n".join(
+        filter(None, (operation.description or operation.summary, operation.about_body))
+    )
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # what cyclopts reads
     run.__annotations__ = {each.name: each.annotation for each in parameters}
     return run
@@ -116,12 +118,13 @@ def _help(field: Field) -> str:
     if field.is_secret:
         parts.append("A file of mode 0600")
     elif field.kind == "json":
-        parts.append("JSON, or @file")
+        known = f" with {', '.join(field.parts)}" if field.parts else ""
+        parts.append(f"JSON, or @file{known}")
     if field.nullable:
         parts.append(f"`{NULL}` for none")
     if field.default not in (None, "", [], {}) and field.kind != "json":
         parts.append(f"By default {_told(field.default)}")
-    return ". ".join(part for part in parts if part) + "."
+    return "".join(f"{part}. " for part in parts if part).rstrip()
 
 
 def _told(value: object) -> str:

@@ -94,6 +94,9 @@ class Session:
 
     def label(self, field: Field, value: str) -> str:
         """What a table has instead of an id."""
+        by, _, id = value.partition(" ")
+        if field.name == "who" and by == "token":
+            return f"token {self.names.labels('tokens').get(id, id)}"
         if field.refers is None or not _is_id(value):
             return value
         return self.names.labels(field.refers).get(value, value)
@@ -148,7 +151,9 @@ def _call(session: Session, operation: Operation, url: str, flags: Mapping[str, 
 def _list(session: Session, operation: Operation, url: str, flags: Mapping[str, Any]) -> None:
     most = MAX_ITEMS if flags.get("all") else flags.get("limit") or DEFAULT_LIMIT
     query = _query(session, operation, flags)
-    found = list(items_of(session.connection, url, query, most=most + 1))
+    found = list(
+        items_of(session.connection, url, query, most=most + 1, is_paged=operation.is_paged)
+    )
     show_many(found[:most], operation.columns, session.format, session.labels)
     if len(found) > most:
         sys.stderr.write(f"there are more than these {most}: see --limit and --all\n")

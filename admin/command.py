@@ -17,6 +17,10 @@ from admin.failures import FAILED, Failure
 TheCommon = Annotated[Common | None, Parameter(name="*", group=CONNECTION)]
 File = Annotated[Path, Parameter(name=["--file", "-f"], allow_leading_hyphen=True)]
 
+OTHERS = ("cluster", "demo", "down", "gateway", "portal", "relay", "sim", "status", "up")
+"""The other subcommands of `holloway`: completed by name alone, since a machine need not have what
+they are made of."""
+
 app = App(name="admin", help="Look after an account, or an installation, by the JSON API.")
 
 
@@ -96,7 +100,7 @@ def apply(
 
 @app.command
 def completion(shell: Literal["bash", "zsh", "fish"]) -> None:
-    """Print a completion of `holloway admin` for a shell.
+    """Print a completion of `holloway` for a shell: the names of all commands, and all of `admin`.
 
     For bash: holloway admin completion bash > ~/.local/share/bash-completion/completions/holloway
 
@@ -107,6 +111,8 @@ def completion(shell: Literal["bash", "zsh", "fish"]) -> None:
     """
     whole = App(name="holloway")
     whole.command(app)
+    for name in OTHERS:
+        whole.command(App(name=name))
     sys.stdout.write(whole.generate_completion(prog_name="holloway", shell=shell))
 
 

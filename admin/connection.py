@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import socket
 import ssl
+import sys
 import time
 import tomllib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -42,7 +44,8 @@ MAX_ATTEMPTS: Final = 6
 MAX_LOST: Final = 3
 MAX_WAIT_S: Final = 60.0
 MAX_PROFILE_BYTES: Final = 65_536
-RETRIED: Final = (429, 503)
+TOO_MANY: Final = 429
+RETRIED: Final = (TOO_MANY, 503)
 
 
 @attrs.frozen(kw_only=True)
@@ -213,6 +216,8 @@ class Connection:
                 or waited_s + wait_s > MAX_WAIT_S
             ):
                 raise of_problem(answer.status_code, _problem(answer), flags or {})
+            if attempt == 1 and answer.status_code != TOO_MANY:
+                sys.stderr.write("the portal is busy or away: asking again, for a minute at most\n")
             time.sleep(wait_s)
             waited_s += wait_s
 
@@ -269,7 +274,10 @@ class Connection:
             ) from None
 
     def _headers(self, headers: Mapping[str, str] | None) -> dict[str, str]:
-        own = {"authorization": f"Bearer {self._token.reveal_text()}"}
+        own = {
+            "authorization": f"Bearer {self._token.reveal_text()}",
+            "user-agent": f"holloway-admin/{version('holloway')}",
+        }
         if self.account_id:
             own[ACCOUNT_HEADER] = self.account_id
         return own | dict(headers or {})

@@ -14,8 +14,8 @@ from typing import Any, Final
 from rich.text import Text
 
 from admin.calling import Common, Session
-from admin.failures import FAILED, Failure, usage
-from admin.output import console, show_one
+from admin.failures import FAILED, REFUSED, Failure, usage
+from admin.output import console, show_one, to_second
 from admin.safety import printable
 from admin.toml import to_toml
 from runtime.service import SecretUnavailable, read_secret
@@ -66,6 +66,8 @@ def apply(common: Common, file: Path, *, is_dry: bool, confirm: bool) -> None:
         planned = _planned(session, declared)
         if is_dry or session.format == "table":
             _show(planned, session)
+        if is_dry and planned["failing_tests"]:
+            raise Failure(REFUSED, "policy tests would fail, so this would be refused")
         if is_dry or (not planned["steps"] and session.format == "table"):
             return
         if confirm and planned["steps"]:
@@ -220,5 +222,6 @@ def _value(value: Any) -> str:
 
 
 def _access(each: Mapping[str, Any]) -> str:
-    until = f", until {each['until']}" if each.get("until") else ""
-    return printable(f"{each['principal']} -> {each['resource']}, from {each['since']}{until}")
+    until = f", until {to_second(each['until'])}" if each.get("until") else ""
+    since = to_second(each["since"])
+    return printable(f"{each['principal']} -> {each['resource']}, from {since}{until}")

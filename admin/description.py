@@ -33,8 +33,8 @@ EVENTS: Final = "text/event-stream"
 @attrs.frozen(kw_only=True)
 class Field:
     """One value that an operation takes. `kind` is that of one of them if there may be `many`;
-    `refers` is the noun that it names one of, by id. A secret is never written on a command line,
-    nor shown."""
+    `parts` are the fields of an object, or of each object of a list; `refers` is the noun that it
+    names one of, by id. A secret is never written on a command line, nor shown."""
 
     name: str
     kind: Kind
@@ -42,6 +42,7 @@ class Field:
     nullable: bool = False
     required: bool = False
     choices: tuple[str, ...] = ()
+    parts: tuple[str, ...] = ()
     description: str = ""
     default: object = None
     is_id: bool = False
@@ -63,7 +64,8 @@ class Field:
 
 @attrs.frozen(kw_only=True)
 class Operation:
-    """One verb of one noun. `columns` are the fields of what it answers, in their order."""
+    """One verb of one noun. `columns` are the fields of what it answers, in their order. A list
+    that is not paged comes whole."""
 
     noun: str
     verb: str
@@ -74,9 +76,11 @@ class Operation:
     parameters: tuple[Field, ...] = ()
     query: tuple[Field, ...] = ()
     body: tuple[Field, ...] | None = None
+    about_body: str = ""
     headers: frozenset[str] = frozenset()
     columns: tuple[Field, ...] = ()
     is_list: bool = False
+    is_paged: bool = False
     is_stream: bool = False
 
     @property
@@ -143,9 +147,13 @@ class Description:
                 if each["in"] == "query" and each["name"] not in QUIET_QUERY
             ),
             body=tuple(self._fields(content[MEDIA]["schema"])) if MEDIA in content else None,
+            about_body=self._resolved(content.get(MEDIA, {}).get("schema", {})).get(
+                "description", ""
+            ),
             headers=frozenset(each["name"] for each in parameters if each["in"] == "header"),
             columns=tuple(self._fields(shown)),
             is_list=is_list,
+            is_paged=any(each["name"] == "limit" for each in parameters),
             is_stream=EVENTS in self._success(operation).get("content", {}),
         )
 
@@ -202,6 +210,7 @@ class Description:
             nullable=shape.nullable,
             required=required,
             choices=shape.choices,
+            parts=self._parts(schema),
             description=description,
             default=schema.get("default"),
             is_id=shape.is_id,
@@ -213,6 +222,15 @@ class Description:
         """The description, or that of the one of several that is not null."""
         parts = [schema, *schema.get("anyOf", ())]
         return next((str(each["description"]) for each in parts if "description" in each), "")
+
+    def _parts(self, schema: Mapping[str, Any]) -> tuple[str, ...]:
+        schema = self._resolved(schema)
+        for each in schema.get("anyOf", ()):
+            if found := self._parts(each):
+                return found
+        if schema.get("type") == "array":
+            return self._parts(schema.get("items", {}))
+        return tuple(schema.get("properties", ()))
 
     def _shape(self, schema: Mapping[str, Any]) -> _Shape:
         schema = self._resolved(schema)

@@ -39,6 +39,8 @@ def of_problem(status: int, problem: Mapping[str, Any], flags: Mapping[str, str]
     """An answer of the portal (RFC 9457) that is no success. `flags` are by the fields that they
     fill."""
     detail = printable(str(problem.get("detail") or f"The portal answered {status}."))
+    if problem.get("code") == "account_required":
+        detail = "An operator names the account to act on: --account SLUG."
     errors = problem.get("errors", ())[:MAX_TOLD_FIELDS]
     if errors and problem.get("code") == "invalid_fields":
         detail = detail.partition(":")[0] + ":"  # what follows it is said once more below

@@ -104,16 +104,19 @@ def items_of(
     query: Mapping[str, str] | None = None,
     *,
     most: int = MAX_LOOKED_THROUGH,
+    is_paged: bool = True,
 ) -> Iterator[dict[str, Any]]:
-    """The things of a list, page by page, `most` at the most."""
+    """The things of a list, page by page or (not `is_paged`) at once, `most` at the most."""
     cursor: str | None = None
     left = most
     while left > 0:
-        asked = dict(query or {}) | {"limit": str(min(left, PAGE))}
+        asked = dict(query or {})
+        if is_paged:
+            asked["limit"] = str(min(left, PAGE))
         if cursor is not None:
             asked["cursor"] = cursor
         page = connection.call("get", path, query=asked, again=True).json()
-        yield from page["items"]
+        yield from page["items"][:left]
         left -= len(page["items"])
         cursor = page["next_cursor"]
         if cursor is None or not page["items"]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, Literal, TextIO
@@ -25,6 +26,11 @@ MAX_CELL: Final = 80
 """Characters of what has no simple form, in a table of many."""
 WIDE: Final = 10_000
 """Columns of what is no terminal, so that a line stays a line."""
+CHANGE: Final = {"before", "after"}
+"""Fields that a table of many shows as the one column `change`: what became of what."""
+
+_FRACTION = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)\.\d+(Z|[+-]\d\d:\d\d)")
+"""Of an instant: in a table seconds are enough."""
 
 Label = Callable[[Field, str], str]
 
@@ -36,9 +42,14 @@ def show_many(
     if format != "table":
         _show_plain(list(items), format)
         return
+    fields = fields or _fields_of(items)
+    if {field.name for field in fields} >= CHANGE:
+        items = [dict(item, change=_change(item)) for item in items]
+        fields = [field for field in fields if field.name not in CHANGE]
+        fields.append(Field(name="change", kind="string"))
     columns = [
         field
-        for field in sorted(fields or _fields_of(items), key=_place)
+        for field in sorted(_named_once(fields), key=_place)
         if field.name not in QUIET and any(_is_told(item.get(field.name)) for item in items)
     ]
     if not items:
@@ -69,10 +80,16 @@ def show_one(
     shown = [known.get(name) or Field(name=name, kind="json") for name in item]
     for field in sorted(shown, key=lambda each: (_place(each), order.get(each.name, len(order)))):
         value = item[field.name]
-        table.add_row(Text(_heading(field)), Text(_cell(field, value, label)))
+        cell = "\n".join(_outline(value, label)) if _is_deep(value) else _cell(field, value, label)
+        table.add_row(Text(_heading(field)), Text(cell))
     _print(table)
     if token is not None:  # in one piece, so that it can be copied
         print(f"token: {printable(str(token))}")  # noqa: T201
+
+
+def to_second(text: str) -> str:
+    """An instant without the fraction of its second; another text as it is."""
+    return _FRACTION.sub(r"\1\2", text) if _FRACTION.fullmatch(text) else text
 
 
 def show_event(event: Mapping[str, Any], format: Format) -> None:
@@ -107,6 +124,8 @@ def _place(field: Field) -> int:
 
 
 def _short(field: Field, value: Any, label: Label) -> str:
+    if isinstance(value, dict) and _is_deep(value):
+        return ", ".join(printable(name) for name, each in value.items() if _is_told(each))
     cell = _cell(field, value, label)
     return cell[: MAX_CELL - 1] + "…" if field.kind == "json" and len(cell) > MAX_CELL else cell
 
@@ -137,6 +156,73 @@ def _fields_of(items: Sequence[Mapping[str, Any]]) -> list[Field]:
     return [Field(name=name, kind="json") for name in names]
 
 
+def _named_once(fields: Sequence[Field]) -> list[Field]:
+    """Without the `resource_name` beside a `resource_id` that is shown as its name anyway."""
+    labelled = {field.name.removesuffix("_id") for field in fields if field.refers is not None}
+    return [field for field in fields if field.name.removesuffix("_name") not in labelled]
+
+
+def _change(item: Mapping[str, Any]) -> str:
+    """What became of a thing: made, removed, or which of its fields are what now."""
+    before, after = item.get("before"), item.get("after")
+    if not isinstance(before, dict) or not isinstance(after, dict):
+        known, word = (after, "made") if isinstance(after, dict) else (before, "removed")
+        name = known.get("name") if isinstance(known, dict) else None
+        return f"{word} {name}" if name else word
+    changed = [name for name in after if after[name] != before.get(name)]
+    return ", ".join(
+        f"{name}: {_brief(before.get(name))} -> {_brief(after[name])}" for name in changed
+    )
+
+
+def _brief(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return text[: MAX_CELL - 1] + "…" if len(text) > MAX_CELL else text
+
+
+def _is_deep(value: Any) -> bool:
+    """Whether a value is better told in several lines: a list of objects, or one in an object."""
+    if isinstance(value, list | tuple):
+        return any(isinstance(each, dict) for each in value)
+    return isinstance(value, dict) and any(isinstance(each, dict | list) for each in value.values())
+
+
+def _outline(value: Any, label: Label) -> Iterable[str]:
+    """A value in lines, as YAML would have it: a line for what has no inner structure."""
+    if isinstance(value, list | tuple):
+        for each in value:
+            lines = list(_outline(each, label)) if _is_deep(each) else [_flat(each, label)]
+            yield from (f"{'  ' if place else '- '}{line}" for place, line in enumerate(lines))
+        return
+    for name, each in value.items():
+        if not _is_told(each) or name == "property" or _is_id_beside_name(name, value):
+            continue
+        title = printable(str(name).removesuffix("_name"))
+        if _is_deep(each):
+            yield f"{title}:"
+            yield from (f"  {line}" for line in _outline(each, label))
+        else:
+            yield f"{title}: {_flat(each, label)}"
+
+
+def _flat(value: Any, label: Label) -> str:
+    """A value without inner structure in one line; a check begins with how it went."""
+    match value:
+        case {"property": name, "holds": bool() as holds, **more}:
+            detail = f": {_flat(more['detail'], label)}" if more.get("detail") else ""
+            return f"{'ok' if holds else 'violated'}  {printable(str(name))}{detail}"
+        case {"kind": kind, "id": id, "name": name} if len(value) == 3:
+            return printable(f"{kind} {name or id}")
+        case dict():
+            return ", ".join(_outline(value, label))
+        case _:
+            return _cell(Field(name="", kind="json"), value, label)
+
+
+def _is_id_beside_name(name: str, within: Mapping[str, Any]) -> bool:
+    return name.endswith("_id") and bool(within.get(f"{name.removesuffix('_id')}_name"))
+
+
 def _heading(field: Field) -> str:
     name = printable(field.name)
     if field.refers is not None:
@@ -157,7 +243,7 @@ def _cell(field: Field, value: Any, label: Label) -> str:
         case bool():
             return "yes" if value else "no"
         case str():
-            return printable(label(field, value))
+            return printable(to_second(label(field, value)))
         case list() if all(isinstance(each, str | int) for each in value):
             return ", ".join(_cell(field, each, label) for each in value)
         case dict():

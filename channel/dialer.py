@@ -349,7 +349,8 @@ class Dialer:
     `portal` is `host:port` and `pin` the CA's, both of the token; `events` the dictionary of what
     the agent understands (`TO_CLIENT` and so on). Whatever door is dialled, who answers has to show
     a certificate of that CA for the host of `portal`. `on_frame` is called after the agent was
-    given frames, or told of a loss: time to see what it wants. `mark` is the socket's SO_MARK.
+    given frames, or told of a loss: time to see what it wants. `mark` is the socket's SO_MARK,
+    `source` the address of this machine to dial from, if not any.
     """
 
     def __init__(
@@ -362,6 +363,7 @@ class Dialer:
         randomness: Randomness,
         *,
         mark: int | None = None,
+        source: str | None = None,
         on_frame: Callable[[], None],
         options: DialerOptions | None = None,
     ) -> None:
@@ -372,6 +374,7 @@ class Dialer:
         self._agent = agent
         self._clock = clock
         self._mark = mark
+        self._source = source
         self._on_frame = on_frame
         self._options = options or DialerOptions()
         self._backoff = Backoff(self._options, randomness)
@@ -504,6 +507,7 @@ class Dialer:
                     verify=self._verify,
                     limits=self._options.quic,
                     mark=self._mark,
+                    source=self._source,
                 ) as connection:
                     return await self._serve(connection)
             except (UntrustedPortal, QuicClosed) as error:

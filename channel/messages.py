@@ -8,6 +8,8 @@ An event that is not in the receiver's dictionary is ignored and counted.
 Durations are integer nanoseconds counted from the moment of sending (a wrong clock on an agent
 never extends access). Byte strings travel as base64. Limits are part of the types: a value that
 breaks one is refused by the codec.
+
+(The file has more lines than others: it is the one list of all that can be said.)
 """
 
 from __future__ import annotations
@@ -23,6 +25,8 @@ from msgspec import Meta
 from runtime.net.address import join_host_port, split_host_port
 
 PROTOCOL_VERSION = 1
+OLDEST_VERSION = 1
+"""The portal speaks all versions from this one on, an agent those of its `join`."""
 
 # Text may end up on a terminal or in a log of the far end: no control characters (C0, DEL, C1).
 PRINTABLE = r"^[^\x00-\x1f\x7f-\x9f\ud800-\udfff]*\Z"
@@ -81,6 +85,8 @@ MAX_RELAYS = 16
 MAX_FILTERS = 64
 MAX_ADDRESSES = 16
 MAX_DOORS = 64
+MAX_FACTS = 32
+MAX_DNS_UPSTREAMS = 8
 
 
 # --- values ------------------------------------------------------------------------------------
@@ -122,6 +128,28 @@ class Interface:
     range_ipv4: IPv4Network
     range_ipv6: IPv6Network
     mtu: Annotated[int, Meta(ge=1280, le=9000)] = 1280
+
+
+@attrs.frozen(kw_only=True)
+class DnsUpstream:
+    """A resolver for names that are no resource: Do53 at an address (and port), or a DoH URL."""
+
+    kind: Literal["do53", "doh"]
+    address: Annotated[str, Meta(pattern=r"^[!-~]{1,512}\Z")]
+
+
+@attrs.frozen(kw_only=True)
+class NameSettings:
+    """How the account has names resolved: `names_*` hold the addresses that a client hands out for
+    names of resources, its own resolver answers at `resolver_ipv4`. No upstream: the system's."""
+
+    names_ipv4: IPv4Network
+    names_ipv6: IPv6Network
+    resolver_ipv4: IPv4Address
+    search_domain: (
+        Annotated[str, Meta(pattern=r"^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?\Z")] | None
+    ) = None
+    upstreams: Annotated[tuple[DnsUpstream, ...], Meta(max_length=MAX_DNS_UPSTREAMS)] = ()
 
 
 @attrs.frozen(kw_only=True)
@@ -207,6 +235,39 @@ class Candidates:
     remove: Annotated[tuple[Candidate, ...], Meta(max_length=MAX_CANDIDATES)] = ()
 
 
+MAX_FLOWS = 64
+Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+
+
+@attrs.frozen(kw_only=True)
+class ReportedFlow:
+    """One flow that this side of a tunnel carried, as it counted it. `sent` is from the client to
+    the resource. `name` is what the client asked for, where the resource has names; ICMP has the
+    ports 0. Both instants are said as how long ago they were: no clock has to be right."""
+
+    authorization_id: UUID
+    protocol: Literal["tcp", "udp", "icmp"]
+    source: IpText
+    source_port: Annotated[int, Meta(ge=0, le=65_535)] = 0
+    destination: IpText
+    destination_port: Annotated[int, Meta(ge=0, le=65_535)] = 0
+    name: Annotated[str, Meta(max_length=253, pattern=PRINTABLE)] = ""
+    began_ns_ago: DurationNs
+    ended_ns_ago: DurationNs
+    packets_sent: Count = 0
+    packets_received: Count = 0
+    bytes_sent: Count = 0
+    bytes_received: Count = 0
+
+
+@attrs.frozen(kw_only=True)
+class FlowReport:
+    """Flows that have ended (or a part of long ones). They count only if an authorisation of the
+    sender carried them, which is live or ended in the last quarter of an hour."""
+
+    flows: Annotated[tuple[ReportedFlow, ...], Meta(max_length=MAX_FLOWS)]
+
+
 # --- joining -----------------------------------------------------------------------------------
 
 
@@ -216,7 +277,7 @@ class Challenge:
 
     nonce: Nonce
     portal: Name
-    versions: tuple[int, int] = (PROTOCOL_VERSION, PROTOCOL_VERSION)
+    versions: tuple[int, int] = (OLDEST_VERSION, PROTOCOL_VERSION)
 
 
 @attrs.frozen(kw_only=True)
@@ -331,6 +392,26 @@ class RequestAuthorization:
 
 
 @attrs.frozen(kw_only=True)
+class ReportedFact:
+    """One thing that a device knows of itself, such as `os_version` "14.2"."""
+
+    name: Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_]{0,63}\Z")]
+    value: (
+        bool
+        | Annotated[int, Meta(ge=0, le=2**63 - 1)]
+        | Annotated[str, Meta(max_length=255, pattern=PRINTABLE)]
+    )
+
+
+@attrs.frozen(kw_only=True)
+class Posture:
+    """All that a client's device reports of itself, after each `init` and whenever it is another.
+    What is not named is not known (any more); of a name that comes twice the last one counts."""
+
+    facts: Annotated[tuple[ReportedFact, ...], Meta(max_length=MAX_FACTS)]
+
+
+@attrs.frozen(kw_only=True)
 class LiveAuthorization:
     """An authorisation that still holds, as told on a rejoin."""
 
@@ -350,6 +431,16 @@ class ClientInit:
     resources: Annotated[tuple[Resource, ...], Meta(max_length=MAX_RESOURCES)]
     relays: Annotated[tuple[RelayServer, ...], Meta(max_length=MAX_RELAYS)]
     authorizations: Annotated[tuple[LiveAuthorization, ...], Meta(max_length=MAX_AUTHORIZATIONS)]
+    names: NameSettings | None = None
+
+
+@attrs.frozen(kw_only=True)
+class ConfigChanged:
+    """The account's settings are others now: both values replace those of the `init`. A client
+    whose interface changes with that holds nothing any more."""
+
+    interface: Interface
+    names: NameSettings
 
 
 @attrs.frozen(kw_only=True)
@@ -513,7 +604,9 @@ FROM_CLIENT: dict[str, type] = {
     "more_held": MoreHeld,
     "heartbeat": Heartbeat,
     "request_authorization": RequestAuthorization,
+    "posture": Posture,
     "candidates": Candidates,
+    "flow_log": FlowReport,
 }
 FROM_GATEWAY: dict[str, type] = {
     "join": Join,
@@ -522,6 +615,7 @@ FROM_GATEWAY: dict[str, type] = {
     "ack": Ack,
     "candidates": Candidates,
     "stats": Stats,
+    "flow_log": FlowReport,
 }
 FROM_RELAY: dict[str, type] = {"relay_join": RelayJoin, "heartbeat": Heartbeat, "load": Load}
 FROM_UNJOINED: dict[str, type] = {"join": Join, "relay_join": RelayJoin}
@@ -531,6 +625,7 @@ TO_CLIENT: dict[str, type] = {
     "init": ClientInit,
     "heartbeat": Heartbeat,
     "portals": Portals,
+    "config_changed": ConfigChanged,
     "resource_upserted": ResourceUpserted,
     "resource_removed": ResourceRemoved,
     "relays": Relays,

@@ -9,6 +9,9 @@ How a resource is reached, from its first packet on:
     revoked or expired   -> nothing more passes; TCP flows are reset, so that nobody waits
     a connection of 23 h -> asked for anew with a fresh KEM key, as soon as it is idle (`renewal`)
 
+What the device says of itself (`survey`, which must not block) is told after each join, and
+whenever it is found to be another.
+
 Inbound packets pass only as answers to flows of this device, and only from the gateway that holds
 the lease for that resource. While the portal is away leases live on to their end. A core: see
 `tunnel.agent`.
@@ -16,7 +19,7 @@ the lease for that resource. While the portal is away leases live on to their en
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from uuid import UUID
 
 import attrs
@@ -28,8 +31,13 @@ from channel.messages import (
     AuthorizationRevoked,
     Candidates,
     ClientInit,
+    ConfigChanged,
     Held,
+    Interface,
+    NameSettings,
+    Posture,
     Relays,
+    ReportedFact,
     RequestAuthorization,
     Resource,
     ResourceRemoved,
@@ -40,7 +48,13 @@ from clients.renewal import A_DAY, Renewal, RenewalTimes
 from clients.requests import Denial, Requests
 from clients.resources import ResourceTable
 from runtime.randomness import Randomness
-from tunnel.agent import SECOND_NS, AgentIdentity, TunnelAgent, own_addresses
+from tunnel.agent import (
+    SECOND_NS,
+    AgentIdentity,
+    InterfaceChanged,
+    TunnelAgent,
+    own_addresses,
+)
 from tunnel.deadlines import Deadlines
 from tunnel.engine import Connected, ConnectionParameters, Engine, Failed, PathChanged, PathLost
 from tunnel.flows import Flow, FlowTable, opens_flow
@@ -56,6 +70,10 @@ EARLY_CANDIDATES_NS = 15 * SECOND_NS
 GATEWAY_FAILED_NS = 60 * SECOND_NS
 # A resource with traffic within this time is moved at once when its path is lost.
 IN_USE_NS = 60 * SECOND_NS
+# So often the device is looked at while it is connected.
+SURVEY_INTERVAL_NS = 600 * SECOND_NS
+
+Survey = Callable[[], tuple[ReportedFact, ...]]
 
 
 @attrs.frozen(kw_only=True)
@@ -76,8 +94,11 @@ class ClientAgent(TunnelAgent):
         randomness: Randomness,
         now: int,
         renewal_times: RenewalTimes = A_DAY,
+        survey: Survey | None = None,
     ) -> None:
         super().__init__(identity, engine, randomness=randomness, now=now)
+        self.names: NameSettings | None = None
+        """Kept for whoever resolves names on this device; nothing here does yet."""
         self._addresses: frozenset[bytes] = frozenset()
         self._resources = ResourceTable()
         self._routes: frozenset[Network] = frozenset()
@@ -90,6 +111,9 @@ class ClientAgent(TunnelAgent):
         self._failed_until: dict[UUID, int] = {}
         self._early: dict[UUID, tuple[int, list[Candidates]]] = {}
         self._renewal_times = renewal_times
+        self._survey = survey
+        self._survey_at = now
+        self._reported: tuple[ReportedFact, ...] = ()
         self.counts = ClientStatistics()
 
     # --- packets of this device ------------------------------------------------------------------
@@ -222,6 +246,8 @@ class ClientAgent(TunnelAgent):
         """When `handle_timeout` is due."""
         instants = [self._expiries.next(), self._requests.poll_timeout(self.joined)]
         instants += [each.renewal.check_at_ns for each in self._connections.values()]
+        if self._survey is not None and self.joined:
+            instants.append(self._survey_at)
         return min((at for at in instants if at is not None), default=None)
 
     def handle_timeout(self, now: int) -> None:
@@ -233,7 +259,18 @@ class ClientAgent(TunnelAgent):
         for connection in self._connections.values():
             if now >= connection.renewal.check_at_ns:
                 self._renew(connection, now)
+        if now >= self._survey_at:
+            self._report(now)
         self._ask(now)
+
+    def _report(self, now: int, *, anyway: bool = False) -> None:
+        """Tell the portal what this device says of itself, if that is another than before."""
+        if self._survey is None or not self.joined:
+            return
+        self._survey_at = now + SURVEY_INTERVAL_NS
+        facts = self._survey()
+        if (anyway or facts != self._reported) and self._send(Posture(facts=facts)):
+            self._reported = facts
 
     def _renew(self, connection: Connection, now: int) -> None:
         """Ask for a connection in place of one that is old: by what is in use, or was last."""
@@ -267,6 +304,9 @@ class ClientAgent(TunnelAgent):
         match message:
             case ClientInit():
                 self._init(message, now)
+            case ConfigChanged():
+                self._change_interface(message.interface, now)
+                self.names = message.names
             case ResourceUpserted():
                 self._upsert(message.resource)
                 self._publish_routes()
@@ -289,11 +329,8 @@ class ClientAgent(TunnelAgent):
         self._ask(now)
 
     def _init(self, init: ClientInit, now: int) -> None:
-        interface = init.interface
-        if self.interface is not None and interface != self.interface:
-            for authorization_id in list(self._lease_by_id):
-                self._end(authorization_id, now)
-        self._addresses = own_addresses(interface.ipv4, interface.ipv6)
+        self._leave_interface(init.interface, now)
+        self.names = init.names
         live = {lease.authorization_id: lease for lease in init.authorizations}
         for authorization_id in list(self._lease_by_id):
             if authorization_id in live:
@@ -309,11 +346,26 @@ class ClientAgent(TunnelAgent):
         self._begin(
             account_id=init.account_id,
             own_id=init.client_id,
-            interface=interface,
+            interface=init.interface,
             relays=init.relays,
             now=now,
         )
         self._publish_routes()
+        self._report(now, anyway=True)
+
+    def _change_interface(self, interface: Interface, now: int) -> None:
+        """The account's ranges are others, as after a join with another interface."""
+        self._leave_interface(interface, now)
+        if interface != self.interface:
+            self.interface = interface
+            self._events.append(InterfaceChanged(interface=interface))
+
+    def _leave_interface(self, interface: Interface, now: int) -> None:
+        """What was granted at another address, or in other ranges, does not fit any more."""
+        if self.interface is not None and interface != self.interface:
+            for authorization_id in list(self._lease_by_id):
+                self._end(authorization_id, now)
+        self._addresses = own_addresses(interface.ipv4, interface.ipv6)
 
     def _created(self, message: AuthorizationCreated, now: int) -> None:
         request = self._requests.answered(message.resource_id)

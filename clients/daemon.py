@@ -5,6 +5,7 @@ from __future__ import annotations
 from channel.messages import TO_CLIENT
 from channel.own_token import read_token
 from clients.agent import ClientAgent
+from clients.posture import survey
 from clients.routing import ClientRouting
 from clients.settings import ClientSettings
 from runtime.randomness import Randomness
@@ -54,4 +55,4 @@ async def run_client(settings: ClientSettings) -> None:
 def _make_agent(
     identity: AgentIdentity, engine: Engine, randomness: Randomness, now: int
 ) -> ClientAgent:
-    return ClientAgent(identity, engine, randomness=randomness, now=now)
+    return ClientAgent(identity, engine, randomness=randomness, now=now, survey=survey)

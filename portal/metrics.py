@@ -17,6 +17,7 @@ GAUGES = frozenset(
         *("actors_accounts", "actors_sessions", "actors_gateways"),
         *("actors_relays", "actors_admissions", "channel_channels", "channel_unjoined"),
         *("database_idle", "database_used", "database_waiting"),
+        *("database_left", "storage_full"),
         *("runtime_actors", "runtime_queued", "runtime_timers", "runtime_effects_in_flight"),
         *("node_living", "node_holds_lease", "node_links", "node_calls", "node_watches"),
     }

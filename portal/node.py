@@ -40,7 +40,6 @@ from portal.answers import NodeAnswers
 from portal.api.application import create_api
 from portal.api.feeds import Feeds
 from portal.api.office import Office
-from portal.api.openapi import product_version
 from portal.authority import Authority, ServerCertificate
 from portal.doors import Door
 from portal.files import write_file
@@ -73,13 +72,16 @@ from runtime.service import (
     read_secret,
     serve_observability,
 )
+from runtime.version import product_version
 
 DATABASE_CHECK_S: Final = 2.0
 DATABASE_PATIENCE_S: Final = 5.0
+STORAGE_FULL: Final = "the storage of PostgreSQL is full: nothing can be written, calls get 503"
 RENEWAL_CHECK_S: Final = 3_600.0
 REGIONS_CHECK_S: Final = 30.0
 FIRST_EXPIRY_S: Final = 60.0
 EXPIRY_S: Final = 3_600.0
+REGIONS_RETRY_S: Final = 1.0
 FIRST_RETRY_S: Final = 0.1
 LAST_RETRY_S: Final = 5.0
 DRAIN_POLL_S: Final = 0.05
@@ -242,7 +244,8 @@ class _Node:
                 self._health.set("database", True)
                 return
 
-    async def _watch_database(self, store: Store) -> None:
+    async def _watch_database(self, store: PostgresStore) -> None:
+        was_full = False
         while True:
             await trio.sleep(DATABASE_CHECK_S)
             try:
@@ -250,9 +253,15 @@ class _Node:
                     await store.accounts(limit=1)
             except (StoreError, trio.TooSlowError) as error:
                 self._health.set("database", False, "cannot be reached")
-                log.warning("database_unavailable", error=type(error).__name__)
-            else:
-                self._health.set("database", True)
+                log.warning("database_unavailable", error=str(error) or type(error).__name__)
+                continue
+            is_full = store.storage_full
+            self._health.set("database", True, STORAGE_FULL if is_full else "")
+            if is_full and not was_full:
+                log.error("database_storage_full", reason=STORAGE_FULL)
+            elif was_full and not is_full:
+                log.info("database_storage_has_room")
+            was_full = is_full
 
     async def _expire(self, store: Store, process: NodeProcess) -> None:
         """Once an hour, remove what is kept for long enough: the first of the living nodes does."""
@@ -389,7 +398,7 @@ class _Node:
             doors.start_soon(self._watch_database, store)
             doors.start_soon(self._expire, store, process)
             doors.start_soon(self._renew_certificates, door, channels)
-            doors.start_soon(self._watch_regions)
+            doors.start_soon(self._watch_regions, control)
             parts = {
                 "api": api.statistics,
                 "door": door.statistics,
@@ -398,6 +407,7 @@ class _Node:
                 "runtime": host.scheduler.statistics,
                 "node": process.statistics,
                 "database": store.statistics,
+                "storage": lambda: {"full": store.storage_full},
             }
             self._registry.register(StatisticsMetrics(parts))
             self._health.set("started", True)
@@ -457,7 +467,7 @@ class _Node:
         has_takers = any(not row.draining for row in process.tenure.rows)
         return has_takers and control.statistics().accounts > 0
 
-    async def _watch_regions(self) -> None:
+    async def _watch_regions(self, control: ControlPlane) -> None:
         while self._regions is not None:
             await trio.sleep(REGIONS_CHECK_S)
             try:
@@ -468,6 +478,8 @@ class _Node:
                 if newer is not None:
                     self._regions.take(newer)
                     log.info("region_database_read", built_at_s=newer.statistics().built_at_s)
+                    while not control.regions_changed():
+                        await trio.sleep(REGIONS_RETRY_S)
 
     async def _renew_certificates(self, door: Door, channels: ChannelServer) -> None:
         while True:

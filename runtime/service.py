@@ -52,12 +52,23 @@ def configure_logging(
     """Log to stderr from now on: lines of text for people, or one JSON object a line.
 
     A `Secret` prints as one in both, wherever it stands in a value. Control characters never
-    reach the terminal. Libraries that use Python's own logging are heard from `warning` on
-    (aioquic from `error` on, since strangers can make it warn).
+    reach the terminal. Libraries that use Python's own logging are heard from `warning` on, in
+    the same form (aioquic from `error` on, since strangers can make it warn; psycopg too, which
+    raises what it warns of).
     """
     _configure(format, level)
-    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, force=True)
-    logging.getLogger("quic").setLevel(logging.ERROR)
+    logging.basicConfig(level=logging.WARNING, handlers=[_Libraries()], force=True)
+    for library in ("quic", "psycopg"):
+        logging.getLogger(library).setLevel(logging.ERROR)
+
+
+class _Libraries(logging.Handler):
+    """Has what libraries log by Python's own logging go the way of our lines."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        structlog.get_logger(component=record.name).log(
+            record.levelno, "library_message", text=record.getMessage(), exc_info=record.exc_info
+        )
 
 
 def get_logger(name: str, **values: object) -> structlog.typing.FilteringBoundLogger:

@@ -26,6 +26,7 @@ from channel.messages import (
     Candidates,
     Challenge,
     ClientInit,
+    ConfigChanged,
     GatewayInit,
     Held,
     Interface,
@@ -134,7 +135,7 @@ class TunnelAgent(ABC):
     def receive(self, frame: Frame, now: int) -> None:
         """One frame of the portal. Raises RemoteProtocolError for an interface that no account
         can have: its routes would take away the machine's own network."""
-        if isinstance(frame.message, ClientInit | GatewayInit):
+        if isinstance(frame.message, ClientInit | GatewayInit | ConfigChanged):
             problem = unfit(frame.message.interface)
             if problem:
                 raise RemoteProtocolError("unexpected_message", problem)

@@ -7,7 +7,7 @@ the same steps as `engine.decide`, so the two cannot disagree.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from datetime import datetime
+from datetime import UTC, datetime
 from uuid import UUID
 
 import attrs
@@ -129,8 +129,17 @@ def summary(explanation: Explanation) -> str:
     """One sentence that a person can read."""
     decision = explanation.decision
     if isinstance(decision, Denied):
+        if decision.violated == ("policy",):
+            return "denied: forbidden (policy): no policy of it is for a group of the principal"
         return f"denied: {decision.reason} ({', '.join(decision.violated) or 'no such resource'})"
-    return f"allowed by policy {decision.policy_id} until {decision.expires_at.isoformat()}"
+    group = next(
+        trace.group_name for trace in explanation.policies if trace.policy_id == decision.policy_id
+    )
+    until = _told(decision.expires_at)
+    online = [each.online for each in explanation.gateways if each.approved]
+    is_cut_off = explanation.gateways and not any(each is not False for each in online)
+    offline = "; but none of its gateways is approved and online" if is_cut_off else ""
+    return f"allowed by policy {decision.policy_id} for {group} until {until}{offline}"
 
 
 # --- helpers ---
@@ -151,7 +160,7 @@ def _trace(
     checks = [Check("policy_disabled", not policy.disabled)]
     if policy.expires_at is not None:
         holds = "policy_expired" not in violated
-        checks.append(Check("policy_expired", holds, policy.expires_at.isoformat()))
+        checks.append(Check("policy_expired", holds, _told(policy.expires_at)))
     for condition in compiled.conditions:
         name = condition.property
         detail = _detail(condition, facts, compiled)
@@ -206,6 +215,10 @@ def _detail(condition: Condition, facts: Facts, compiled: CompiledPolicy) -> str
 
 def _shown(value: object) -> str:
     return "not reported" if value is None else repr(value)
+
+
+def _told(instant: datetime) -> str:
+    return f"{instant.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
 def _bounds(

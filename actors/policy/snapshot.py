@@ -156,6 +156,8 @@ class Snapshot:
         self.groups_by_principal: dict[int, frozenset[int]] = {}
         self.principals_by_group: dict[int, set[int]] = {}
         self.sessions_by_principal: dict[int, frozenset[int]] = {}
+        self.sign_ins: dict[tuple[int, int], int] = {}
+        """How many identities a principal has with a provider."""
         self.policies_by_resource: dict[int, dict[int, tuple[CompiledPolicy, ...]]] = {}
         """By resource and group."""
         self.policies_by_group: dict[int, dict[int, CompiledPolicy]] = {}
@@ -282,6 +284,10 @@ class Snapshot:
         for key in self.sessions_by_principal.get(principal.id.int, ()):
             yield self.tokens.by_key[key]
 
+    def has_identity(self, principal_id: UUID, auth_provider_id: UUID) -> bool:
+        """Whether a provider knows the principal."""
+        return (principal_id.int, auth_provider_id.int) in self.sign_ins
+
     def gateways_of(self, resource: Resource) -> Iterator[UUID]:
         """The gateways that may carry a resource, each once: those of its sites."""
         for site_id in dict.fromkeys(resource.site_ids):
@@ -322,6 +328,9 @@ class Snapshot:
                 by_group = self.policies_by_resource.setdefault(entity.resource_id.int, {})
                 by_group[group] = (*by_group.get(group, ()), policy)
                 self.policies_by_group.setdefault(group, {})[entity.id.int] = policy
+            case Identity():
+                sign_in = (entity.principal_id.int, entity.auth_provider_id.int)
+                self.sign_ins[sign_in] = self.sign_ins.get(sign_in, 0) + 1
             case Token(kind="client", principal_id=UUID() as owner):
                 tokens = self.sessions_by_principal.get(owner.int, _NO_KEYS)
                 self.sessions_by_principal[owner.int] = tokens | {entity.id.int}
@@ -346,6 +355,11 @@ class Snapshot:
                 if not of_group:
                     del self.policies_by_group[entity.group_id.int]
                 self._drop_candidate(entity)
+            case Identity():
+                sign_in = (entity.principal_id.int, entity.auth_provider_id.int)
+                self.sign_ins[sign_in] -= 1
+                if not self.sign_ins[sign_in]:
+                    del self.sign_ins[sign_in]
             case Token(kind="client", principal_id=UUID() as owner):
                 _drop(self.sessions_by_principal, owner, id.int)
             case Gateway():

@@ -163,17 +163,21 @@ class EmbeddedPostgres:
         while True:
             process = self._process
             assert process is not None
-            await _ended(process.pid)
+            if process.poll() is None:  # one that did not start is reaped already
+                await _ended(process.pid)
             status = process.wait()
-            _log.error("postgres_died", status=status, restart_in_s=pause_s)
+            room = shutil.disk_usage(place.data).free
+            _log.error("postgres_died", status=status, restart_in_s=pause_s, disk_free_bytes=room)
             await trio.sleep(pause_s)
             self._restarts += 1
-            await _end_former_server(place)
             try:
+                await _end_former_server(place)
                 await self._start(place)
-            except EmbeddedError as error:
-                # Most likely: processes of the dead server still hold its shared memory.
-                _log.error("postgres_restart_failed", error=str(error))
+            except (EmbeddedError, OSError) as error:
+                # Most likely: processes of the dead server still hold its shared memory, or its
+                # disk is full.
+                room = shutil.disk_usage(place.data).free
+                _log.error("postgres_restart_failed", error=str(error), disk_free_bytes=room)
                 pause_s = min(2 * pause_s, LAST_RESTART_S)
             else:
                 _log.info("postgres_restarted", process_id=self.process_id)

@@ -125,6 +125,10 @@ class Unavailable(StoreError, LeaseUnavailable):
     """The database cannot be reached now; nothing was changed as far as the caller may assume."""
 
 
+class StorageFull(Unavailable):
+    """The database has no room to write: what only reads goes on. Nothing was changed."""
+
+
 @attrs.frozen
 class Put:
     """Insert the entity, or replace the one that has its id. `account_id` and `id` never change.

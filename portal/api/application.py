@@ -68,7 +68,7 @@ from portal.api.problems import (
     unavailable,
 )
 from portal.api.requests import StrictBody
-from portal.api.scopes import require_scope
+from portal.api.scopes import NOUN, require_scope
 from portal.metrics import CallMetrics
 from runtime.errors import CallError
 from runtime.service import Health, get_logger
@@ -223,6 +223,7 @@ async def require_sense(
     call.preconditions = Preconditions.of(connection.headers)
     if not is_creation(handler):
         return
+    call.creates = handler.opt[NOUN]
     caller = caller_of(connection)
     account = connection.headers.get(ACCOUNT_HEADER, str(caller.account_id))
     claim = claim_of(connection, caller.token_id, account, call.body_hash)
@@ -240,11 +241,13 @@ def answer_not_modified(request: Request[Any, Any, Any], found: NotModified) -> 
 
 def answer_again(request: Request[Any, Any, Any], replayed: Replayed) -> Response[bytes]:
     """The answer that the same creation had before."""
+    body = replayed.answer.body
+    location = call_of(request).location_of(msgspec.json.decode(body)["id"])
     return Response(
-        replayed.answer.body,
+        body,
         status_code=replayed.answer.status,
         media_type="application/json",
-        headers={REPLAY_HEADER: "true"},
+        headers={REPLAY_HEADER: "true", "Location": location},
     )
 
 

@@ -24,13 +24,14 @@ class Call:
 
     `headers` go into the answer whatever it is, `validators` into a success alone; `at_end` is
     called once the answer is sent, or the caller gone. `account_id` is the account that the call is
-    about, `code` that of the problem that it ended with.
+    about, `code` that of the problem that it ended with, `creates` the noun of what it makes.
     """
 
     request_id: str
     method: str
     account_id: UUID | None = None
     code: str = ""
+    creates: str = ""
     body_hash: bytes = attrs.field(default=b"", repr=False)
     preconditions: Preconditions = Preconditions()
     claim: Claim | None = None
@@ -45,6 +46,12 @@ class Call:
         if self.method in ("GET", "HEAD"):
             self.preconditions.check(tag, is_read=True)
         self.validators["ETag"] = f'"{tag}"'
+        if self.creates:
+            self.validators["Location"] = self.location_of(getattr(entity, "id", ""))
+
+    def location_of(self, id: object) -> str:
+        """The path of what was made (RFC 9110, section 10.2.2)."""
+        return f"/v1/{self.creates}/{id}"
 
     def check(self, entity: object) -> None:
         """Before a write. Raises Problem 412 unless the present entity is what the caller knows."""

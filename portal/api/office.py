@@ -41,6 +41,7 @@ from portal.api.problems import (
     not_found,
     of_store,
     tests_failed,
+    unavailable,
 )
 from portal.api.snapshots import Snapshots
 from runtime.clock import Clock
@@ -50,6 +51,7 @@ from runtime.secret import Secret
 E = TypeVar("E", bound=Entity)
 T = TypeVar("T")
 ACCOUNT_HEADER = "Holloway-Account"
+WRITING_WAIT_S = 5.0
 UPDATE_ATTEMPTS = 20
 """An entity that other nodes change so often in the midst of an update is given up: 409."""
 CONCERNS_POLICY: frozenset[EntityKind] = frozenset(
@@ -121,12 +123,19 @@ class Office:
     @asynccontextmanager
     async def writing(self, account_id: UUID) -> AsyncIterator[None]:
         """Held from reading an entity to writing it back, so that those of this node need not try
-        again; that no update loses another's is `Put.before`'s doing."""
+        again; that no update loses another's is `Put.before`'s doing. Raises Problem 503 for who
+        would have to wait for longer than WRITING_WAIT_S."""
         lock = self._locks.get(account_id)
         if lock is None:
             lock = self._locks[account_id] = trio.Lock()
-        async with lock:
+        with trio.move_on_after(WRITING_WAIT_S) as waiting:
+            await lock.acquire()
+        if waiting.cancelled_caught:
+            raise unavailable("Other changes of the account come first, slowly. Try again shortly.")
+        try:
             yield
+        finally:
+            lock.release()
 
 
 @attrs.frozen(kw_only=True)

@@ -7,7 +7,6 @@ is enforced is described and nothing is described that is not enforced.
 from __future__ import annotations
 
 import inspect
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 from uuid import UUID
 
@@ -26,6 +25,7 @@ from portal.api.office import ACCOUNT_HEADER
 from portal.api.pagination import DEFAULT_LIMIT, MAX_CURSOR_TEXT, MAX_LIMIT
 from portal.api.problems import MEDIA_TYPE, ProblemBody
 from portal.api.scopes import scope_of
+from runtime.version import product_version
 
 DESCRIPTION = f"""Every call but /healthz, /readyz and the documentation wants the header
 `Authorization: Bearer <token>`, with a token of the kind `api` (acts on its account, within its
@@ -72,6 +72,7 @@ HEADERS: dict[str, dict[str, Any]] = {
     },
     "WWW-Authenticate": {"description": "What the portal wants (RFC 6750).", "schema": TEXT},
     "ETag": {"description": "Names this state of the entity.", "schema": TEXT},
+    "Location": {"description": "The path of what was made.", "schema": TEXT},
     REPLAY_HEADER: {
         "description": "`true` if this answer was given before, for the same key.",
         "schema": {"type": "string", "enum": ["true"]},
@@ -169,7 +170,7 @@ def _successes(
     if _is_of_one(path, method, handler) and method != "DELETE":
         names.append("ETag")
     if is_creation(handler):
-        names.append(REPLAY_HEADER)
+        names += ["Location", REPLAY_HEADER]
     success: dict[str, Any] = {"description": "Done.", "headers": _headers(*names)}
     returned = handler.parsed_return_field.annotation
     if returned in schema_by_type:
@@ -280,11 +281,3 @@ def _schema_of_foreign(type_: type) -> dict[str, Any]:
     if issubclass(type_, UUID):
         return {"type": "string", "format": "uuid"}
     return {"type": "string", "title": type_.__name__}
-
-
-def product_version() -> str:
-    """Of the installed package; 0 where it runs from its source alone."""
-    try:
-        return version("holloway")
-    except PackageNotFoundError:
-        return "0"

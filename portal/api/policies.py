@@ -13,12 +13,15 @@ from msgspec import UNSET, Meta, UnsetType
 from actors.model import (
     DEFAULT_LEASE_S,
     MIN_LEASE_S,
+    AuthProvider,
+    Conditions,
     Description,
     Policy,
 )
 from portal.api.conditions import ConditionsBody, conditions_of
 from portal.api.filters import filters
 from portal.api.inject import PathId, TheDesk, TheFilters, ThePage
+from portal.api.office import Desk
 from portal.api.pagination import Page
 from portal.api.requests import Body, Checks, Instant, changes_of
 from portal.api.scopes import noun
@@ -76,6 +79,7 @@ async def create_policy(desk: TheDesk, data: JSONBody[PolicyCreate]) -> Policy:
     conditions = conditions_of(checks, data.conditions)
     expires_at = checks.future("expires_at", data.expires_at, desk.now)
     checks.finish()
+    await _check_providers(desk, conditions)
     return await desk.create(
         Policy(
             id=desk.new_id(),
@@ -102,6 +106,8 @@ async def update_policy(desk: TheDesk, id: PathId, data: JSONBody[PolicyUpdate])
     if "expires_at" in changes:
         changes["expires_at"] = checks.future("expires_at", changes["expires_at"], desk.now)
     checks.finish()
+    if "conditions" in changes:
+        await _check_providers(desk, changes["conditions"])
     return await desk.update(Policy, id, changes)
 
 
@@ -109,6 +115,14 @@ async def update_policy(desk: TheDesk, id: PathId, data: JSONBody[PolicyUpdate])
 async def delete_policy(desk: TheDesk, id: PathId) -> None:
     """Delete a policy; accesses that no other policy allows end at once."""
     await desk.remove(Policy, id)
+
+
+async def _check_providers(desk: Desk, conditions: Conditions) -> None:
+    """Raises Problem 404 for a provider that is not there: the condition could never hold, or,
+    turned round, would always."""
+    asked = conditions.auth_provider
+    for place, id in enumerate(() if asked is None else asked.values):
+        await desk.refer(AuthProvider, id, f"conditions.auth_provider.values[{place}]")
 
 
 router = noun("policies", list_policies, get_policy, create_policy, update_policy, delete_policy)

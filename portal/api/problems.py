@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
+from typing import cast
 
 import msgspec
 
+from actors.model import EntityKind
 from actors.policy.proposals import FailedTest
 from actors.store.interface import (
     Conflict,
@@ -18,12 +20,15 @@ from actors.store.interface import (
     LastOperator,
     NotFound,
     Outdated,
+    StorageFull,
     StoreError,
     Unavailable,
 )
+from actors.store.rules import UNIQUE
 
 MEDIA_TYPE = "application/problem+json"
 MAX_FIELD_ERRORS = 100
+FULL_RETRY_S = 10
 
 
 class FieldError(msgspec.Struct, frozen=True, kw_only=True):
@@ -146,7 +151,10 @@ def of_store(error: StoreError) -> Problem:
     if isinstance(error, NotFound):
         return not_found("entity")
     if isinstance(error, Conflict):
-        message = f"another {error.kind} has this {error.field.removesuffix('_id')} already"
+        unique = UNIQUE.get(cast("EntityKind", error.kind), ())
+        names = next((each for each in unique if each[-1] == error.field), (error.field,))
+        told = " and ".join(name.removesuffix("_id").replace("_", " ") for name in names)
+        message = f"another {error.kind.replace('_', ' ')} has this {told} already"
         return Problem(
             409,
             "conflict",
@@ -171,6 +179,13 @@ def of_store(error: StoreError) -> Problem:
             "last_operator_token",
             "This is the last token of an operator. Make another one before it is deleted: see"
             " docs/api.md.",
+        )
+    if isinstance(error, StorageFull):
+        return Problem(
+            503,
+            "storage_full",
+            "The database has no room to write. Tell its operator; what only reads goes on.",
+            headers={"Retry-After": str(FULL_RETRY_S)},
         )
     if isinstance(error, Unavailable):
         return unavailable("The database cannot be reached just now. Try again shortly.")

@@ -7,7 +7,7 @@ each has a bound.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
@@ -26,7 +26,7 @@ from actors.policy.diff import Changed, diff
 from actors.policy.effort import Effort, Exhausted
 from actors.policy.engine import Denied, Snapshot
 from actors.policy.engine import Request as PolicyRequest
-from actors.policy.explain import Check, PolicyTrace, explain, summary
+from actors.policy.explain import Check, GatewayTrace, Hop, PolicyTrace, explain, summary
 from actors.policy.exposure import exposure
 from actors.policy.history import Reach, reach, rewind
 from actors.policy.proposals import FailedTest, failing_tests, newly_failing_tests, propose
@@ -36,7 +36,7 @@ from channel.messages import IpText
 from portal.api.conditions import Facts, facts_of
 from portal.api.filters import filters
 from portal.api.inject import TheDesk, TheFilters, ThePage
-from portal.api.office import Desk, Online
+from portal.api.office import Desk
 from portal.api.pagination import Page
 from portal.api.problems import FieldError, invalid, of_store
 from portal.api.proposals import Proposals, mutations_of
@@ -77,9 +77,10 @@ class ExplainRequest(Body, frozen=True, kw_only=True):
 
 
 class ExplainAnswer(msgspec.Struct, frozen=True, kw_only=True):
-    """The decision, in a `sentence` and in parts: what holds whatever the policy (`common`), and
-    what each policy of the resource says. `gateways_online` are those of the resource's sites; null
-    if that cannot be told just now."""
+    """The decision, in a `sentence` and in parts: what holds whatever the policy (`common`), what
+    each policy of the resource says, its gateways, and the `path` by which access is given, from
+    who asks to the resource. `online` of a gateway is null if that cannot be told just now, and for
+    a question about another instant."""
 
     allowed: bool
     sentence: str
@@ -90,7 +91,8 @@ class ExplainAnswer(msgspec.Struct, frozen=True, kw_only=True):
     at: datetime
     common: tuple[Check, ...]
     policies: tuple[PolicyTrace, ...]
-    gateways_online: tuple[UUID, ...] | None
+    gateways: tuple[GatewayTrace, ...]
+    path: tuple[Hop, ...]
 
 
 @post("/explain", status_code=200, opt={VERB: "read"})
@@ -120,7 +122,7 @@ async def explain_policies(desk: TheDesk, data: JSONBody[ExplainRequest]) -> Exp
             client_verified=data.client_verified,
             posture=posture,
         )
-        explanation = explain(snapshot, request, instant)
+        explanation = explain(snapshot, request, instant, online if data.at is None else None)
         decision = explanation.decision
         denied = decision if isinstance(decision, Denied) else None
         return ExplainAnswer(
@@ -133,7 +135,8 @@ async def explain_policies(desk: TheDesk, data: JSONBody[ExplainRequest]) -> Exp
             at=instant,
             common=explanation.common,
             policies=explanation.policies,
-            gateways_online=_gateways_online(snapshot, data.resource_id, online),
+            gateways=explanation.gateways,
+            path=explanation.path,
         )
 
     async with desk.snapshot() as snapshot:
@@ -452,15 +455,6 @@ def _check_known(snapshot: Snapshot, data: ExplainRequest | AtRequest) -> None:
         id = getattr(data, field, None)
         if id is not None and id not in snapshot.table(kind):
             raise of_store(InvalidReference(kind, field))
-
-
-def _gateways_online(
-    snapshot: Snapshot, resource_id: UUID, online: Mapping[UUID, Online] | None
-) -> tuple[UUID, ...] | None:
-    resource = snapshot.resources.get(resource_id)
-    if online is None or resource is None:
-        return None
-    return tuple(id for id in sorted(snapshot.gateways_of(resource)) if id in online)
 
 
 def _name(entity: object) -> str:

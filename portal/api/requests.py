@@ -20,6 +20,7 @@ from msgspec import UNSET, Meta, Struct
 from actors.store.validity import is_dns_pattern
 from channel.reserved import RESERVED
 from portal.api.problems import FieldError, Problem, invalid
+from portal.api.wording import in_words
 
 if TYPE_CHECKING:
     from litestar._openapi.schema_generation import SchemaCreator
@@ -199,7 +200,7 @@ class Checks:
             self.refuse(field, "is beyond the calendar")
             return None
         if instant <= now:
-            self.refuse(field, f"must lie in the future; it is {now.isoformat()} now")
+            self.refuse(field, f"must lie in the future; it is {now:%Y-%m-%dT%H:%M:%SZ} now")
         return instant
 
     def _network(self, field: str, text: str) -> Network | None:
@@ -245,4 +246,4 @@ def refused_field(message: str, *, within: str = "") -> FieldError:
         path = f"{path}.{missing[1]}" if path else missing[1]
         text = "is required"
     path = ".".join(filter(None, (within, path)))
-    return FieldError(field=path[:200], message=text[:500])
+    return FieldError(field=path[:200], message=in_words(text)[:500])

@@ -18,9 +18,12 @@ NOUN: Final = "noun"
 VERB: Final = "verb"
 EVERYTHING: Final = ("*:write",)
 
+_declared: set[str] = set()
+
 
 def noun(name: str, *handlers: BaseRouteHandler) -> Router:
     """The routes at `/v1/<name>`, for tokens with the scope of this noun."""
+    _declared.add(name)
     return Router(f"/v1/{name}", route_handlers=handlers, tags=[name], opt={NOUN: name})
 
 
@@ -41,6 +44,11 @@ def allows(scopes: Iterable[str], needed: str) -> bool:
         held in verbs and name in {noun_, "*"}
         for name, _, held in (each.partition(":") for each in scopes)
     )
+
+
+def unknown(scopes: Iterable[str]) -> list[str]:
+    """Those of `scopes` that are of no noun, such as `site:write`."""
+    return [each for each in scopes if each.partition(":")[0] not in _declared | {"*"}]
 
 
 def exceeding(scopes: Iterable[str], held: Iterable[str]) -> list[str]:

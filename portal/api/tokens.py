@@ -29,7 +29,7 @@ from portal.api.office import ACCOUNT_HEADER, Desk, Office, provide_desk
 from portal.api.pagination import Page
 from portal.api.problems import FieldError, Problem, invalid
 from portal.api.requests import Body, Checks, Cidrs, Instant, changes_of
-from portal.api.scopes import exceeding, missing, noun
+from portal.api.scopes import exceeding, missing, noun, unknown
 from runtime.service import get_logger
 
 log = get_logger("portal.api")
@@ -196,7 +196,7 @@ async def update_token(
     if "allowed_sources" in given:
         given["allowed_sources"] = checks.networks("allowed_sources", given["allowed_sources"])
     if "scopes" in given:
-        given["scopes"] = tuple(dict.fromkeys(given["scopes"]))
+        given["scopes"] = _scopes(checks, given["scopes"])
     checks.finish()
 
     def changes(token: Token) -> dict[str, Any]:
@@ -299,7 +299,7 @@ def _make(
     allowed_sources = checks.networks("allowed_sources", data.allowed_sources)
     scopes: tuple[str, ...] = ()
     if data.kind == "api":
-        scopes = tuple(dict.fromkeys(data.scopes or caller.scopes))
+        scopes = _scopes(checks, data.scopes) or caller.scopes
         expires_at = expires_at or caller.expires_at
         allowed_sources = allowed_sources or caller.allowed_sources
         _check_bounds(
@@ -340,6 +340,13 @@ def _check_kind(checks: Checks, data: TokenCreate) -> None:
             checks.refuse("approves_devices", "is for gateway tokens")
     if data.kind != "api" and data.scopes is not None:
         checks.refuse("scopes", "are for api tokens")
+
+
+def _scopes(checks: Checks, scopes: Sequence[str] | None) -> tuple[str, ...]:
+    """Each once, and of a noun that there is."""
+    for scope in unknown(scopes or ()):
+        checks.refuse("scopes", f"{scope} is of no noun; the nouns are those of the paths")
+    return tuple(dict.fromkeys(scopes or ()))
 
 
 def _check_bounds(

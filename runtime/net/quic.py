@@ -169,12 +169,14 @@ async def connect_quic(
     verify: Callable[[Sequence[Certificate]], None],
     limits: QuicLimits | None = None,
     mark: int | None = None,
+    source: str | None = None,
 ) -> AsyncIterator[QuicConnection]:
     """Connect to a server; within the block the connection stands, after it it is closed.
 
     `verify` gets the server's chain (its possession of the key is proved by then) before
     anything but the handshake is sent, and raises to refuse it: that exception is raised here.
-    `server_name` is sent as SNI unless it is an IP address. `mark` is the socket's SO_MARK.
+    `server_name` is sent as SNI unless it is an IP address. `mark` is the socket's SO_MARK,
+    `source` the address of this machine to dial from, if it is not the kernel's to choose.
     Raises QuicClosed when the handshake fails or takes longer than its timeout, OSError when no
     socket can be had, or no route. What the block raises is not wrapped in a group.
     """
@@ -184,7 +186,8 @@ async def connect_quic(
     _check_route(remote, mark)
     configuration.verify_mode = ssl.CERT_NONE  # `verify` decides
     any_host = "::" if ":" in remote.host else "0.0.0.0"  # noqa: S104  # the kernel chooses
-    udp = UdpSocket.bind(Address(any_host, 0), mark=mark, dont_fragment=True, tell_refusals=True)
+    local = Address(source or any_host, 0)
+    udp = UdpSocket.bind(local, mark=mark, dont_fragment=True, tell_refusals=True)
     endpoint = ClientEndpoint(udp, limits, configuration, remote, verify)
     failure: Exception | None = None
     async with trio.open_nursery() as nursery:

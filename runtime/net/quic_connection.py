@@ -6,7 +6,6 @@ The essay on what is decided is in `runtime.net.quic`.
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Callable
 from typing import Final, Protocol
 
@@ -42,6 +41,10 @@ class QuicClosed(Exception):
         self.code = code
         self.reason = printable
 
+    def anew(self) -> QuicClosed:
+        """Its like, to be raised: what was raised holds, by its traceback, all that was near."""
+        return QuicClosed(self.code, self.reason)
+
 
 class Driver(Protocol):
     """What a connection needs of the endpoint that it lives on."""
@@ -67,7 +70,7 @@ class QuicConnection:
         self._endpoint = endpoint
         self._remote = remote
         self._stream: QuicStream | None = None
-        self._received: deque[bytes] = deque()
+        self._received: list[bytes] = []
         self._ended = False
         self._closed: QuicClosed | None = None
         self._lingering: tuple[int, str] | None = None
@@ -120,7 +123,7 @@ class QuicConnection:
         await trio.lowlevel.checkpoint()
         while not self.send(data):
             if self._closed is not None:
-                raise self._closed
+                raise self._closed.anew()
             await self._writable.wait()
 
     async def receive(self) -> bytes:
@@ -134,7 +137,7 @@ class QuicConnection:
             if self._ended:
                 return b""
             if self._closed is not None:
-                raise self._closed
+                raise self._closed.anew()
             await self._readable.wait()
         data = b"".join(self._received)
         self._received.clear()

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Callable
+from functools import cache
 from typing import Final, cast
 
 import attrs
+from aioquic.quic import connection as aioquic_connection
 from aioquic.quic.configuration import SMALLEST_MAX_DATAGRAM_SIZE, QuicConfiguration
 from aioquic.quic.connection import (
     MAX_STREAM_DATA_FRAME_CAPACITY,
+    NetworkAddress,
     QuicConnection,
     QuicConnectionState,
     QuicReceiveContext,
@@ -23,6 +26,7 @@ from aioquic.quic.events import ConnectionTerminated
 from aioquic.quic.packet import QuicFrameType, QuicProtocolVersion
 from aioquic.quic.packet_builder import QuicPacketBuilder
 from aioquic.quic.stream import QuicStream
+from aioquic.tls import Epoch
 from cryptography.x509 import Certificate
 
 CID_BYTES: Final = 8
@@ -31,8 +35,13 @@ MIN_RESET_BYTES: Final = 21
 LEAST_DATAGRAM_BYTES: Final = 21
 """Nothing shorter is a QUIC packet (RFC 9000, section 10.3): a server's socket need not take it."""
 
+_MAX_CIDS: Final = 3
+"""Of a connection at a time. Each change of path takes one, which is replaced; aioquic makes 8."""
 _UNLIMITED: Final = 2**61
 _NS_PER_S: Final = 10**9
+
+# Every connection has a table of 33 frame types; most of it is these sets, of which there are few.
+aioquic_connection.EPOCHS = cache(aioquic_connection.EPOCHS)
 
 
 @attrs.frozen(kw_only=True)
@@ -77,6 +86,7 @@ class QuicCore(QuicConnection):
         self._window = window
         self._consumed = 0
         self.packets_heard = 0
+        self.is_released = False
         streams_of_peer = 1 if configuration.is_client else 0
         for limit, value in (
             (self._local_max_streams_bidi, streams_of_peer),
@@ -85,6 +95,32 @@ class QuicCore(QuicConnection):
             limit.value = limit.sent = value
         if reset_token is not None:
             self._host_cids[0].stateless_reset_token = reset_token(self.host_cid)
+
+    def forget_handshake(self) -> None:
+        """Let go of what only the handshake needed, half of what a connection holds: three buffers
+        of 16 KiB, and a server's keys of TLS. A message of TLS that still comes is refused by its
+        state alone (a server), or read without answer (a client: tickets)."""
+        self._crypto_buffers.clear()
+        if not self._is_client:
+            tls = self.tls
+            tls.key_schedule = tls._key_schedule_psk = tls._key_schedule_proxy = None
+            tls._x25519_private_key = tls._x448_private_key = None
+            tls._ec_private_keys.clear()
+            tls.handshake_extensions, tls.received_extensions = [], None
+
+    def release(self) -> None:
+        """The connection is over: undo what holds it in circles, so that its memory is free at
+        once, and not when the garbage collector has been everywhere. Nothing is to be asked of it
+        any more but `peer_chain`, and what its streams hold."""
+        self.is_released = True
+        vars(self)["_QuicConnection__frame_handlers"].clear()
+        for space in self._loss.spaces:
+            space.sent_packets.clear()
+        del self._loss
+        self._cryptos, self._cryptos_initial = {}, {}
+        if hasattr(self, "tls"):
+            self.tls.alpn_cb = None
+            self.tls.update_traffic_key_cb = lambda *_: None
 
     def open_stream(self) -> QuicStream:
         return self._get_or_create_stream_for_send(self.get_next_available_stream_id())
@@ -99,6 +135,52 @@ class QuicCore(QuicConnection):
         """Count what was read; True when the peer should be told of the room."""
         self._consumed += size
         return self._consumed + self._window - stream.max_stream_data_local >= self._window // 2
+
+    def datagrams_to_send(self, now: float) -> list[tuple[bytes, NetworkAddress]]:
+        """As aioquic's, which builds a packet to find that nothing stands in it: most connections
+        that are looked at have only taken an acknowledgement."""
+        if self._has_nothing_to_send(now):
+            self._pacing_at = None
+            return []
+        return super().datagrams_to_send(now)
+
+    def _has_nothing_to_send(self, now: float) -> bool:
+        """Whether a packet would be empty; False where that is not plain to see."""
+        path = self._network_paths[0] if len(self._network_paths) == 1 else None
+        if (
+            self._state is not QuicConnectionState.CONNECTED
+            or not self._handshake_confirmed
+            or self._handshake_done_pending
+            or self._close_pending
+            or path is None
+            or not path.is_validated
+            or path.remote_challenges
+            or self._probe_pending
+            or self._ping_pending
+            or self._retire_connection_ids
+            or self._streams_blocked_pending
+            or self._datagrams_pending
+        ):
+            return False
+        ack_at = self._spaces[Epoch.ONE_RTT].ack_at
+        if ack_at is not None and ack_at <= now:
+            return False
+        return (
+            self._crypto_streams[Epoch.ONE_RTT].sender.buffer_is_empty
+            and all(cid.was_sent for cid in self._host_cids)
+            and all(self._is_idle(stream) for stream in self._streams.values())
+        )
+
+    def _is_idle(self, stream: QuicStream) -> bool:
+        sender, receiver = stream.sender, stream.receiver
+        return (
+            sender.buffer_is_empty
+            and not sender.reset_pending
+            and not receiver.stop_pending
+            and not stream.is_finished
+            and stream.max_stream_data_local_sent == stream.max_stream_data_local
+            and self._consumed + self._window - stream.max_stream_data_local < self._window // 2
+        )
 
     def has_begun(self) -> bool:
         """Whether any packet of the peer could be read yet (a server's connection)."""
@@ -144,6 +226,9 @@ class QuicCore(QuicConnection):
         return super()._payload_received(context, plain, crypto_frame_required)
 
     def _replenish_connection_ids(self) -> None:
+        self._remote_active_connection_id_limit = min(
+            self._remote_active_connection_id_limit, _MAX_CIDS
+        )
         super()._replenish_connection_ids()
         if self._reset_token is not None:
             for cid in self._host_cids:

@@ -1,6 +1,6 @@
 """Endpoints: one UDP socket each, and the QUIC connections that live on it.
 
-The essay on what is decided is in `runtime.net.quic`. Longer than other files: the endpoints of a
+The essay on what is decided is in `runtime.net.quic`. Some 660 lines, since the endpoints of a
 server and of a client are one loop over one socket.
 """
 
@@ -54,6 +54,7 @@ from runtime.net.quic_core import (
     QuicCore,
     QuicLimits,
 )
+from runtime.net.quic_newcomers import Newcomer, Newcomers
 from runtime.net.quic_suspicion import Suspicion
 from runtime.net.udp import UdpSocket
 from runtime.service import get_logger
@@ -129,6 +130,14 @@ class Endpoint(ABC):
     def refused(self, remote: Address) -> None:
         """The kernel was told that nobody listens at `remote`; it may be a lie."""
 
+    @property
+    def has_newcomers(self) -> bool:
+        """Whether `take_in` has something to do."""
+        return False
+
+    def take_in(self) -> None:
+        """Begin one handshake, if one was asked for; what has come on connections goes first."""
+
     @abstractmethod
     def established(self, connection: QuicConnection) -> None: ...
 
@@ -147,6 +156,8 @@ class Endpoint(ABC):
     def receive(self, connection: QuicConnection, data: bytes, sender: Address) -> None:
         """Pass one datagram to its connection. Whatever it does to it, it does to it alone."""
         core = connection._core
+        if core.is_released:
+            return
         if core.configuration.is_client and core.is_reset(data):
             self._finish(connection, QuicClosed(STATELESS_RESET, "the server has forgotten us"))
             return
@@ -160,6 +171,8 @@ class Endpoint(ABC):
     def step(self, connection: QuicConnection) -> None:
         """Handle events, send what is due, set the timer."""
         core, now = connection._core, trio.current_time()
+        if core.is_released:
+            return
         try:
             while (event := core.next_event()) is not None:
                 if isinstance(event, events.ConnectionTerminated):
@@ -188,13 +201,17 @@ class Endpoint(ABC):
 
     async def _read(self) -> None:
         while True:
-            await self.socket.wait_readable()
+            if self.has_newcomers:
+                await trio.lowlevel.checkpoint()
+            else:
+                await self.socket.wait_readable()
             for data, sender in self.socket.receive_batch():
                 self.datagram(data, sender)
             # After the datagrams: what the peer said before its end is no answer to a probe.
             for remote in self.socket.take_refusals():
                 self.refused(remote)
             self.flush()
+            self.take_in()
 
     async def _keep_time(self) -> None:
         while True:
@@ -224,11 +241,17 @@ class Endpoint(ABC):
             connection._scheduled_at = math.inf
             if connection._deadline <= now:
                 self._expire(connection)
-            self._tick(connection, now)
+                self.mark(connection)
+            else:
+                self._tick(connection, now)
 
     def _tick(self, connection: QuicConnection, now: float) -> None:
         try:
             timer = connection._core.get_timer()
+            if timer is not None and timer > now:
+                # An acknowledgement has put it off since it was set.
+                self._schedule(connection, min(timer, connection._deadline))
+                return
             if timer is not None and timer <= now:
                 connection._core.handle_timer(now)
         except Exception as error:
@@ -255,6 +278,7 @@ class Endpoint(ABC):
         if isinstance(event, events.HandshakeCompleted):
             connection._established = True
             connection._deadline = math.inf
+            connection._core.forget_handshake()
             if event.alpn_protocol not in (connection._core.configuration.alpn_protocols or ()):
                 connection.close(_NO_APPLICATION_PROTOCOL, "another protocol")
                 return
@@ -279,6 +303,7 @@ class Endpoint(ABC):
 
     def _drop(self, connection: QuicConnection) -> None:
         connection._deadline = connection._scheduled_at = math.inf
+        connection._core.release()
         self.forget(connection)
 
 
@@ -315,7 +340,7 @@ class ClientEndpoint(Endpoint):
         if self._refusal is not None:
             raise self._refusal
         if self.connection.closed is not None:
-            raise self.connection.closed
+            raise self.connection.closed.anew()
         return self.connection
 
     def datagram(self, data: bytes, sender: Address) -> None:
@@ -361,15 +386,21 @@ class ClientEndpoint(Endpoint):
         match self.suspicion.handle_timeout(now):
             case "probe":
                 connection._core.probe()
+                self.mark(connection)
             case "gone" if connection.closed is None:
                 reason = "its port is closed, and it does not answer"
                 self._finish(connection, QuicClosed(PORT_CLOSED, reason))
                 return
         super()._tick(connection, now)
+        if connection.closed is None:
+            self._schedule(connection, self.suspicion.poll_timeout())
 
 
 class ServerEndpoint(Endpoint):
-    """The endpoint of a listener: finds a packet's connection, or decides about a new one."""
+    """The endpoint of a listener: finds a packet's connection, or decides about a new one.
+
+    Who comes new waits for its turn (`runtime.net.quic_newcomers`).
+    """
 
     def __init__(
         self,
@@ -386,6 +417,7 @@ class ServerEndpoint(Endpoint):
         self._connection_by_cid: dict[bytes, QuicConnection] = {}
         self._source_by_connection: dict[QuicConnection, str] = {}
         self._connections_by_source: Counter[str] = Counter()
+        self._newcomers = Newcomers()
         self._handshakes: set[QuicConnection] = set()
         self._handshakes_by_source: Counter[str] = Counter()
         self._resets_second = 0
@@ -400,6 +432,8 @@ class ServerEndpoint(Endpoint):
         connection = self._connection_by_cid.get(header.destination_cid)
         if connection is not None:
             self.receive(connection, data, sender)
+        elif self._newcomers.heard(header.destination_cid, data, sender, trio.current_time()):
+            pass
         elif header.packet_type == QuicPacketType.ONE_RTT:
             self._reset(header.destination_cid, len(data), sender)
         elif len(data) >= SMALLEST_MAX_DATAGRAM_SIZE:
@@ -440,7 +474,7 @@ class ServerEndpoint(Endpoint):
     def statistics(self) -> QuicListenerStatistics:
         return QuicListenerStatistics(
             connections=len(self._source_by_connection),
-            handshakes=len(self._handshakes),
+            handshakes=self._count_handshakes(),
             accepted=self._accepted,
             refused_limit=self._refused,
             retries_sent=self._retries,
@@ -466,9 +500,10 @@ class ServerEndpoint(Endpoint):
         if header.packet_type != QuicPacketType.INITIAL:
             return
         source = _source(sender)
+        waiting = self._newcomers.of_source(source)
         if (
-            len(self._handshakes) >= self.limits.max_handshakes
-            or self._handshakes_by_source[source] >= self.limits.max_handshakes_per_source
+            self._count_handshakes() >= self.limits.max_handshakes
+            or waiting + self._handshakes_by_source[source] >= self.limits.max_handshakes_per_source
         ):
             # Silence: an honest client repeats itself, and finds room then.
             self._refused += 1
@@ -485,44 +520,62 @@ class ServerEndpoint(Endpoint):
                 )
             except ValueError:
                 return
-        elif len(self._handshakes) >= self.limits.retry_above_handshakes:
+        elif self._count_handshakes() >= self.limits.retry_above_handshakes:
             self._ask_to_retry(header, sender)
             return
         if (
-            len(self._source_by_connection) >= self.limits.max_connections
-            or self._connections_by_source[source] >= self.limits.max_connections_per_source
+            len(self._source_by_connection) + len(self._newcomers) >= self.limits.max_connections
+            or waiting + self._connections_by_source[source]
+            >= self.limits.max_connections_per_source
         ):
             self._refuse(header, sender)
             return
-        self._accept(configuration, original, retry_source, header, data, sender)
+        self._newcomers.put(
+            Newcomer(
+                cid=header.destination_cid,
+                source=source,
+                sender=sender,
+                original_cid=original,
+                retry_cid=retry_source,
+                heard_at=trio.current_time(),
+                datagrams=[data],
+            )
+        )
 
-    def _accept(
-        self,
-        configuration: QuicConfiguration,
-        original: bytes,
-        retry_source: bytes | None,
-        header: QuicHeader,
-        data: bytes,
-        sender: Address,
-    ) -> None:
+    @property
+    def has_newcomers(self) -> bool:
+        return len(self._newcomers) > 0
+
+    def take_in(self) -> None:
+        newcomer = self._newcomers.take(trio.current_time())
+        if newcomer is not None:
+            self._accept(newcomer)
+            self.flush()
+
+    def _count_handshakes(self) -> int:
+        """Begun, or waiting to be."""
+        return len(self._handshakes) + len(self._newcomers)
+
+    def _accept(self, newcomer: Newcomer) -> None:
         core = QuicCore(
-            configuration,
+            self._configuration(),
             self.limits.receive_window_bytes,
             self._reset_token,
-            original,
-            retry_source,
+            newcomer.original_cid,
+            newcomer.retry_cid,
         )
-        connection = QuicConnection(core, self, sender)
-        source = _source(sender)
+        connection = QuicConnection(core, self, newcomer.sender)
+        source = newcomer.source
         self._source_by_connection[connection] = source
         self._connections_by_source[source] += 1
         self._handshakes.add(connection)
         self._handshakes_by_source[source] += 1
-        for cid in (header.destination_cid, core.host_cid):
+        for cid in (newcomer.cid, core.host_cid):
             connection._cids.add(cid)
             self._connection_by_cid[cid] = connection
         connection._deadline = trio.current_time() + self.limits.handshake_timeout_ns / _NS_PER_S
-        self.receive(connection, data, sender)
+        for data in newcomer.datagrams:
+            self.receive(connection, data, newcomer.sender)
         if not core.has_begun():
             self._drop(connection)
 

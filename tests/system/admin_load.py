@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import random
 import ssl
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 from uuid import UUID
@@ -38,6 +39,8 @@ class Record:
     acknowledged: int = 0
     refused: int = 0
     """503 and the like: the call may be made again."""
+    codes: Counter[str] = attrs.Factory(Counter)
+    """Of what was refused."""
     unanswered: int = 0
 
 
@@ -123,7 +126,9 @@ class Admin:
             self._record.unanswered += 1
             return None
         if answer.status_code in (429, 503):
+            assert int(answer.headers["retry-after"]) > 0, answer.text
             self._record.refused += 1
+            self._record.codes[answer.json()["code"]] += 1
         elif answer.is_success:
             self._record.acknowledged += 1
         return answer

@@ -53,7 +53,7 @@ class _LightAgent:
     kind: Literal["client", "gateway"]
     events: dict[str, type]
 
-    def __init__(self, token: str, name: str) -> None:
+    def __init__(self, token: str, name: str, *, source: str | None = None) -> None:
         decoded = decode_token(token)
         randomness = SystemRandomness()
         self.name = name
@@ -62,18 +62,30 @@ class _LightAgent:
         self.cut: dict[UUID, str] = {}
         """Authorisations that the portal ended, and why."""
         self.joins = 0
+        self.losses = 0
+        """Channels that were lost."""
         self._token = token
         self._token_id = decoded.id
         self._seed = randomness.bytes(32)
         self._tunnel_key = randomness.bytes(32)
         self._outbox: list[tuple[object, int | None]] = []
-        self.dialer = Dialer(
-            portal=decoded.portal,
-            pin=decoded.pin,
+        self._portal, self._pin = decoded.portal, decoded.pin
+        self._source = source
+        self.dialer = self._new_dialer()
+
+    def forget_doors(self) -> None:
+        """As after a start of the agent's process; its dialer must not run."""
+        self.dialer = self._new_dialer()
+
+    def _new_dialer(self) -> Dialer:
+        return Dialer(
+            portal=self._portal,
+            pin=self._pin,
             events=self.events,
             agent=self,
             clock=SystemClock(),
-            randomness=randomness,
+            randomness=SystemRandomness(),
+            source=self._source,
             on_frame=self._flush,
         )
 
@@ -131,6 +143,7 @@ class _LightAgent:
         """A door has taken this agent in."""
 
     def channel_lost(self, now: int) -> None:
+        self.losses += 1
         self._outbox.clear()
 
     def _end(self, id: UUID, reason: str) -> None:
@@ -160,8 +173,8 @@ class LightClient(_LightAgent):
     kind = "client"
     events = TO_CLIENT
 
-    def __init__(self, token: str, name: str) -> None:
-        super().__init__(token, name)
+    def __init__(self, token: str, name: str, *, source: str | None = None) -> None:
+        super().__init__(token, name, source=source)
         self.granted: dict[UUID, None] = {}
         """Ids of all authorisations that were ever granted."""
         self.gateway_id: UUID | None = None

@@ -154,7 +154,7 @@ def foreign_server(
 ) -> Iterator[ForeignServer]:
     """Run one in this directory, which is given to the account that it runs as; on loopback of
     this machine, or of a host of a lab."""
-    identity = _unprivileged(directory)
+    identity = unprivileged(directory)
     password_file = directory / "password"
     password_file.write_text(PASSWORD)
     password_file.chmod(0o644)
@@ -184,14 +184,15 @@ def foreign_server(
         )  # fmt: skip
     try:
         server = ForeignServer(port, directory)
-        _wait_for(server)
+        wait_for(server)
         yield server
     finally:
         process.send_signal(signal.SIGINT)
         process.wait(PATIENCE_S)
 
 
-def _unprivileged(directory: Path) -> dict[str, Any]:
+def unprivileged(directory: Path) -> dict[str, Any]:
+    """Options of subprocess for the account that PostgreSQL runs as, which gets the directory."""
     if os.geteuid() != 0:
         return {}
     for name in ACCOUNTS:
@@ -202,7 +203,8 @@ def _unprivileged(directory: Path) -> dict[str, Any]:
     raise AssertionError("no unprivileged account")
 
 
-def _wait_for(server: ForeignServer) -> None:
+def wait_for(server: ForeignServer) -> None:
+    """Until it takes connections."""
     deadline = time.monotonic() + PATIENCE_S
     while True:
         try:

@@ -22,10 +22,13 @@ import pytest
 import trio
 import yaml
 
+import holloway
 from actors.model import AuthProvider
 from actors.store.postgres import Logins, PostgresStore
+from admin.command import OTHERS
 from admin.connection import MAX_ATTEMPTS, MAX_LOST, Connection
 from admin.declaration import show_plan
+from admin.description import description
 from admin.failures import UNAVAILABLE, Failure
 from admin.names import items_of
 from admin.safety import UNSAFE
@@ -134,6 +137,22 @@ async def test_lists_are_printed_for_people_and_for_programs(home: Path) -> None
         assert "".join(line[:width].strip() for line in narrow[place + 1 :]) == as_json[0]["id"]
 
 
+async def test_every_list_there_is_can_be_printed(home: Path) -> None:
+    async with terminal(home) as at:
+        operator = {"HOLLOWAY_TOKEN": at.here.operator_token, "HOLLOWAY_ADMIN_ACCOUNT": "acme"}
+        listed = [
+            (noun, operation.verb)
+            for noun, verbs in description().nouns.items()
+            for operation in verbs.values()
+            if operation.is_list
+        ]
+        assert ("nodes", "list") in listed
+        assert ("logs", "requests") in listed
+        for noun, verb in listed:
+            ended = await at.admin(noun, verb, **operator)
+            assert ended.status == 0, (noun, verb, ended.err)
+
+
 async def test_pages_are_followed_and_filters_passed_on(home: Path) -> None:
     async with terminal(home) as at:
         for name in ("one", "two", "three"):
@@ -206,6 +225,7 @@ async def test_an_operator_names_the_account_by_its_slug(home: Path) -> None:
         assert {group["name"] for group in groups.json()} == {"Everyone", "Staff"}
         without = await at.admin("groups", "list", *operator)
         assert without.status == 3
+        assert "--account SLUG" in without.err
         config = home / ".config" / "holloway"
         config.mkdir(parents=True)
         (config / "admin.toml").write_text(
@@ -296,8 +316,10 @@ class Busy(BaseHTTPRequestHandler):
     losses: ClassVar[int] = 0
     calls: ClassVar[list[tuple[str, str | None]]] = []
     content: ClassVar[bytes] = b"{}"
+    agents: ClassVar[list[str | None]] = []
 
     def do_GET(self) -> None:
+        Busy.agents.append(self.headers.get("user-agent"))
         Busy.calls.append((self.command, self.headers.get("idempotency-key")))
         if len(Busy.calls) <= Busy.losses:
             return  # without an answer: the connection is closed
@@ -333,10 +355,14 @@ def busy(refusals: int = 0, losses: int = 0, content: bytes = b"{}") -> Iterator
         server.server_close()
 
 
-def test_a_busy_portal_is_asked_again_where_that_is_safe() -> None:
+def test_a_busy_portal_is_asked_again_where_that_is_safe(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     with busy(refusals=2) as connection:
         assert connection.call("get", "/", again=True).status_code == 200
         assert len(Busy.calls) == 3
+        assert capsys.readouterr().err.count("asking again") == 1
+        assert {str(agent).partition("/")[0] for agent in Busy.agents} == {"holloway-admin"}
     with busy(refusals=2) as connection:
         headers = {"Idempotency-Key": "k"}
         connection.call("post", "/", body={}, headers=headers, again=True)
@@ -479,6 +505,10 @@ async def test_what_must_not_be_done_is_not_done(home: Path) -> None:
         before = (await at.admin("export")).out
         planned = await at.admin("diff", "-f", "-", stdin=b"policies = []")
         assert "this test would fail, so it is refused: Uwe works" in planned.out
+        assert planned.status == 0
+        dry = await at.admin("apply", "--dry-run", "-f", "-", stdin=b"policies = []")
+        assert (dry.status, dry.out.splitlines()[0]) == (3, planned.out.splitlines()[0])
+        assert "policy tests would fail" in dry.err
         for declared, words in [
             (b"policies = []", "Uwe works"),
             (b'[[principals]]\nname = "Uwe"\nemail = "uwe@example.org"', "your own token"),
@@ -616,6 +646,7 @@ async def test_postgresql_carries_out_what_was_planned(home: Path, database: Log
 @pytest.mark.parametrize(
     ("line", "wanted"),
     [
+        ("holloway re", ["relay"]),
         ("holloway admin res", ["resources"]),
         ("holloway admin policies exp", ["explain", "exposure"]),
         ("holloway admin resources create --add", ["--address"]),
@@ -637,6 +668,10 @@ printf '%s\\n' "${{COMPREPLY[@]}}"
         ["bash", "-c", script], capture_output=True, text=True, cwd=ROOT, env=environment(tmp_path)
     )
     assert sorted(done.stdout.split()) == wanted, done.stderr
+
+
+def test_every_command_is_completed() -> None:
+    assert {name for name in holloway.app if not name.startswith("-")} == {*OTHERS, "admin"}
 
 
 @pytest.mark.parametrize("shell", ["zsh", "fish"])

@@ -145,6 +145,24 @@ def test_icmp_fragments_and_ipv6_pass(it: Installation) -> None:
         assert answers("-c", "3", "-s", "3000", "fd00:20::80")
 
 
+def test_a_client_tells_what_its_device_is(it: Installation) -> None:
+    def reported() -> dict[str, object]:
+        changes = it.admin.call("GET", "/v1/changes?limit=1000")["items"]
+        rows = [each["after"] for each in changes if each["kind"] == "client" and each["after"]]
+        facts = [{fact["name"]: fact["value"] for fact in row["posture"]} for row in rows]
+        return facts[-1] if facts else {}
+
+    facts = wait_until(reported, what="the portal knows the client's posture")
+    assert re.fullmatch(r"\d+(\.\d+)*", str(facts["kernel_version"]))
+    assert facts.keys() <= {
+        "agent_version",
+        "disk_encrypted",
+        "kernel_version",
+        "os_name",
+        "os_version",
+    }
+
+
 def test_a_person_reads_who_is_reached_how(it: Installation) -> None:
     shown = it.laptop.run(*HOLLOWAY, "status", "--state-dir", str(it.directory / "laptop"))
     assert "client laptop: connected to the portal" in shown

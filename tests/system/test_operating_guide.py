@@ -186,7 +186,7 @@ def test_the_guide_leads_by_hand_to_the_first_access_and_back(
     said = "\n".join(printed)
     assert '"database":{"detail":"","ok":true}' in said
     assert "curl ended with 7" in said
-    assert said.index("no tunnels at present") < said.index("denied: forbidden (policy)\n")
+    assert said.index("no tunnels at present") < said.index("denied: forbidden (policy):")
     assert "allowed by policy" in said
     assert PAGE in said
     assert re.search(r"\S+: direct.*\n  198\.51\.100\.2:\d+ <-> 192\.0\.2\.2:\d+\n", said)

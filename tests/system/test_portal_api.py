@@ -142,7 +142,10 @@ async def test_memberships_join_what_exists_once(tmp_path: Path) -> None:
         async with here.client(admin) as client:
             ids = await world(here, client)
             body = {"group_id": ids["groups"], "principal_id": ids["principals"]}
-            assert (await client.post("/v1/memberships", json=body)).status_code == 409
+            again = await client.post("/v1/memberships", json=body)
+            assert (again.status_code, again.json()["code"]) == (409, "conflict")
+            (error,) = again.json()["errors"]
+            assert error["message"] == "another membership has this group and principal already"
             for field in body:
                 bad = body | {field: str(uuid4())}
                 answer = await client.post("/v1/memberships", json=bad)
@@ -201,7 +204,16 @@ async def test_policies_are_made_changed_and_explained(tmp_path: Path) -> None:
             explained = (await client.post("/v1/policies/explain", json=question)).json()
             assert explained["allowed"] is True
             assert explained["policy_id"] == ids["policies"]
-            assert explained["sentence"]
+            allowed = f"allowed by policy {ids['policies']} for Staff until "
+            assert explained["sentence"].startswith(allowed)
+            kinds = [hop["kind"] for hop in explained["path"]]
+            assert kinds == ["client", "principal", "group", "policy", "resource"]
+            (gateway,) = explained["gateways"]
+            assert (gateway["gateway_id"], gateway["site_name"]) == (ids["gateways"], "Berlin")
+            assert gateway["online"] is False
+            past = question | {"at": SOON}
+            then = (await client.post("/v1/policies/explain", json=past)).json()
+            assert then["gateways"][0]["online"] is None
             conditions = {
                 "remote_ip": {"operator": "is_in", "values": ["192.0.2.0/24"]},
                 "current_time": {
@@ -275,6 +287,31 @@ async def test_bad_conditions_are_named(tmp_path: Path, field: str, value: Any) 
             assert [error["field"] for error in answer.json()["errors"]] == [field]
 
 
+async def test_a_condition_names_providers_of_its_own_account(tmp_path: Path) -> None:
+    async with installation(tmp_path) as here:
+        _, admin = await here.admin_of("acme")
+        _, other = await here.admin_of("other")
+        async with here.client(admin) as client, here.client(other) as stranger:
+            ids, theirs = await world(here, client), await world(here, stranger)
+            path = f"/v1/policies/{ids['policies']}"
+            body = {"group_id": ids["groups"], "resource_id": ids["resources"]}
+
+            def conditions(*values: str) -> dict[str, Any]:
+                return {"auth_provider": {"operator": "is_not_in", "values": values}}
+
+            own = ids["auth_providers"]
+            for unknown in (str(uuid4()), theirs["auth_providers"], ids["groups"]):
+                for method, where, fields in [("POST", "/v1/policies", body), ("PATCH", path, {})]:
+                    refused = await client.request(
+                        method, where, json=fields | {"conditions": conditions(own, unknown)}
+                    )
+                    assert (refused.status_code, refused.json()["code"]) == (404, "not_found")
+                    (error,) = refused.json()["errors"]
+                    assert error["field"] == "conditions.auth_provider.values[1]"
+            kept = await client.patch(path, json={"conditions": conditions(own)})
+            assert kept.json()["conditions"]["auth_provider"]["values"] == [own]
+
+
 async def test_a_token_is_shown_once_and_works(tmp_path: Path) -> None:
     async with installation(tmp_path) as here:
         _, admin = await here.admin_of("acme")
@@ -333,6 +370,7 @@ async def test_each_kind_of_token_wants_its_own_fields(tmp_path: Path) -> None:
                 ({"kind": "client", **member_id, "scopes": ["*:read"]}, ["scopes"]),
                 ({"kind": "api", **member_id, "scopes": ["sites"]}, ["scopes[0]"]),
                 ({"kind": "api", **member_id, "scopes": []}, ["scopes"]),
+                ({"kind": "api", **member_id, "scopes": ["site:write"]}, ["scopes"]),
             ]:
                 answer = await client.post("/v1/tokens", json={"name": "t", **body})
                 assert answer.status_code == 422, body

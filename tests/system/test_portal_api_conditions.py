@@ -173,6 +173,9 @@ async def test_a_creation_that_is_sent_again_is_carried_out_once(tmp_path: Path)
             assert again.json() == first.json()
             assert "idempotency-replayed" not in first.headers
             assert again.headers["idempotency-replayed"] == "true"
+            made_at = f"/v1/sites/{first.json()['id']}"
+            assert first.headers["location"] == again.headers["location"] == made_at
+            assert (await client.get(made_at)).json() == first.json()
             other = await client.post("/v1/sites", json={"name": "Lyon"}, headers=key)
             assert (other.status_code, other.json()["code"]) == (422, "idempotency_key_reused")
             elsewhere = await client.post("/v1/groups", json={"name": "Paris"}, headers=key)
@@ -233,6 +236,8 @@ async def test_the_text_of_a_token_is_never_kept(tmp_path: Path) -> None:
                 assert again.json()["token"] is None
                 assert "never kept" in again.json()["token_withheld"]
                 assert again.json()["id"] == first.json()["id"]
+                made_at = f"/v1/tokens/{first.json()['id']}"
+                assert first.headers["location"] == again.headers["location"] == made_at
                 token_id = decode_token(admin if http is client else here.operator_token).id
                 kept = await here.store.answer_of(token_id, headers["idempotency-key"])
                 assert kept is not None

@@ -59,6 +59,8 @@ class Portal:
     directory: Path
     port: int = attrs.Factory(free_port)
     process: subprocess.Popen[bytes] | None = None
+    within: list[str] = attrs.Factory(list)
+    """A command that runs it, in a namespace for instance."""
 
     @property
     def state(self) -> Path:
@@ -80,7 +82,7 @@ class Portal:
         }
         with (self.directory / "log").open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "holloway", "portal"],
+                [*self.within, sys.executable, "-m", "holloway", "portal"],
                 env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import weakref
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
@@ -376,6 +378,69 @@ async def test_connections_of_one_source_are_bounded_and_the_next_is_told_so() -
             await trio.sleep(0.01)
         async with dial(listener) as connection:
             assert await connection.receive() == b"hello"
+
+
+async def test_a_client_dials_from_the_address_that_it_is_given() -> None:
+    remotes: list[str] = []
+
+    async def note(connection: QuicConnection) -> None:
+        remotes.append(connection.remote.host)
+        await echo(connection)
+
+    async with (
+        listening(note) as listener,
+        connect_quic(
+            listener.address,
+            server_name="localhost",
+            alpn="test/1",
+            verify=trust_all,
+            source="127.0.0.9",
+        ) as connection,
+    ):
+        assert await connection.receive() == b"hello"
+    assert remotes == ["127.0.0.9"]
+
+
+async def test_a_connection_that_is_over_leaves_nothing_behind_for_the_garbage_collector() -> None:
+    cores: list[weakref.ref[object]] = []
+
+    async def note(connection: QuicConnection) -> None:
+        cores.append(weakref.ref(connection._core))
+        await echo(connection)
+
+    gc.collect()
+    gc.disable()
+    try:
+        async with listening(note) as listener:
+            for _ in range(3):
+                async with dial(listener) as connection:
+                    assert await connection.receive() == b"hello"
+            while listener.statistics().connections:
+                await trio.sleep(0.01)
+            listener._endpoint._timers.clear()  # they would lie there until their time comes
+            while any(core() is not None for core in cores):
+                await trio.sleep(0.01)
+    finally:
+        gc.enable()
+    assert len(cores) == 3
+
+
+async def test_many_who_come_at_once_are_all_taken_in() -> None:
+    count = 60
+    greeted = 0
+
+    async def greet(listener: QuicListener) -> None:
+        nonlocal greeted
+        async with dial(listener) as connection:
+            assert await connection.receive() == b"hello"
+            greeted += 1
+
+    async with listening(echo) as listener:
+        async with trio.open_nursery() as nursery:
+            for _ in range(count):
+                nursery.start_soon(greet, listener)
+        assert greeted == count
+        assert listener.statistics().accepted == count, "nobody had to dial twice"
 
 
 async def test_under_many_handshakes_a_client_proves_its_address_first() -> None:

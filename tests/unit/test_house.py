@@ -34,6 +34,7 @@ SHELLS = {
     "gateways/settings.py",
     "clients/command.py",
     "clients/daemon.py",
+    "clients/posture.py",
     "clients/routing.py",
     "clients/settings.py",
 }

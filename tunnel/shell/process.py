@@ -34,6 +34,7 @@ from runtime.service import (
     read_secret,
     serve_observability,
 )
+from runtime.version import product_version
 from tunnel.agent import AgentIdentity
 from tunnel.engine import Engine
 from tunnel.shell.driver import DrivenAgent, DriverStatistics, EngineDriver
@@ -102,6 +103,7 @@ async def run_agent(options: ProcessOptions, make_agent: MakeAgent, system: Syst
     identity = AgentIdentity(
         kind=options.kind,
         name=options.name,
+        software=f"holloway {product_version()}",
         token=options.token,
         device_seed=options.device_seed,
         incarnation=int(clock.utc_now().timestamp() * 10**9),

@@ -10,6 +10,7 @@ would be unknown, and so would be the server's, which rolls back when it finds t
 
 from __future__ import annotations
 
+import os
 import select
 from contextlib import suppress
 from typing import Any, Final, Self, TypeVar, cast
@@ -86,7 +87,14 @@ class Logins:
 
 
 class TrioConnection(psycopg.AsyncConnection[TupleRow]):
-    """A connection in autocommit mode for one task at a time. JSON arrives as text."""
+    """A connection in autocommit mode for one task at a time. JSON arrives as text.
+
+    One that `leaves_word` keeps a descriptor of its socket when a wait is cut short, in `cut_off`,
+    for whoever wants to know when the server has let go of it; that one has to close it.
+    """
+
+    leaves_word = False
+    cut_off: int | None = None
 
     def __init__(self, pgconn: Any, row_factory: Any = tuple_row) -> None:
         super().__init__(pgconn, row_factory)
@@ -117,6 +125,8 @@ class TrioConnection(psycopg.AsyncConnection[TupleRow]):
         except psycopg.Error:
             raise
         except BaseException:
+            if self.leaves_word and not self.closed:
+                self.cut_off = os.dup(self.pgconn.socket)
             self.finish()
             with suppress(psycopg.Error):  # psycopg's way out, which finds no connection any more
                 gen.close()

@@ -78,7 +78,7 @@ class PostgresRecords(Transactions):
 
     async def use_token(self, id: UUID, *, at: datetime) -> bool:
         """See `Store.use_token`. False also for a token that does not exist."""
-        return bool(await self._select(of_token(id), _USE, [at, id]))
+        return bool(await self._select(of_token(id), _USE, [at, id], writes=True))
 
     async def note_used(self, id: UUID, *, at: datetime) -> None:
         """See `Store.note_used`."""

@@ -184,7 +184,7 @@ class PostgresStore(PostgresRecords):
             ]
             return Contents(ACCOUNTS.value(accounts[0]), tuple(entities), number)
 
-        return await self._transact(of_account(account_id), read, mode=_SNAPSHOT)
+        return await self._transact(of_account(account_id), read, mode=_SNAPSHOT, writes=False)
 
     async def counts(self, account_id: UUID) -> dict[EntityKind, int]:
         """See `Store.counts`."""

@@ -3,14 +3,18 @@
 A transaction says first in whose name it works: `holloway.account`, `holloway.token` or
 `holloway.installation`, which row-level security reads. Without one of them no row is visible.
 
-Loss of the database: an operation that fails before its commit was sent is tried again, until
-`timeout_s` is over; then, or when the commit itself is lost, it raises Unavailable. So after
-Unavailable a mutation may or may not have happened; the same call may be made again, since ids
-come with it.
+Loss of the database: an operation that only reads, or fails before its commit was sent, is tried
+again, until `timeout_s` is over; then, or when the commit of a writer is lost, it raises
+Unavailable. So after Unavailable a mutation may or may not have happened; the same call may be made
+again, since ids come with it.
+
+A server that has no room on its disk says so at once, which is StorageFull: to try that again
+within seconds helps nobody.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final, LiteralString, TypeVar
@@ -19,7 +23,14 @@ from uuid import UUID
 import psycopg
 import trio
 
-from actors.store.interface import Conflict, Invalid, InvalidReference, StoreError, Unavailable
+from actors.store.interface import (
+    Conflict,
+    Invalid,
+    InvalidReference,
+    StorageFull,
+    StoreError,
+    Unavailable,
+)
 from actors.store.postgres.connection import LOST, Logins, TrioConnection
 from actors.store.postgres.pool import Pool, PoolStatistics
 
@@ -28,6 +39,8 @@ T = TypeVar("T")
 ROLLBACK_TIMEOUT_S = 1.0
 FIRST_RETRY_S = 0.02
 LAST_RETRY_S = 1.0
+FULL_S: Final = 30.0
+"""For so long after a refusal for want of room the storage counts as full."""
 
 Query = LiteralString | bytes
 
@@ -50,15 +63,23 @@ class Transactions:
         self._logins = logins
         self._pool = Pool(logins.application, size=connections)
         self._timeout_s = timeout_s
+        self._full_at_s = -math.inf
 
     def statistics(self) -> PoolStatistics:
         """The pool's connections."""
         return self._pool.statistics()
 
+    @property
+    def storage_full(self) -> bool:
+        """Whether the server had no room for something within the last FULL_S."""
+        return trio.current_time() < self._full_at_s + FULL_S
+
     async def _select(
-        self, scope: str, query: Query, parameters: Sequence[object]
+        self, scope: str, query: Query, parameters: Sequence[object], *, writes: bool = False
     ) -> Sequence[tuple[Any, ...]]:
-        return await self._transact(scope, lambda connection: fetch(connection, query, parameters))
+        return await self._transact(
+            scope, lambda connection: fetch(connection, query, parameters), writes=writes
+        )
 
     async def _execute(self, scope: str, query: Query, parameters: Sequence[object]) -> None:
         async def execute(connection: TrioConnection) -> None:
@@ -72,6 +93,7 @@ class Transactions:
         work: Callable[[TrioConnection], Awaitable[T]],
         *,
         mode: str = "",
+        writes: bool = True,
     ) -> T:
         begin = f"BEGIN {mode}; {scope}".encode()
         retry_s = FIRST_RETRY_S
@@ -79,7 +101,10 @@ class Transactions:
         with trio.move_on_after(self._timeout_s):
             while True:
                 try:
-                    return await self._attempt(begin, work)
+                    return await self._attempt(begin, work, writes)
+                except psycopg.errors.DiskFull as failure:
+                    self._full_at_s = trio.current_time()
+                    raise StorageFull(f"no room to write: {failure.diag.message_primary}") from None
                 except LOST as failure:
                     error = failure
                 except psycopg.errors.IntegrityError as failure:
@@ -93,8 +118,10 @@ class Transactions:
             f"no answer of the database within {self._timeout_s} s{reason}"
         ) from error
 
-    async def _attempt(self, begin: bytes, work: Callable[[TrioConnection], Awaitable[T]]) -> T:
-        async with self._pool.connection() as connection:
+    async def _attempt(
+        self, begin: bytes, work: Callable[[TrioConnection], Awaitable[T]], writes: bool
+    ) -> T:
+        async with self._pool.connection(writes=writes) as connection:
             await connection.execute(begin)
             try:
                 result = await work(connection)
@@ -103,8 +130,12 @@ class Transactions:
                 raise
             try:
                 await connection.execute("COMMIT")
+            except psycopg.errors.DiskFull:  # rolled back, by what the commit itself had to write
+                raise
             except LOST as failure:
                 connection.finish()
+                if not writes:
+                    raise
                 raise Unavailable("the commit was not confirmed") from failure
             return result
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from datetime import time, timedelta
 
 import attrs
@@ -13,14 +12,11 @@ from actors.model import (
     CurrentTimeCondition,
     DayWindow,
     RemoteIpCondition,
-    Site,
     TimeRange,
 )
-from channel.credentials import decode_token
 from channel.messages import (
     AuthorizationCreated,
     AuthorizationRenewed,
-    AuthorizationRevoked,
     Filter,
     ResourceUpdated,
     ResourceUpserted,
@@ -187,112 +183,7 @@ def test_another_policy_gives_a_client_that_is_away_no_longer_lease() -> None:
     assert row.expires_at == START + timedelta(seconds=600)
 
 
-# --- the table of changes ------------------------------------------------------------------------
-
-CUTS: dict[str, Callable[[World, ClientAgent, GatewayAgent], None]] = {
-    "policy removed": lambda w, c, g: w.remove("policy", w.entities("policy")[0].id),
-    "policy disabled": lambda w, c, g: w.put(attrs.evolve(w.entities("policy")[0], disabled=True)),
-    "policy expired": lambda w, c, g: w.put(
-        attrs.evolve(w.entities("policy")[0], expires_at=START)
-    ),
-    "policy for another group": lambda w, c, g: w.put(
-        attrs.evolve(w.entities("policy")[0], group_id=new_group(w))
-    ),
-    "policy for another resource": lambda w, c, g: w.put(
-        attrs.evolve(w.entities("policy")[0], resource_id=w.db.id)
-    ),
-    "condition no longer met": lambda w, c, g: w.put(
-        attrs.evolve(w.entities("policy")[0], conditions=from_network("192.0.2.0/24"))
-    ),
-    "time window closed": lambda w, c, g: w.put(
-        attrs.evolve(w.entities("policy")[0], conditions=until(3))
-    ),
-    "membership removed": lambda w, c, g: w.remove("membership", w.entities("membership")[0].id),
-    "group removed": lambda w, c, g: w.remove("group", w.staff.id),
-    "resource removed": lambda w, c, g: w.remove("resource", w.web.id),
-    "resource has another address": lambda w, c, g: w.put(attrs.evolve(w.web, address="10.0.0.9")),
-    "resource in another site": lambda w, c, g: w.put(attrs.evolve(w.web, site_ids=(new_site(w),))),
-    "site removed": lambda w, c, g: w.remove("site", w.site.id),
-    "principal disabled": lambda w, c, g: w.put(attrs.evolve(w.user, disabled=True)),
-    "principal removed": lambda w, c, g: w.remove("principal", w.user.id),
-    "account disabled": lambda w, c, g: w.put(attrs.evolve(w.account, disabled=True)),
-    "client removed": lambda w, c, g: w.remove("client", c.id),
-    "gateway removed": lambda w, c, g: w.remove("gateway", g.id),
-    "gateway no longer approved": lambda w, c, g: w.put(
-        attrs.evolve(w.get("gateway", g.id), approved=False)
-    ),
-    "client's token removed": lambda w, c, g: w.remove("token", decode_token(w.user_token).id),
-    "client's token expired": lambda w, c, g: w.change_token(w.user_token, expires_at=START),
-    "client's token for other sources": lambda w, c, g: w.change_token(
-        w.user_token, allowed_sources=("192.0.2.0/24",)
-    ),
-    "gateway's token removed": lambda w, c, g: w.remove("token", decode_token(w.site_token).id),
-}
-
-
-def new_group(world: World):  # type: ignore[no-untyped-def]  # an id
-    group = attrs.evolve(world.staff, id=world.new_id(), name="other")
-    world.put(group)
-    return group.id
-
-
-def new_site(world: World):  # type: ignore[no-untyped-def]  # an id
-    site = Site(name="other", **world.common())
-    world.put(site)
-    return site.id
-
-
-@pytest.mark.parametrize("change", CUTS)
-def test_access_is_cut_at_the_gateway_first_by(change: str) -> None:
-    world = World()
-    world.policy(group_id=world.staff.id)
-    world.membership(world.staff, world.user)
-    gateway, client, answer = opened(world)
-    world.log.clear()
-    CUTS[change](world, client, gateway)
-    assert not world.live()
-    assert not world.rows(live=True)
-    told = [(name, type(message)) for name, message in world.log]
-    cuts = [each for each in told if each[1] in (Revoke, AuthorizationRevoked)]
-    if gateway.is_connected:
-        assert cuts[0] == ("gateway", Revoke)
-    assert not client.live or not client.is_connected
-    if client.is_connected:
-        assert cuts[-1] == ("laptop", AuthorizationRevoked)
-    row = world.rows().get(answer.authorization_id)
-    assert row is None or row.ended_at is not None
-    assert not world.crashes
-
-
-KEEPS: dict[str, Callable[[World], None]] = {
-    "another policy": lambda w: w.remove("policy", w.policy(w.db).id),
-    "a description": lambda w: w.put(attrs.evolve(w.entities("policy")[0], description="x")),
-    "a condition that is met": lambda w: w.put(
-        attrs.evolve(w.entities("policy")[0], conditions=from_network("203.0.113.0/24"))
-    ),
-    "another membership": lambda w: w.remove("membership", w.membership(w.staff, other(w)).id),
-    "another resource": lambda w: w.remove("resource", w.db.id),
-    "a name": lambda w: w.put(attrs.evolve(w.user, name="renamed")),
-    "the account's name": lambda w: w.put(attrs.evolve(w.account, name="renamed")),
-    "another site": lambda w: w.remove("site", new_site(w)),
-}
-
-
-def other(world: World):  # type: ignore[no-untyped-def]  # a principal
-    principal = attrs.evolve(world.user, id=world.new_id(), name="other")
-    world.put(principal)
-    return principal
-
-
-@pytest.mark.parametrize("change", KEEPS)
-def test_access_is_kept_and_nobody_hears_a_word_over_a_change_of(change: str) -> None:
-    world = World()
-    world.policy(group_id=world.staff.id)
-    world.membership(world.staff, world.user)
-    gateway, client, answer = opened(world)
-    KEEPS[change](world)
-    assert world.live() == set(client.live) == set(gateway.live) == {answer.authorization_id}
-    assert not client.heard(AuthorizationRenewed)
+# --- changes, and a store that is away ------------------------------------------------------------
 
 
 def test_new_filters_reach_gateway_and_client_without_a_cut() -> None:

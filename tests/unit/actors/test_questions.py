@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+from uuid import UUID
+
 from actors.messages import (
     AccountStatistics,
     AccountStatisticsRequest,
+    AskExposure,
+    AwayGateway,
     Explain,
     ExplainAnswer,
+    Exposures,
+    FlowsFrom,
+    PostureReported,
+    ResourceExposure,
 )
+from actors.model import Fact
 from actors.policy.engine import Allowed, Denied
+from actors.policy.exposure import Exposure
+from actors.wire import node_codec
 from channel.messages import IpText
 
 from .test_life import from_network, opened
-from .world import World, hours
+from .test_logs import flow
+from .world import S, World, hours
 
 
 def test_an_access_can_be_explained_for_a_connected_client() -> None:
@@ -64,3 +76,45 @@ def test_an_account_counts_what_it_did() -> None:
     assert (counts.clients, counts.gateways, counts.live_authorizations) == (1, 1, 0)
     assert counts.change_number == len(world.changes())
     assert "sessions" in world.plane.tree()
+
+
+def test_how_late_a_revocation_takes_effect_depends_on_who_is_connected() -> None:
+    world = World()
+    world.policy(lease_s=3_600)
+    gateway, _, _ = opened(world)
+    world.run_for(600)
+
+    def asked() -> ResourceExposure:
+        answer: Exposures = world.call(AskExposure((world.web.id, world.new_id())))
+        (told,) = answer.resources
+        return told
+
+    now = asked()
+    assert (now.bound.resource_id, now.bound.disconnected_s) == (world.web.id, 3_600)
+    assert (now.connected, now.away, now.longest_ns) == (1, (), 0)
+    gateway.lose_channel()
+    away = AwayGateway(gateway_id=gateway.id, authorizations=1, longest_ns=3_000 * S)
+    assert (asked().connected, asked().away, asked().longest_ns) == (0, (away,), 3_000 * S)
+    world.run_for(3_001)
+    assert (asked().connected, asked().away) == (0, ())
+
+
+def test_what_is_asked_and_reported_travels_between_nodes() -> None:
+    codec = node_codec()
+    bound = Exposure(resource_id=UUID(int=1), disconnected_s=5, policy_id=UUID(int=2))
+    away = AwayGateway(gateway_id=UUID(int=3), authorizations=2, longest_ns=4)
+    told = Exposures((ResourceExposure(bound=bound, connected=1, away=(away,)),))
+    report = FlowsFrom(
+        sender="gateway",
+        sender_id=UUID(int=1),
+        number=2,
+        flows=(flow(UUID(int=3)),),
+    )
+    posture = PostureReported(
+        client_id=UUID(int=1),
+        number=2,
+        facts=(Fact(name="a", value=True), Fact(name="b", value=1), Fact(name="c", value="1")),
+    )
+    for message in (told, report, posture):
+        kind, body = codec.pack(message)
+        assert codec.decode(kind, body) == message

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from ipaddress import IPv6Network
 
 import attrs
 import pytest
@@ -16,6 +17,7 @@ from channel.messages import (
     AuthorizationRevoked,
     Authorize,
     Candidates,
+    ConfigChanged,
     Heartbeat,
     RelayInit,
     ResourceUpdated,
@@ -169,6 +171,23 @@ def test_a_resource_that_moved_while_no_account_actor_lived_is_cut() -> None:
     assert not gateway.live
     assert world.rows()[answer.authorization_id].end_reason == "resource_changed"
     assert client.heard(ResourceUpserted)[-1].resource.address == "10.0.0.77"
+
+
+def test_other_ranges_that_came_while_no_account_actor_lived_are_told() -> None:
+    world, gateway, client, answer = world_with_access()
+    ref = world.account_actor()
+    world.scheduler.stop(ref, "crashed: on purpose")
+    wider = IPv6Network("fd48:4c57:5900::/60")
+    world.put(attrs.evolve(world.account, range_ipv6=wider, search_domain="corp.example"))
+    world.run_for(1)
+    assert not client.live
+    assert world.rows()[answer.authorization_id].end_reason == "resource_changed"
+    (told,) = client.heard(ConfigChanged)
+    assert told.interface.range_ipv6 == wider
+    assert told.names.search_domain == "corp.example"
+    assert gateway.refused == "unavailable"
+    gateway.join()
+    assert gateway.init.interface.range_ipv6 == wider
 
 
 def test_what_lives_long_is_not_cut_by_a_move_before_its_time() -> None:

@@ -32,10 +32,11 @@ def randomness(seed: int = 1) -> SeededRandomness:
 @given(
     st.lists(
         st.builds(
-            lambda id, load, suspect: Choosable(gateway_id=id, load=load, suspect=suspect),
-            st.sampled_from(IDS),
-            st.integers(0, 3),
-            st.booleans(),
+            Choosable,
+            gateway_id=st.sampled_from(IDS),
+            load=st.integers(0, 3),
+            suspect=st.booleans(),
+            near=st.booleans(),
         ),
         unique_by=lambda each: each.gateway_id,
     ),
@@ -46,9 +47,9 @@ def randomness(seed: int = 1) -> SeededRandomness:
 def test_nobody_better_is_passed_over(
     gateways: list[Choosable], connected: set[UUID], failed: set[UUID], seed: int
 ) -> None:
-    def rank(each: Choosable) -> tuple[bool, bool, int]:
+    def rank(each: Choosable) -> tuple[bool, bool, bool, int]:
         bad = each.gateway_id in failed or each.suspect
-        return bad, each.gateway_id not in connected, each.load
+        return bad, each.gateway_id not in connected, not each.near, each.load
 
     chosen = choose_gateway(
         gateways, connected=connected, failed=failed, randomness=randomness(seed)
@@ -144,7 +145,7 @@ def test_the_ledger_has_each_authorisation_come_up_at_its_moments() -> None:
     (first,) = ledger.take_due(40 * S - LAST_CALL_NS)
     ledger.postpone(first, 40 * S - LAST_CALL_NS)
     assert ledger.next_due_ns() == 40 * S
-    ledger.remove(first)
+    ledger.remove(first, 0)
     assert ledger.next_due_ns() == 50 * S
     assert len(ledger) == 1
 
@@ -177,7 +178,7 @@ def test_a_ledger_that_forgets_keeps_its_heap_small(events: list[tuple[int, int]
     for number, seconds in events:
         live = ledger.get(UUID(int=number))
         if live is not None:
-            ledger.remove(live)
+            ledger.remove(live, 0)
         ledger.add(authorization(number, seconds), now_ns=0, instant=START, stage="presumed")
     due = [each.due_ns for each in ledger]
     assert ledger.next_due_ns() == min(due, default=None)

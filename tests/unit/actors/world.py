@@ -8,6 +8,7 @@ Longer than other files: every agent here is driven by, and asked about, the sam
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, TypeVar
 from uuid import UUID
@@ -15,6 +16,7 @@ from uuid import UUID
 import attrs
 
 from actors.attachment import Attachment, OwnedChannel
+from actors.logs import Log, Seen
 from actors.messages import ACCOUNT, ListLive, ListPresence, ListRelays, OnlineRelay, Presence
 from actors.model import (
     Account,
@@ -32,8 +34,9 @@ from actors.model import (
     Site,
     Token,
 )
+from actors.policy.conditions import NOWHERE, Regions
 from actors.services import Limits
-from actors.store.interface import MAX_PAGE, Put, Remove, Unavailable
+from actors.store.interface import MAX_PAGE, Mutation, Put, Remove, Unavailable
 from actors.store.memory import MemoryStore
 from actors.tree import ControlPlane
 from actors.wire import node_codec
@@ -71,6 +74,7 @@ from channel.messages import (
     Revoke,
     SocketAddress,
 )
+from channel.versions import SPOKEN, Spoken
 from runtime.actor import ActorRef, NamedRef
 from runtime.clock import VirtualClock
 from runtime.cluster.keyed import Locate, keeper_name
@@ -114,6 +118,23 @@ class Store(MemoryStore):
     async def find_token(self, id: UUID) -> Token | None:
         self._reach()
         return await super().find_token(id)
+
+    async def apply(
+        self,
+        account_id: UUID,
+        mutations: Sequence[Mutation],
+        **keywords: Any,
+    ) -> tuple[Change, ...]:
+        self._reach()
+        return await super().apply(account_id, mutations, **keywords)
+
+    async def write_logs(self, rows: Sequence[Log]) -> None:
+        self._reach()
+        await super().write_logs(rows)
+
+    async def note_seen(self, account_id: UUID, seen: Seen) -> None:
+        self._reach()
+        await super().note_seen(account_id, seen)
 
     def _reach(self) -> None:
         if self.is_away:
@@ -415,7 +436,11 @@ class World:
         limits: Limits | None = None,
         effect_delay_ns: tuple[int, int] = (0, 0),
         injector: FaultInjector | None = None,
+        regions: Regions = NOWHERE,
+        spoken: Spoken = SPOKEN,
     ) -> None:
+        self.regions = regions
+        self.spoken = spoken
         self.injector = injector
         self.clock = VirtualClock(start_ns=1_000 * S, utc_start=START)
         self.randomness = SeededRandomness(seed, "world")
@@ -474,6 +499,8 @@ class World:
             tenure=tenure,
             limits=self.limits,
             doors=lambda: self.doors,
+            regions=self.regions,
+            spoken=self.spoken,
         )
         self.plane.start()
         self._unsubscribe = self.store.subscribe(self.plane.wake)
@@ -546,16 +573,20 @@ class World:
 
     def put(self, *entities: Entity) -> None:
         run(
-            self.store.apply(
-                self.account.id, [Put(e) for e in entities], who="test", at=self.clock.utc_now()
+            MemoryStore.apply(
+                self.store,
+                self.account.id,
+                [Put(e) for e in entities],
+                who="test",
+                at=self.clock.utc_now(),
             )
         )
         self.host.run_until_idle()
 
     def remove(self, kind: EntityKind, id: UUID) -> None:
         run(
-            self.store.apply(
-                self.account.id, [Remove(kind, id)], who="test", at=self.clock.utc_now()
+            MemoryStore.apply(
+                self.store, self.account.id, [Remove(kind, id)], who="test", at=self.clock.utc_now()
             )
         )
         self.host.run_until_idle()
@@ -634,14 +665,23 @@ class World:
 
     # --- agents ---
 
-    def client(self, *, remote: str = "203.0.113.7", token: str | None = None) -> ClientAgent:
+    def client(
+        self, *, remote: str = "203.0.113.7", token: str | None = None, **join: Any
+    ) -> ClientAgent:
         agent = ClientAgent(self, "laptop", token or self.user_token, remote)
-        agent.join()
+        agent.join(**join)
         return agent
 
-    def gateway(self, name: str = "gateway", *, token: str | None = None) -> GatewayAgent:
-        agent = GatewayAgent(self, name, token or self.site_token, "198.51.100.9")
-        agent.join()
+    def gateway(
+        self,
+        name: str = "gateway",
+        *,
+        token: str | None = None,
+        remote: str = "198.51.100.9",
+        **join: Any,
+    ) -> GatewayAgent:
+        agent = GatewayAgent(self, name, token or self.site_token, remote)
+        agent.join(**join)
         return agent
 
     def relay(self, name: str = "relay") -> RelayAgent:

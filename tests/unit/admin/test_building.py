@@ -35,6 +35,16 @@ def test_the_help_of_a_command_names_all_its_flags(operation: Operation) -> None
     assert "--output" in out.getvalue()
 
 
+def test_the_help_says_what_the_fields_mean_and_what_is_in_them() -> None:
+    out = io.StringIO()
+    for noun, verb in (("tokens", "create"), ("policies", "create")):
+        app.help_print([noun, verb], console=Console(file=out, width=1_000))
+    shown = out.getvalue()
+    assert "gateway tokens a site_id" in shown
+    assert "JSON, or @file with remote_ip_location_region, remote_ip, auth_provider" in shown
+    assert not any(line.rstrip("│ ").endswith(" .") for line in shown.splitlines())
+
+
 def refuse(failure: Failure) -> None:
     raise failure
 

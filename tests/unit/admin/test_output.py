@@ -106,6 +106,78 @@ def test_a_table_has_names_for_ids_and_leaves_out_what_nobody_has(
     assert capsys.readouterr().out.splitlines() == ["name  group", "a     Staff"]
 
 
+def test_a_table_has_instants_to_the_second_and_programs_get_the_whole(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    item = {"at": "2027-01-31T09:00:00.123456Z"}
+    show_many([item], (), "table", as_it_is)
+    assert capsys.readouterr().out.splitlines() == ["at", "2027-01-31T09:00:00Z"]
+    show_many([item], (), "json", as_it_is)
+    assert json.loads(capsys.readouterr().out) == [item]
+
+
+def test_what_has_an_inner_structure_is_told_in_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    check = {"property": "remote_ip", "holds": False, "detail": "unknown is_in 10.0.0.0/8"}
+    good = {"property": "policy_disabled", "holds": True, "detail": ""}
+    item = {
+        "name": "x",
+        "policies": [
+            {"checks": [good, check], "expires_at": None, "group_id": "1", "group_name": "Staff"},
+        ],
+        "path": [{"kind": "principal", "id": "2", "name": "Uwe"}],
+        "conditions": {
+            "client_verified": None,
+            "remote_ip": {"property": "remote_ip", "operator": "is_in", "values": ["::/8"]},
+        },
+    }
+    show_one(item, (), "table", as_it_is)
+    assert capsys.readouterr().out.splitlines() == [
+        "name        x",
+        "policies    - checks:",
+        "                - ok  policy_disabled",
+        "                - violated  remote_ip: unknown is_in 10.0.0.0/8",
+        "              group: Staff",
+        "path        - principal Uwe",
+        "conditions  remote_ip:",
+        "              operator: is_in",
+        "              values: ::/8",
+    ]
+    show_many([item], (), "table", as_it_is)
+    assert capsys.readouterr().out.splitlines()[1].split()[-1] == "remote_ip"
+
+
+def test_a_list_of_changes_says_what_became_of_what(capsys: pytest.CaptureFixture[str]) -> None:
+    staff = {"id": "1", "name": "Staff", "disabled": False}
+    changes = [
+        {"number": 1, "before": None, "after": staff},
+        {"number": 2, "before": staff, "after": staff | {"disabled": True, "name": HOSTILE}},
+        {"number": 3, "before": staff, "after": None},
+        {"number": 4, "before": {"id": "2"}, "after": None},
+    ]
+    show_many(changes, (), "table", as_it_is)
+    heading, *lines = capsys.readouterr().out.splitlines()
+    assert heading.split() == ["number", "change"]
+    assert [line.split(maxsplit=1)[1] for line in (lines[0], *lines[2:])] == [
+        "made Staff",
+        "removed Staff",
+        "removed",
+    ]
+    assert "disabled: false -> true" in lines[1]
+    assert not UNSAFE.search("".join(lines))
+
+
+def test_a_name_beside_an_id_that_is_shown_by_name_is_told_once(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    fields = [
+        Field(name="resource_id", kind="string", refers="resources"),
+        Field(name="resource_name", kind="string"),
+    ]
+    items = [{"resource_id": "1", "resource_name": "Intranet"}]
+    show_many(items, fields, "table", lambda _, value: {"1": "Intranet"}.get(value, value))
+    assert capsys.readouterr().out.splitlines() == ["resource", "Intranet"]
+
+
 def test_a_token_is_printed_in_one_piece(capsys: pytest.CaptureFixture[str]) -> None:
     token = "hlw_client_" + "x" * 300
     show_one({"id": "1", "token": token}, (), "table", as_it_is)

@@ -189,7 +189,7 @@ def test_each_malformation_has_its_code(body: bytes, code: str) -> None:
 def test_unknown_events_and_fields_are_skipped_and_events_counted() -> None:
     decoder = FrameDecoder(FROM_CLIENT, AGENT_FRAME_LIMIT)
     frames = decoder.feed(
-        framed(b'{"event":"posture","payload":{"disk":"encrypted"}}')
+        framed(b'{"event":"mood","payload":{"disk":"encrypted"}}')
         + framed(b'{"event":"heartbeat","colour":3,"payload":{"sent_ns":7,"mood":"good"}}')
     )
     assert [frame.message for frame in frames] == [Heartbeat(sent_ns=7)]

@@ -30,12 +30,13 @@ from channel.messages import (
     Interface,
     LiveAuthorization,
     Peer,
+    Posture,
     RequestAuthorization,
     Resource,
     Revoke,
 )
 from channel.prefixes import Network
-from clients.agent import ClientAgent
+from clients.agent import ClientAgent, Survey
 from clients.renewal import A_DAY, RenewalTimes
 from gateways.agent import GatewayAgent
 from runtime.net.address import Address
@@ -82,6 +83,7 @@ class Stage:
         ceiling: tuple[Network, ...] = (),
         lease_ns: int = HOUR,
         renewal_times: RenewalTimes = A_DAY,
+        survey: Survey | None = None,
     ) -> None:
         self.now = SECOND
         self.randomness = SeededRandomness(1, "stage")
@@ -92,6 +94,7 @@ class Stage:
         self.portal_away = False
         self.requests: list[RequestAuthorization] = []
         self.acks: list[Ack] = []
+        self.postures: list[Posture] = []
         self.authorizations: dict[UUID, AuthorizationCreated] = {}
         self.to_client: list[bytes] = []
         self.to_servers: dict[int, list[bytes]] = {number: [] for number in range(gateways)}
@@ -105,6 +108,7 @@ class Stage:
             randomness=self.randomness.child("client"),
             now=self.now,
             renewal_times=renewal_times,
+            survey=survey,
         )
         self.gateways = [
             GatewayAgent(
@@ -243,6 +247,8 @@ class Stage:
                 self._request(message)
             case Ack():
                 self._ack(message, ref)
+            case Posture():
+                self.postures.append(message)
             case Candidates():
                 number = self._gateway_of_connection.get(message.connection_id)
                 if number is None:

@@ -12,7 +12,9 @@ from channel.frames import RemoteProtocolError
 from channel.messages import (
     AuthorizationDenied,
     AuthorizationRenewed,
+    ConfigChanged,
     Filter,
+    NameSettings,
     ResourceRemoved,
     ResourceUpserted,
 )
@@ -21,6 +23,7 @@ from clients.requests import MAX_WAITING_PACKETS
 from tests.unit.clients.stage import (
     ACK,
     CLIENT_IPV4,
+    CLIENT_IPV6,
     FIN_ACK,
     HOUR,
     RST,
@@ -134,6 +137,33 @@ def test_a_portal_cannot_route_what_no_resource_reaches(address: str) -> None:
     stage.tell(stage.client, ResourceUpserted(resource=greedy))
     stage.settle()
     assert {str(network) for network in stage.events["0"][-1].networks} == {"10.0.0.0/24"}
+
+
+def test_other_ranges_end_what_was_granted_and_are_given_to_the_interface() -> None:
+    stage = Stage()
+    stage.client_sends(udp(b"one"))
+    stage.run_until(lambda: stage.to_servers[0])
+    assert stage.client.held()
+    wider = attrs.evolve(
+        interface(CLIENT_IPV4, CLIENT_IPV6), range_ipv6=IPv6Network("fd48:4c57:5900::/60")
+    )
+    names = NameSettings(
+        names_ipv4=IPv4Network("100.96.0.0/11"),
+        names_ipv6=IPv6Network("fd48:4c57:5901::/64"),
+        resolver_ipv4=IPv4Address("100.100.111.1"),
+        search_domain="corp.example",
+    )
+    stage.tell(stage.client, ConfigChanged(interface=wider, names=names))
+    stage.settle()
+    assert not stage.client.held()
+    assert stage.client.names == names
+    assert stage.events["0"][-1] == InterfaceChanged(interface=wider)
+    stage.tell(stage.client, ConfigChanged(interface=wider, names=names))
+    stage.settle()
+    assert stage.events["0"].count(InterfaceChanged(interface=wider)) == 1
+    greedy = attrs.evolve(wider, range_ipv4=IPv4Network("0.0.0.0/0"))
+    with pytest.raises(RemoteProtocolError):
+        stage.tell(stage.client, ConfigChanged(interface=greedy, names=names))
 
 
 def test_a_denial_is_answered_as_prohibited_and_remembered_for_two_seconds() -> None:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta, timezone
 from ipaddress import ip_network
+from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.model import Account
+from actors.model import Account, Conditions
+from portal.api.conditions import ConditionsBody, conditions_of
 from portal.api.pagination import PageRequest, _decode, _encode
 from portal.api.policies import PolicyCreate, PolicyUpdate
 from portal.api.problems import Problem
@@ -36,6 +39,15 @@ def problem_of(content: bytes, body_type: Any) -> Problem:
 
 def test_a_good_body_is_decoded() -> None:
     assert decode_body(b'{"name": "Berlin"}', SiteCreate) == SiteCreate(name="Berlin")
+
+
+def test_the_conditions_of_the_guide_are_taken() -> None:
+    guide = (Path(__file__).resolve().parents[3] / "docs" / "policy.md").read_text()
+    written = guide.partition("```json\n")[2].partition("```")[0]
+    checks = Checks()
+    conditions = conditions_of(checks, decode_body(written.encode(), ConditionsBody))
+    checks.finish()
+    assert all(getattr(conditions, each.name) for each in attrs.fields(Conditions))
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff", b"nul", b'{"name": "\xff"}'])

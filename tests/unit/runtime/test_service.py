@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -87,6 +88,19 @@ def test_json_is_one_object_a_line_with_its_component_and_level(
         "count": 3,
         "where": "/tmp",
     }
+
+
+def test_what_libraries_log_is_a_line_in_our_form(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging("json")
+    logging.getLogger("somebody").warning("two\nlines %s", 7)
+    logging.getLogger("somebody").info("chatter")
+    for library in ("quic", "psycopg"):
+        logging.getLogger(library).warning("what is raised too, or what strangers bring about")
+    (line,) = capsys.readouterr().err.splitlines()
+    said = json.loads(line)
+    assert said["component"] == "somebody"
+    assert said["level"] == "warning"
+    assert said["text"] == "two\nlines 7"
 
 
 # --- secrets from outside ----------------------------------------------------------------------

@@ -269,7 +269,12 @@ def test_an_explanation_agrees_with_the_decision_and_says_why() -> None:
     assert [check.property for check in elsewhere.checks if not check.holds] == ["remote_ip"]
     assert winner.expires_at == T0 + timedelta(hours=2)
     assert [bound.source for bound in winner.bounds] == ["policy", "lease"]
-    assert "allowed by policy" in summary(told)
+    assert summary(told) == (
+        f"allowed by policy {winner.policy_id} for {winner.group_name} until"
+        f" {T0 + timedelta(hours=2):%Y-%m-%d %H:%M:%S} UTC"
+    )
+    denied = explain(snapshot(policy(0, STAFF)), ASK, T0)
+    assert summary(denied).startswith("denied: forbidden (policy): no policy of it")
 
 
 def test_the_explainer_can_be_asked_about_a_principal_without_a_device() -> None:
@@ -412,7 +417,13 @@ def test_an_explanation_names_gateways_of_all_sites_and_the_path() -> None:
         (id_of(11, 1), False, False),
     ]
     assert [hop.kind for hop in told.path] == ["client", "principal", "group", "policy", "resource"]
-    assert explain(state, ASK, T0).gateways[0].online is None
+    assert "but none" not in summary(told)
+    assert summary(explain(state, ASK, T0, {id_of(11, 1)})).endswith(
+        "; but none of its gateways is approved and online"
+    )
+    unknown = explain(state, ASK, T0)
+    assert unknown.gateways[0].online is None
+    assert "but none" not in summary(unknown)
     assert explain(state, attrs.evolve(ASK, resource_id=DB.id), T0).path == ()
 
 

@@ -1,0 +1,184 @@
+"""aioquic's connection as it is bent here: two that pass datagrams to each other in memory."""
+
+from __future__ import annotations
+
+import gc
+import random
+import ssl
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import attrs
+import pytest
+from aioquic.buffer import Buffer
+from aioquic.quic.connection import QuicConnection, QuicConnectionState
+from aioquic.quic.events import ConnectionTerminated, HandshakeCompleted
+from aioquic.quic.packet import pull_quic_header
+from aioquic.quic.stream import QuicStream
+from aioquic.tls import Epoch, load_pem_private_key, load_pem_x509_certificates
+
+from runtime.net.quic_core import CID_BYTES, QuicCore, QuicLimits, make_configuration
+from tests.unit.channel.certificates import Authority
+
+CHAIN, KEY = Authority("core").issue_pem("localhost")
+CLIENT, SERVER = ("192.0.2.1", 1), ("192.0.2.2", 2)
+LIMITS = QuicLimits()
+
+
+@attrs.define
+class Pair:
+    """Both ends of a connection, and the time; `stream` is that of the server."""
+
+    client: QuicCore
+    server: QuicCore
+    now: float = 0.0
+    stream: QuicStream | None = None
+
+    @classmethod
+    def made(cls) -> Pair:
+        configuration = make_configuration(LIMITS, "test/1", is_client=True)
+        configuration.verify_mode = ssl.CERT_NONE
+        client = QuicCore(configuration, LIMITS.receive_window_bytes)
+        client.connect(SERVER, 0.0)
+        first = client.datagrams_to_send(0.0)
+        header = pull_quic_header(Buffer(data=first[0][0]), host_cid_length=CID_BYTES)
+        configuration = make_configuration(LIMITS, "test/1", is_client=False)
+        chain = load_pem_x509_certificates(CHAIN)
+        configuration.certificate, configuration.certificate_chain = chain[0], chain[1:]
+        configuration.private_key = load_pem_private_key(KEY)
+        server = QuicCore(
+            configuration,
+            LIMITS.receive_window_bytes,
+            lambda cid: bytes(16),
+            header.destination_cid,
+        )
+        pair = cls(client, server)
+        for data, _ in first:
+            server.receive_datagram(data, CLIENT, 0.0)
+        return pair
+
+    def exchange(self, lost: random.Random | None = None) -> None:
+        """Pass what is to be sent, back and forth, until both have nothing more; some of it is
+        lost. Timers fire as they are due."""
+        for _ in range(8):
+            self.now += 0.03
+            for sender, receiver, address in (
+                (self.client, self.server, CLIENT),
+                (self.server, self.client, SERVER),
+            ):
+                timer = sender.get_timer()
+                if timer is not None and timer <= self.now:
+                    sender.handle_timer(self.now)
+                for data, _ in sent(sender, self.now):
+                    if lost is None or lost.random() > 0.2:
+                        receiver.receive_datagram(data, address, self.now)
+
+    def establish(self) -> None:
+        for _ in range(3):
+            self.exchange()
+        for core in (self.client, self.server):
+            completed = 0
+            while (event := core.next_event()) is not None:
+                completed += isinstance(event, HandshakeCompleted)
+            assert completed == 1
+            core.forget_handshake()
+        self.stream = self.server.open_stream()
+
+
+def sent(core: QuicCore, now: float) -> list[tuple[bytes, object]]:
+    """What it wants to send; whatever it says by a look alone is held against aioquic itself."""
+    if core._has_nothing_to_send(now):
+        assert QuicConnection.datagrams_to_send(core, now) == []
+    return list(core.datagrams_to_send(now))
+
+
+@contextmanager
+def without_collector() -> Iterator[None]:
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_that_there_is_nothing_to_send_is_said_only_where_aioquic_sends_nothing(seed: int) -> None:
+    rng = random.Random(seed)
+    pair = Pair.made()
+    pair.establish()
+    assert pair.stream is not None
+    looks = 0
+    for _ in range(40):
+        match rng.randrange(5):
+            case 0:
+                pair.stream.sender.write(rng.randbytes(rng.randrange(1, 5_000)))
+            case 1:
+                rng.choice((pair.client, pair.server)).send_ping(rng.randrange(100))
+            case 2:
+                received = pair.client.stream(pair.stream.stream_id)
+                if received is not None:
+                    received.sender.write(rng.randbytes(rng.randrange(1, 60_000)))
+                    pair.server.consume(pair.stream, rng.randrange(0, 60_000))
+            case 3:
+                rng.choice((pair.client, pair.server)).probe()
+            case 4:
+                pair.client.change_connection_id()
+        pair.exchange(rng)
+        looks += pair.client._has_nothing_to_send(pair.now)
+        looks += pair.server._has_nothing_to_send(pair.now)
+    assert looks > 20, "it is seen often enough to be worth a look"
+    for core in (pair.client, pair.server):
+        assert core._state is QuicConnectionState.CONNECTED
+    for _ in range(100):
+        pair.exchange()
+    received = pair.client.stream(pair.stream.stream_id)
+    if received is not None:
+        assert received.receiver.starting_offset() == pair.stream.sender.highest_offset
+
+
+def test_after_the_handshake_its_buffers_and_keys_are_gone() -> None:
+    pair = Pair.made()
+    assert sum(buffer.capacity for buffer in pair.server._crypto_buffers.values()) > 40_000
+    pair.establish()
+    assert not pair.server._crypto_buffers
+    assert pair.server.tls.key_schedule is None
+    assert pair.server.tls._x25519_private_key is None
+    assert not pair.server.tls._ec_private_keys
+
+
+def test_a_message_of_tls_after_the_handshake_ends_that_connection() -> None:
+    pair = Pair.made()
+    pair.establish()
+    pair.client._crypto_streams[Epoch.ONE_RTT].sender.write(b"\x14\x00\x00\x00")
+    pair.exchange()
+    assert pair.server.ended_by_peer() is None
+    closed = pair.client.ended_by_peer()
+    assert isinstance(closed, ConnectionTerminated)
+    assert closed.error_code == 0x100 + 10, "unexpected_message (RFC 8446, section 6.2)"
+
+
+def test_a_connection_that_was_released_is_gone_without_the_garbage_collector() -> None:
+    pair = Pair.made()
+    pair.establish()
+    pair.server.close()
+    pair.exchange()
+    watched = [weakref.ref(pair.client), weakref.ref(pair.server)]
+    with without_collector():
+        pair.client.release()
+        pair.server.release()
+        del pair
+        assert [reference() for reference in watched] == [None, None]
+
+
+def test_few_connection_ids_are_held_and_a_used_one_is_replaced() -> None:
+    pair = Pair.made()
+    pair.establish()
+    pair.exchange()
+    for _ in range(12):
+        assert len(pair.server._host_cids) == 3
+        before = pair.client._peer_cid.cid
+        pair.client.change_connection_id()
+        pair.exchange()
+        assert pair.client._peer_cid.cid != before
