@@ -398,22 +398,18 @@ async def test_of_many_at_once_no_more_are_made_than_there_may_be(
         assert len((await clients[0].get("/v1/sites")).json()["items"]) == 6
 
 
-@pytest.mark.parametrize("kind", ["auth_provider", "directory"])
-async def test_the_installations_limits_hold_where_an_account_has_none(
-    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(LIMITS, kind, 1)  # type: ignore[misc]  # a kind of entity
-    bodies: dict[str, Any] = {
-        "auth_provider": ("auth_providers", {"kind": "email"}),
-        "directory": ("directories", {"kind": "scim", "credentials": "s3cret"}),
-    }
-    noun, body = bodies[kind]
-    async with installation(tmp_path) as here:
+async def test_the_installations_limits_hold_where_an_account_has_none(tmp_path: Path) -> None:
+    async with installation(tmp_path, calls_per_s=10**6) as here:
         _, admin = await here.admin_of("acme")
         async with here.client(admin) as client:
-            await made(client, noun, name="one", **body)
-            answer = await client.post(f"/v1/{noun}", json={"name": "two", **body})
-            assert (answer.status_code, answer.json()["code"]) == (409, "limit_reached")
+            for noun, kind, body in [
+                ("auth_providers", "auth_provider", {"kind": "email"}),
+                ("directories", "directory", {"kind": "scim", "credentials": "s3cret"}),
+            ]:
+                for i in range(LIMITS[kind]):  # type: ignore[index]  # a kind of entity
+                    await made(client, noun, name=f"n{i}", **body)
+                answer = await client.post(f"/v1/{noun}", json={"name": "more", **body})
+                assert (answer.status_code, answer.json()["code"]) == (409, "limit_reached")
 
 
 # --- secrets -------------------------------------------------------------------------------------
