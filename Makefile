@@ -12,8 +12,10 @@ setup-test:
 demo: setup-demo
 	@.venv/bin/holloway demo
 
+# Two files at a time; tests/conftest.py says which never run beside each other. In one process, for
+# a debugger or a single file: make test ARGS="-n 0 tests/unit/test_settings.py"
 test: setup-test
-	@$(PYTEST) $(ARGS)
+	@$(PYTEST) -n 2 --dist loadfile $(ARGS)
 
 # The long form of the random histories: many seeds of each.
 soak: setup-test

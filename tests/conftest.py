@@ -1,9 +1,11 @@
-"""What all tests share: hypothesis without deadlines (timings never decide a test), and one clear
-sentence instead of many failures where the machine lacks what the system tests need."""
+"""What all tests share: hypothesis without deadlines (timings never decide a test), one clear
+sentence instead of many failures where the machine lacks what the system tests need, and which
+files run side by side in `make test`."""
 
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING, Any, Final
 
 import hypothesis
 import pytest
@@ -11,15 +13,60 @@ import pytest
 from runtime.guard import surface_failures
 from simulations.kernel import missing_requirements
 
+if TYPE_CHECKING:
+    from xdist.scheduler import LoadScopeScheduling
+
 surface_failures()  # what a process would log and survive fails a test
 
 hypothesis.settings.register_profile("holloway", deadline=None)
 hypothesis.settings.register_profile("long", deadline=None, max_examples=2_000)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "holloway"))
 
+HEAVY: Final = (
+    "tests/system/test_portal_cluster.py",
+    "tests/system/test_demo.py",
+    "tests/system/test_portal_outage.py",
+    "tests/system/test_ray_cluster.py",
+    "tests/system/test_cluster_command.py",
+    "tests/system/test_operating_guide.py",
+    "tests/system/test_faults.py",
+)
+"""Files that start many processes and keep more than one processor busy. They run first, one after
+the other, and never beside each other: beside them are the tests of one process."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    rank = {file: number for number, file in enumerate(HEAVY)}
+    items.sort(key=lambda item: rank.get(item.nodeid.partition("::")[0], len(rank)))
+
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    if not any(item.get_closest_marker("system") for item in session.items):
+    if not hasattr(session.config, "workerinput"):  # a worker's exit would be taken for a crash
+        require_what_they_need([item.nodeid for item in session.items])
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_node_collection_finished(ids: list[str]) -> None:
+    require_what_they_need(ids)
+
+
+def require_what_they_need(ids: list[str]) -> None:
+    if not any(id.startswith("tests/system/") for id in ids):
         return
     if missing := missing_requirements():
         pytest.exit("the system tests cannot run here: " + "; ".join(missing), returncode=2)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
+    """Of files, in the order of collection: a file is one worker's, for the sake of its fixtures,
+    and all heavy ones are one worker's together."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class FileScheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return "heavy" if file in HEAVY else file
+
+    config.option.loadscopereorder = False
+    return FileScheduling(config, log)

@@ -64,12 +64,12 @@ from runtime.hosting.interface import ClusterError, NodeStatus
 from runtime.hosting.ray_cluster import RayCluster, open_ray_cluster
 from runtime.hosting.ray_machine import RayMachine
 from runtime.randomness import SystemRandomness, uuid7
+from tests.ports import free_port
 from tests.system.admin_load import Admin, Record
 from tests.system.forwarder import Forwarders
 from tests.system.light_agents import Answer, LightClient, LightGateway
 from tests.system.own_raylets import Ray
 from tests.system.postgres_support import ForeignServer, foreign_server, own_directory
-from tests.system.test_portal_node import free_port
 
 PATIENCE_S: Final = 90.0
 """A deadline for what must happen at all; nothing is judged by it."""
