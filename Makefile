@@ -17,8 +17,10 @@ demo: setup-demo
 test: setup-test
 	@$(PYTEST) -n 2 --dist loadfile $(ARGS)
 
-# The long form of the random histories: many seeds of each.
+# The long form of the random histories, many seeds of each, and of calls of the API.
 soak: setup-test
+	@HOLLOWAY_SCHEMATHESIS_EXAMPLES=100 $(PYTEST) --timeout=7200 \
+	  tests/system/test_portal_api_described.py
 	@HOLLOWAY_CHAOS_SEEDS=$(or $(SEEDS),300) $(PYTEST) --timeout=3600 \
 	  tests/unit/actors/test_cluster_chaos.py tests/unit/runtime_cluster/test_keyed_chaos.py
 

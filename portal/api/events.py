@@ -34,8 +34,9 @@ async def read_events(request: Request[Any, Any, Any], desk: TheDesk, call: TheC
     after = await _position(desk, request.headers.get(LAST_EVENT_ID))
     feeds: Feeds = request.app.state.feeds
     source = request.client.host if request.client else ""
-    reader = await feeds.open(desk.caller, desk.account_id, source, after)
+    reader = feeds.open(desk.caller, desk.account_id, source, after)
     call.at_end.append(reader.close)
+    await feeds.greet(reader)
     return Stream(reader, media_type=EVENT_STREAM)
 
 

@@ -130,8 +130,9 @@ class Feeds:
         for reader in self._readers():
             reader.end("draining", "This node is going down. Read on at another one.")
 
-    async def open(self, caller: Caller, account_id: UUID, source: str, after: int) -> Reader:
-        """A stream of the changes after this one. `close` of the reader ends it.
+    def open(self, caller: Caller, account_id: UUID, source: str, after: int) -> Reader:
+        """A stream of the changes after this one. `close` of the reader ends it; `greet` is to be
+        called before it is read.
 
         Raises Problem: 429 for too many streams of one token, 503 for too many of all.
         """
@@ -148,9 +149,13 @@ class Feeds:
         self._by_token[caller.token_id] += 1
         audience = self._audiences.setdefault(account_id, _Audience())
         audience.readers.add(reader)
-        if audience.online is None:
-            await self._check_presence(account_id)
         return reader
+
+    async def greet(self, reader: Reader) -> None:
+        """See who is online at first, if nobody else reads of the account."""
+        audience = self._audiences[reader.account_id]
+        if audience.online is None:
+            await self._check_presence(reader.account_id)
 
     def leave(self, reader: Reader) -> None:
         """The reader is gone."""
@@ -315,8 +320,7 @@ class Reader:
     async def _next(self) -> bytes:
         """What there is to say; nothing if the stream ends. Waits, HEARTBEAT_S at most."""
         if self._is_doubtful:
-            self._is_doubtful = False
-            self.caller = await self._feeds.admit_again(self.caller, self._source)
+            await self._recheck()
         if self._last is not None:
             return b""
         presences = [encode("presence", each) for each in self._presences]
@@ -332,7 +336,16 @@ class Reader:
                 )
         return b"" if await self._wait() else b": still here\n\n"
 
+    async def _recheck(self) -> None:
+        self._is_doubtful = False  # first: whoever doubts meanwhile is to be heard again
+        try:
+            self.caller = await self._feeds.admit_again(self.caller, self._source)
+        except StoreError:
+            self._is_doubtful = True
+            raise
+
     async def _changes(self) -> tuple[Change, ...]:
+        """The next ones, up to one that may cost the caller its right: that is looked at first."""
         try:
             changes = await self._feeds.changes(self.account_id, self._position)
         except StoreError:
@@ -340,9 +353,13 @@ class Reader:
             raise
         if not changes:
             return ()
+        for place, each in enumerate(changes):
+            if each.kind in GUARDING:
+                self._is_doubtful = True
+                changes = changes[: place + 1]
+                break
         self._position = changes[-1].number
         self._has_changed = True  # there may be more
-        self._is_doubtful = self._is_doubtful or any(each.kind in GUARDING for each in changes)
         if any(each.kind == "account" and each.after is None for each in changes):
             self.end("account_deleted", "The account was deleted.")
         return changes

@@ -266,7 +266,7 @@ class Desk:
             if await store.count(self.account_id, kind) + count > limit:
                 raise limit_reached(kind, limit)
         if concerns_policy and await self._has_tests(mutations):
-            return await self._check_tests(mutations)
+            await self._check_tests(mutations, number)
         return number
 
     # --- helpers ---
@@ -276,15 +276,16 @@ class Desk:
             return True
         return await self.office.store.count(self.account_id, "policy_test") > 0
 
-    async def _check_tests(self, mutations: Sequence[Mutation]) -> int:
+    async def _check_tests(self, mutations: Sequence[Mutation], number: int) -> None:
         now = self.now
         async with self.snapshot() as snapshot:
+            if snapshot.number != number:
+                raise Outdated("the account changed while it was looked at")
             failing = await self.work(
                 lambda: newly_failing_tests(propose(snapshot, mutations), now)
             )
-            if failing:
-                raise tests_failed(failing)
-            return snapshot.number
+        if failing:
+            raise tests_failed(failing)
 
     async def _again(self, step: Callable[[], Awaitable[T]]) -> T:
         """Until no other node was faster; those of this node wait for one another."""

@@ -77,7 +77,13 @@ HEADERS: dict[str, dict[str, Any]] = {
         "schema": {"type": "string", "enum": ["true"]},
     },
 }
-OF_FAILURES = {401: ("WWW-Authenticate",), 429: ("Retry-After",), 503: ("Retry-After",)}
+OF_FAILURES = {
+    401: ("WWW-Authenticate",),
+    403: ("WWW-Authenticate",),
+    409: ("Retry-After",),
+    429: ("Retry-After",),
+    503: ("Retry-After",),
+}
 
 
 def describe(app: Litestar) -> dict[str, Any]:

@@ -10,11 +10,12 @@ from litestar import delete, get, patch, post
 from litestar.params import JSONBody
 from msgspec import UNSET, Meta, UnsetType
 
-from actors.model import NameField, PolicyTest
+from actors.model import ENTITIES, REFERENCES, NameField, PolicyTest
 from channel.messages import IpText
 from portal.api.conditions import Facts, facts_of
 from portal.api.filters import filters
 from portal.api.inject import PathId, TheDesk, TheFilters, ThePage
+from portal.api.office import Desk
 from portal.api.pagination import Page
 from portal.api.requests import Body, Checks, Instant, changes_of
 from portal.api.scopes import noun
@@ -67,7 +68,7 @@ async def get_policy_test(desk: TheDesk, id: PathId) -> PolicyTest:
 @post("/")
 async def create_policy_test(desk: TheDesk, data: JSONBody[PolicyTestCreate]) -> PolicyTest:
     """Create a policy test. It has to hold now: 409 `policy_test_failed` otherwise."""
-    fields = _checked(changes_of(data))
+    fields = await _checked(desk, changes_of(data))
     return await desk.create(
         PolicyTest(id=desk.new_id(), account_id=desk.account_id, created_at=desk.now, **fields)
     )
@@ -78,7 +79,7 @@ async def update_policy_test(
     desk: TheDesk, id: PathId, data: JSONBody[PolicyTestUpdate]
 ) -> PolicyTest:
     """Change a policy test."""
-    return await desk.update(PolicyTest, id, _checked(changes_of(data)))
+    return await desk.update(PolicyTest, id, await _checked(desk, changes_of(data)))
 
 
 @delete("/{id:uuid}")
@@ -87,8 +88,9 @@ async def delete_policy_test(desk: TheDesk, id: PathId) -> None:
     await desk.remove(PolicyTest, id)
 
 
-def _checked(fields: dict[str, Any]) -> dict[str, Any]:
-    """The fields as the model has them."""
+async def _checked(desk: Desk, fields: dict[str, Any]) -> dict[str, Any]:
+    """The fields as the model has them. What they name is looked for first: a test that names
+    nothing would be said to fail otherwise. Raises Problem 404, 422."""
     checks = Checks()
     if fields.get("remote_ip") is not None:
         address = checks.address("remote_ip", fields["remote_ip"])
@@ -100,6 +102,9 @@ def _checked(fields: dict[str, Any]) -> dict[str, Any]:
     checks.finish()
     if fields.get("remote_ip") is not None:
         fields["remote_ip"] = IpText(fields["remote_ip"])
+    for field, kind in REFERENCES["policy_test"].items():
+        if fields.get(field) is not None:
+            await desk.refer(ENTITIES[kind], fields[field], field)
     return fields
 
 

@@ -15,6 +15,8 @@ import httpx
 import pytest
 import trio
 
+from actors.model import Site
+from actors.store.interface import Put, Remove, Unavailable
 from actors.store.memory import MemoryStore
 from channel.credentials import decode_token
 from portal.api.feeds import MAX_PRESENCES, MAX_READERS_PER_TOKEN
@@ -292,3 +294,60 @@ async def test_a_node_that_ends_tells_its_readers(tmp_path: Path) -> None:
             here.api.feeds.close()
             assert [each.data["code"] for each in await stream.rest()] == ["draining"]
             assert (await client.get("/v1/events")).status_code == 503
+
+
+async def test_nothing_is_told_beyond_the_change_that_takes_the_right_away(tmp_path: Path) -> None:
+    """All at once in one transaction, so that a reader finds them in one batch."""
+    async with installation(tmp_path) as here:
+        account_id, admin = await here.admin_of("acme")
+        async with here.client(admin) as client:
+            admins = (await client.get("/v1/principals?role=admin")).json()["items"]
+            new = await made(
+                client, "tokens", kind="api", name="reader", principal_id=admins[0]["id"]
+            )
+            account, now = UUID(account_id), here.office.clock.utc_now()
+            common: dict[str, Any] = {"account_id": account, "created_at": now}
+            sites = [Site(id=here.office.new_id(), name=f"s{i}", **common) for i in range(3)]
+            async with here.client(new["token"]) as reader, reading(reader) as stream:
+                await here.store.apply(
+                    account,
+                    [Put(sites[0]), Remove("token", UUID(new["id"])), *map(Put, sites[1:])],
+                    who="test",
+                    at=now,
+                )
+                events = await stream.rest()
+                assert [(each.name, each.data.get("kind")) for each in events] == [
+                    ("change", "site"),
+                    ("change", "token"),
+                    ("end", None),
+                ]
+
+
+class AwayStore(MemoryStore):
+    """A store whose database is away, while told so."""
+
+    is_away = False
+
+    async def changes(self, *args: Any, **options: Any) -> Any:
+        if self.is_away:
+            raise Unavailable("away")
+        return await super().changes(*args, **options)
+
+
+async def test_a_stream_outlives_the_loss_of_the_database(tmp_path: Path) -> None:
+    store = AwayStore()
+    async with installation(tmp_path, store=store) as here:
+        _, admin = await here.admin_of("acme")
+        async with here.client(admin) as client, reading(client) as stream:
+            store.is_away = True
+            await made(client, "tokens", kind="client", name="a", principal_id=await of(client))
+            await trio.sleep(0.2)
+            store.is_away = False
+            await made(client, "tokens", kind="client", name="b", principal_id=await of(client))
+            names = [(await stream.next()).data["after"]["name"] for _ in range(2)]
+            assert names == ["a", "b"]
+
+
+async def of(client: httpx.AsyncClient) -> str:
+    """The id of a principal."""
+    return str((await client.get("/v1/principals")).json()["items"][0]["id"])

@@ -74,7 +74,7 @@ async def test_either_node_tells_of_agents_and_changes_at_both() -> None:
             }
 
 
-async def test_the_one_node_that_there_is_tells_of_its_agents() -> None:
+async def test_the_one_node_that_there_is_tells_of_its_agents_and_of_its_end() -> None:
     async with portal() as here, here.client() as client:
         pair = await pair_of(client, "acme")
         async with reading(client) as stream, trio.open_nursery() as agents:
@@ -82,4 +82,7 @@ async def test_the_one_node_that_there_is_tells_of_its_agents() -> None:
             agents.start_soon(pair.gateway.dialer.run)
             came = await presence(stream, True)
             assert came["client"].data["remote_ip"] == "127.0.0.1"
+            assert await here.end() == 0
+            events = await stream.rest()
+            assert (events[-1].name, events[-1].data["code"]) == ("end", "draining")
             agents.cancel_scope.cancel()
