@@ -12,10 +12,11 @@ setup-test:
 demo: setup-demo
 	@.venv/bin/holloway demo
 
-# Two files at a time; tests/conftest.py says which never run beside each other. In one process, for
-# a debugger or a single file: make test ARGS="-n 0 tests/unit/test_settings.py"
+# Three files at a time, since tests mostly wait: two processors are enough for that. Which never run
+# beside each other is said in tests/conftest.py. In one process, for a debugger or a single file:
+# make test ARGS="-n 0 tests/unit/test_settings.py"
 test: setup-test
-	@$(PYTEST) -n 2 --dist loadfile $(ARGS)
+	@$(PYTEST) -n 3 --dist loadfile $(ARGS)
 
 # The long form of the random histories, many seeds of each, and of calls of the API.
 soak: setup-test

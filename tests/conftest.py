@@ -24,15 +24,13 @@ hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "holloway"
 
 HEAVY: Final = (
     "tests/system/test_portal_cluster.py",
-    "tests/system/test_demo.py",
-    "tests/system/test_portal_outage.py",
     "tests/system/test_ray_cluster.py",
     "tests/system/test_cluster_command.py",
-    "tests/system/test_operating_guide.py",
-    "tests/system/test_faults.py",
+    "tests/system/test_portal_api_events_cluster.py",
+    "tests/system/test_demo.py",
 )
-"""Files that start many processes and keep more than one processor busy. They run first, one after
-the other, and never beside each other: beside them are the tests of one process."""
+"""Files that start a Ray, or several installations at once. They come first, and are one worker's:
+none of them ever runs beside another."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
