@@ -5,6 +5,8 @@ files run side by side in `make test`."""
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Final
 
 import hypothesis
@@ -68,3 +70,21 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeSch
 
     config.option.loadscopereorder = False
     return FileScheduling(config, log)
+
+
+# --- what was left out, as .ci/run looks for it: pytest-xdist does not pass it on -----------------
+
+
+def pytest_deselected(items: Sequence[pytest.Item]) -> None:
+    for item in items:
+        if hasattr(item.config, "workeroutput"):
+            item.config.workeroutput.setdefault("deselected", []).append(item.nodeid)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    if node.gateway.id == "gw0":  # all workers leave out the same
+        left_out = getattr(node, "workeroutput", {}).get("deselected", [])
+        reporter = node.config.pluginmanager.get_plugin("terminalreporter")
+        counted = [SimpleNamespace(nodeid=each) for each in left_out]
+        reporter.stats.setdefault("deselected", []).extend(counted)
