@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from runtime.hosting.ray_machine import MachineSettings, RayMachine
+from tests.ports import free_port
 
 
 class Ray:
@@ -16,7 +17,8 @@ class Ray:
         self.raylets: list[RayMachine] = []
 
     def start(self) -> None:
-        self.head = self._keep(RayMachine.head(MachineSettings(directory=self._directory / "h")))
+        settings = MachineSettings(directory=self._directory / "h")
+        self.head = self._keep(RayMachine.head(settings, port=free_port()))
         self.address = self.head.ready()
         self.raylets = [self._join() for _ in range(3)]
         for raylet in self.raylets:

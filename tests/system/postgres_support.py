@@ -11,13 +11,12 @@ import pwd
 import queue
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ import trio
 from actors.store.embedded import ACCOUNTS, DATABASE, EmbeddedPostgres, find_programs
 from actors.store.postgres import Logins, migrate
 from simulations.kernel import Host
+from tests.ports import free_port
 
 QUICK = {"fsync": "off", "full_page_writes": "off", "synchronous_commit": "off"}
 """Safe where only processes die: what was written survives in the kernel's cache."""
@@ -165,10 +165,7 @@ def foreign_server(
          "--locale=C", "--no-sync", f"--pwfile={password_file}"],
         check=True, capture_output=True, cwd=directory, **identity,
     )  # fmt: skip
-    with nullcontext() if host is None else host.entered():
-        free = socket.create_server(("127.0.0.1", 0))
-    with free:
-        port = free.getsockname()[1]
+    port = free_port() if host is None else 5432
     argv = [
         str(programs / "postgres"), "-D", str(data), "-c", f"port={port}", "-c", "fsync=off",
         "-c", f"listen_addresses={addresses}", "-c", f"unix_socket_directories={directory}",

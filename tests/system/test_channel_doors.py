@@ -14,6 +14,7 @@ from channel.dialer import Dialer, DialerOptions
 from channel.messages import Disconnect, DoorAddress, Portals
 from runtime.net.address import Address
 from runtime.net.udp import UdpSocket
+from tests.ports import free_port
 from tests.system.test_channel_quic import (
     AUTHORITY,
     MS,
@@ -130,8 +131,7 @@ async def test_a_node_that_fell_silent_is_doubted_and_left_before_quic_gives_it_
 
 async def test_a_door_whose_port_is_closed_is_passed_by_without_a_handshake_timeout() -> None:
     options = attrs.evolve(QUICK, quic=attrs.evolve(QUICK.quic, handshake_timeout_ns=3_600 * S))
-    with UdpSocket.bind(Address("127.0.0.1", 0)) as gone:
-        closed = str(gone.local_address)
+    closed = str(Address("127.0.0.1", free_port()))
     async with portal() as only:
         only.answer = telling(closed)
         async with dialing(only.at, Agent(), options=options) as dialer:
@@ -174,8 +174,7 @@ async def test_an_agent_goes_at_once_where_it_is_sent_on_to() -> None:
 
 
 async def test_an_agent_that_is_sent_on_to_nowhere_goes_to_the_others_at_once() -> None:
-    with UdpSocket.bind(Address("127.0.0.1", 0)) as gone:
-        nowhere = str(gone.local_address)
+    nowhere = str(Address("127.0.0.1", free_port()))
     async with portal() as first, portal() as other:
         first.answer = telling(first.at, other.at, nowhere)
         async with dialing(first.at, Agent(), options=PATIENT) as dialer:

@@ -82,12 +82,24 @@ def test_every_outcome_of_two_demos_side_by_side_holds_and_nothing_is_left() -> 
 # --- a demo that is interrupted ------------------------------------------------------------------
 
 
-class RunningDemo:
-    """A demo, and what it has printed so far."""
+def heed_interrupts() -> None:
+    """As one that is started at a terminal does; what a script runs in the background does not."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
-    def __init__(self, *options: str) -> None:
+
+class RunningDemo:
+    """A demo, and what it has printed so far. With `moment` it is sent a signal as soon as it has
+    printed a line with those words."""
+
+    def __init__(self, *options: str, moment: tuple[str, signal.Signals] | None = None) -> None:
+        self._moment = moment
         self.process = subprocess.Popen(
-            [*DEMO, *options], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT
+            [*DEMO, *options],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            cwd=ROOT,
+            preexec_fn=heed_interrupts,
         )
         self.printed = ""
         self._reader = threading.Thread(target=self._read, daemon=True)
@@ -112,6 +124,9 @@ class RunningDemo:
         assert self.process.stdout is not None
         for line in self.process.stdout:
             self.printed += line
+            if self._moment is not None and self._moment[0] in line:
+                self.process.send_signal(self._moment[1])
+                self._moment = None
 
 
 @pytest.fixture
@@ -134,10 +149,7 @@ def test_a_demo_that_is_interrupted_or_killed_leaves_nothing(demos: list[Running
         ("through a hole-punched", signal.SIGKILL),  # during a download
         ("through a hole-punched", signal.SIGINT),
     ]
-    demos += [RunningDemo() for _ in moments]
-    for demo, (words, number) in zip(demos, moments, strict=True):
-        wait_until(lambda d=demo, w=words: d.has_come_to(w), what=words, timeout_s=120)
-        demo.process.send_signal(number)
+    demos += [RunningDemo(moment=moment) for moment in moments]
     for demo, (words, number) in zip(demos, moments, strict=True):
         code = demo.end()
         assert demo.run is not None

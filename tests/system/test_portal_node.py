@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import ssl
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,23 +32,13 @@ from channel.messages import TO_GATEWAY, Challenge, Disconnect, GatewayInit, Joi
 from runtime.clock import SystemClock
 from runtime.randomness import SystemRandomness
 from tests.nodes import joined
+from tests.ports import free_port
 from tests.system.postgres_support import own_directory
 
 pytestmark = pytest.mark.system
 
 PATIENCE_S = 60.0
 """A deadline for what must happen at all; nothing is judged by it."""
-
-
-def free_port() -> int:
-    """A port that was free for TCP and UDP a moment ago."""
-    while True:
-        with socket.socket() as tcp, socket.socket(type=socket.SOCK_DGRAM) as udp:
-            tcp.bind(("127.0.0.1", 0))
-            port: int = tcp.getsockname()[1]
-            with suppress(OSError):  # some agent of this test may have it for UDP
-                udp.bind(("127.0.0.1", port))
-                return port
 
 
 @attrs.define

@@ -163,7 +163,7 @@ class World(Installation):
                     "name": f"Echo {number}",
                     "kind": "cidr",
                     "address": f"{address}/32",
-                    "site_id": self.ids["site"],
+                    "site_ids": [self.ids["site"]],
                     "filters": filters,
                 },
             )

@@ -28,6 +28,7 @@ from runtime.net.quic import (
     connect_quic,
 )
 from runtime.net.udp import UdpSocket
+from tests.ports import free_port
 from tests.system.rebinding import Rebinding
 from tests.unit.channel.certificates import Authority
 
@@ -319,8 +320,7 @@ async def test_a_refusal_that_any_packet_of_the_server_follows_is_forgotten() ->
 
 async def test_a_refused_port_fails_a_dial_without_its_timeout() -> None:
     for host in ("127.0.0.1", "::1"):
-        with UdpSocket.bind(Address(host, 0)) as gone:
-            nobody = gone.local_address
+        nobody = Address(host, free_port())
         with pytest.raises(QuicClosed) as caught:
             async with connect_quic(
                 nobody, server_name="localhost", alpn="test/1", verify=trust_all, limits=PATIENT

@@ -46,6 +46,7 @@ from runtime.hosting.local_cluster import open_local_cluster
 from runtime.hosting.ray_cluster import RayCluster, open_ray_cluster
 from runtime.hosting.ray_machine import MachineSettings, RayMachine, session_processes
 from runtime.hosting.ray_settings import RayAccess, RayTls, make_token
+from tests.ports import free_port
 
 pytestmark = pytest.mark.system
 
@@ -62,7 +63,8 @@ class PrivateRay:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.started: list[RayMachine] = []
-        self.head = self.keep(RayMachine.head(MachineSettings(directory=directory / "h")))
+        settings = MachineSettings(directory=directory / "h")
+        self.head = self.keep(RayMachine.head(settings, port=free_port()))
         self.address = self.head.ready()
         self.raylets = [self.join() for _ in range(3)]
         self.stranger = self.join_with_another_token()

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -37,6 +36,7 @@ from runtime.clock import SystemClock
 from runtime.net.address import Address
 from runtime.net.udp import UdpSocket
 from runtime.randomness import SystemRandomness
+from tests.ports import free_port
 from tests.unit.channel.certificates import Authority
 
 pytestmark = pytest.mark.system
@@ -126,12 +126,6 @@ def relay(folder: Path, portal_port: int, port: int) -> Iterator[subprocess.Pope
     finally:
         process.kill()
         process.wait()
-
-
-def free_port() -> int:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 async def until(holds: Callable[[], bool], what: str) -> None:
@@ -232,9 +226,7 @@ async def test_a_relay_ends_what_a_revoked_agent_has_and_gives_it_no_more(tmp_pa
 
 
 async def test_a_relay_outlives_its_portal_and_joins_the_next(tmp_path: Path) -> None:
-    desk, port = Desk(), free_port()
-    with UdpSocket.bind(Address("127.0.0.1", 0)) as keeper:
-        portal_port = keeper.local_address.port
+    desk, port, portal_port = Desk(), free_port(), free_port()
     async with portal(desk, portal_port):
         process = relay(tmp_path, portal_port, port)
         running = process.__enter__()

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import HEAVY
+
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = (
     "runtime", "channel", "relays", "tunnel", "actors", "gateways", "clients", "portal", "admin",
@@ -174,6 +176,10 @@ def test_no_test_mocks_or_leaves_itself_out() -> None:
         if path != Path(__file__).resolve():
             found = forbidden.search(path.read_text())
             assert found is None, f"{path.relative_to(ROOT)}: {found}"
+
+
+def test_every_heavy_file_of_tests_exists() -> None:
+    assert [name for name in HEAVY if not (ROOT / name).is_file()] == []
 
 
 def test_long_files_are_rare_and_say_why() -> None:
