@@ -16,7 +16,6 @@ import attrs
 from actors.logs import Log, Seen
 from actors.model import Client, Fact, Gateway, Relay, Token
 from actors.policy.explain import Explanation
-from actors.policy.exposure import Exposure
 from channel.frames import Frame
 from channel.messages import (
     Ack,
@@ -403,8 +402,9 @@ class PresenceChanged:
 
 @attrs.frozen
 class AskExposure:
-    """How late can a revocation take effect, now and for accesses given just now? Answered by a
-    `Exposures`; of resources that there are not nothing is said."""
+    """How late does a revocation take effect on what is live now? Answered by an `Exposures`; of
+    resources to which nobody has access nothing is said. (What the policies allow to an access of
+    this instant is `actors.policy.exposure`, which needs no actor.)"""
 
     resource_ids: tuple[UUID, ...]
 
@@ -421,18 +421,12 @@ class AwayGateway:
 
 @attrs.frozen(kw_only=True)
 class ResourceExposure:
-    """`bound` is what the policies allow at the instant (see `actors.policy.exposure`). Of the
-    authorisations that are live now, `connected` end at once with a revocation, those of `away`
-    (by id of the gateway) at the end of their leases."""
+    """Of the authorisations of a resource that are live now, `connected` end at once with a
+    revocation, those of `away` (by id of the gateway) at the end of their leases."""
 
-    bound: Exposure
+    resource_id: UUID
     connected: int
     away: tuple[AwayGateway, ...]
-
-    @property
-    def longest_ns(self) -> int:
-        """How late a revocation takes effect on what is live now."""
-        return max((each.longest_ns for each in self.away), default=0)
 
 
 @attrs.frozen

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from uuid import UUID
 
 from actors.flows import FlowsOfAccount
@@ -23,7 +22,6 @@ from actors.messages import (
 )
 from actors.policy.engine import Request
 from actors.policy.explain import explain
-from actors.policy.exposure import exposure
 from runtime.actor import handles
 
 
@@ -82,16 +80,10 @@ class QuestionsOfAccount(FlowsOfAccount):
 
     @handles(AskExposure)
     def _on_ask_exposure(self, ask: AskExposure) -> Exposures:
-        instant = self.context.utc_now()
-        return Exposures(
-            tuple(
-                self._exposure(id, instant)
-                for id in ask.resource_ids
-                if id in self._snapshot.resources
-            )
-        )
+        exposures = (self._exposure(id) for id in ask.resource_ids)
+        return Exposures(tuple(each for each in exposures if each.connected or each.away))
 
-    def _exposure(self, resource_id: UUID, instant: datetime) -> ResourceExposure:
+    def _exposure(self, resource_id: UUID) -> ResourceExposure:
         connected, now_ns = 0, self.context.now()
         left_by_gateway: dict[UUID, list[int]] = {}
         for live in self._ledger.of_resource(resource_id):
@@ -101,7 +93,7 @@ class QuestionsOfAccount(FlowsOfAccount):
             else:
                 connected += 1
         return ResourceExposure(
-            bound=exposure(self._snapshot, resource_id, instant),
+            resource_id=resource_id,
             connected=connected,
             away=tuple(
                 AwayGateway(gateway_id=id, authorizations=len(left), longest_ns=max(left))

@@ -3,9 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 from uuid import UUID
 
-from actors.messages import PRESENCE, ListPresence, ListRelays, Presence, PresenceChanged
+from actors.messages import (
+    PRESENCE,
+    AskExposure,
+    Exposures,
+    ListPresence,
+    ListRelays,
+    Presence,
+    PresenceChanged,
+    ResourceExposure,
+)
 from actors.tree import ControlPlane
 from portal.api.office import Online
 from runtime.actor import Actor, handles
@@ -24,15 +34,9 @@ class LivePresence:
         self._control = control
 
     async def online(self, account_id: UUID) -> Mapping[UUID, Online] | None:
-        keeper = self._control.accounts.keeper_of(account_id)
-        if keeper is None:
-            return None
-        try:
-            located = await self._host.call(keeper, Locate(account_id, start=False), PATIENCE_NS)
-            if located.ref is None:  # nobody is connected, so the account has no actor; or it moves
-                return {} if located.is_here else None
-            presence: Presence = await self._host.call(located.ref, ListPresence(), PATIENCE_NS)
-        except CallError:
+        nobody = Presence(clients=(), gateways=())
+        presence: Presence | None = await self._ask(account_id, ListPresence(), nobody)
+        if presence is None:
             return None
         clients = {
             each.client_id: Online(kind="client", remote_ip=str(each.remote), number=each.number)
@@ -42,6 +46,28 @@ class LivePresence:
             each.gateway_id: Online(kind="gateway", remote_ip=str(each.remote), number=each.number)
             for each in presence.gateways
         }
+
+    async def exposed(
+        self, account_id: UUID, resource_ids: tuple[UUID, ...]
+    ) -> Mapping[UUID, ResourceExposure] | None:
+        found: Exposures | None = await self._ask(account_id, AskExposure(resource_ids))
+        return None if found is None else {each.resource_id: each for each in found.resources}
+
+    async def _ask(self, account_id: UUID, question: object, of_nobody: Any = None) -> Any:
+        """The answer of the account's actor; None if it cannot be asked just now, or moves. Where
+        it does not run, since nobody has been connected for a while, it is started, or the answer
+        is `of_nobody`."""
+        keeper = self._control.accounts.keeper_of(account_id)
+        if keeper is None:
+            return None
+        try:
+            where = Locate(account_id, start=of_nobody is None)
+            located = await self._host.call(keeper, where, PATIENCE_NS)
+            if located.ref is None:
+                return of_nobody if located.is_here else None
+            return await self._host.call(located.ref, question, PATIENCE_NS)
+        except CallError:
+            return None
 
     def watch(self, told: Callable[[PresenceChanged], None]) -> None:
         self._host.scheduler.spawn(PresenceWatcher(told), label="presence watcher")

@@ -16,7 +16,7 @@ from litestar import Request
 from litestar.di import NamedDependency
 
 from actors.limits import limit_of
-from actors.messages import PresenceChanged
+from actors.messages import PresenceChanged, ResourceExposure
 from actors.model import KIND_OF, Account, Entity, EntityKind, SealedSecret
 from actors.policy.conditions import NOWHERE, Regions
 from actors.policy.engine import Snapshot
@@ -86,6 +86,12 @@ class Live(Protocol):
 
     async def online(self, account_id: UUID) -> Mapping[UUID, Online] | None:
         """Clients and gateways with a channel; None if that cannot be told just now."""
+
+    async def exposed(
+        self, account_id: UUID, resource_ids: tuple[UUID, ...]
+    ) -> Mapping[UUID, ResourceExposure] | None:
+        """What is live now of those resources that somebody has access to; None if that cannot be
+        told just now."""
 
     async def relays_online(self) -> frozenset[UUID] | None:
         """Relays with a channel; None if that cannot be told just now."""

@@ -20,6 +20,7 @@ from litestar import get, post
 from litestar.params import JSONBody
 from msgspec import Meta
 
+from actors.messages import ResourceExposure
 from actors.model import Authorization, EntityKind, Policy, Region
 from actors.policy.circumstances import Circumstances, Span
 from actors.policy.diff import Changed, diff
@@ -374,15 +375,45 @@ async def policies_at(desk: TheDesk, data: JSONBody[AtRequest]) -> AtAnswer:
 # --- exposure ------------------------------------------------------------------------------------
 
 
+class AwayGatewayView(msgspec.Struct, frozen=True, kw_only=True):
+    """A gateway that is not connected, and cannot be told to end what it carries: so many accesses
+    to the resource, the last of which ends by itself after `longest_s`."""
+
+    gateway_id: UUID
+    authorizations: int
+    longest_s: int
+
+
 class ExposureView(msgspec.Struct, frozen=True, kw_only=True):
     """How long an access to a resource can outlive its revocation at a gateway that nobody can
     tell of it: `disconnected_s`, bounded by the policy `policy_id`. One that is connected hears of
-    it at once."""
+    it at once.
+
+    Of the accesses that are live now, `connected` would end at once, those at `away` gateways at
+    the end of their leases; both are null when the actors do not answer in time.
+    """
 
     resource_id: UUID
     resource_name: str
     disconnected_s: int
     policy_id: UUID | None
+    connected: int | None = None
+    away: tuple[AwayGatewayView, ...] | None = None
+
+    def with_live(self, live: ResourceExposure | None) -> ExposureView:
+        away = () if live is None else live.away
+        return msgspec.structs.replace(
+            self,
+            connected=0 if live is None else live.connected,
+            away=tuple(
+                AwayGatewayView(
+                    gateway_id=each.gateway_id,
+                    authorizations=each.authorizations,
+                    longest_s=-(-each.longest_ns // 10**9),
+                )
+                for each in away
+            ),
+        )
 
 
 @get("/exposure", opt=filters(Policy, "resource_id"))
@@ -411,7 +442,11 @@ async def list_exposures(desk: TheDesk, page: ThePage, filters: TheFilters) -> P
 
     async with desk.snapshot() as snapshot:
         found = await desk.work(lambda: answer(snapshot))
-    return page.page(found, found[-1].resource_id if found else None)
+    ids = tuple(each.resource_id for each in found)
+    live = await desk.office.live.exposed(desk.account_id, ids)
+    if live is not None:
+        found = [each.with_live(live.get(each.resource_id)) for each in found]
+    return page.page(found, ids[-1] if ids else None)
 
 
 # --- policy tests --------------------------------------------------------------------------------

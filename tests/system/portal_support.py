@@ -15,7 +15,7 @@ import attrs
 import httpx
 import trio
 
-from actors.messages import PresenceChanged
+from actors.messages import PresenceChanged, ResourceExposure
 from actors.model import Client, Gateway, Token, TokenKind
 from actors.store.interface import Put, Store
 from actors.store.memory import MemoryStore
@@ -43,6 +43,11 @@ class Agents:
 
     async def online(self, account_id: UUID) -> Mapping[UUID, Online] | None:
         return dict(self.by_account.get(account_id, {}))
+
+    async def exposed(
+        self, account_id: UUID, resource_ids: tuple[UUID, ...]
+    ) -> Mapping[UUID, ResourceExposure] | None:
+        return {}
 
     async def relays_online(self) -> frozenset[UUID] | None:
         return frozenset()

@@ -124,6 +124,13 @@ def test_status_without_a_running_client_says_so(tmp_path: Path) -> None:
     assert "is it running?" in said
 
 
+def test_a_live_access_is_among_what_a_revocation_would_end_at_once(it: Installation) -> None:
+    assert it.fetch_page()
+    found = it.admin.call("GET", "/v1/policies/exposure")["items"]
+    assert sum(each["connected"] for each in found) >= 1
+    assert [each["away"] for each in found] == [[] for _ in found]
+
+
 # --- what is carried -----------------------------------------------------------------------------
 
 

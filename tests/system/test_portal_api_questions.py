@@ -223,6 +223,8 @@ async def test_exposure_names_the_policy_that_bounds_it(tmp_path: Path) -> None:
                 "resource_name": "Intranet",
                 "disconnected_s": 86_400,
                 "policy_id": ids["policies"],
+                "connected": 0,
+                "away": [],
             }
             await client.patch(f"/v1/policies/{ids['policies']}", json={"lease_s": 60})
             of_one = await client.get(
