@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import attrs
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from runtime.actor import Actor, ActorRef, LimitReached, handles
@@ -142,8 +142,8 @@ class Network:
                     node.host.run_until_idle()
             due = [node.host.next_event_ns() for node in self.nodes.values()]
             due.append(self.parcels.next_due_ns())
-            next_ns = min((each for each in due if each is not None), default=end_ns)
-            if next_ns > end_ns:
+            next_ns = min((each for each in due if each is not None), default=None)
+            if next_ns is None or next_ns > end_ns:
                 self.clock.advance_to(end_ns)
                 return
             self.clock.advance_to(max(next_ns, self.clock.monotonic_ns()))
@@ -360,6 +360,7 @@ step = st.one_of(
 
 
 @given(st.integers(0, 2**32), st.lists(step, max_size=25))
+@example(1, [*(("kill", name, 0) for name in "abc"), ("wait", "", 1_000)])
 def test_whatever_was_lost_all_nodes_show_the_living_in_the_end(
     seed: int, steps: list[tuple[str, str, int]]
 ):
