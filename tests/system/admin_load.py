@@ -38,7 +38,7 @@ class Record:
     site_by_id: dict[UUID, Site] = attrs.Factory(dict)
     acknowledged: int = 0
     refused: int = 0
-    """503 and the like: the call may be made again."""
+    """By a 503: the call may be made again."""
     codes: Counter[str] = attrs.Factory(Counter)
     """Of what was refused."""
     unanswered: int = 0
@@ -104,7 +104,17 @@ class Admin:
     async def _call(
         self, account_id: UUID, method: str, path: str, name: str | None
     ) -> httpx.Response | None:
-        """The answer of some node; None if there was none."""
+        """The answer of some node; None if there was none. Who is asked to wait (429) does so, and
+        asks again: nothing was done."""
+        while True:
+            answer = await self._call_once(account_id, method, path, name)
+            if answer is None or answer.status_code != 429:
+                return answer
+            await trio.sleep(int(answer.headers["retry-after"]))
+
+    async def _call_once(
+        self, account_id: UUID, method: str, path: str, name: str | None
+    ) -> httpx.Response | None:
         door = random.choice(list(self._doors().values()))
         client = self._clients.get(door)
         if client is None:
@@ -127,6 +137,7 @@ class Admin:
             return None
         if answer.status_code in (429, 503):
             assert int(answer.headers["retry-after"]) > 0, answer.text
+        if answer.status_code == 503:
             self._record.refused += 1
             self._record.codes[answer.json()["code"]] += 1
         elif answer.is_success:

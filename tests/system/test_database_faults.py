@@ -145,7 +145,10 @@ class World:
             assert answer.status_code == 200, answer.text
             if disabled:
                 await until(self._have_nothing)
-        assert isinstance(await self.client.ask(self.resource_id), AuthorizationCreated)
+        await until(self._is_granted)  # the account's actor hears of the change after the admin
+
+    async def _is_granted(self) -> bool:
+        return isinstance(await self.client.ask(self.resource_id), AuthorizationCreated)
 
     async def _have_nothing(self) -> bool:
         return not self.client.held and not self.gateway.held
@@ -207,26 +210,21 @@ async def _populated(
         observability=observability,
         admins=admins,
     )
-    nursery.start_soon(_load, it)
+    # One for each, since a token is good for 50 calls a second.
+    tokens = [await made(operator, "tokens", kind="operator", name="load") for _ in range(ADMINS)]
+    nursery.start_soon(_load, it, [each["token"] for each in tokens])
     await it.goes_on()
     it.keeps()
     return it
 
 
-async def _load(it: World) -> None:
+async def _load(it: World, tokens: list[str]) -> None:
     tls = ssl.create_default_context(cafile=it.portal.state / "ca.pem")
     accounts, doors = it.account_ids, {"portal": f"127.0.0.1:{it.portal.port}"}
     with it.admins:
         async with trio.open_nursery() as nursery:
-            for number in range(ADMINS):
-                admin = Admin(
-                    f"a{number}",
-                    it.record,
-                    it.portal.operator_token,
-                    tls,
-                    accounts,
-                    partial(dict, doors),
-                )
+            for number, token in enumerate(tokens):
+                admin = Admin(f"a{number}", it.record, token, tls, accounts, partial(dict, doors))
                 nursery.start_soon(admin.run)
 
 
