@@ -41,6 +41,17 @@ PATIENCE_S = 60.0
 """A deadline for what must happen at all; nothing is judged by it."""
 
 
+class PatientClient(httpx.AsyncClient):
+    """Waits and asks again where it makes more calls than a token may, as a program should."""
+
+    async def request(self, *arguments: Any, **keywords: Any) -> httpx.Response:
+        while True:
+            answer = await super().request(*arguments, **keywords)
+            if answer.status_code != 429:
+                return answer
+            await trio.sleep(float(answer.headers["retry-after"]))
+
+
 @attrs.define
 class Portal:
     """`holloway portal` in a process, with the state directory that outlives it."""
@@ -114,7 +125,7 @@ class Portal:
     def client(self, token: str | None = None) -> httpx.AsyncClient:
         tls = ssl.create_default_context(cafile=self.state / "ca.pem")
         token = self.operator_token if token is None else token
-        return httpx.AsyncClient(
+        return PatientClient(
             base_url=f"https://127.0.0.1:{self.port}",
             verify=tls,
             headers={"authorization": f"Bearer {token}"} if token else {},
