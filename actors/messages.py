@@ -3,6 +3,9 @@
 What an agent said arrives at the actor that owns its channel as `Received`, `Moved` and `Closed`
 (see `actors.attachment`). What is to be told to an agent is cast to that actor as the message of
 `channel.messages` itself; `End` makes it the last. Everything else stands here, by who is asked.
+
+(The file has more lines than others: it is the one list of what actors say, as `channel.messages`
+is of what agents say, and holds nothing but declarations.)
 """
 
 from __future__ import annotations

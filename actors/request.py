@@ -26,7 +26,7 @@ from actors.messages import (
     Stale,
 )
 from actors.services import Services
-from channel.messages import Ack, AuthorizationDenied, RequestAuthorization
+from channel.messages import Ack, AuthorizationDenied, DenialReason, RequestAuthorization
 from runtime.actor import (
     Actor,
     ActorError,
@@ -215,9 +215,12 @@ class AccessRequest(Actor):
             return self._denied("limits_exceeded", retry_after_ns=RETRY_AFTER_NS)
         return answer
 
-    def _denied(self, reason: str, **fields: object) -> AuthorizationDenied:
+    def _denied(
+        self, reason: DenialReason, *, violated: tuple[str, ...] = (), retry_after_ns: int = 0
+    ) -> AuthorizationDenied:
         return AuthorizationDenied(
             resource_id=self._ask.request.resource_id,
-            reason=reason,  # type: ignore[arg-type]  # one of the reasons
-            **fields,  # type: ignore[arg-type]  # its other fields
+            reason=reason,
+            violated=violated,
+            retry_after_ns=retry_after_ns,
         )

@@ -36,6 +36,7 @@ from channel.messages import (
     AuthorizationCreated,
     AuthorizationDenied,
     Authorize,
+    DenialReason,
     Revoke,
 )
 from runtime.actor import LATER, Caller, CallError, Raise, Timer, handles
@@ -547,7 +548,7 @@ class RequestsOfAccount(AuthorizationsOfAccount):
     def _denial(
         self,
         ask: DecideAccess,
-        reason: Literal["forbidden", "offline", "not_found", "unavailable", "limits_exceeded"],
+        reason: DenialReason,
         violated: tuple[str, ...] = (),
     ) -> AuthorizationDenied:
         return AuthorizationDenied(

@@ -478,13 +478,16 @@ class AuthorizationCreated:
     expires_in_ns: DurationNs
 
 
+DenialReason = Literal["forbidden", "offline", "not_found", "unavailable", "limits_exceeded"]
+
+
 @attrs.frozen(kw_only=True)
 class AuthorizationDenied:
     """Why not: `offline` no gateway answered, `forbidden` with every violated property, never
     its value; `not_found`; `unavailable` with a time to ask again."""
 
     resource_id: UUID
-    reason: Literal["forbidden", "offline", "not_found", "unavailable", "limits_exceeded"]
+    reason: DenialReason
     violated: Annotated[tuple[Name, ...], Meta(max_length=64)] = ()
     retry_after_ns: DurationNs = 0
 

@@ -15,6 +15,9 @@ whenever it is found to be another.
 Inbound packets pass only as answers to flows of this device, and only from the gateway that holds
 the lease for that resource. While the portal is away leases live on to their end. A core: see
 `tunnel.agent`.
+
+(The file has more lines than others: what the portal says, what tunnels report and what packets
+want meet in one table of resources and connections, which has one owner.)
 """
 
 from __future__ import annotations

@@ -8,6 +8,8 @@
 
 All of it lives in a thread with an event loop of its own, so that many tests can share it: each
 gives it something to do by `World.run`.
+
+Longer than other files: set-up, load and what is asked of it are one world with one loop.
 """
 
 from __future__ import annotations

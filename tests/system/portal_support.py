@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
@@ -16,9 +16,10 @@ import httpx
 import trio
 
 from actors.messages import PresenceChanged, ResourceExposure
-from actors.model import Client, Gateway, Token, TokenKind
+from actors.model import Authorization, Client, Gateway, Token, TokenKind
 from actors.store.interface import Put, Store
 from actors.store.memory import MemoryStore
+from actors.store.postgres import Logins, PostgresStore
 from actors.store.sealing import KeyRing
 from channel.credentials import encode_token, hash_token
 from channel.messages import IpText
@@ -296,3 +297,46 @@ async def world(here: Installation, client: httpx.AsyncClient) -> dict[str, str]
         "clients": str(device.id),
         "gateways": str(gateway.id),
     }
+
+
+@asynccontextmanager
+async def two_nodes(directory: Path, database: Logins) -> AsyncIterator[list[Installation]]:
+    """Two of them on one PostgreSQL."""
+    async with AsyncExitStack() as stack:
+        nodes = []
+        for name in "ab":
+            store = await stack.enter_async_context(PostgresStore.open(database, migrated=True))
+            here = installation(directory / name, store=store)
+            nodes.append(await stack.enter_async_context(here))
+        yield nodes
+
+
+async def access(
+    here: Installation,
+    account_id: UUID,
+    ids: Mapping[str, str],
+    *,
+    lasts: timedelta = timedelta(0),
+) -> str:
+    """An authorisation that was given just now, over the things of `world`."""
+    now = here.office.clock.utc_now()
+    given = Authorization(
+        id=here.office.new_id(),
+        account_id=account_id,
+        policy_id=UUID(ids["policies"]),
+        client_id=UUID(ids["clients"]),
+        gateway_id=UUID(ids["gateways"]),
+        resource_id=UUID(ids["resources"]),
+        token_id=UUID(ids["tokens"]),
+        connection_id=here.office.new_id(),
+        remote_ip=IpText("192.0.2.1"),
+        created_at=now,
+        expires_at=now + lasts,
+    )
+    owner = str(given.id)
+    incarnation = await here.store.join_node(
+        owner, link_address="a:1", door_address="a:2", version="1", ttl_ns=10**10
+    )
+    epoch = await here.store.acquire(account_id, owner=owner, incarnation=incarnation)
+    await here.store.write_authorization(given, epoch=epoch)
+    return owner

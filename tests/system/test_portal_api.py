@@ -14,11 +14,16 @@ import pytest
 import trio
 
 from actors.model import Relay
-from actors.store.postgres import Logins, PostgresStore
+from actors.store.postgres import Logins
 from channel.credentials import decode_token
 from channel.messages import SocketAddress
 from portal.api.application import NOUNS
-from tests.system.portal_support import installation, made, world
+from tests.system.portal_support import (
+    installation,
+    made,
+    two_nodes,
+    world,
+)
 
 pytestmark = pytest.mark.system
 
@@ -588,13 +593,7 @@ async def test_the_documentation_page_loads_nothing_from_elsewhere(tmp_path: Pat
 async def test_nodes_that_change_one_entity_at_once_take_nothing_back(
     tmp_path: Path, database: Logins
 ) -> None:
-    async with AsyncExitStack() as stack:
-        nodes = []
-        for name in "ab":
-            store = await stack.enter_async_context(PostgresStore.open(database, migrated=True))
-            nodes.append(
-                await stack.enter_async_context(installation(tmp_path / name, store=store))
-            )
+    async with two_nodes(tmp_path, database) as nodes, AsyncExitStack() as stack:
         _, admin = await nodes[0].admin_of("acme")
         one, other = [await stack.enter_async_context(node.client(admin)) for node in nodes]
         user = await made(one, "principals", name="Uwe")

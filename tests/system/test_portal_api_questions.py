@@ -15,11 +15,15 @@ import pytest
 import trio
 
 from actors.limits import LIMITS
-from actors.model import Authorization
 from actors.store.memory import MemoryStore
 from actors.store.postgres import Logins, PostgresStore
-from channel.messages import IpText
-from tests.system.portal_support import Installation, installation, made, world
+from tests.system.portal_support import (
+    access,
+    installation,
+    made,
+    two_nodes,
+    world,
+)
 
 pytestmark = pytest.mark.system
 
@@ -167,7 +171,7 @@ async def test_recorded_accesses_are_replayed_under_a_proposal(tmp_path: Path) -
         async with here.client(admin) as client:
             ids = await world(here, client)
             since = here.office.clock.utc_now() - timedelta(minutes=1)
-            authorization = await access(here, UUID(account_id), ids)
+            authorization = await access(here, UUID(account_id), ids, lasts=timedelta(hours=1))
             cut = {"action": "update", "noun": "policies", "id": ids["policies"]}
             answer = await asked(
                 client,
@@ -186,30 +190,6 @@ async def test_recorded_accesses_are_replayed_under_a_proposal(tmp_path: Path) -
             later = here.office.clock.utc_now() + timedelta(minutes=1)
             none = await asked(client, "replay", since=later.isoformat(), mutations=[])
             assert (none["examined"], none["until"]) == (0, None)
-
-
-async def access(here: Installation, account_id: UUID, ids: dict[str, str]) -> str:
-    """An authorisation that was given just now."""
-    now = here.office.clock.utc_now()
-    given = Authorization(
-        id=here.office.new_id(),
-        account_id=account_id,
-        policy_id=UUID(ids["policies"]),
-        client_id=UUID(ids["clients"]),
-        gateway_id=UUID(ids["gateways"]),
-        resource_id=UUID(ids["resources"]),
-        token_id=UUID(ids["tokens"]),
-        connection_id=here.office.new_id(),
-        remote_ip=IpText("192.0.2.1"),
-        created_at=now,
-        expires_at=now + timedelta(hours=1),
-    )
-    incarnation = await here.store.join_node(
-        "n", link_address="a:1", door_address="a:2", version="1", ttl_ns=10**10
-    )
-    epoch = await here.store.acquire(account_id, owner="n", incarnation=incarnation)
-    await here.store.write_authorization(given, epoch=epoch)
-    return str(given.id)
 
 
 async def test_exposure_names_the_policy_that_bounds_it(tmp_path: Path) -> None:
@@ -305,13 +285,7 @@ async def test_a_test_and_what_would_break_it_never_both_succeed(
     tmp_path: Path, database: Logins
 ) -> None:
     """Two nodes on one PostgreSQL: one adds the test while the other takes away what it needs."""
-    async with AsyncExitStack() as stack:
-        nodes = []
-        for name in "ab":
-            store = await stack.enter_async_context(PostgresStore.open(database, migrated=True))
-            nodes.append(
-                await stack.enter_async_context(installation(tmp_path / name, store=store))
-            )
+    async with two_nodes(tmp_path, database) as nodes, AsyncExitStack() as stack:
         _, admin = await nodes[0].admin_of("acme")
         one, other = [await stack.enter_async_context(node.client(admin)) for node in nodes]
         ids = await world(nodes[0], one)
@@ -376,13 +350,7 @@ async def test_an_account_has_no_more_of_a_kind_than_it_may(tmp_path: Path) -> N
 async def test_of_many_at_once_no_more_are_made_than_there_may_be(
     tmp_path: Path, database: Logins
 ) -> None:
-    async with AsyncExitStack() as stack:
-        nodes = []
-        for name in "ab":
-            store = await stack.enter_async_context(PostgresStore.open(database, migrated=True))
-            nodes.append(
-                await stack.enter_async_context(installation(tmp_path / name, store=store))
-            )
+    async with two_nodes(tmp_path, database) as nodes, AsyncExitStack() as stack:
         account_id, admin = await nodes[0].admin_of("acme")
         async with nodes[0].client(nodes[0].operator_token) as operator:
             await operator.patch(f"/v1/accounts/{account_id}", json={"limits": {"sites": 6}})

@@ -4,6 +4,8 @@ account. What is tried is read from the document, so a new endpoint is tried by 
 from __future__ import annotations
 
 import copy
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -12,9 +14,12 @@ import attrs
 import httpx
 import pytest
 
-from actors.model import Authorization
-from channel.messages import IpText
-from tests.system.portal_support import Installation, installation, world
+from tests.system.portal_support import (
+    Installation,
+    access,
+    installation,
+    world,
+)
 
 pytestmark = pytest.mark.system
 
@@ -75,31 +80,8 @@ async def two(here: Installation, client: httpx.AsyncClient, stranger: httpx.Asy
     own, strangers = await world(here, client), await world(here, stranger)
     for ids, id in ((own, account_id), (strangers, other_id)):
         ids["accounts"] = id
-        ids["authorizations"] = str(await authorization(here, UUID(id), ids))
+        ids["authorizations"] = await access(here, UUID(id), ids)
     return Two(client=client, account_id=account_id, own=own, strangers=strangers)
-
-
-async def authorization(here: Installation, account_id: UUID, ids: dict[str, str]) -> UUID:
-    now = here.office.clock.utc_now()
-    made = Authorization(
-        id=here.office.new_id(),
-        account_id=account_id,
-        policy_id=UUID(ids["policies"]),
-        client_id=UUID(ids["clients"]),
-        gateway_id=UUID(ids["gateways"]),
-        resource_id=UUID(ids["resources"]),
-        token_id=UUID(ids["tokens"]),
-        connection_id=here.office.new_id(),
-        remote_ip=IpText("192.0.2.1"),
-        created_at=now,
-        expires_at=now,
-    )
-    incarnation = await here.store.join_node(
-        str(made.id), link_address="a:1", door_address="a:2", version="1", ttl_ns=10**10
-    )
-    epoch = await here.store.acquire(account_id, owner=str(made.id), incarnation=incarnation)
-    await here.store.write_authorization(made, epoch=epoch)
-    return made.id
 
 
 def resolve(document: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
@@ -127,90 +109,90 @@ def known(ids: dict[str, str], value: Any) -> Any:
     return ids.get(value, value) if isinstance(value, str) else value
 
 
-async def test_another_accounts_ids_are_404_on_every_path(tmp_path: Path) -> None:
-    async with installation(tmp_path, calls_per_s=10**6) as here:
+@asynccontextmanager
+async def two_accounts(
+    directory: Path,
+) -> AsyncIterator[tuple[httpx.AsyncClient, httpx.AsyncClient, Two]]:
+    """Of one installation: a client of the one's admin, one of the other's, and what they have."""
+    async with installation(directory, calls_per_s=10**6) as here:
         _, admin = await here.admin_of("acme")
         _, other = await here.admin_of("other")
         async with here.client(admin) as client, here.client(other) as stranger:
-            both = await two(here, client, stranger)
-            document = (await client.get("/v1/openapi.json")).json()
-            before = (await stranger.get("/v1/changes?limit=1000")).text
-            tried = set()
-            for path, item in document["paths"].items():
-                noun = path.split("/")[2] if path.startswith("/v1/") else ""
-                if not {"{id}", "{account_id}"} & set(path.split("/")):
-                    continue
-                if noun in OF_THE_INSTALLATION:
-                    continue
-                target = path.replace("{id}", both.strangers[noun])
-                target = target.replace("{account_id}", both.strangers["accounts"])
-                for method, operation in item.items():
-                    body: dict[str, Any] = {}
-                    if path.endswith("/tokens"):
-                        body = {"kind": "client", "name": "t"}
-                    options = {"json": body} if "requestBody" in operation else {}
-                    answer = await client.request(method, target, **options)
-                    assert answer.status_code == 404, (method, path, answer.text)
-                    tried.add((method, path))
-            assert len(tried) >= 40
-            assert (await stranger.get("/v1/changes?limit=1000")).text == before
+            yield client, stranger, await two(here, client, stranger)
+
+
+async def test_another_accounts_ids_are_404_on_every_path(tmp_path: Path) -> None:
+    async with two_accounts(tmp_path) as (client, stranger, both):
+        document = (await client.get("/v1/openapi.json")).json()
+        before = (await stranger.get("/v1/changes?limit=1000")).text
+        tried = set()
+        for path, item in document["paths"].items():
+            noun = path.split("/")[2] if path.startswith("/v1/") else ""
+            if not {"{id}", "{account_id}"} & set(path.split("/")):
+                continue
+            if noun in OF_THE_INSTALLATION:
+                continue
+            target = path.replace("{id}", both.strangers[noun])
+            target = target.replace("{account_id}", both.strangers["accounts"])
+            for method, operation in item.items():
+                body: dict[str, Any] = {}
+                if path.endswith("/tokens"):
+                    body = {"kind": "client", "name": "t"}
+                options = {"json": body} if "requestBody" in operation else {}
+                answer = await client.request(method, target, **options)
+                assert answer.status_code == 404, (method, path, answer.text)
+                tried.add((method, path))
+        assert len(tried) >= 40
+        assert (await stranger.get("/v1/changes?limit=1000")).text == before
 
 
 async def test_another_account_cannot_be_named_by_the_header(tmp_path: Path) -> None:
-    async with installation(tmp_path, calls_per_s=10**6) as here:
-        _, admin = await here.admin_of("acme")
-        _, other = await here.admin_of("other")
-        async with here.client(admin) as client, here.client(other) as stranger:
-            both = await two(here, client, stranger)
-            document = (await client.get("/v1/openapi.json")).json()
-            header = {"holloway-account": both.strangers["accounts"]}
-            tried = 0
-            for path, item in document["paths"].items():
-                noun = path.split("/")[2] if path.startswith("/v1/") else ""
-                if not noun or noun in OF_THE_INSTALLATION or noun == "accounts":
-                    continue
-                target = path.replace("{id}", both.strangers.get(noun, ""))
-                target = target.replace("{number}", "1")
-                for method, operation in item.items():
-                    body = known(both.strangers, BODIES.get(operation["operationId"], {}))
-                    options = {"json": body} if "requestBody" in operation else {}
-                    answer = await client.request(method, target, headers=header, **options)
-                    assert answer.status_code in (404, 422), (method, path, answer.text)
-                    if answer.status_code == 422:  # the body was looked at first: nothing is said
-                        assert both.strangers["accounts"] not in answer.text
-                    tried += 1
-            assert tried >= 70
+    async with two_accounts(tmp_path) as (client, _, both):
+        document = (await client.get("/v1/openapi.json")).json()
+        header = {"holloway-account": both.strangers["accounts"]}
+        tried = 0
+        for path, item in document["paths"].items():
+            noun = path.split("/")[2] if path.startswith("/v1/") else ""
+            if not noun or noun in OF_THE_INSTALLATION or noun == "accounts":
+                continue
+            target = path.replace("{id}", both.strangers.get(noun, ""))
+            target = target.replace("{number}", "1")
+            for method, operation in item.items():
+                body = known(both.strangers, BODIES.get(operation["operationId"], {}))
+                options = {"json": body} if "requestBody" in operation else {}
+                answer = await client.request(method, target, headers=header, **options)
+                assert answer.status_code in (404, 422), (method, path, answer.text)
+                if answer.status_code == 422:  # the body was looked at first: nothing is said
+                    assert both.strangers["accounts"] not in answer.text
+                tried += 1
+        assert tried >= 70
 
 
 async def test_another_accounts_ids_are_404_in_every_field_of_a_body(tmp_path: Path) -> None:
-    async with installation(tmp_path, calls_per_s=10**6) as here:
-        _, admin = await here.admin_of("acme")
-        _, other = await here.admin_of("other")
-        async with here.client(admin) as client, here.client(other) as stranger:
-            both = await two(here, client, stranger)
-            document = (await client.get("/v1/openapi.json")).json()
-            tried = set()
-            for path, item in document["paths"].items():
-                for method, operation in item.items():
-                    if "requestBody" not in operation or "/accounts" in path:
+    async with two_accounts(tmp_path) as (client, _, both):
+        document = (await client.get("/v1/openapi.json")).json()
+        tried = set()
+        for path, item in document["paths"].items():
+            for method, operation in item.items():
+                if "requestBody" not in operation or "/accounts" in path:
+                    continue
+                schema = resolve(
+                    document, operation["requestBody"]["content"]["application/json"]["schema"]
+                )
+                for field, each in schema["properties"].items():
+                    if not names_ids(each):
                         continue
-                    schema = resolve(
-                        document, operation["requestBody"]["content"]["application/json"]["schema"]
-                    )
-                    for field, each in schema["properties"].items():
-                        if not names_ids(each):
-                            continue
-                        name = operation["operationId"]
-                        assert field in FIELDS, f"{name}: say which noun {field} names"
-                        foreign: Any = both.strangers[FIELDS[field]]
-                        foreign = [foreign] if field.endswith("_ids") else foreign
-                        body = body_for(both, name, field) | {field: foreign}
-                        target = path.replace("{id}", both.own.get(path.split("/")[2], ""))
-                        answer = await client.request(method, target, json=body)
-                        assert answer.status_code == 404, (name, field, body, answer.text)
-                        assert foreign not in (answer.json(), answer.text)
-                        tried.add((name, field))
-            assert len(tried) >= 20
+                    name = operation["operationId"]
+                    assert field in FIELDS, f"{name}: say which noun {field} names"
+                    foreign: Any = both.strangers[FIELDS[field]]
+                    foreign = [foreign] if field.endswith("_ids") else foreign
+                    body = body_for(both, name, field) | {field: foreign}
+                    target = path.replace("{id}", both.own.get(path.split("/")[2], ""))
+                    answer = await client.request(method, target, json=body)
+                    assert answer.status_code == 404, (name, field, body, answer.text)
+                    assert foreign not in (answer.json(), answer.text)
+                    tried.add((name, field))
+        assert len(tried) >= 20
 
 
 def body_for(both: Two, name: str, field: str) -> dict[str, Any]:
@@ -230,24 +212,20 @@ def body_for(both: Two, name: str, field: str) -> dict[str, Any]:
 
 
 async def test_another_accounts_ids_find_nothing_as_a_filter(tmp_path: Path) -> None:
-    async with installation(tmp_path, calls_per_s=10**6) as here:
-        _, admin = await here.admin_of("acme")
-        _, other = await here.admin_of("other")
-        async with here.client(admin) as client, here.client(other) as stranger:
-            both = await two(here, client, stranger)
-            document = (await client.get("/v1/openapi.json")).json()
-            tried = set()
-            for path, item in document["paths"].items():
-                noun = path.split("/")[2] if path.startswith("/v1/") else ""
-                if noun in OF_THE_INSTALLATION or path in STREAMS:
+    async with two_accounts(tmp_path) as (client, _, both):
+        document = (await client.get("/v1/openapi.json")).json()
+        tried = set()
+        for path, item in document["paths"].items():
+            noun = path.split("/")[2] if path.startswith("/v1/") else ""
+            if noun in OF_THE_INSTALLATION or path in STREAMS:
+                continue
+            for each in item.get("get", {}).get("parameters", ()):
+                if each["in"] != "query" or not names_ids(each["schema"]):
                     continue
-                for each in item.get("get", {}).get("parameters", ()):
-                    if each["in"] != "query" or not names_ids(each["schema"]):
-                        continue
-                    kind = FIELDS.get(each["name"])
-                    for id in {both.strangers[kind]} if kind else set(both.strangers.values()):
-                        answer = await client.get(path, params={each["name"]: id})
-                        assert answer.status_code == 200, (path, each["name"], answer.text)
-                        assert answer.json()["items"] == [], (path, each["name"])
-                    tried.add((path, each["name"]))
-            assert len(tried) >= 25
+                kind = FIELDS.get(each["name"])
+                for id in {both.strangers[kind]} if kind else set(both.strangers.values()):
+                    answer = await client.get(path, params={each["name"]: id})
+                    assert answer.status_code == 200, (path, each["name"], answer.text)
+                    assert answer.json()["items"] == [], (path, each["name"])
+                tried.add((path, each["name"]))
+        assert len(tried) >= 25

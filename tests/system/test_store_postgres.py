@@ -1,4 +1,7 @@
-"""What only a real PostgreSQL shows: walls between accounts, order under load, cancellation."""
+"""What only a real PostgreSQL shows: walls between accounts, order under load, cancellation.
+
+Longer than other files: all of it works on the same accounts, filled in the same way.
+"""
 
 from __future__ import annotations
 

@@ -3,6 +3,8 @@
 Every change that the document names is carried out in a world where a client reaches `web` through
 a gateway, and what became of that, and what the two heard, is compared with the row. What the
 changes did to entities is collected: no kind and no field of the model is without a row.
+
+Longer than other files: it has a function for every row, in the order of the table.
 """
 
 from __future__ import annotations
