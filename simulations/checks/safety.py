@@ -4,6 +4,7 @@
                   for this client and this resource, and that has neither ended nor expired
     spoofing      no packet is forwarded under an address that is not the client's, and no client
                   takes a packet from an address that it may not reach
+    integrity     what a gateway forwards is what the client's application said, and once only
     written       no authorisation is given out that the store has not taken
     policy        none lives on when no policy, member and account allow it any more (in calm times
                   within CALM_BOUND_NS)
@@ -21,6 +22,7 @@ a revocation may come late, but never later than the end of the lease (rule `acc
 from __future__ import annotations
 
 from collections import deque
+from hashlib import blake2b
 from ipaddress import IPv4Address, IPv6Address, ip_network
 from typing import Any, Final
 from uuid import UUID
@@ -48,8 +50,8 @@ MAX_REMEMBERED: Final = 4_096
 def all_rules() -> tuple[Observer, ...]:
     """One of each, for one run."""
     return (
-        AccessRule(), SpoofingRule(), WrittenRule(), PolicyRule(), RevocationRule(), OwnersRule(),
-        PlaintextRule(), NoncesRule(), SilenceRule(),
+        AccessRule(), SpoofingRule(), IntegrityRule(), WrittenRule(), PolicyRule(),
+        RevocationRule(), OwnersRule(), PlaintextRule(), NoncesRule(), SilenceRule(),
     )  # fmt: skip
 
 
@@ -142,6 +144,33 @@ class SpoofingRule(Observer):
             return
         if ends_of(packet)[0] not in self._asked.get(client, ()):
             self.broken(now, "spoofing", f"{client} took {told_of(packet)}, which it never asked")
+
+
+class IntegrityRule(Observer):
+    """Nothing is made up, changed or repeated on the way: datagrams of applications are told apart
+    by their contents."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._hostile: frozenset[str] = frozenset()
+        self._asked: dict[str, set[bytes]] = {}
+        self._forwarded: set[tuple[str, bytes]] = set()
+
+    def began(self, now: int, scenario: Scenario, seed: int, hostile: frozenset[str]) -> None:
+        self._hostile = hostile
+
+    def asked(self, now: int, client: str, resource: str, packet: bytes) -> None:
+        self._asked.setdefault(client, set()).add(_digest(packet))
+
+    def forwarded(self, now: int, gateway: str, client: str, packet: bytes) -> None:
+        if gateway in self._hostile or client in self._hostile or is_icmp(packet):
+            return
+        digest = _digest(packet)
+        if digest not in self._asked.get(client, ()):
+            self.broken(now, "integrity", f"{gateway} forwarded what {client} never said")
+        elif (client, digest) in self._forwarded:
+            self.broken(now, "integrity", f"{gateway} forwarded a datagram of {client} twice")
+        self._forwarded.add((client, digest))
 
 
 # --- what the store says --------------------------------------------------------------------------
@@ -431,6 +460,10 @@ class SilenceRule(Observer):
 
 
 # --- helpers --------------------------------------------------------------------------------------
+
+
+def _digest(packet: bytes) -> bytes:
+    return blake2b(packet, digest_size=16).digest()
 
 
 def end_ns(now: int, lasts_ns: int) -> int:

@@ -28,6 +28,7 @@ from simulations.checks.interface import Observer, Subject
 from simulations.checks.safety import (
     CALM_BOUND_NS,
     AccessRule,
+    IntegrityRule,
     NoncesRule,
     OwnersRule,
     PlaintextRule,
@@ -183,6 +184,16 @@ def test_addresses_of_others_are_not_taken() -> None:
     rule.forwarded(2, "gateway", "laptop", packet(IPv4Address("100.64.0.6"), SERVER))
     rule.answered(2, "laptop", packet(IPv4Address("10.20.0.81"), LAPTOP))
     assert broken(rule) == ["spoofing", "spoofing"]
+
+
+def test_what_is_forwarded_was_said_and_is_forwarded_once() -> None:
+    rule = begun(IntegrityRule())
+    rule.asked(1, "laptop", "intranet", QUESTION)
+    rule.forwarded(2, "gateway", "laptop", QUESTION)
+    assert not rule.violations
+    rule.forwarded(3, "gateway", "laptop", QUESTION)
+    rule.forwarded(3, "gateway", "laptop", packet(LAPTOP, SERVER, b"never said before"))
+    assert broken(rule) == ["integrity", "integrity"]
 
 
 # --- the store ------------------------------------------------------------------------------------
@@ -341,4 +352,4 @@ def test_a_gateway_does_not_answer_a_scan() -> None:
 
 def test_every_rule_takes_part() -> None:
     names = {type(rule).__name__ for rule in all_rules()}
-    assert len(names) == 9
+    assert len(names) == 10
