@@ -106,6 +106,10 @@ class AccountBook:
             self._names_by_id[found] = name
         return found
 
+    def known_id(self, kind: str, name: str) -> UUID | None:
+        """The id of an entity that is there; None if it was removed."""
+        return self._ids.get((kind, name))
+
     def name(self, id: UUID) -> str:
         """The name in the file of what has this id; the id itself if it is not known."""
         return self._names_by_id.get(id) or str(id)
