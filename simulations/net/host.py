@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from runtime.net.address import Address
 from simulations.net.packets import UDP, Failure, Packet
-from simulations.net.streams import Stream, Streams
+from simulations.net.stream_endpoint import Streams
+from simulations.net.streams import Stream
 
 if TYPE_CHECKING:
     from simulations.net.routing import Network
@@ -287,7 +288,7 @@ class Host:
     def _refuse(self, packet: Packet, why: str, *, answers: bool) -> None:
         self.world.drop(packet, why, self.name)
         if answers:
-            self.world.tell(packet, "port_unreachable")
+            self.world.tell(packet, "port_unreachable", by=self)
 
     def __repr__(self) -> str:
         return f"<host {self.name} {self.ipv4 or self.ipv6}>"

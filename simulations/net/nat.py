@@ -40,11 +40,12 @@ class NatBehaviour:
     """How a NAT maps, filters and ages.
 
     `ports`: "preserve" keeps the inside port where it is free; "random"; "sequential" gives one
-    after the other; "range" gives each inside host a block of `range_ports` of its own and counts
-    within it. `hairpinning`: the source that an inside host sees of another's packet to its outside
-    address: none get through, its "internal" or its "external" one (REQ-9a). `public_addresses`:
-    how many; an inside host keeps to one ("paired", REQ-2). `keeps_parity`: another port than the
-    wanted one is odd where that is odd (REQ-4). Ports to give: `first_port` to `last_port`.
+    after the other; "range" gives each inside host a block of `range_ports` of its own (until the
+    NAT forgets) and counts within it. `hairpinning`: the source that an inside host sees of a
+    packet from inside to its outside address: none get through, its "internal" one or its
+    "external" one (REQ-9a). `public_addresses`: how many; an inside host keeps to one ("paired",
+    REQ-2). `keeps_parity`: another port than the wanted one is odd where that is odd (REQ-4).
+    Ports to give: `first_port` to `last_port`.
     """
 
     mapping: Behaviour = "endpoint_independent"
@@ -132,7 +133,8 @@ class Nat:
         self._pairs: dict[str, str] = {}  # inside host -> its public address
         self._ranges: dict[str, int] = {}  # inside host -> first port of its block
         self._next_port = 0
-        self._sweep_at = 64
+        self._sweep_at = self._sweep_blocks_at = 64
+        self._has_blocked = False
         self._out = self._in = self._filtered = self._unmapped = self._exhausted = 0
 
     # --- packets ---
@@ -147,7 +149,7 @@ class Nat:
         mapping = self._by_inside.get((protocol, source, part))
         if mapping is None or self._is_over(mapping, now):
             mapping = self._map(protocol, source, part, destination, now)
-        if mapping is not None and self._blocks:
+        if mapping is not None and self._has_blocked:
             mapping = self._beside_blocks(mapping, destination, now)
         if mapping is None:
             self._exhausted += 1
@@ -352,11 +354,13 @@ class Nat:
         self.refusal = why
         if not self.behaviour.inbound_binding:
             return
-        if len(self._blocks) >= self.behaviour.max_mappings:
-            for key in [key for key, until in self._blocks.items() if until < now]:
-                del self._blocks[key]
-            if len(self._blocks) >= self.behaviour.max_mappings:
+        most = self.behaviour.max_mappings
+        if len(self._blocks) >= min(self._sweep_blocks_at, most):
+            self._blocks = {key: until for key, until in self._blocks.items() if until >= now}
+            self._sweep_blocks_at = max(64, 2 * len(self._blocks))
+            if len(self._blocks) >= most:
                 return
+        self._has_blocked = True
         self._blocks[(protocol, destination, source)] = now + self.behaviour.block_ns
 
     def _is_blocked(self, protocol: int, outside: Address, peer: Address, now: int) -> bool:

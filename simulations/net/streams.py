@@ -29,13 +29,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 from runtime.net.address import Address
-from simulations.net.packets import TCP, UDP, Failure, Packet
+from simulations.net.packets import TCP, UDP, Packet
 
 if TYPE_CHECKING:
-    from simulations.net.host import Host
+    from simulations.net.stream_endpoint import Streams
 
 NS: Final = 10**9
 MS: Final = 10**6
@@ -48,10 +48,10 @@ PROHIBITED: Final = -5
 ADDRESS_LOST: Final = -6
 NO_ADDRESS: Final = -7
 
-SEGMENT_BYTES: Final = 1_200
+SEGMENT_BYTES: Final = 1_170
 OVERHEAD_BYTES: Final = 30
-"""Of a packet, beside its IP and UDP headers: QUIC's header and tag; about TCP's and TLS's."""
-HELLO_BYTES: Final = 1_200
+"""Of a packet, beside its IP and UDP headers: QUIC's header and tag; about TCP's and TLS's. With it
+a full segment is the 1,200 bytes that every path of QUIC must carry (RFC 9000, section 14)."""
 SEND_LIMIT_BYTES: Final = 4 * 1024 * 1024
 IDLE_NS: Final = 15 * NS
 LINGER_NS: Final = 3 * NS
@@ -64,18 +64,29 @@ MAX_WINDOW: Final = 512
 
 Protocol = Literal["udp", "tcp"]
 _NUMBERS: Final = {"udp": UDP, "tcp": TCP}
-_NAMES: Final[dict[int, Protocol]] = {UDP: "udp", TCP: "tcp"}
 
-# Kinds of packets: (kind, stream, to_listener, *rest)
+# Kinds of packets. A segment is (stream, from the client, is a first one, kind, *rest).
 HELLO: Final = "hello"  # round
 WELCOME: Final = "welcome"  # round
 DATA: Final = "data"  # number
 ACK: Final = "ack"  # all below, this one too
 CLOSE: Final = "close"  # code, reason
 GONE: Final = "gone"  # code
-ASK: Final = "ask"  # are you there? (path challenge)
-HERE: Final = "here"  # path response
+ASK: Final = "ask"  # is it you, there? (PATH_CHALLENGE)
+HERE: Final = "here"  # PATH_RESPONSE
 PING: Final = "ping"
+PONG: Final = "pong"
+KEEP: Final = "keep"  # nothing, for the sake of NATs and of ICMP
+
+REASONS: Final = {
+    IDLE_TIMEOUT: "nothing came for too long",
+    RESET: "the other side does not know this connection",
+    HANDSHAKE_TIMEOUT: "nobody answered",
+    PORT_CLOSED: "nobody listens at that port",
+    PROHIBITED: "a firewall forbids it",
+    ADDRESS_LOST: "the own address is gone",
+    NO_ADDRESS: "no address of that family",
+}
 
 
 def _nothing(*_: object) -> None:
@@ -98,13 +109,14 @@ class Stream:
     """One side of a stream. Made by `Host.connect`, or given to the `accept` of `Host.listen`.
 
     `remote` is the other side's address as this side sees it (behind its NATs), `port` the own
-    port. `received(data)`, `closed(code, reason)` and `moved(address)` may be set at any time.
+    port. `received(data)`, `closed(code, reason)`, `moved(address)` (`remote` changed) and
+    `ponged()` (a `ping` was answered) may be set at any time.
     """
 
     __slots__ = (
         "_accept",
-        "_acked",
         "_alarm_at",
+        "_asked",
         "_early",
         "_heard_at",
         "_host",
@@ -126,6 +138,7 @@ class Stream:
         "moved",
         "number",
         "opened",
+        "ponged",
         "port",
         "protocol",
         "received",
@@ -133,7 +146,7 @@ class Stream:
         "state",
         "total_in",
         "total_out",
-    )  # fmt: skip
+    )
 
     def __init__(
         self, streams: Streams, number: int, protocol: Protocol, port: int, remote: Address, *,
@@ -151,6 +164,7 @@ class Stream:
         self.received: Callable[[bytes], None] = _nothing
         self.closed: Callable[[int, str], None] = _nothing
         self.moved: Callable[[Address], None] = _nothing
+        self.ponged: Callable[[], None] = _nothing
         self.total_in = self.total_out = 0
         self._accept: Callable[[Stream], None] = _nothing
         self._rounds = 1 if protocol == "udp" else 2
@@ -168,6 +182,7 @@ class Stream:
         self._timeouts = 0
         self._heard_at = self._host.world.now
         self._alarm_at: int | None = None
+        self._asked: Address | None = None
 
     # --- for its owner ---
 
@@ -201,17 +216,36 @@ class Stream:
         self._transmit(CLOSE, code, reason)
         self._streams.linger(self, code, reason)
 
+    def ping(self) -> None:
+        """Ask the other side for a sign of life, which keeps both from the idle time-out. It is
+        not sent again when it is lost."""
+        if self.state == "open":
+            self._transmit(PING)
+
+    def keepalive(self) -> None:
+        """One byte that the other side drops: it keeps NATs awake, and where the other process is
+        dead ICMP says so. Neither side's idle time-out is moved."""
+        if self.state == "open":
+            self._transmit(KEEP, data=b"\xff")
+
     # --- opening ---
 
     def begin(self) -> None:
+        """The connecting side sends its first packet."""
         self._opening = _Sent(0, b"")
+        self._host.world.after(IDLE_NS, self._watch)
         self._greet()
+
+    def accept_with(self, accept: Callable[[Stream], None]) -> None:
+        """The accepting side: call this when the handshake is done."""
+        self._accept = accept
+        self._host.world.after(IDLE_NS, self._watch)
 
     def _greet(self) -> None:
         assert self._opening is not None
         self._opening.at = self._host.world.now
         self._opening.times += 1
-        self._transmit(HELLO, self._round, data=bytes(HELLO_BYTES))
+        self._transmit(HELLO, self._round, data=bytes(SEGMENT_BYTES))
         self._arm()
 
     def _welcomed(self, round_number: int) -> None:
@@ -237,6 +271,8 @@ class Stream:
         """A packet of this stream came."""
         assert packet.segment is not None
         kind, *rest = packet.segment[3:]
+        if kind == KEEP:
+            return
         if packet.source != self.remote and kind != GONE and not self._follow(packet, kind):
             return
         self._heard_at = self._host.world.now
@@ -257,7 +293,9 @@ class Stream:
         elif kind == ASK:
             self._transmit(HERE, to=packet.source)
         elif kind == PING:
-            self._transmit(ACK, self._next_in, -1, to=packet.source)
+            self._transmit(PONG, to=packet.source)
+        elif kind == PONG:
+            self.ponged()
 
     def _follow(self, packet: Packet, kind: str) -> bool:
         """A packet came from another address than before. Whether to read it."""
@@ -266,13 +304,15 @@ class Stream:
             return False
         if self.client:
             return False
-        if kind == HERE:
+        if kind == HERE and packet.source == self._asked:
+            self._asked = None
             self.remote = packet.source
             self._timeouts = 0
             for sent in self._unacked.values():
                 self._emit(sent)
             self.moved(self.remote)
         else:
+            self._asked = packet.source
             self._transmit(ASK, to=packet.source)
         return True
 
@@ -352,18 +392,17 @@ class Stream:
             base = max(LEAST_TIMEOUT_NS, self._round_trip + 4 * self._variation)
         return min(base << min(self._timeouts, 8), MAX_TIMEOUT_NS)
 
-    def _next_alarm(self) -> int:
-        due = self._heard_at + IDLE_NS
+    def _retry_at(self) -> int | None:
+        """When the oldest of what is under way counts as lost."""
         if self._opening is not None:
-            return min(due, self._opening.at + self._timeout_ns())
-        if self._unacked:
-            oldest = min(sent.at for sent in self._unacked.values())
-            return min(due, oldest + self._timeout_ns())
-        return due
+            return self._opening.at + self._timeout_ns()
+        if not self._unacked:
+            return None
+        return min(sent.at for sent in self._unacked.values()) + self._timeout_ns()
 
     def _arm(self) -> None:
-        due = self._next_alarm()
-        if self._alarm_at is None or due < self._alarm_at:
+        due = self._retry_at()
+        if due is not None and (self._alarm_at is None or due < self._alarm_at):
             self._alarm_at = due
             world = self._host.world
             world.after(max(0, due - world.now), self._alarm, due)
@@ -375,13 +414,24 @@ class Stream:
             self._host.hold(self._alarm, due)
             return
         self._alarm_at = None
-        now = self._host.world.now
-        if now >= self._heard_at + IDLE_NS:
-            self.fail(IDLE_TIMEOUT if self.state == "open" else HANDSHAKE_TIMEOUT)
-            return
-        if now >= self._next_alarm():
-            self._lost(now)
+        retry_at = self._retry_at()
+        if retry_at is not None and retry_at <= self._host.world.now:
+            self._lost(self._host.world.now)
         self._arm()
+
+    def _watch(self) -> None:
+        """Whether the other side has been silent for too long."""
+        if self.state == "closed":
+            return
+        if self._host.paused:
+            self._host.hold(self._watch)
+            return
+        world = self._host.world
+        left = self._heard_at + IDLE_NS - world.now
+        if left > 0:
+            world.after(left, self._watch)
+        else:
+            self.fail(IDLE_TIMEOUT if self.state == "open" else HANDSHAKE_TIMEOUT)
 
     def _lost(self, now: int) -> None:
         """The time-out went by: send again what is that old."""
@@ -425,149 +475,5 @@ class Stream:
         """The host died."""
         self._end()
 
-    def accept_with(self, accept: Callable[[Stream], None]) -> None:
-        self._accept = accept
-        self._arm()
-
     def __repr__(self) -> str:
         return f"<stream {self.number} of {self._host.name} to {self.remote}, {self.state}>"
-
-
-REASONS: Final = {
-    IDLE_TIMEOUT: "nothing came for too long",
-    RESET: "the other side does not know this connection",
-    HANDSHAKE_TIMEOUT: "nobody answered",
-    PORT_CLOSED: "nobody listens at that port",
-    PROHIBITED: "a firewall forbids it",
-    ADDRESS_LOST: "the own address is gone",
-    NO_ADDRESS: "no address of that family",
-}
-
-
-class Streams:
-    """The streams of one host, by number. A host may hold both sides of one."""
-
-    def __init__(self, host: Host) -> None:
-        self.host = host
-        self._listeners: dict[int, Callable[[Stream], None]] = {}
-        self._streams: dict[tuple[int, bool], Stream] = {}  # (number, is the client's)
-        self._ports: dict[int, int] = {}  # how many streams have connected from it
-        self._lingering: dict[tuple[int, bool], tuple[int, str]] = {}
-
-    def listen(self, port: int, accept: Callable[[Stream], None]) -> None:
-        if port in self._listeners:
-            raise ValueError(f"port {port} of {self.host.name} is taken")
-        self._listeners[port] = accept
-
-    def stop_listening(self, port: int) -> None:
-        self._listeners.pop(port, None)
-
-    def connect(
-        self,
-        destination: Address,
-        protocol: Protocol,
-        opened: Callable[[], None],
-        received: Callable[[bytes], None],
-        closed: Callable[[int, str], None],
-    ) -> Stream:
-        port = self.host.ephemeral_port()
-        number = self.host.world.next_stream()
-        stream = Stream(self, number, protocol, port, destination, client=True)
-        stream.opened, stream.received, stream.closed = opened, received, closed
-        self._streams[(number, True)] = stream
-        self._ports[port] = number
-        if not stream.local.host or not self.host.runs:
-            self.host.world.after(0, stream.fail, NO_ADDRESS)
-        else:
-            stream.begin()
-        return stream
-
-    def holds(self, port: int) -> bool:
-        return port in self._ports or port in self._listeners
-
-    def receive(self, packet: Packet) -> None:
-        """A packet of a stream came to this host."""
-        assert packet.segment is not None
-        number, from_client, is_hello, kind = packet.segment[:4]
-        key = (number, not from_client)
-        stream = self._streams.get(key)
-        if stream is not None:
-            stream.receive(packet)
-            return
-        if kind in (GONE, CLOSE):
-            return
-        if (last_word := self._lingering.get(key)) is not None:
-            self._answer(packet, CLOSE, *last_word)
-        elif not is_hello:
-            self.refuse(packet, RESET)
-        elif (accept := self._listeners.get(packet.destination.port)) is None:
-            self.refuse(packet, PORT_CLOSED)
-        else:
-            protocol = _NAMES[packet.protocol]
-            port = packet.destination.port
-            stream = Stream(self, number, protocol, port, packet.source, client=False)
-            self._streams[key] = stream
-            stream.accept_with(accept)
-            stream.receive(packet)
-
-    def refuse(self, packet: Packet, code: int) -> None:
-        self._answer(packet, GONE, code)
-
-    def _answer(self, packet: Packet, kind: str, *rest: object) -> None:
-        assert packet.segment is not None
-        number, from_client = packet.segment[:2]
-        segment = (number, not from_client, False, kind, *rest)
-        self.transmit(packet.protocol, packet.destination.port, packet.source, segment, b"")
-
-    def transmit(
-        self,
-        protocol: int,
-        port: int,
-        to: Address,
-        segment: tuple[Any, ...],
-        data: bytes,
-    ) -> None:
-        host = self.host
-        if not host.runs:
-            return
-        own = host.ipv6 if ":" in to.host else host.ipv4
-        packet = Packet(protocol, host, Address(own or "", port), to, data, segment)
-        packet.size += OVERHEAD_BYTES
-        host.world.transmit(packet, host)
-
-    def fail(self, packet: Packet, failure: Failure) -> None:
-        """ICMP about a packet of a stream."""
-        assert packet.segment is not None
-        stream = self._streams.get((packet.segment[0], packet.segment[1]))
-        if stream is None or failure.destination != stream.remote:
-            return
-        if failure.kind == "port_unreachable":
-            stream.fail(PORT_CLOSED)
-        elif failure.kind == "prohibited" and stream.state == "opening":
-            stream.fail(PROHIBITED)
-
-    def moved(self) -> None:
-        for stream in list(self._streams.values()):
-            stream.address_changed()
-
-    def linger(self, stream: Stream, code: int, reason: str) -> None:
-        """Forget it, but know its last word for a while."""
-        self.forget(stream)
-        key = (stream.number, stream.client)
-        self._lingering[key] = (code, reason)
-        self.host.world.after(LINGER_NS, self._lingering.pop, key, None)
-
-    def forget(self, stream: Stream) -> None:
-        self._streams.pop((stream.number, stream.client), None)
-        if stream.client:
-            self._ports.pop(stream.port, None)
-
-    def die(self) -> None:
-        for stream in self._streams.values():
-            stream.vanish()
-        self._streams.clear()
-        self._listeners.clear()
-        self._lingering.clear()
-
-    def statistics(self) -> dict[str, int]:
-        return {"streams": len(self._streams), "listeners": len(self._listeners)}

@@ -62,7 +62,6 @@ INTERNET: Final = "198.18.0.0/15"
 INTERNET6: Final = "2001:db8::/32"
 HOME: Final = "192.168.1.0/24"
 """The prefix of a network behind a NAT for which none is given."""
-MAX_HOPS: Final = 64
 _TRACE_BLOCK: Final = 4_096
 
 
@@ -428,15 +427,22 @@ class World(Timeline):
         if self._taps:
             self._show("copied", twin, where)
 
-    def tell(self, packet: Packet, kind: FailureKind, *, mtu: int = 0) -> None:
-        """ICMP to the sender of a packet that was dropped here and now. It takes as long as the
-        packet took, is not lost, and passes whatever let the packet out, unless a firewall of the
-        sender's keeps ICMP away."""
-        network: Network | None = packet.origin.network
-        while network is not None:
-            if network.firewall is not None and not network.firewall.rules.passes_icmp:
+    def tell(
+        self, packet: Packet, kind: FailureKind, *, mtu: int = 0, by: Host | None = None
+    ) -> None:
+        """ICMP to the sender of a packet that was dropped here and now, by a router or a host. It
+        takes as long as the packet took, is not lost, and passes whatever let the packet out,
+        unless a firewall of the sender's keeps ICMP away, or a partition the host's."""
+        place: Host | Network | None = packet.origin
+        while place is not None:
+            if by is not None and any(cut.keeps(by, place) for cut in self.partitions):
                 return
-            network = network.parent
+            if isinstance(place, Host):
+                place = place.network
+                continue
+            if place.firewall is not None and not place.firewall.rules.passes_icmp:
+                return
+            place = place.parent
         failure = Failure(kind, packet.wanted, mtu)
         self.after(self.now - packet.sent_at, self._tell, packet, failure)
 
