@@ -25,6 +25,7 @@ from simulations.faults import Faults, Struck
 from simulations.result import Injected, Result, Violation
 from simulations.result import Pair as PairResult
 from simulations.scenario import schema
+from simulations.scenario.population import expand
 from simulations.scenario.units import duration_ns
 from simulations.timeline import Timeline
 from simulations.traffic import SHOWS_NS, UNANSWERED, Pair, Traffic
@@ -65,7 +66,7 @@ class Run:
         monitors: Sequence[Observer] = (),
     ) -> None:
         self._began = time.perf_counter(), time.process_time()
-        self.scenario = scenario
+        self.scenario = scenario = expand(scenario, seed)
         self.seed = seed
         self.monitors = tuple(monitors)
         self.installation = Installation(scenario, seed, self.monitors)

@@ -2,8 +2,8 @@
 over a stream, by the rules of `channel.dialer.Dialer`, whose shell this is in virtual time.
 
 A door is tried over "udp" (QUIC), and where that does not open within its handshake's time, over
-"tcp"; the one that opened is tried first from then on, until the network changes. Over a stream
-travel chunks with a head of five bytes: data, or what a transport does by itself (`Chunk`).
+"tcp"; the one that opened is tried first from then on, until the network changes. All
+that one event has an agent say leaves together.
 """
 
 from __future__ import annotations
@@ -25,66 +25,8 @@ Transport = Literal["udp", "tcp"]
 Lookup = Callable[[str], Sequence[str]]
 """The addresses of a name, or of an address itself."""
 
-DATA: Final = 0
-PING: Final = 1
-PONG: Final = 2
-KEEPALIVE: Final = 3
-_HEAD: Final = 5
 _ELSEWHERE: Final = ("draining", "shutting_down")
 _UNABLE: Final = ("unavailable", "limits_exceeded")
-
-
-class Chunks:
-    """Takes a stream of bytes apart into (kind, body)."""
-
-    __slots__ = ("_rest",)
-
-    def __init__(self) -> None:
-        self._rest = b""
-
-    def feed(self, data: bytes) -> list[tuple[int, bytes]]:
-        if self._rest:
-            data = self._rest + data
-        place, chunks = 0, []
-        while len(data) - place >= _HEAD:
-            end = place + _HEAD + int.from_bytes(data[place + 1 : place + _HEAD], "big")
-            if end > len(data):
-                break
-            chunks.append((data[place], data[place + _HEAD : end]))
-            place = end
-        self._rest = data[place:]
-        return chunks
-
-
-def chunk(kind: int, body: bytes = b"") -> bytes:
-    """One chunk, as it travels."""
-    return bytes((kind,)) + len(body).to_bytes(4, "big") + body
-
-
-class Outbox:
-    """What one end of a stream has to send: all that one event gave leaves together."""
-
-    __slots__ = ("_control", "_data")
-
-    def __init__(self) -> None:
-        self._data: list[bytes] = []
-        self._control: list[bytes] = []
-
-    def append(self, data: bytes) -> None:
-        self._data.append(data)
-
-    def signal(self, kind: int) -> None:
-        self._control.append(chunk(kind))
-
-    def take(self) -> bytes:
-        """Everything, as it travels; empty if there is nothing."""
-        if not self._data and not self._control:
-            return b""
-        pieces = self._control
-        if self._data:
-            pieces.append(chunk(DATA, b"".join(self._data)))
-        self._data, self._control = [], []
-        return b"".join(pieces)
 
 
 class ChannelOwner(Protocol):
@@ -130,8 +72,7 @@ class AgentChannel:
         self._attempt = 0
         self._attempts: list[tuple[Address, Transport]] = []
         self._stream: Stream | None = None
-        self._chunks = Chunks()
-        self._outbox = Outbox()
+        self._outbox: list[bytes] = []
         self._session: AgentSession | None = None
         self._highest_epoch = 0
         self._deadline: int | None = now
@@ -181,10 +122,9 @@ class AgentChannel:
 
     def flush(self) -> None:
         """Put out what there is to send."""
-        if self._stream is not None and self._session is not None:
-            data = self._outbox.take()
-            if data:
-                self._stream.send(data)
+        if self._outbox and self._stream is not None and self._session is not None:
+            self._stream.send(b"".join(self._outbox))
+            self._outbox.clear()
 
     def close(self, reason: str) -> None:
         """The process ends in good order."""
@@ -229,8 +169,7 @@ class AgentChannel:
     def _connect(self, now: int) -> None:
         address, self.transport = self._attempts[self._attempt]
         self._deadline = now + self._options.quic.handshake_timeout_ns
-        self._chunks = Chunks()
-        self._outbox = Outbox()
+        self._outbox.clear()
         stream = self._owner.host.connect(
             address,
             protocol=self.transport,
@@ -251,14 +190,20 @@ class AgentChannel:
             self._agent,
             self._events,
             send=self._take,
-            ping=lambda: self._outbox.signal(PING),
-            keepalive=lambda: self._outbox.signal(KEEPALIVE),
+            ping=stream.ping,
+            keepalive=stream.keepalive,
             learned=self._doors.learned,
             options=self._options,
             highest_epoch=self._highest_epoch,
             now=now,
         )
+        stream.ponged = self._ponged
         self._owner.channel_touched()
+
+    def _ponged(self) -> None:
+        if self._session is not None:
+            self._session.alive()
+            self._owner.channel_touched()
 
     def _received(self, stream: Stream, data: bytes) -> None:
         session = self._session
@@ -267,13 +212,7 @@ class AgentChannel:
         now = self._now()
         was_connected = session.connected
         try:
-            for kind, body in self._chunks.feed(data):
-                if kind == DATA:
-                    session.receive(body, now)
-                elif kind == PING:
-                    self._outbox.signal(PONG)
-                elif kind == PONG:
-                    session.alive()
+            session.receive(data, now)
         except RemoteProtocolError as error:
             stream.close(CLOSE_CODES["protocol_error"], str(error))
             self._ended(f"the portal broke the protocol: {error}", now)

@@ -29,17 +29,43 @@ from runtime.cluster.link import (
 from runtime.net.address import Address, split_host_port
 from runtime.randomness import SeededRandomness
 from runtime.testing import heap_sleep
-from simulations.hosts.channel import Chunks, chunk
 from simulations.net.streams import PORT_CLOSED, Stream
 
 if TYPE_CHECKING:
     from simulations.hosts.portal import PortalNode
 
 LINK_PORT: Final = 7_946
-NAME: Final = 16
-BODY: Final = 17
+NAME: Final = 1
+BODY: Final = 2
+_HEAD: Final = 5
 REFUSES_WITHIN_NS: Final = NS_PER_S
 REFUSES_LOOK_NS: Final = 5 * NS_PER_MS
+
+
+class Chunks:
+    """Takes a stream of bytes apart into (kind, body)."""
+
+    __slots__ = ("_rest",)
+
+    def __init__(self) -> None:
+        self._rest = b""
+
+    def feed(self, data: bytes) -> list[tuple[int, bytes]]:
+        data = self._rest + data
+        place, chunks = 0, []
+        while len(data) - place >= _HEAD:
+            end = place + _HEAD + int.from_bytes(data[place + 1 : place + _HEAD], "big")
+            if end > len(data):
+                break
+            chunks.append((data[place], data[place + _HEAD : end]))
+            place = end
+        self._rest = data[place:]
+        return chunks
+
+
+def chunk(kind: int, body: bytes) -> bytes:
+    """One chunk, as it travels: its kind, the length of its body, its body."""
+    return bytes((kind,)) + len(body).to_bytes(4, "big") + body
 
 
 @attrs.define(eq=False)

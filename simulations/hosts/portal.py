@@ -31,7 +31,6 @@ from runtime.scheduler import Scheduler
 from runtime.testing import HeapHost, heap_sleep
 from runtime.timers import TimerHeap
 from simulations.checks.interface import Observer, hears
-from simulations.hosts.channel import DATA, PING, PONG, Chunks, Outbox
 from simulations.hosts.database import Database, Reach, at_once
 from simulations.hosts.links import LINK_PORT, NodeLinks
 from simulations.net.streams import Stream
@@ -50,13 +49,12 @@ LEASE_TTL_NS: Final = 3 * NS_PER_S
 class _Door:
     """The portal's end of one agent's stream: a `Transport` with its `PortalChannel`."""
 
-    __slots__ = ("_chunks", "_node", "_outbox", "_stream", "armed_ns", "channel", "due_ns")
+    __slots__ = ("_node", "_outbox", "_stream", "armed_ns", "channel", "due_ns")
 
     def __init__(self, node: PortalNode, stream: Stream, nonce: bytes, now: int) -> None:
         self._node = node
         self._stream = stream
-        self._chunks = Chunks()
-        self._outbox = Outbox()
+        self._outbox: list[bytes] = []
         self.due_ns: int | None = None
         self.armed_ns: int | None = None
         kind = _Channel if node.told else PortalChannel
@@ -79,8 +77,7 @@ class _Door:
         return True
 
     def ping(self) -> None:
-        self._outbox.signal(PING)
-        self._node.door_touched(self)
+        self._stream.ping()
 
     def close(self, code: int, reason: str, linger_ns: int) -> None:
         self.flush()
@@ -97,22 +94,21 @@ class _Door:
         return self._stream.remote
 
     def received(self, data: bytes, now: int) -> None:
-        channel = self.channel
-        if self._stream.remote.host != channel.remote:
-            channel.moved(IpText(self._stream.remote.host))
-        for kind, body in self._chunks.feed(data):
-            if kind == DATA:
-                channel.receive(body, now)
-            elif kind == PING:
-                self._outbox.signal(PONG)
-            elif kind == PONG:
-                channel.heard()
+        self.channel.receive(data, now)
+        self._node.door_touched(self)
+
+    def moved(self, remote: Address) -> None:
+        self.channel.moved(IpText(remote.host))
+        self._node.door_touched(self)
+
+    def ponged(self) -> None:
+        self.channel.heard()
         self._node.door_touched(self)
 
     def flush(self) -> None:
-        data = self._outbox.take()
-        if data:
-            self._stream.send(data)
+        if self._outbox:
+            self._stream.send(b"".join(self._outbox))
+            self._outbox.clear()
 
 
 class _Channel(PortalChannel):
@@ -354,6 +350,8 @@ class PortalNode:
     def _accept(self, stream: Stream) -> None:
         door = _Door(self, stream, self._nonces.bytes(NONCE_BYTES), self._now)
         stream.received = partial(self._received, door)
+        stream.moved = door.moved
+        stream.ponged = door.ponged
         stream.closed = lambda code, reason: self._lost(door, reason)
         if self.is_draining or len(self._unjoined) >= self.limits.max_unjoined:
             self.shed += 1
