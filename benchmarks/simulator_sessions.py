@@ -1,5 +1,5 @@
-"""Whole sessions in the simulator, for `benchmarks.simulator`: clients at home, each behind a NAT of
-its own, whose gateways stand in offices. A session is signalled (request, decision, authorisation,
+"""Whole sessions in the simulator, for `benchmarks.simulator`: clients at home, behind a NAT of
+their own each, whose gateways stand in offices. A session is signalled (request, decision, grant,
 candidates), punched, handshaken, and carries one packet each way to an echo service and back.
 """
 
