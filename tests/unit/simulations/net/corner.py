@@ -63,7 +63,7 @@ class Client:
         )
 
     def _opened(self) -> None:
-        self.opened_at.append(self.stream._host.world.now)
+        self.opened_at.append(self.stream.host.world.now)
 
     def _received(self, data: bytes) -> None:
         assert data

@@ -6,7 +6,7 @@ import pytest
 
 from simulations.net.links import Bursts, LinkQuality
 from simulations.net.world import World
-from tests.unit.simulations.net.corner import MS, NS, PORT, Socket, at, drops, watched
+from tests.unit.simulations.net.corner import MS, NS, PORT, Socket, at, at6, drops, watched
 
 
 def stretch(quality: LinkQuality, seed: int = 1) -> tuple[World, Socket, Socket]:
@@ -186,8 +186,6 @@ def test_ipv6_has_larger_headers() -> None:
     world = World(1)
     near = world.network("near", prefix6="2001:db8:1::/64", uplink=LinkQuality(mtu=1_280))
     a, b = Socket(world.host("a", near), 5_000), Socket(world.host("b", world.internet), PORT)
-    from tests.unit.simulations.net.corner import at6
-
     a.send(at6(b.host), bytes(1_232))
     a.send(at6(b.host), bytes(1_233))
     world.run_for(NS)
