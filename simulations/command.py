@@ -53,11 +53,10 @@ def sim(
     import attrs
 
     from runtime.service import configure_logging
-    from simulations.access import Access
-    from simulations.nat import PORT_RESTRICTED, SYMMETRIC
+    from simulations.access import report as report_of
 
     configure_logging("text", "warning")
-    report = Access(seed, SYMMETRIC if nat == "symmetric" else PORT_RESTRICTED).run()
+    report = report_of(seed, nat)
     if json:
         print(json_module.dumps(attrs.asdict(report)))
     else:
@@ -69,5 +68,4 @@ def sim(
             f"datagrams:               {report.datagrams}\n"
             f"trace of seed {report.seed}:         {report.trace}"
         )
-    held = report.denied_at_first and report.answered and report.cut_after_revocation
-    sys.exit(0 if held else 1)
+    sys.exit(0 if report.held else 1)

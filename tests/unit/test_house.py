@@ -153,7 +153,8 @@ def test_the_distribution_holds_the_packages_and_the_migrations_and_no_tests(
     names = zipfile.ZipFile(wheel).namelist()
     tops = {name.partition("/")[0] for name in names}
     assert {top for top in tops if not top.startswith("holloway-")} == {*PACKAGES, "holloway.py"}
-    assert {"actors/store/migrations/0001_foundation.sql", "admin/openapi.json"} <= set(names)
+    data = ("actors/store/migrations/0001_foundation.sql", "admin/openapi.json")
+    assert {*data, "simulations/scenario/mixes.toml"} <= set(names)
 
 
 def test_every_dependency_is_pinned_with_hashes_and_the_lock_file_names_no_index() -> None:

@@ -1,0 +1,1 @@
+"""What runs gave, for people and machines: progress, tables, JSON, one HTML page, comparison."""
