@@ -59,7 +59,15 @@ from tunnel.agent import (
     own_addresses,
 )
 from tunnel.deadlines import Deadlines
-from tunnel.engine import Connected, ConnectionParameters, Engine, Failed, PathChanged, PathLost
+from tunnel.engine import (
+    Connected,
+    ConnectionParameters,
+    Engine,
+    Failed,
+    Path,
+    PathChanged,
+    PathLost,
+)
 from tunnel.flows import Flow, FlowTable, opens_flow
 from tunnel.packet import TCP, TCP_RST, Header, parse, prohibited, reset, runs, tcp_flags
 from tunnel.preshared import KemError, KemKey, preshared_key
@@ -580,6 +588,20 @@ class ClientAgent(TunnelAgent):
                 self._transmit(lease, (packet,), now)
 
     # --- status ----------------------------------------------------------------------------------
+
+    def way_to(self, resource_id: UUID) -> tuple[UUID, Path | None] | None:
+        """By which gateway a resource is reached, and on what path if there is one now; None while
+        it is not authorised."""
+        lease = self._lease_by_resource.get(resource_id)
+        if lease is None:
+            return None
+        return lease.connection.gateway_id, self.engine.path(lease.connection.id)
+
+    def is_denied(self, resource_id: UUID) -> bool:
+        """Whether the last word of the portal on a resource was a refusal by policy."""
+        if resource_id in self._lease_by_resource:
+            return False
+        return resource_id not in self._resources or self._requests.was_denied(resource_id)
 
     def status(self, now: int) -> dict[str, object]:
         """What `holloway status` shows: one entry per gateway, and what was denied."""

@@ -125,6 +125,11 @@ class Requests:
         denial = self._denial_by_resource.get(resource_id)
         return denial is not None and denial.holds(now)
 
+    def was_denied(self, resource_id: UUID) -> bool:
+        """Whether policy forbade it when it was last asked for."""
+        denial = self._denial_by_resource.get(resource_id)
+        return denial is not None and denial.reason in ("forbidden", "not_found")
+
     def waiting_packets(self, resource_id: UUID) -> tuple[bytes, ...]:
         """What waits for a resource."""
         request = self._request_by_resource.get(resource_id)

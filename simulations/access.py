@@ -2,7 +2,7 @@
 
 A client behind one NAT reaches an echo service behind another: first in vain, then by a policy,
 through a punched path or (between symmetric NATs) a relay, until the policy goes. It proves that
-the seams hold: nothing here but the shells of `simulations.hosts` differs from a real machine.
+the seams hold: nothing here but the shells of `access_hosts` differs from a real machine.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from gateways.agent import GatewayAgent
 from relays.agent import RelayAgent
 from relays.authentication import StampedCredentials
 from runtime.secret import Secret
-from simulations.hosts import RELAY_PORT, AgentHost, ControlHost, RelayHost, at_once, id_at
+from simulations.access_hosts import RELAY_PORT, AgentHost, ControlHost, RelayHost, at_once, id_at
 from simulations.nat import PORT_RESTRICTED, Nat, NatBehaviour
 from simulations.world import World
 from tunnel.agent import AgentIdentity

@@ -1,0 +1,280 @@
+"""One run of a scenario in virtual time: `run(scenario, seed)` gives a `Result`.
+
+    settle     everything that starts at once comes online, or `settle` is over: instant zero
+    run        traffic, faults and checks, all of them counted from zero, for `duration`
+    judge      outcomes by pair, recoveries by fault, the file's checks, what monitors saw
+
+Instants of the result count from zero as well, so what happens while settling is before it. All but
+`Result.cost` follows from the scenario and the seed.
+"""
+
+from __future__ import annotations
+
+import resource as system_resource
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import attrs
+
+from simulations.build import Installation, Slot
+from simulations.checks.expectations import Expectations, Zero
+from simulations.checks.interface import Observer
+from simulations.faults import Faults, Struck
+from simulations.result import Injected, Result, Violation
+from simulations.result import Pair as PairResult
+from simulations.scenario import schema
+from simulations.scenario.population import expand
+from simulations.scenario.units import duration_ns
+from simulations.timeline import Timeline
+from simulations.traffic import SHOWS_NS, UNANSWERED, Pair, Traffic
+
+PROGRESS_STEPS: Final = 50
+CHECK_EVERY_NS: Final = 10**9
+"""So often a pair is asked for that a check names and no traffic touches."""
+CHECK_BYTES: Final = 64
+PROBED: Final = ("reach", "denied", "cut", "recovered", "uninterrupted")
+
+Progress = Callable[[int, int], None]
+"""Given the virtual time since zero, and the duration (ns)."""
+
+
+def run(
+    scenario: schema.Scenario,
+    seed: int,
+    *,
+    follow: tuple[str, str] | None = None,
+    progress: Progress | None = None,
+    monitors: Sequence[Observer] = (),
+) -> Result:
+    """Run it to its end. `follow` names the client and resource whose packets are to be told one by
+    one. Raises ValueError for a scenario that cannot be built; whatever goes wrong later ends the
+    run early and is the result's `error`."""
+    return Run(scenario, seed, follow=follow, monitors=monitors).carry_out(progress)
+
+
+class Run:
+    """One run, for who wants to look at it while it goes (`run` is for all others)."""
+
+    def __init__(
+        self,
+        scenario: schema.Scenario,
+        seed: int,
+        *,
+        follow: tuple[str, str] | None = None,
+        monitors: Sequence[Observer] = (),
+    ) -> None:
+        self._began = time.perf_counter(), time.process_time()
+        self.scenario = scenario = expand(scenario, seed)
+        self.seed = seed
+        self.monitors = tuple(monitors)
+        self.installation = Installation(scenario, seed, self.monitors)
+        self.world = self.installation.world
+        self.traffic = Traffic(self.installation)
+        self.timeline = None if follow is None else Timeline(self.installation, *follow)
+        self.faults = Faults(
+            self.installation, changed=self.traffic.policy_changed, log=self._tell_fault
+        )
+        self.expectations = Expectations(scenario.checks, self.traffic)
+        self.duration = duration_ns(scenario.duration)
+        self.zero = 0
+        self.error = ""
+        hostile = [slot.name for slot in self.installation.slots.values() if slot.hostile]
+        for monitor in self.monitors:
+            monitor.began(self.world.now, scenario, seed, frozenset(hostile))
+
+    def carry_out(self, progress: Progress | None = None) -> Result:
+        """From the start to the result."""
+        try:
+            self.settle()
+            self.begin()
+            for step in range(PROGRESS_STEPS):
+                until = self.zero + self.duration * (step + 1) // PROGRESS_STEPS
+                self.world.run_for(until - self.world.now)
+                if progress is not None:
+                    progress(self.world.now - self.zero, self.duration)
+        except Exception as error:
+            self.error = _told(error)
+        return self.result()
+
+    def settle(self) -> None:
+        """Start everything, and wait until all that starts at once is online."""
+        self.installation.start()
+        waiting = [slot for slot in self.installation.slots.values() if slot.starts]
+
+        def all_online() -> bool:
+            while waiting and waiting[-1].is_online:
+                waiting.pop()
+            return not waiting
+
+        self.world.run_until(all_online, limit_ns=duration_ns(self.scenario.settle))
+
+    def begin(self) -> None:
+        """This is instant zero: traffic, faults and checks count from here."""
+        self.zero = self.world.now
+        self.world.note("zero")
+        self.expectations.watch(
+            self.world.after,
+            lambda name: self.installation.slots[name].is_online,
+            lambda: self.world.now,
+        )
+        self.faults.schedule(self.scenario.faults)
+        for traffic in self.scenario.traffic:
+            self.world.after(duration_ns(traffic.at), self._begin_traffic, traffic)
+        self.world.after(0, self._begin_probes)
+
+    # --- traffic ---------------------------------------------------------------------------------
+
+    def _begin_traffic(self, traffic: schema.Traffic) -> None:
+        clients = traffic.source or [slot.name for slot in self.installation.of_kind("client")]
+        pairs = [
+            self.traffic.pair(client, resource)
+            for client in clients
+            for resource in traffic.to or self.installation.visible(client)
+        ]
+        end = self.zero + self.duration
+        until = min(end, self.zero + duration_ns(traffic.until)) if traffic.until else end
+        self.traffic.ask_again_and_again(pairs, duration_ns(traffic.every), until, traffic.size)
+
+    def _begin_probes(self) -> None:
+        """Ask for what checks name and no traffic touches, so that there is something to judge."""
+        touched = {
+            (client, resource)
+            for traffic in self.scenario.traffic
+            for client in traffic.source or [c.name for c in self.scenario.clients]
+            for resource in traffic.to
+        }
+        everything = any(not each.to for each in self.scenario.traffic)
+        wanted = {
+            (client, resource): None
+            for check in self.scenario.checks
+            if check.kind in PROBED
+            for client in check.source
+            for resource in check.to
+            if (client, resource) not in touched
+        }
+        pairs = [
+            self.traffic.pair(client, resource)
+            for client, resource in wanted
+            if not (everything and resource in self.installation.visible(client))
+        ]
+        end = self.zero + self.duration
+        if pairs:
+            self.traffic.ask_again_and_again(pairs, CHECK_EVERY_NS, end, CHECK_BYTES)
+
+    # --- the result ------------------------------------------------------------------------------
+
+    def result(self) -> Result:
+        """What there is to say now."""
+        zero = Zero(begin=self.zero, end=self.world.now)
+        self.traffic.note_denials()
+        for monitor in self.monitors:
+            monitor.ended(self.world.now)
+        wall, cpu = self._began
+        return Result(
+            scenario=self.scenario.name,
+            seed=self.seed,
+            trace=self.world.trace,
+            virtual_ns=self.world.now - self.zero,
+            pairs=tuple(self._pair(pair, zero) for pair in self.traffic.pairs),
+            faults=tuple(self._injected(struck, zero) for struck in self.faults.struck),
+            checks=self.expectations.judge(zero),
+            violations=self._violations(),
+            nodes=self.installation.nodes(),
+            timeline=() if self.timeline is None else self.timeline.steps(self.zero),
+            counters=self._counters(),
+            error=self.error,
+            cost={
+                "wall_s": time.perf_counter() - wall,
+                "cpu_s": time.process_time() - cpu,
+                "memory_bytes": 1_024
+                * system_resource.getrusage(system_resource.RUSAGE_SELF).ru_maxrss,
+            },
+        )
+
+    def _pair(self, pair: Pair, zero: Zero) -> PairResult:
+        slots = self.installation.slots
+        client, gateway = slots[pair.client], slots.get(pair.gateway)
+        if gateway is None:
+            gateway = self._gateway_of(pair.resource)
+        return PairResult(
+            client=pair.client,
+            resource=pair.resource,
+            gateway=pair.gateway,
+            client_nat=self.installation.nats_of(client.host.network),
+            gateway_nat="" if gateway is None else self.installation.nats_of(gateway.host.network),
+            outcome=pair.outcome(zero.end),
+            first_answer_ns=pair.first_answer_ns(),
+            round_trip_ns=pair.round_trip_ns(),
+            asked=len(pair.asked),
+            answered=sum(at != UNANSWERED for at in pair.answered),
+            longest_gap_ns=pair.longest_gap_ns(zero.begin, zero.end),
+        )
+
+    def _gateway_of(self, resource: str) -> Slot | None:
+        """The first that could have carried a pair which never had a gateway."""
+        sites = {each.name: each.sites for each in self.scenario.account.resources}[resource]
+        found = (each.name for each in self.scenario.gateways if each.site in sites)
+        name = next(found, None)
+        return None if name is None else self.installation.slots[name]
+
+    def _injected(self, struck: Struck, zero: Zero) -> Injected:
+        over_at = struck.at if struck.over_at is None else min(struck.over_at, zero.end)
+        shows_until = self._shows_until(over_at)
+        recoveries = [
+            pair.recovered_ns(struck.at, over_at, zero.end, shows_until)
+            for pair in self.traffic.pairs
+            if pair.may_throughout(struck.at, min(shows_until, zero.end))
+        ]
+        known = [each for each in recoveries if each is not None]
+        duration = None if struck.over_at is None else struck.over_at - struck.at
+        return Injected(
+            at_ns=struck.at - self.zero,
+            kind=struck.fault.kind,
+            targets=struck.fault.targets or struck.fault.subject,
+            duration_ns=duration,
+            recovery_ns=None if len(known) < len(recoveries) else max(known, default=0),
+            text=struck.text,
+        )
+
+    def _shows_until(self, over_at: int) -> int:
+        """What is lost after a fault is blamed on it until the next one begins or ends."""
+        instants = [at for each in self.faults.struck for at in (each.at, each.over_at)]
+        later = [at for at in instants if at is not None and at > over_at]
+        return min([over_at + SHOWS_NS, *later])
+
+    def _violations(self) -> tuple[Violation, ...]:
+        return tuple(
+            attrs.evolve(violation, at_ns=violation.at_ns - self.zero)
+            for monitor in self.monitors
+            for violation in monitor.violations
+        )
+
+    def _counters(self) -> dict[str, int]:
+        world = self.world.statistics()
+        counters = {
+            "events": world["events"],
+            "packets_sent": world["sent"],
+            "packets_delivered": world["delivered"],
+            "questions": self.traffic.questions,
+            "answers": self.traffic.answers,
+            "prohibited": self.traffic.prohibited,
+            "strays": self.traffic.strays,
+            "actor_crashes": len(self.installation.crashes),
+            "hosts": world["hosts"],
+            "networks": world["networks"],
+        }
+        for why, count in world["dropped"].items():
+            counters[f"dropped_{why.replace(' ', '_')}"] = count
+        return counters
+
+    def _tell_fault(self, now: int, fault: schema.Fault, text: str) -> None:
+        if self.timeline is not None:
+            self.timeline.fault(now, text)
+
+
+def _told(error: Exception) -> str:
+    last = traceback.extract_tb(error.__traceback__)[-1:]
+    place = f" ({last[0].name}, line {last[0].lineno} of {last[0].filename})" if last else ""
+    return f"{type(error).__name__}: {error}{place}"

@@ -1,0 +1,115 @@
+"""A run of a scenario: the whole system in virtual time, and the same one each time."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from simulations.result import Result, from_json, to_json
+from simulations.run import run
+from simulations.scenario.schema import Check, Fault, NatBehaviour
+
+from .scenarios import EASY, FAULTY, HARD, home, office, scenario
+
+ROOT = Path(__file__).resolve().parents[2]
+IN_A_PROCESS = (
+    "from simulations.result import to_json; from simulations.run import run; "
+    "from tests.simulation.scenarios import FAULTY; print(to_json(run(FAULTY, 7)).decode())"
+)
+S = 10**9
+
+
+def without_cost(result: Result) -> dict[str, object]:
+    told = {name: getattr(result, name) for name in Result.__annotations__}
+    del told["cost"]
+    return told
+
+
+@pytest.mark.parametrize(
+    ("client", "gateway", "path"),
+    [(EASY, EASY, "direct"), (EASY, HARD, "relayed"), (HARD, HARD, "relayed")],
+)
+def test_a_pair_finds_the_path_that_its_nats_admit(
+    client: NatBehaviour, gateway: NatBehaviour, path: str
+) -> None:
+    result = run(scenario(networks=(home("home", client), office(gateway))), 1)
+    assert result.error == ""
+    assert [pair.outcome for pair in result.pairs] == [path]
+    assert result.pairs[0].answered == result.pairs[0].asked == 20
+    assert result.held
+
+
+def test_two_processes_with_different_hash_seeds_give_the_same_result_with_faults() -> None:
+    results = []
+    for hash_seed in ("1", "2"):
+        done = subprocess.run(
+            [sys.executable, "-c", IN_A_PROCESS],
+            env=os.environ | {"PYTHONHASHSEED": hash_seed, "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            check=True,
+            cwd=ROOT,
+        )
+        results.append(without_cost(from_json(done.stdout.splitlines()[-1])))
+    assert results[0] == results[1]
+    assert results[0]["error"] == ""
+    assert results[0]["trace"] == run(FAULTY, 7).trace
+
+
+def test_another_seed_gives_another_trace() -> None:
+    assert run(scenario(), 1).trace != run(scenario(), 2).trace
+
+
+def test_a_result_goes_to_json_and_back() -> None:
+    result = run(scenario(duration="2s"), 1, follow=("laptop", "web"))
+    assert from_json(to_json(result)) == result
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_every_part_of_the_system_comes_back_after_its_fault(seed: int) -> None:
+    result = run(FAULTY, seed)
+    assert result.error == ""
+    assert result.pairs[0].outcome == "direct"
+    late = {
+        fault.text: fault.recovery_ns
+        for fault in result.faults
+        if fault.recovery_ns is None or fault.recovery_ns > 5 * S
+    }
+    assert not late
+
+
+def test_a_revoked_access_is_cut_and_comes_back_with_its_policy() -> None:
+    result = run(
+        scenario(
+            faults=(
+                Fault(at="3s", kind="change", change="remove_policy", subject=("engineers-web",)),
+                Fault(at="6s", kind="change", change="add_policy", subject=("engineers-web",)),
+            ),
+            checks=(
+                Check(kind="cut", at="3s", within="250ms", until="6s"),
+                Check(kind="recovered", at="6s", within="3s"),
+                Check(kind="uninterrupted", at="0s", until="3s", within="600ms"),
+            ),
+        ),
+        1,
+    )
+    assert [(check.held, check.detail) for check in result.checks] == [(True, "")] * 3
+    assert result.pairs[0].outcome == "direct"
+
+
+def test_a_followed_session_is_told_packet_by_packet() -> None:
+    result = run(scenario(duration="2s"), 1, follow=("laptop", "web"))
+    kinds = {step.kind for step in result.timeline}
+    assert {"stun", "turn", "wireguard", "channel"} <= kinds
+    assert list(result.timeline) == sorted(result.timeline, key=lambda step: step.at_ns)
+
+
+def test_an_error_in_the_run_is_told_and_not_raised() -> None:
+    unknown = Fault(at="1s", kind="roam", targets=("laptop",), to="nowhere")
+    result = run(scenario(faults=(unknown,)), 1)
+    assert result.error == ""
+    assert result.faults[0].text == "nothing: there is no network 'nowhere'"
