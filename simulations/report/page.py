@@ -18,7 +18,7 @@ from simulations.report import charts
 from simulations.report.distribution import Distribution
 from simulations.report.markup import Child, Element, render, tag
 from simulations.report.merged import PATHS, PairRow, RecoveryRow, Report
-from simulations.report.sequence import MAX_STEPS, sequence
+from simulations.report.sequence import MAX_FLIGHTS, flights, sequence
 from simulations.report.style import STYLE
 from simulations.report.topology import legend, topology
 from simulations.report.wording import count, instant, nat, percent, seeds, time, verdict
@@ -355,9 +355,11 @@ def _recovery_table(recovery: Sequence[RecoveryRow]) -> Element:
 
 def _timeline(example: Result) -> Element:
     steps = example.timeline
-    note = f"Seed {example.seed}, {count(len(steps), 'step')}"
-    if len(steps) > MAX_STEPS:
-        note += f"; the first {MAX_STEPS} are drawn"
+    packets = len(flights(steps))
+    note = f"Seed {example.seed}, {count(packets, 'packet')}"
+    if packets > MAX_FLIGHTS:
+        note += f", of which the first {MAX_FLIGHTS} are drawn"
+    note += "; instants count from when all were online. Dots are NATs on the way"
     listed = [_listed(step) for step in steps[:MAX_LISTED_STEPS]]
     head = ("#at", "kind", "where", "peer", "what", "#bytes")
     return _section(
