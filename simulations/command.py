@@ -5,7 +5,10 @@ from __future__ import annotations
 import sys
 from typing import Annotated, Literal
 
-from cyclopts import Parameter
+from cyclopts import App, Parameter
+
+sim_app = App(name="sim", help="Replay an access in virtual time; break a real installation.")
+sim_app.command("simulations.drill.command:drill", name="drill", help="Break what runs here.")
 
 
 def demo(
@@ -29,6 +32,7 @@ def demo(
     sys.exit(run_demo(as_json=json, keep=keep))
 
 
+@sim_app.default
 def sim(
     *,
     seed: int = 1,
