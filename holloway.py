@@ -38,7 +38,7 @@ app.command("clients.command:down", name="down", help="Disconnect this device.")
 app.command("clients.command:status", name="status", help="Show what an agent here is doing.")
 app.command("admin.command:app", name="admin", help="Call the JSON API of a portal.")
 app.command("simulations.command:demo", name="demo", help="Watch a whole access, end to end.")
-app.command("simulations.command:sim", name="sim", help="Replay an access in virtual time.")
+app.command("simulations.command:sim_app", name="sim", help="Rehearse networks, faults, policies.")
 
 
 @app.meta.default

@@ -178,11 +178,14 @@ class Installation:
         return ", ".join(labels)
 
     def visible(self, client: str) -> list[str]:
-        """The resources that a client's user may see now, by name."""
+        """The resources that a client may see now, by name; that its user may reach, if the portal
+        does not know it yet."""
         snapshot = self.account.snapshot()
         client_id = self.account.id("client", client)
         if client_id.int not in snapshot.clients.by_key:
-            return []
+            host = self.slots[client].host
+            names = self.account.addresses
+            return [n for n in names if self.account.may(client, n, host.ipv4 or host.ipv6)]
         return [self.account.name(id) for id in visible_resources(snapshot, client_id)]
 
     # --- hosts -----------------------------------------------------------------------------------

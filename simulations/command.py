@@ -3,9 +3,20 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated, Literal
+from typing import Annotated
 
-from cyclopts import Parameter
+from cyclopts import App, Parameter
+
+sim_app = App(name="sim", help="Rehearse networks, faults and policies, in virtual time.")
+for _name, _help in {
+    "run": "Run a scenario: from one seed, or from many.",
+    "replay": "Run a saved failure again.",
+    "shrink": "Make a failing scenario small.",
+    "compare": "Compare two reports.",
+}.items():
+    sim_app.command(f"simulations.sim_command:{_name}", name=_name, help=_help)
+sim_app.command("simulations.sim_command:list_", name="list", help="List ready-made scenarios.")
+sim_app.command("simulations.drill.command:drill", name="drill", help="Break what runs here.")
 
 
 def demo(
@@ -27,45 +38,3 @@ def demo(
     from simulations.demo import run_demo
 
     sys.exit(run_demo(as_json=json, keep=keep))
-
-
-def sim(
-    *,
-    seed: int = 1,
-    nat: Literal["port_restricted", "symmetric"] = "port_restricted",
-    json: Annotated[bool, Parameter(negative="")] = False,
-) -> None:
-    """Replay one whole access in virtual time, the same for the same seed.
-
-    The exit status is 0 when access was denied, then given, then cut, as it has to be.
-
-    Parameters
-    ----------
-    seed
-        From which everything random is drawn.
-    nat
-        What both NATs are: an easy one, which is punched, or a hard one, which needs the relay.
-    json
-        Print one JSON object.
-    """
-    import json as json_module
-
-    import attrs
-
-    from runtime.service import configure_logging
-    from simulations.access import report as report_of
-
-    configure_logging("text", "warning")
-    report = report_of(seed, nat)
-    if json:
-        print(json_module.dumps(attrs.asdict(report)))
-    else:
-        print(
-            f"denied without a policy: {'yes' if report.denied_at_first else 'NO'}\n"
-            f"answered with one:       {'yes' if report.answered else 'NO'}, {report.path}, "
-            f"after {report.first_answer_ns / 1e6:.0f} virtual ms\n"
-            f"cut when it went:        {'yes' if report.cut_after_revocation else 'NO'}\n"
-            f"datagrams:               {report.datagrams}\n"
-            f"trace of seed {report.seed}:         {report.trace}"
-        )
-    sys.exit(0 if report.held else 1)

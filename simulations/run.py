@@ -102,7 +102,8 @@ class Run:
     def settle(self) -> None:
         """Start everything, and wait until all that starts at once is online."""
         self.installation.start()
-        waiting = [slot for slot in self.installation.slots.values() if slot.starts]
+        slots = self.installation.slots.values()
+        waiting = [slot for slot in slots if slot.starts and not slot.hostile]
 
         def all_online() -> bool:
             while waiting and waiting[-1].is_online:

@@ -194,6 +194,12 @@ class RayCluster:
         if report[1] is not None:
             raise NodeFailed(name, report[1])
 
+    async def names_in(self, namespace: str) -> tuple[str, ...]:
+        """The names of the actors that are not gone in another namespace of this Ray: who shares it
+        with us. Raises ClusterUnavailable."""
+        rows = await self._by_head(partial(_table, namespace))
+        return tuple(str(row.name) for row in rows)
+
     async def close(self) -> None:
         """Let go of Ray. The nodes go on."""
         import ray

@@ -2,17 +2,22 @@
 
 A NAT (or the internet) is the outer edge of a *realm*: all networks behind it without a further NAT
 share one address space. Two homes may both be 192.168.1.0/24, since they never meet; two networks
-of one realm may not overlap. IPv6 is not translated, so its realm is the whole world.
+of one realm may not overlap. IPv6 is not translated, so its realm is the whole world. A network
+without a prefix has addresses of the one outside, and behind a NAT 192.168.1.0/24.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_interface, ip_network
+from typing import Final
 
 from channel.reserved import RESERVED
 from simulations.scenario.schema import INTERNET, Scenario
 from simulations.scenario.structure import Problems, shown
+
+DRAWN: Final = IPv4Network("198.18.0.0/16")
+"""Addresses of hosts and NATs on the internet itself, one after the other."""
 
 AnyNetwork = IPv4Network | IPv6Network
 
@@ -30,8 +35,9 @@ def check_addresses(scenario: Scenario, problems: Problems) -> None:
                 prefixes[network.name].append(prefix)
                 key = realms[network.name] if version == 4 else "ipv6"
                 met.setdefault(key, []).append((f"{place}.{field}", prefix))
-        if network.nat is not None and not network.prefix:
-            problems.note(f"{place}.prefix", "is missing: a NAT needs the prefix of its inside")
+    for place, prefix in met.get(INTERNET, ()):
+        if prefix.overlaps(DRAWN):
+            problems.note(place, f"{prefix} overlaps {DRAWN}, from which the internet's are drawn")
     for each in met.values():
         _collisions(each, problems)
     _room(scenario, prefixes, problems)
@@ -102,8 +108,6 @@ def _room(scenario: Scenario, prefixes: dict[str, list[AnyNetwork]], problems: P
             outsides[network.behind] += network.nat.addresses
     for place, network in problems.numbered(scenario.networks, "networks"):
         wanted = hosts[network.name] + outsides[network.name]
-        if hosts[network.name] and not network.prefix and not network.prefix6:
-            problems.note(f"{place}.prefix", "is missing: hosts stand on it, and have no addresses")
         for prefix in prefixes[network.name]:
             if prefix.version == 4 and wanted > max(prefix.num_addresses - 3, 0):
                 problems.note(f"{place}.prefix", f"{prefix} has no room for {wanted} addresses")

@@ -34,7 +34,10 @@ FAULTS: Final[dict[str, Kind]] = {
         "Hosts die at once; with `duration` they are started anew after that time.",
         ("targets",), ("duration",), HOSTS,
     ),
-    "restart": Kind("Hosts end in good order and start anew.", ("targets",), (), HOSTS),
+    "restart": Kind(
+        "Hosts end in good order and start anew, after `duration` or half a second.",
+        ("targets",), ("duration",), HOSTS,
+    ),
     "start": Kind(
         "Hosts start that were crashed, or have `starts = false`.", ("targets",), (), HOSTS
     ),
@@ -42,8 +45,8 @@ FAULTS: Final[dict[str, Kind]] = {
         "Hosts stand still, as by SIGSTOP, and go on.", ("targets", "duration"), (), HOSTS
     ),
     "partition": Kind(
-        "No packet passes between `targets` and `others`, both ways.",
-        ("targets", "others"), ("duration",), (*HOSTS, *NETWORKS),
+        "No packet passes between `targets` and `others` (all others if empty), both ways.",
+        ("targets",), ("others", "duration"), (*HOSTS, *NETWORKS),
     ),
     "link": Kind(
         "The uplinks of networks have `quality` in place of their own.",
@@ -56,10 +59,13 @@ FAULTS: Final[dict[str, Kind]] = {
         "NATs forget all bindings; with `renumber` they have another public address.",
         ("targets",), ("renumber",), NETWORKS,
     ),
-    "roam": Kind("Hosts move to the network `to`.", ("targets", "to"), (), HOSTS),
+    "roam": Kind(
+        "Hosts move to the network `to`, and with `duration` back.",
+        ("targets", "to"), ("duration",), HOSTS,
+    ),
     "clock_skew": Kind(
         "The wall clocks of hosts are off by `offset`, and run by `drift_ppm` too fast.",
-        ("targets",), ("offset", "drift_ppm"), HOSTS,
+        ("targets",), ("offset", "drift_ppm", "duration"), HOSTS,
     ),
     "drain": Kind(
         "Portals or relays leave in good order; with `duration` they come back.",

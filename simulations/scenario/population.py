@@ -36,7 +36,7 @@ from simulations.scenario.units import PPM, duration_ns, share_ppm
 
 CLIENTS_OF_A_CARRIER: Final = 50
 """On average: a population has so many carriers of a kind that this comes out."""
-PUBLIC: Final = IPv4Network("198.18.0.0/15")
+PUBLIC: Final = IPv4Network("198.19.0.0/16")
 """Where clients with a public address stand, each in a /30 of its own (of RFC 2544)."""
 PUBLIC6: Final = IPv6Network("2001:db8::/32")
 CARRIER: Final = "10.128.0.0/16"

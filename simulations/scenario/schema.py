@@ -348,3 +348,8 @@ class Scenario:
     faults: Annotated[tuple[Fault, ...], Meta(max_length=MAX_FAULTS)] = ()
     checks: Annotated[tuple[Check, ...], Meta(max_length=MAX_CHECKS)] = ()
     chaos: Chaos | None = None
+
+    @property
+    def hosts(self) -> tuple[Portal | Relay | Gateway | Client | Service, ...]:
+        """All hosts that the file names, in the order in which they are started."""
+        return (*self.portals, *self.relays, *self.services, *self.gateways, *self.clients)

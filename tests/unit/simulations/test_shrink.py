@@ -1,0 +1,121 @@
+"""A failing scenario is made as small as it can be while it still fails in the same way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import attrs
+
+from simulations.chaos import draw
+from simulations.result import Checked, Result, Violation
+from simulations.scenario.schema import Check, Client, Fault, NatBehaviour, Scenario, Traffic
+from simulations.shrink import Failure, shrink, size, tidy
+from tests.small_scenario import SCENARIO
+
+LEAK = Violation(at_ns=5, rule="no_plaintext", detail="seen")
+STALL = Violation(at_ns=9, rule="liveness", detail="no answer")
+CLIENTS = tuple(Client(name=f"laptop-{n}", network="home", user="grace") for n in range(6))
+LARGE = attrs.evolve(
+    draw(SCENARIO, 4),
+    clients=CLIENTS,
+    traffic=(Traffic(source=("laptop-1",)), Traffic(source=("laptop-3", "laptop-4"))),
+    checks=(Check(kind="reach", source=("laptop-3",), to=("intranet",)),),
+)
+
+
+def runner(fails: Callable[[Scenario], Violation | None]) -> Callable[[Scenario], Result]:
+    def run(scenario: Scenario) -> Result:
+        found = fails(scenario)
+        violations = () if found is None else (found,)
+        return Result(scenario=scenario.name, seed=1, violations=violations)
+
+    return run
+
+
+def a_crash_with_the_third_laptop(scenario: Scenario) -> Violation | None:
+    crashes = any(fault.kind == "pause" for fault in scenario.faults)
+    is_there = any(each.name == "laptop-3" for each in scenario.clients)
+    return LEAK if crashes and is_there else None
+
+
+def test_only_what_makes_it_fail_is_left() -> None:
+    pause = Fault(at="7350ms", kind="pause", targets=("gateway", "relay-1"), duration="8s")
+    scenario = attrs.evolve(LARGE, faults=(*LARGE.faults, pause))
+    run = runner(a_crash_with_the_third_laptop)
+    failure = Failure.of(run(scenario))
+    assert failure is not None
+
+    shrunk = shrink(scenario, failure, run, is_valid=lambda each: True)
+
+    assert shrunk.is_minimal
+    assert [each.name for each in shrunk.scenario.clients] == ["laptop-3"]
+    assert [fault.kind for fault in shrunk.scenario.faults] == ["pause"]
+    assert not shrunk.scenario.traffic
+    assert not shrunk.scenario.checks
+    assert len(shrunk.scenario.hosts) == 2  # the laptop, and whom the pause is of
+    assert not shrunk.scenario.networks
+    assert shrunk.scenario.seed == scenario.seed
+    assert size(shrunk.scenario) < size(scenario)
+    assert a_crash_with_the_third_laptop(shrunk.scenario)
+
+
+def test_another_failure_met_on_the_way_is_not_taken_for_it() -> None:
+    def fails(scenario: Scenario) -> Violation | None:
+        return LEAK if len(scenario.clients) == len(CLIENTS) else STALL
+
+    run = runner(fails)
+    failure = Failure.of(run(LARGE))
+    assert failure is not None
+    shrunk = shrink(LARGE, failure, run, is_valid=lambda each: True)
+    assert len(shrunk.scenario.clients) == len(CLIENTS)
+    assert not shrunk.scenario.faults
+
+
+def test_what_makes_no_sense_is_never_run() -> None:
+    def is_valid(scenario: Scenario) -> bool:
+        return bool(scenario.portals)
+
+    def run(scenario: Scenario) -> Result:
+        assert scenario.portals
+        return Result(scenario=scenario.name, seed=1, violations=(LEAK,))
+
+    shrunk = shrink(LARGE, Failure(frozenset({"rule no_plaintext"})), run, is_valid=is_valid)
+    assert len(shrunk.scenario.portals) == 1
+
+
+def test_the_budget_of_runs_is_kept() -> None:
+    run = runner(lambda scenario: LEAK)
+    failure = Failure(frozenset({"rule no_plaintext"}))
+    shrunk = shrink(LARGE, failure, run, is_valid=lambda each: True, max_runs=3)
+    assert shrunk.runs == 3
+    assert not shrunk.is_minimal
+
+
+def test_ways_and_times_become_simpler() -> None:
+    run = runner(lambda it: LEAK if any(each.nat for each in it.networks) else None)
+    failure = Failure(frozenset({"rule no_plaintext"}))
+    shrunk = shrink(LARGE, failure, run, is_valid=lambda each: True)
+    assert [each.nat for each in shrunk.scenario.networks] == [NatBehaviour()]
+    assert shrunk.scenario.duration in ("1875ms", "2s", "1s")
+
+
+def test_a_failure_is_known_by_its_rules_checks_and_error() -> None:
+    checked = Checked(number=1, text="reach laptop intranet", held=False)
+    result = Result(scenario="x", seed=1, violations=(LEAK,), checks=(checked,), error="Boom: 7")
+    failure = Failure.of(result)
+    assert str(failure) == "check reach, error Boom, rule no_plaintext"
+    assert Failure.of(Result(scenario="x", seed=1)) is None
+
+
+def test_tidying_leaves_out_what_names_something_that_is_gone() -> None:
+    scenario = attrs.evolve(
+        LARGE,
+        clients=CLIENTS[:4],
+        faults=(
+            Fault(at="1s", kind="reconnect", targets=("laptop-5",)),
+            Fault(at="2s", kind="reconnect", targets=("laptop-5", "laptop-1")),
+        ),
+    )
+    tidied = tidy(scenario)
+    assert [fault.targets for fault in tidied.faults] == [("laptop-1",)]
+    assert [each.source for each in tidied.traffic] == [("laptop-1",), ("laptop-3",)]
