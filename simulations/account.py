@@ -130,6 +130,10 @@ class AccountBook:
         address = self.addresses[resource]
         return () if "/" in address else (packed(address),)
 
+    def all_packed_addresses(self) -> tuple[bytes, ...]:
+        """The addresses of all resources that are no prefixes, packed."""
+        return tuple(each for name in self.addresses for each in self.packed_addresses(name))
+
     # --- who may what ----------------------------------------------------------------------------
 
     def snapshot(self) -> Snapshot:

@@ -7,7 +7,7 @@ same process is started, as faults have it.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final, Literal, Protocol
+from typing import Any, Final, Literal, Protocol
 from uuid import UUID
 
 import attrs
@@ -15,13 +15,14 @@ import attrs
 from actors.policy.engine import visible_resources
 from channel.messages import ClientInit, GatewayInit
 from runtime.inspection import CrashReport
-from runtime.net.address import split_host_port
+from runtime.net.address import Address, split_host_port
 from simulations.account import AccountBook
 from simulations.checks.interface import Observer, Subject, hears
-from simulations.hosts.agent import ClientHost, GatewayHost
+from simulations.hosts.agent import ENGINE_PORT, ClientHost, GatewayHost
 from simulations.hosts.database import Database
+from simulations.hosts.hostile import HostileClient, HostileGateway, HostileRelay
 from simulations.hosts.portal import DOOR_PORT, PortalNode
-from simulations.hosts.relay import RelayHost
+from simulations.hosts.relay import RELAY_PORT, RelayHost
 from simulations.hosts.service import EchoService, Masquerade
 from simulations.net.routing import Network
 from simulations.net.world import Host, World
@@ -177,11 +178,14 @@ class Installation:
         return ", ".join(labels)
 
     def visible(self, client: str) -> list[str]:
-        """The resources that a client's user may see now, by name."""
+        """The resources that a client may see now, by name; that its user may reach, if the portal
+        does not know it yet."""
         snapshot = self.account.snapshot()
         client_id = self.account.id("client", client)
         if client_id.int not in snapshot.clients.by_key:
-            return []
+            host = self.slots[client].host
+            names = self.account.addresses
+            return [n for n in names if self.account.may(client, n, host.ipv4 or host.ipv6)]
         return [self.account.name(id) for id in visible_resources(snapshot, client_id)]
 
     # --- hosts -----------------------------------------------------------------------------------
@@ -216,16 +220,17 @@ class Installation:
         host = self._host(written.name, written.network)
 
         def make(life: int) -> RelayHost:
-            return RelayHost(
-                self.world,
-                host,
-                name=written.name,
-                region=written.region,
-                token=self.account.token("relay", "relays"),
-                life=life,
-                lookup=self.lookup,
-                observers=self.observers,
-            )
+            common: dict[str, Any] = {
+                "name": written.name,
+                "region": written.region,
+                "token": self.account.token("relay", "relays"),
+                "life": life,
+                "lookup": self.lookup,
+                "observers": self.observers,
+            }
+            if written.hostile:
+                return HostileRelay(self.world, host, habit=written.hostile, **common)
+            return RelayHost(self.world, host, **common)
 
         self._slot(written.name, "relay", host, make, written.hostile, starts=written.starts)
 
@@ -234,19 +239,23 @@ class Installation:
         seed = self.world.randomness(f"device {written.name}").bytes(32)
 
         def make(life: int) -> GatewayHost:
-            return GatewayHost(
-                self.world,
-                host,
-                name=written.name,
-                token=self.account.token("gateway", written.site),
-                device_seed=seed,
-                life=life,
-                lookup=self.lookup,
-                observers=self.observers,
-                network=lambda answer: Masquerade(host, answer),
-                client_name=self.account.name,
-                on_init=self._gateway_known,
-            )
+            common: dict[str, Any] = {
+                "name": written.name,
+                "token": self.account.token("gateway", written.site),
+                "device_seed": seed,
+                "life": life,
+                "lookup": self.lookup,
+                "observers": self.observers,
+                "network": lambda answer: Masquerade(host, answer),
+                "client_name": self.account.name,
+                "on_init": self._gateway_known,
+            }
+            if written.hostile:
+                resources = self.account.all_packed_addresses()
+                return HostileGateway(
+                    self.world, host, habit=written.hostile, resources=resources, **common
+                )
+            return GatewayHost(self.world, host, **common)
 
         self._slot(written.name, "gateway", host, make, written.hostile, starts=written.starts)
 
@@ -255,18 +264,26 @@ class Installation:
         name = written.name
 
         def make(life: int) -> ClientHost:
-            return ClientHost(
-                self.world,
-                host,
-                name=name,
-                token=self.account.token("client", written.user),
-                device_seed=self.world.randomness(f"device {name}").bytes(32),
-                life=life,
-                lookup=self.lookup,
-                observers=self.observers,
-                on_answer=lambda packet: self.answer(name, packet),
-                on_init=self._client_known,
-            )
+            common: dict[str, Any] = {
+                "name": name,
+                "token": self.account.token("client", written.user),
+                "device_seed": self.world.randomness(f"device {name}").bytes(32),
+                "life": life,
+                "lookup": self.lookup,
+                "observers": self.observers,
+                "on_answer": lambda packet: self.answer(name, packet),
+                "on_init": self._client_known,
+            }
+            if written.hostile:
+                return HostileClient(
+                    self.world,
+                    host,
+                    habit=written.hostile,
+                    targets=self.targets,
+                    resources=self.account.all_packed_addresses(),
+                    **common,
+                )
+            return ClientHost(self.world, host, **common)
 
         self._slot(name, "client", host, make, written.hostile, starts=written.starts)
 
@@ -286,6 +303,19 @@ class Installation:
         starts: bool = True,
     ) -> None:
         self.slots[name] = Slot(name, kind, host, starts, make, hostile)
+
+    def targets(self) -> list[Address]:
+        """Where gateways and relays can be found on the internet, by who looks for them."""
+        found = []
+        for slot in (*self.of_kind("gateway"), *self.of_kind("relay")):
+            port = RELAY_PORT if slot.kind == "relay" else ENGINE_PORT
+            network: Network | None = slot.host.network
+            seen = [each for each in (slot.host.ipv4, slot.host.ipv6) if each is not None]
+            while network is not None:
+                seen += network.outer
+                network = network.parent
+            found += [Address(each, port) for each in seen]
+        return found
 
     # --- names -----------------------------------------------------------------------------------
 

@@ -21,6 +21,7 @@ import attrs
 from simulations.build import Installation, Slot
 from simulations.checks.expectations import Expectations, Zero
 from simulations.checks.interface import Observer
+from simulations.expected import Judge
 from simulations.faults import Faults, Struck
 from simulations.result import Injected, Result, Violation
 from simulations.result import Pair as PairResult
@@ -101,7 +102,8 @@ class Run:
     def settle(self) -> None:
         """Start everything, and wait until all that starts at once is online."""
         self.installation.start()
-        waiting = [slot for slot in self.installation.slots.values() if slot.starts]
+        slots = self.installation.slots.values()
+        waiting = [slot for slot in slots if slot.starts and not slot.hostile]
 
         def all_online() -> bool:
             while waiting and waiting[-1].is_online:
@@ -177,7 +179,7 @@ class Run:
             seed=self.seed,
             trace=self.world.trace,
             virtual_ns=self.world.now - self.zero,
-            pairs=tuple(self._pair(pair, zero) for pair in self.traffic.pairs),
+            pairs=self._pairs(zero),
             faults=tuple(self._injected(struck, zero) for struck in self.faults.struck),
             checks=self.expectations.judge(zero),
             violations=self._violations(),
@@ -193,7 +195,12 @@ class Run:
             },
         )
 
-    def _pair(self, pair: Pair, zero: Zero) -> PairResult:
+    def _pairs(self, zero: Zero) -> tuple[PairResult, ...]:
+        judge = Judge(self.installation)
+        return tuple(self._pair(pair, judge, zero) for pair in self.traffic.pairs)
+
+    def _pair(self, pair: Pair, judge: Judge, zero: Zero) -> PairResult:
+        expected, why = judge.expected(pair)
         slots = self.installation.slots
         client, gateway = slots[pair.client], slots.get(pair.gateway)
         if gateway is None:
@@ -204,6 +211,8 @@ class Run:
             gateway=pair.gateway,
             client_nat=self.installation.nats_of(client.host.network),
             gateway_nat="" if gateway is None else self.installation.nats_of(gateway.host.network),
+            expected=expected,
+            why=why,
             outcome=pair.outcome(zero.end),
             first_answer_ns=pair.first_answer_ns(),
             round_trip_ns=pair.round_trip_ns(),

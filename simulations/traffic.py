@@ -99,9 +99,13 @@ class Pair:
         """The instants of answers in a stretch of time, in order."""
         return sorted(at for at in self.answered if since <= at < until)
 
-    def asked_within(self, since: int, until: int) -> int:
-        """How many questions were asked in a stretch."""
-        return sum(since <= at < until for at in self.asked)
+    def paths_within(self, since: int, until: int) -> list[Outcome]:
+        """By what path each answer to a question of a stretch came."""
+        return [
+            PATHS[self.paths[index]]
+            for index, at in enumerate(self.asked)
+            if since <= at < until and self.answered[index] != UNANSWERED
+        ]
 
     def longest_gap_ns(self, since: int, until: int) -> int:
         """The longest time without an answer within a stretch, from the first answer ever on; while

@@ -29,7 +29,7 @@ from simulations.checks.interface import Observer, hears
 from simulations.hosts.channel import AgentChannel, Lookup
 from simulations.hosts.service import Masquerade
 from simulations.net.world import Host, World
-from tunnel.agent import AgentIdentity
+from tunnel.agent import AgentIdentity, Outgoing
 from tunnel.engine import Engine
 
 ENGINE_PORT: Final = 51_820
@@ -133,7 +133,7 @@ class AgentHost:
         if packets:
             self._take_packets(packets)
         for outgoing in agent.drain_messages():
-            self.channel.send(outgoing.message, ref=outgoing.ref)
+            self._say(outgoing)
         for event in agent.drain_events():
             self._perform(event)
         self.channel.flush()
@@ -175,6 +175,10 @@ class AgentHost:
 
     def touched(self) -> None:
         self.world.touch(self)
+
+    def _say(self, outgoing: Outgoing) -> None:
+        """A message of the agent for the portal."""
+        self.channel.send(outgoing.message, ref=outgoing.ref)
 
     # --- channel owner ---------------------------------------------------------------------------
 

@@ -134,6 +134,12 @@ class AgentChannel:
         if stream is not None:
             stream.close(0, reason)
 
+    def insist(self, at: int) -> None:
+        """Come again at an instant, though the portal said not to."""
+        self.is_over = False
+        self._deadline = self._earliest = at
+        self._owner.channel_touched()
+
     def end_connection(self, now: int) -> None:
         """The connection breaks off, for whatever reason: dial again."""
         if self._session is not None:

@@ -173,8 +173,9 @@ class Nat:
             return None
         if self.behaviour.inbound_refresh:
             mapping.refreshed_at = now
-            if source in mapping.peers:
-                mapping.peers[source] = mapping.peers[source.host] = now
+            for peer in (source, source.host):
+                if peer in mapping.peers:
+                    mapping.peers[peer] = now
         self._in += 1
         return mapping.inside
 
@@ -369,13 +370,15 @@ class Nat:
 
     def _beside_blocks(self, mapping: Mapping, peer: Address, now: int) -> Mapping | None:
         """The mapping itself, or one for this peer alone if an entry stands in its way."""
-        own_key = (mapping.protocol, mapping.inside, ("flow", peer))
-        own = self._by_inside.get(own_key)
-        if own is not None and not self._is_over(own, now):
-            return own
-        if not self._is_blocked(mapping.protocol, mapping.outside, peer, now):
-            return mapping
-        return self._map(mapping.protocol, mapping.inside, ("flow", peer), peer, now)
+        key = (mapping.protocol, mapping.inside, ("flow", peer))
+        own = self._by_inside.get(key)
+        if own is None or self._is_over(own, now):
+            if not self._is_blocked(mapping.protocol, mapping.outside, peer, now):
+                return mapping
+            own = None
+        if not mapping.peers:
+            self._remove(mapping)  # it was made for this packet
+        return own or self._map(*key, peer, now)
 
 
 def _part(address: Address, behaviour: Behaviour) -> object:

@@ -119,7 +119,6 @@ class Stream:
         "_asked",
         "_early",
         "_heard_at",
-        "_host",
         "_next_in",
         "_next_out",
         "_opening",
@@ -135,6 +134,7 @@ class Stream:
         "_window",
         "client",
         "closed",
+        "host",
         "moved",
         "number",
         "opened",
@@ -153,7 +153,7 @@ class Stream:
         client: bool,
     ) -> None:  # fmt: skip
         self._streams = streams
-        self._host = streams.host
+        self.host = streams.host
         self.number = number
         self.protocol: Protocol = protocol
         self.port = port
@@ -180,7 +180,7 @@ class Stream:
         self._round_trip = 0
         self._variation = 0
         self._timeouts = 0
-        self._heard_at = self._host.world.now
+        self._heard_at = self.host.world.now
         self._alarm_at: int | None = None
         self._asked: Address | None = None
 
@@ -189,7 +189,7 @@ class Stream:
     @property
     def local(self) -> Address:
         """The own address, as the own host knows it."""
-        own = self._host.ipv6 if ":" in self.remote.host else self._host.ipv4
+        own = self.host.ipv6 if ":" in self.remote.host else self.host.ipv4
         return Address(own or "", self.port)
 
     @property
@@ -233,17 +233,17 @@ class Stream:
     def begin(self) -> None:
         """The connecting side sends its first packet."""
         self._opening = _Sent(0, b"")
-        self._host.world.after(IDLE_NS, self._watch)
+        self.host.world.after(IDLE_NS, self._watch)
         self._greet()
 
     def accept_with(self, accept: Callable[[Stream], None]) -> None:
         """The accepting side: call this when the handshake is done."""
         self._accept = accept
-        self._host.world.after(IDLE_NS, self._watch)
+        self.host.world.after(IDLE_NS, self._watch)
 
     def _greet(self) -> None:
         assert self._opening is not None
-        self._opening.at = self._host.world.now
+        self._opening.at = self.host.world.now
         self._opening.times += 1
         self._transmit(HELLO, self._round, data=bytes(SEGMENT_BYTES))
         self._arm()
@@ -252,7 +252,7 @@ class Stream:
         if self._opening is None or round_number != self._round:
             return
         if self._opening.times == 1:
-            self._measure(self._host.world.now - self._opening.at)
+            self._measure(self.host.world.now - self._opening.at)
         self._round += 1
         self._timeouts = 0
         if self._round < self._rounds:
@@ -275,7 +275,7 @@ class Stream:
             return
         if packet.source != self.remote and kind != GONE and not self._follow(packet, kind):
             return
-        self._heard_at = self._host.world.now
+        self._heard_at = self.host.world.now
         if kind == DATA:
             self._take(rest[0], packet)
         elif kind == ACK:
@@ -338,7 +338,7 @@ class Stream:
         sent = self._unacked.pop(number, None)
         if sent is not None:
             if sent.times == 1:
-                self._measure(self._host.world.now - sent.at)
+                self._measure(self.host.world.now - sent.at)
             self._timeouts = 0
             self._window = min(self._window + 1, MAX_WINDOW)
         while self._unacked and (oldest := next(iter(self._unacked))) < below:
@@ -360,7 +360,7 @@ class Stream:
         self._arm()
 
     def _emit(self, sent: _Sent) -> None:
-        sent.at = self._host.world.now
+        sent.at = self.host.world.now
         sent.times += 1
         self._transmit(DATA, sent.number, data=sent.data)
 
@@ -404,29 +404,29 @@ class Stream:
         due = self._retry_at()
         if due is not None and (self._alarm_at is None or due < self._alarm_at):
             self._alarm_at = due
-            world = self._host.world
+            world = self.host.world
             world.after(max(0, due - world.now), self._alarm, due)
 
     def _alarm(self, due: int) -> None:
         if self._alarm_at != due or self.state == "closed":
             return
-        if self._host.paused:
-            self._host.hold(self._alarm, due)
+        if self.host.paused:
+            self.host.hold(self._alarm, due)
             return
         self._alarm_at = None
         retry_at = self._retry_at()
-        if retry_at is not None and retry_at <= self._host.world.now:
-            self._lost(self._host.world.now)
+        if retry_at is not None and retry_at <= self.host.world.now:
+            self._lost(self.host.world.now)
         self._arm()
 
     def _watch(self) -> None:
         """Whether the other side has been silent for too long."""
         if self.state == "closed":
             return
-        if self._host.paused:
-            self._host.hold(self._watch)
+        if self.host.paused:
+            self.host.hold(self._watch)
             return
-        world = self._host.world
+        world = self.host.world
         left = self._heard_at + IDLE_NS - world.now
         if left > 0:
             world.after(left, self._watch)
@@ -459,7 +459,7 @@ class Stream:
 
     def address_changed(self) -> None:
         if self.protocol == "tcp":
-            self._host.world.after(0, self.fail, ADDRESS_LOST)
+            self.host.world.after(0, self.fail, ADDRESS_LOST)
         elif self.state == "open":
             self._transmit(PING)
 
@@ -476,4 +476,4 @@ class Stream:
         self._end()
 
     def __repr__(self) -> str:
-        return f"<stream {self.number} of {self._host.name} to {self.remote}, {self.state}>"
+        return f"<stream {self.number} of {self.host.name} to {self.remote}, {self.state}>"

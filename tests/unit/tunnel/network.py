@@ -19,7 +19,8 @@ from relays.server import Server
 from runtime.clock import NS_PER_MS, NS_PER_S
 from runtime.net.address import Address
 from runtime.randomness import SeededRandomness
-from simulations.nat import PORT_RESTRICTED, Nat, NatBehaviour
+from simulations.net.nat import PORT_RESTRICTED, Nat, NatBehaviour
+from simulations.net.packets import UDP
 from tunnel.connection import Connected, Event, LocalCandidates, PathChanged, PathLost
 from tunnel.engine import ConnectionParameters, Engine
 
@@ -89,8 +90,9 @@ class Host:
     def flush(self) -> None:
         now = self.network.now
         for local, remote, data in self.engine.drain_transmits():
-            source = local if self.nat is None else self.nat.outbound(local, remote, now)
-            self.network.send(source, remote, data)
+            source = local if self.nat is None else self.nat.outbound(UDP, local, remote, now)
+            if source is not None:
+                self.network.send(source, remote, data)
         self.packets += self.engine.drain_packets()
         for event in self.engine.drain_events():
             self.events.append(event)
@@ -197,11 +199,15 @@ class Network:
         nat = None
         if behind is not None:
             public = f"203.0.113.{address.rpartition('.')[2]}"
-            nat = Nat(public, behind, randomness=self.randomness.child(f"nat {name}"))
+            nat = self.nat(public, behind)
         host = Host(self, name, ip, nat)
         self._nodes.append(host)
         self.attach(host)
         return host
+
+    def nat(self, public: str, behaviour: NatBehaviour) -> Nat:
+        """A NAT with this public address."""
+        return Nat(public, (public,), behaviour, seed=self.randomness.seed)
 
     def relay(self, address: Address = RELAY) -> RelayHost:
         relay = self.relay_host = RelayHost(self, address)
@@ -212,12 +218,12 @@ class Network:
     def attach(self, host: Host) -> None:
         self._owner[host.address.host] = host
         if host.nat is not None:
-            self._nats[host.nat.public_ip] = host.nat
+            self._nats[host.nat.addresses[0]] = host.nat
 
     def forget(self, host: Host) -> None:
         self._owner.pop(host.address.host, None)
         if host.nat is not None:
-            self._nats.pop(host.nat.public_ip, None)
+            self._nats.pop(host.nat.addresses[0], None)
 
     def send(self, source: Address, destination: Address, data: bytes) -> None:
         self.trace.append((self.now, source, destination, sha256(data).digest()))
@@ -274,7 +280,7 @@ class Network:
     def _deliver(self, source: Address, destination: Address, data: bytes) -> None:
         nat = self._nats.get(destination.host)
         if nat is not None:
-            inside = nat.inbound(source, destination.port, self.now)
+            inside = nat.inbound(UDP, source, destination, self.now)
             if inside is None:
                 return
             destination = inside

@@ -6,7 +6,7 @@ import pytest
 
 from runtime.clock import NS_PER_S
 from runtime.net.address import Address
-from simulations.nat import PORT_RESTRICTED, SYMMETRIC, NatBehaviour
+from simulations.net.nat import PORT_RESTRICTED, SYMMETRIC, NatBehaviour
 from tests.unit.tunnel.network import (
     CONNECTION,
     Network,
@@ -19,8 +19,8 @@ from tunnel.engine import Connected, LocalCandidates
 
 FULL_CONE = NatBehaviour(filtering="endpoint_independent")
 RESTRICTED_CONE = NatBehaviour(filtering="address_dependent")
-UNPRESERVED = NatBehaviour(preserves_port=False)
-ADDRESS_DEPENDENT = NatBehaviour(mapping="address_dependent", preserves_port=False)
+UNPRESERVED = NatBehaviour(ports="random")
+ADDRESS_DEPENDENT = NatBehaviour(mapping="address_dependent", ports="random")
 
 
 @pytest.mark.parametrize(

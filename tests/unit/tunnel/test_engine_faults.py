@@ -8,7 +8,7 @@ import pytest
 
 from runtime.clock import NS_PER_MS, NS_PER_S
 from runtime.net.address import Address
-from simulations.nat import PORT_RESTRICTED, SYMMETRIC, Nat, NatBehaviour
+from simulations.net.nat import PORT_RESTRICTED, SYMMETRIC, NatBehaviour
 from tests.unit.tunnel.network import (
     CONNECTION,
     GREETING,
@@ -102,7 +102,7 @@ def test_nats_that_become_symmetric_in_mid_session_are_survived_by_the_relay() -
     for host in (client, gateway):
         assert host.nat is not None
         host.nat.behaviour = SYMMETRIC
-        host.nat.flush()
+        host.nat.forget()
     changed = network.now
     assert network.run(
         20 * NS_PER_S, lambda: client.path_kind() == gateway.path_kind() == "relayed"
@@ -124,8 +124,8 @@ def test_a_nat_that_forgets_its_bindings_is_punched_anew() -> None:
     conversation = Conversation(client, gateway)
     network.run(2 * NS_PER_S)
     assert client.nat is not None
-    client.nat.behaviour = NatBehaviour(preserves_port=False)
-    client.nat.flush()
+    client.nat.behaviour = NatBehaviour(ports="random")
+    client.nat.forget()
     network.run(10 * NS_PER_S)
     assert client.path_kind() == gateway.path_kind() == "direct"
     seen = len(conversation.delivered()), len(conversation.answered())
@@ -141,7 +141,7 @@ def test_a_client_that_changes_network_goes_on(nat: NatBehaviour) -> None:
     conversation = Conversation(client, gateway)
     network.run(2 * NS_PER_S)
     moved = network.now
-    other = Nat("203.0.113.77", nat, randomness=network.randomness.child("other nat"))
+    other = network.nat("203.0.113.77", nat)
     client.move(Address("172.20.1.9", 41_000), other)
     seen = len(conversation.delivered()), len(conversation.answered())
     assert network.run(

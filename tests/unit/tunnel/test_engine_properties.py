@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from runtime.clock import NS_PER_MS, NS_PER_S
 from runtime.net.address import Address
 from runtime.randomness import SeededRandomness
-from simulations.nat import PORT_RESTRICTED, SYMMETRIC, Nat, NatBehaviour
+from simulations.net.nat import PORT_RESTRICTED, SYMMETRIC, NatBehaviour
 from tests.unit.tunnel.network import (
     CONNECTION,
     RELAY,
@@ -206,12 +206,12 @@ def test_any_series_of_faults_is_recovered_from_once_it_ends(
             if fault in faults or fault == "both nats":
                 assert host.nat is not None
                 host.nat.behaviour = nat
-                host.nat.flush()
+                host.nat.forget()
         if fault == "relay":
             network.relay_host.restart()
         elif fault == "move":
             name = f"203.0.113.{100 + number}"
-            other = Nat(name, nat, randomness=network.randomness.child(name))
+            other = network.nat(name, nat)
             client.move(Address(f"172.20.{number}.9", 41_000), other)
         elif fault == "suspect":
             client.engine.path_suspect(network.now)
