@@ -316,9 +316,17 @@ def test_an_address_and_a_name_are_given_once() -> None:
     with pytest.raises(ValueError, match="already"):
         world.network("home")
     with pytest.raises(ValueError, match="taken"):
-        world.network("other", nat=PORT_RESTRICTED, outer=["203.0.113.9"])
+        world.network("other", nat=PORT_RESTRICTED, outer=["203.0.113.8", "203.0.113.9"])
+    world.network("other", nat=PORT_RESTRICTED, outer=["203.0.113.8"])
     with pytest.raises(ValueError, match="taken"):
         world.host("c", world.internet, ipv4="203.0.113.9")
+
+
+def test_a_nat_on_an_ipv6_only_network_has_no_outside() -> None:
+    world = World(1)
+    six = world.network("six", prefix6="2001:db8:2::/64")
+    with pytest.raises(ValueError, match="no IPv4 addresses"):
+        world.network("home", nat=PORT_RESTRICTED, behind=six)
 
 
 def test_a_host_has_the_families_of_its_network_and_may_go_without() -> None:
