@@ -26,7 +26,8 @@ def demo(
 ) -> None:
     """Watch a whole access on this machine, in network namespaces: denied, direct, cut, relayed.
 
-    The exit status is 0 when every outcome held, 1 when one did not, 2 when it cannot run here.
+    Where this machine permits no namespaces, or is not root's, the story is told in virtual time,
+    and that is said. The exit status is 0 when every outcome held, 1 when one did not.
 
     Parameters
     ----------

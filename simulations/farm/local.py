@@ -10,7 +10,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -57,7 +57,18 @@ def run_local(
     job: Job, seeds: Sequence[int], options: FarmOptions, take: Take, watcher: Watcher
 ) -> None:
     """Run all seeds; `take` is given what each gave, in their order. Raises FarmError."""
-    trio.run(partial(_Farm(job, seeds, options, take, watcher).run))
+    run_interruptibly(_Farm(job, seeds, options, take, watcher).run)
+
+
+def run_interruptibly(function: Callable[[], Awaitable[object]]) -> None:
+    """`trio.run` that raises a lone KeyboardInterrupt as such, however many nurseries it passed."""
+    try:
+        trio.run(function)
+    except BaseExceptionGroup as group:
+        interrupted, others = group.split(KeyboardInterrupt)
+        if interrupted is None or others is not None:
+            raise
+        raise KeyboardInterrupt from None
 
 
 class _Farm:

@@ -20,7 +20,7 @@ from runtime.hosting.ray_cluster import NAMESPACE as PORTALS
 from runtime.hosting.ray_cluster import RayCluster, open_ray_cluster
 from runtime.hosting.ray_settings import RayAccess, RayRefused, RayTls
 from simulations.farm.job import Job, decode_job, perform
-from simulations.farm.local import FarmError, FarmOptions, Take
+from simulations.farm.local import FarmError, FarmOptions, Take, run_interruptibly
 from simulations.farm.seeds import Seeds
 from simulations.report.progress import Watcher
 from simulations.result import Result, from_json, to_json
@@ -55,7 +55,9 @@ def run_on_ray(
     are as many at a time as Ray has CPUs. Raises FarmError."""
     access = _access(settings)
     try:
-        trio.run(partial(_run, job, seeds, options, settings.ray_address, access, take, watcher))
+        run_interruptibly(
+            partial(_run, job, seeds, options, settings.ray_address, access, take, watcher)
+        )
     except (ClusterUnavailable, RayRefused, ValueError) as error:
         raise FarmError(str(error)) from None
     except ModuleNotFoundError as error:

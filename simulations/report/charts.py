@@ -54,13 +54,13 @@ def heat_map(rows: Sequence[NatRow]) -> Element:
     )
     by_key = {(row.client_nat, row.gateway_nat): row for row in rows}
     left = 30 + CHARACTER * max((len(shortened(nat(each), 34)) for each in clients), default=0)
-    cell, high, top = 116.0, 50.0, 62.0
+    cell, high, top = 148.0, 50.0, 62.0
     marks: list[Child] = [
         text(left, 14, "gateway behind", "s"),
         text(left - 12, top - 10, "client behind", "s e"),
     ]
     for x, name in enumerate(gateways):
-        for line, part in enumerate(_lines(nat(name), 17)):
+        for line, part in enumerate(_lines(nat(name), 22)):
             marks.append(text(left + x * cell + cell / 2, 32 + 13 * line, part, "m"))
     for y, name in enumerate(clients):
         marks.append(text(left - 12, top + y * high + high / 2 + 4, shortened(nat(name), 34), "e"))
@@ -83,7 +83,7 @@ def _cell(x: float, y: float, width: float, height: float, row: NatRow | None) -
         place += wide
     best = max(_REACHED, key=row.share)
     parts.append(text(x + 8, y + 19, f"{percent(row.share(best))} {best}", "on b"))
-    below = count(row.reached, "pair") + (f", {row.worse} worse !" if row.worse else "")
+    below = count(row.reached, "pair") + (f", {row.worse:,} worse" if row.worse else "")
     parts.append(text(x + 8, y + 36, below, "on"))
     told = ", ".join(f"{row.outcomes.get(each, 0)} {each}" for each in _REACHED)
     title = (

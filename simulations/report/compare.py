@@ -78,10 +78,10 @@ def tables(comparison: Comparison, *, everything: bool) -> Iterator[RenderableTy
     shown = [each for each in comparison.differences if everything or each.verdict != "same"]
     if shown:
         table = Table(box=SIMPLE_HEAD, pad_edge=False)
-        for column in ("", "what", "before", "after"):
-            table.add_column(
-                column, overflow="fold", justify="right" if column[-5:] == "r" else "left"
-            )
+        table.add_column("")
+        table.add_column("what", overflow="fold")
+        table.add_column("before", justify="right")
+        table.add_column("after", justify="right")
         for each in shown:
             table.add_row(
                 Text("" if each.verdict == "same" else each.verdict, style=STYLES[each.verdict]),

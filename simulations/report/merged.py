@@ -324,6 +324,8 @@ def report_from_json(data: bytes) -> Report:
     raw: Any = msgspec.json.decode(data)
     if isinstance(raw, dict) and "kind" not in raw and "seed" in raw:
         return merge(msgspec.convert(raw, Result))
+    if not isinstance(raw, dict) or raw.get("kind") != REPORT_KIND:
+        raise ValueError(f"its `kind` is not {REPORT_KIND!r}")
     # Keys of objects are text in JSON; those of `bins` become numbers again.
     return msgspec.json.decode(data, type=Report, strict=True)
 

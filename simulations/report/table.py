@@ -18,6 +18,8 @@ MAX_PAIRS: Final = 24
 """Rows of single pairs; of more pairs only those that went wrong are shown, and sums by NAT."""
 MAX_ROWS: Final = 30
 MAX_FAILURES: Final = 10
+MAX_TEXT: Final = 160
+"""Characters of a check that names many."""
 STYLES: Final = {
     "direct": "blue",
     "relayed": "yellow",
@@ -169,7 +171,7 @@ def _checks(report: Report) -> Iterator[RenderableType]:
     for row in report.checks:
         mark = ("ok  ", "green") if not row.failed else ("FAIL", "bold red")
         share = f" ({row.held:,} of {row.held + row.failed:,} runs)" if report.runs > 1 else ""
-        yield Text.assemble(mark, _plain(f" {row.text}{share}"))
+        yield Text.assemble(mark, _plain(f" {_shortened(row.text)}{share}"))
         for example in row.examples[: 2 if report.runs > 1 else 1]:
             whose = f"seed {example.seed}: " if report.runs > 1 else ""
             yield _plain(f"       {whose}{example.text}")
@@ -241,6 +243,10 @@ def _outcomes(outcomes: dict[str, int]) -> Text:
             f"{times:,} {outcome}" if len(outcomes) > 1 else outcome, STYLES.get(outcome, "")
         )
     return text
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= MAX_TEXT else f"{text[: MAX_TEXT - 60]} ... {text[-50:]}"
 
 
 def _plain(text: str) -> Text:

@@ -53,6 +53,7 @@ def topology(nodes: Sequence[Node]) -> Element:
     root = _tree(nodes)
     if len(nodes) > MAX_DRAWN:
         _fold(root)
+        _multiply(root)
     rows = list(_in_rows(root))
     cut = max(len(rows) - MAX_ROWS, 0)
     columns = _columns(root)
@@ -115,6 +116,13 @@ def _fold(place: _Place) -> None:
             kept[shape] = inner
             folded.append(inner)
     place.inner = folded
+
+
+def _multiply(place: _Place) -> None:
+    """What is within so many is there so many times."""
+    for inner in place.inner:
+        inner.times *= place.times
+        _multiply(inner)
 
 
 def _shape(place: _Place) -> tuple[object, ...] | None:
