@@ -65,6 +65,8 @@ class AgentHost:
         self.is_over = False
         self._drawn = world.randomness(f"{name}/{life}")
         self._sockets: dict[Address, None] = {}
+        self._engine_at: int | None = None
+        self._agent_at: int | None = None
         self._sealed = hears(observers, "sealed")
         self._listeners = hears(observers, "heard")
         now = self.now
@@ -108,19 +110,20 @@ class AgentHost:
     # --- Part ------------------------------------------------------------------------------------
 
     def poll_timeout(self) -> int | None:
-        instants = (
-            self.engine.poll_timeout(),
-            self.agent.poll_timeout(),
-            self.channel.poll_timeout(),
-        )
-        return min((each for each in instants if each is not None), default=None)
+        engine_at = self._engine_at = self.engine.poll_timeout()
+        agent_at = self._agent_at = self.agent.poll_timeout()
+        at = self.channel.poll_timeout()
+        if engine_at is not None and (at is None or engine_at < at):
+            at = engine_at
+        if agent_at is not None and (at is None or agent_at < at):
+            at = agent_at
+        return at
 
     def handle_timeout(self, now: int) -> None:
-        due = self.engine.poll_timeout()
-        if due is not None and due <= now:
+        # Whatever touched a part since has had its timer read anew.
+        if self._engine_at is not None and self._engine_at <= now:
             self.engine.handle_timeout(now)
-        due = self.agent.poll_timeout()
-        if due is not None and due <= now:
+        if self._agent_at is not None and self._agent_at <= now:
             self.agent.handle_timeout(now)
         self.channel.handle_timeout(now)
 

@@ -131,14 +131,8 @@ class Timeline:
         if holds():
             return True
         end = self.now + limit_ns
-        ask_at = self.now + check_every_ns
-        heap = self.heap
-        while heap and heap[0][0] <= end:
-            self._instant(heap[0][0])
-            if self.now >= ask_at:
-                if holds():
-                    return True
-                ask_at = self.now + check_every_ns
+        if self._run(end, holds, check_every_ns):
+            return True
         self._move_to(end)
         return bool(holds())
 
@@ -146,9 +140,7 @@ class Timeline:
         """Let that much time pass."""
         self._settle()
         end = self.now + duration_ns
-        heap = self.heap
-        while heap and heap[0][0] <= end:
-            self._instant(heap[0][0])
+        self._run(end, None, 0)
         self._move_to(end)
 
     def _move_to(self, instant: int) -> None:
@@ -156,22 +148,32 @@ class Timeline:
             self.now = instant
             self.clock.advance_to(instant)
 
-    def _instant(self, instant: int) -> None:
-        """All that happens at one instant."""
+    def _run(self, end: int, holds: Callable[[], object] | None, every_ns: int) -> bool:
+        """All events up to an instant, unless the condition holds before; whether it does."""
         heap = self.heap
-        if instant > self.now:
-            self.now = instant
-            self.clock.advance_to(instant)
-        happened = 0
-        while heap and heap[0][0] <= instant:
-            event = heappop(heap)
-            event[2](*event[3])
-            happened += 1
-            if self._touched:
+        touched = self._touched
+        advance_to = self.clock.advance_to
+        ask_at = self.now + every_ns
+        at_this_instant = 0
+        while heap and heap[0][0] <= end:
+            instant, _, act, args = heappop(heap)
+            if instant > self.now:
+                self.now = instant
+                advance_to(instant)
+                at_this_instant = 0
+            act(*args)
+            self.events += 1
+            if touched:
                 self._settle()
-            if happened > MAX_AT_ONE_INSTANT:
-                raise RuntimeError(f"the world does not come to rest at {self.now} ns: {event[2]}")
-        self.events += happened
+            at_this_instant += 1
+            if at_this_instant > MAX_AT_ONE_INSTANT:
+                raise RuntimeError(f"the world does not come to rest at {instant} ns: {act}")
+            if holds is None or self.now < ask_at or (heap and heap[0][0] <= self.now):
+                continue
+            if holds():
+                return True
+            ask_at = self.now + every_ns
+        return False
 
     def _settle(self) -> None:
         """Flush who was touched, in that order; whoever is touched meanwhile, after them."""

@@ -139,26 +139,27 @@ class Pipe:
         if packet.size > self.mtu and packet.protocol != TCP:
             world.drop(packet, "too big", self.name)
             world.tell(packet, "too_big", mtu=self.mtu)
-            return
-        if self.free:
+        elif self._noisy:
+            self._carry_noisily(packet, act, args)
+        elif self.free:
             act(packet, *args)
-            return
-        if not self._noisy:
+        else:
             arrives = world.now + self.latency_ns
             if arrives < self._last:
                 arrives = self._last
             self._last = arrives
             world.serial += 1
             heappush(world.heap, (arrives, world.serial, act, (packet, *args)))
-            return
-        self._carry_noisily(packet, act, args)
 
     def _carry_noisily(
         self, packet: Packet, act: Callable[..., object], args: tuple[Any, ...]
     ) -> None:
         world = self._world
         quality = self._quality
-        if self._is_lost():
+        draw = self._draw
+        if (quality.loss and draw() < quality.loss) or (
+            quality.bursts is not None and self._is_lost_in_a_burst(quality.bursts)
+        ):
             world.drop(packet, "loss", self.name)
             return
         leaves = world.now
@@ -168,36 +169,31 @@ class Pipe:
                 world.drop(packet, "queue full", self.name)
                 return
             leaves = done
-        if quality.corrupt and self._draw() < quality.corrupt:
+        if quality.corrupt and draw() < quality.corrupt:
             self._flip(packet)
         arrives = leaves + quality.latency_ns
         if quality.jitter_ns:
-            arrives += int(self._draw() * quality.jitter_ns)
+            arrives += int(draw() * quality.jitter_ns)
         if arrives < self._last:
             arrives = self._last
-        held_back = quality.reorder and self._draw() < quality.reorder
+        held_back = quality.reorder and draw() < quality.reorder
         if held_back:
             arrives += quality.reorder_ns
         else:
             self._last = arrives
         world.serial += 1
         heappush(world.heap, (arrives, world.serial, act, (packet, *args)))
-        if quality.duplicate and self._draw() < quality.duplicate:
+        if quality.duplicate and draw() < quality.duplicate:
             twin = packet.copy()
             world.copied(twin, self.name)
             world.serial += 1
             heappush(world.heap, (arrives, world.serial, act, (twin, *args)))
 
-    def _is_lost(self) -> bool:
-        quality = self._quality
-        bursts = quality.bursts
-        if bursts is not None:
-            if self._draw() < (bursts.end if self._bad else bursts.begin):
-                self._bad = not self._bad
-            share = bursts.loss_in_bad if self._bad else bursts.loss_in_good
-            if share and self._draw() < share:
-                return True
-        return bool(quality.loss) and self._draw() < quality.loss
+    def _is_lost_in_a_burst(self, bursts: Bursts) -> bool:
+        if self._draw() < (bursts.end if self._bad else bursts.begin):
+            self._bad = not self._bad
+        share = bursts.loss_in_bad if self._bad else bursts.loss_in_good
+        return bool(share) and self._draw() < share
 
     def _queue(self, size: int) -> int | None:
         """When the packet has left, or None if the queue is full."""

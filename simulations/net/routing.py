@@ -144,19 +144,20 @@ def find_hop(network: Network, host: str) -> Hop:
         below[each.parent] = each
         each = each.parent
     if network.world.has_links:
-        return _shortest(network, at, below, v6)
+        return _shortest(network, at, below)
     down = below.get(network)
     return (UP, None) if down is None else (DOWN, down)
 
 
-def _shortest(start: Network, goal: Network, below: dict[Network, Network], v6: bool) -> Hop:
-    """The first hop of a way of the fewest hops between two networks of a realm (breadth first)."""
+def _shortest(start: Network, goal: Network, below: dict[Network, Network]) -> Hop:
+    """The first hop of a way of the fewest hops between two networks of a realm (breadth first). It
+    stays in the realm: a way out of one leads back through the same NAT."""
     first: dict[Network, Hop] = {}
     seen = {start}
     queue = deque([start])
     while queue:
         network = queue.popleft()
-        for neighbour, hop in _neighbours(network, below, v6):
+        for neighbour, hop in _neighbours(network, below):
             if neighbour in seen:
                 continue
             seen.add(neighbour)
@@ -167,12 +168,10 @@ def _shortest(start: Network, goal: Network, below: dict[Network, Network], v6: 
     return (NO_ROUTE, None)
 
 
-def _neighbours(
-    network: Network, below: dict[Network, Network], v6: bool
-) -> Iterator[tuple[Network, Hop]]:
-    """Those of the same realm that may be on a short way: of the children only those that have
-    links, or such below them, or that lie towards the goal."""
-    if network.parent is not None and (v6 or network.nat is None):
+def _neighbours(network: Network, below: dict[Network, Network]) -> Iterator[tuple[Network, Hop]]:
+    """Those that may be on a short way: of the children only those that have links, or such below
+    them, or that lie towards the goal."""
+    if network.parent is not None:
         yield network.parent, (UP, None)
     for other, pipe in network.links:
         yield other, (SIDE, (other, pipe))
@@ -180,5 +179,4 @@ def _neighbours(
     for child in (
         network.linked_children if towards is None else (*network.linked_children, towards)
     ):
-        if v6 or child.nat is None:
-            yield child, (DOWN, child)
+        yield child, (DOWN, child)

@@ -266,13 +266,12 @@ class World(Timeline):
             self.drop(packet, "no address", host.name)
             return
         network = host.network
-        kind, target = self._hop(network, destination.host)
-        if kind == TO_HOST:
-            self._to_host(packet, target)
-        elif not network.lan.there.free or packet.size > network.lan.there.mtu:
-            network.lan.there.carry(packet, self._at, network)
+        hop = self._hop(network, destination.host)
+        pipe = network.lan.there
+        if hop[0] == TO_HOST or (pipe.free and packet.size <= pipe.mtu):
+            self._forward(packet, network, hop)
         else:
-            self._at(packet, network)
+            pipe.carry(packet, self._at, network)
 
     def _hop(self, network: Network, host: str) -> Hop:
         if network.version != self._version:
@@ -287,11 +286,11 @@ class World(Timeline):
 
     def _at(self, packet: Packet, network: Network) -> None:
         """A packet is at a router, on the inner side."""
-        if network.version == self._version:
-            hop = network.routes.get(packet.destination.host)
-            kind, target = hop or self._hop(network, packet.destination.host)
-        else:
-            kind, target = self._hop(network, packet.destination.host)
+        self._forward(packet, network, self._hop(network, packet.destination.host))
+
+    def _forward(self, packet: Packet, network: Network, hop: Hop) -> None:
+        """From a router's inner side over the next hop."""
+        kind, target = hop
         if kind == UP:
             self._ascend(packet, network)
         elif kind == TO_HOST:
@@ -372,11 +371,11 @@ class World(Timeline):
         ):
             self.drop(packet, firewall.refusal, network.name)
             return
-        kind, _ = self._hop(network, packet.destination.host)
-        if kind == UP:
+        hop = self._hop(network, packet.destination.host)
+        if hop[0] == UP:
             self.drop(packet, "no route", network.name)  # what came from above does not go back
-            return
-        self._at(packet, network)
+        else:
+            self._forward(packet, network, hop)
 
     def _to_host(self, packet: Packet, host: Host) -> None:
         """Over the LAN to one of its hosts."""

@@ -283,8 +283,7 @@ class IceAgent:
         for pair in self._pairs:
             if pair.due is not None and (due is None or pair.due < due):
                 due = pair.due
-            expires_at = pair.expires_at
-            if expires_at is not None:
+            if pair.usable and (expires_at := pair.expires_at) is not None:
                 deadlines.append(expires_at)
         if due is not None:
             deadlines.append(max(due, self._next_check_ns))
@@ -412,6 +411,10 @@ class IceAgent:
             pair.happen(Happening.UNNEEDED, now)
             pair.due = self._dormant_due(pair, now)
             return
+        if self._is_roundabout(pair):
+            pair.happen(Happening.EXHAUSTED, now)
+            pair.due = self._dormant_due(pair, now)
+            return
         self._send_check(pair, now)
         self._next_check_ns = now + CHECK_INTERVAL_NS
         pair.triggered = False
@@ -463,6 +466,12 @@ class IceAgent:
         others.sort(key=lambda p: p.priority, reverse=True)
         relayed = [p for p in others if p.relayed]
         return pair is not others[0] and pair is not next(iter(relayed), None)
+
+    def _is_roundabout(self, pair: Pair) -> bool:
+        """Two relays in a row are not even tried where there is another way; see
+        `TWICE_RELAYED_AFTER_NS`. A check of the peer over them is followed by ours, as ever."""
+        is_fresh = pair.state is PairState.PROBING and pair.attempt == 0 and not pair.triggered
+        return is_fresh and pair.twice_relayed and self.selected is not None
 
     def _send_check(self, pair: Pair, now: int) -> None:
         transaction_id = self.transaction_prefix + self._randomness.bytes(

@@ -7,6 +7,7 @@ are formed of bases and remote addresses only (section 6.1.2.4, pruning).
 
 from __future__ import annotations
 
+from functools import lru_cache
 from hashlib import sha256
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Final, Literal
@@ -22,6 +23,8 @@ IpNetwork = IPv4Network | IPv6Network
 LOWEST_PORT: Final = 1024
 COMPONENT: Final = 1
 MAX_LOCAL_PREFERENCE: Final = 65_535
+REMEMBERED_HOSTS: Final = 4_096
+"""Addresses whose judgement is remembered: the same few come with every check."""
 TYPE_PREFERENCE: Final[dict[Kind, int]] = {"host": 126, "prflx": 110, "srflx": 100, "relay": 0}
 
 # Lists of our own: `ipaddress.is_private` counts documentation ranges in, and its answers have
@@ -124,9 +127,12 @@ def refusal(address: Address) -> str | None:
 
     Private addresses are judged by `reachable`, since that depends on the socket.
     """
-    if address.port < LOWEST_PORT:
-        return "low port"
-    ip = ip_address(address.host)
+    return "low port" if address.port < LOWEST_PORT else _refusal_of_host(address.host)
+
+
+@lru_cache(maxsize=REMEMBERED_HOSTS)
+def _refusal_of_host(host: str) -> str | None:
+    ip = ip_address(host)
     for reason, networks in FORBIDDEN.items():
         if _within(ip, networks):
             return reason
@@ -138,10 +144,16 @@ def reachable(base: Base, remote: Address) -> bool:
     from a host socket that is connected to its subnet."""
     if (":" in base.address.host) != (":" in remote.host):
         return False
-    ip = ip_address(remote.host)
-    if not _within(ip, PRIVATE):
+    if not _is_private(remote.host):
         return True
-    return base.server is None and base.network is not None and _within(ip, (base.network,))
+    if base.server is not None or base.network is None:
+        return False
+    return _within(ip_address(remote.host), (base.network,))
+
+
+@lru_cache(maxsize=REMEMBERED_HOSTS)
+def _is_private(host: str) -> bool:
+    return _within(ip_address(host), PRIVATE)
 
 
 def announceable(address: Address) -> bool:

@@ -13,7 +13,7 @@ from channel.messages import MAX_CANDIDATES, Candidate, Candidates
 from runtime.net.address import Address
 from tunnel.ice.candidates import Base, address_of, pair_priority, reachable, refusal
 from tunnel.ice.checks import Role
-from tunnel.ice.pair import Pair, PairState, Remote
+from tunnel.ice.pair import TWICE_RELAYED_AFTER_NS, Pair, PairState, Remote
 
 MAX_REMOTES: Final = MAX_CANDIDATES
 MAX_PAIRS: Final = 100
@@ -155,6 +155,8 @@ class CheckList:
                 return
             del self._pairs[worst.base.address, worst.remote.address]
         pair = Pair(base=base, remote=remote, priority=priority, due=now, state=PairState.PROBING)
+        if pair.twice_relayed:
+            pair.due = now + TWICE_RELAYED_AFTER_NS
         self._pairs[base.address, remote.address] = pair
 
     def _priority(self, base: Base, remote: Remote) -> int:

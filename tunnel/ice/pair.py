@@ -44,6 +44,10 @@ CONSENT_IDLE_INTERVAL_NS: Final = 15 * NS_PER_S
 CONSENT_IDLE_JITTER_NS: Final = 5 * NS_PER_S
 CONSENT_REPEATS_NS: Final = tuple(ms * NS_PER_MS for ms in (500, 1000, 2000))
 CONSENT_LIFETIME_NS: Final = 30 * NS_PER_S
+TWICE_RELAYED_AFTER_NS: Final = 400 * NS_PER_MS
+"""A pair of two relayed addresses is checked so late only, and not at all where another works by
+then: it is needed only between hosts that may send to nothing but their own relays, costs six
+datagrams for each check, and is never the better way."""
 
 
 class PairState(Enum):
@@ -136,6 +140,11 @@ class Pair:
     @property
     def relayed(self) -> bool:
         return self.base.server is not None or self.remote.kind == "relay"
+
+    @property
+    def twice_relayed(self) -> bool:
+        """Whether each side would use a relay of its own."""
+        return self.base.server is not None and self.remote.kind == "relay"
 
     def happen(self, happening: Happening, now: int) -> None:
         """Go to the next state, with its first check due at once. Raises KeyError if there is none

@@ -9,6 +9,7 @@ from runtime.net.address import Address
 from simulations.net.nat import PORT_RESTRICTED, SYMMETRIC, NatBehaviour
 from tests.unit.tunnel.network import (
     CONNECTION,
+    RELAY,
     Network,
     connect,
     ip_packet,
@@ -100,6 +101,16 @@ def test_a_relayed_path_uses_channels() -> None:
     gateway.send(ip_packet(2, 1280))
     assert network.run(NS_PER_S, lambda: bool(client.packets))
     assert (0x40, 1280 + 32 + 4) in seen
+
+
+def test_hosts_that_may_send_to_their_relay_only_are_connected_over_it_twice() -> None:
+    network = Network()
+    client, gateway = pair_of_hosts(network)
+    network.blocked = lambda source, destination, _data: RELAY not in (source, destination)
+    connect(client, gateway)
+    client.send(ip_packet(1))
+    assert network.run(3 * NS_PER_S, lambda: bool(gateway.packets))
+    assert client.path_kind() == gateway.path_kind() == "relayed"
 
 
 def test_a_relay_that_forbids_the_peer_is_not_asked_again_and_again() -> None:

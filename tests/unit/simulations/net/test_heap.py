@@ -200,6 +200,24 @@ def test_a_periodic_timer_does_not_pile_up_events() -> None:
     assert len(world.heap) == 1
 
 
+def test_a_timer_that_is_moved_often_does_not_pile_up_events() -> None:
+    world = Timeline()
+    part = Alarm(due=10_000)
+    world.add(part)
+
+    def move(due: int) -> None:
+        part.due = due
+        world.touch(part)
+
+    for n in range(1, 100):
+        world.after(n, move, 10_000 - n if n % 2 else 10_000 + n)
+    world.run_for(100)
+    assert len(world.heap) <= 51
+    world.run_for(20_000)
+    assert part.timers() == [10_000 - 99]
+    assert world.heap == []
+
+
 def test_a_removed_part_is_left_alone() -> None:
     world = Timeline()
     part = Alarm(due=50)

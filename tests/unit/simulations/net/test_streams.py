@@ -9,6 +9,7 @@ from simulations.net.nat import PORT_RESTRICTED, SYMMETRIC
 from simulations.net.streams import (
     ADDRESS_LOST,
     HANDSHAKE_TIMEOUT,
+    HERE,
     IDLE_NS,
     IDLE_TIMEOUT,
     NO_ADDRESS,
@@ -81,6 +82,8 @@ def test_bytes_arrive_in_order_exactly_once_whatever_the_path_does(
     assert (client.closed, server.closed) == ([], [])
     assert server.data == [sent]
     assert client.data == sent
+    assert not client.stream._early
+    assert not server.streams[0]._early
 
 
 def test_a_loss_is_a_delay_that_doubles() -> None:
@@ -271,6 +274,19 @@ def test_what_the_server_sent_to_the_old_address_is_sent_again_to_the_new_one() 
     client.stream.ping()
     world.run_for(NS)
     assert client.data == b"lost at first"
+
+
+def test_an_answer_from_where_nobody_was_asked_moves_no_stream() -> None:
+    world, client, server = pair()
+    world.run_for(NS)
+    stream, before = server.streams[0], server.streams[0].remote
+    home = client.stream.host.network
+    home.renumber()
+    client.stream._transmit(HERE)
+    world.run_for(15 * MS)
+    assert (stream.remote, server.moved) == (before, [])
+    world.run_for(20 * MS)
+    assert stream.remote.host == home.outer[0], "it was asked then, as for any packet"
 
 
 def test_over_tcp_a_rebinding_resets_the_stream() -> None:

@@ -1,4 +1,4 @@
-"""What befalls hosts and networks (partitions, roaming, pauses, crashes, clocks); taps, the trace."""
+"""What befalls hosts and networks (partitions, roaming, crashes, clocks); taps; the trace."""
 
 from __future__ import annotations
 

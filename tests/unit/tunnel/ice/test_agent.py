@@ -29,7 +29,13 @@ from tunnel.ice.agent import (
 from tunnel.ice.candidates import Base, Kind, network_of, priority_of
 from tunnel.ice.checklist import MAX_PAIRS, MAX_REMOTES
 from tunnel.ice.checks import CheckMessages, Role
-from tunnel.ice.pair import TRANSITIONS, Happening, PairState, diagram
+from tunnel.ice.pair import (
+    TRANSITIONS,
+    TWICE_RELAYED_AFTER_NS,
+    Happening,
+    PairState,
+    diagram,
+)
 
 CONNECTION = UUID(int=1)
 HERE, THERE = ice("here"), ice("there")
@@ -220,6 +226,54 @@ def test_a_candidate_that_was_first_met_as_reflexive_takes_its_signalled_kind() 
     assert path is not None
     assert path.kind == "relayed"
     assert path.relay == PEER
+
+
+def relayed_base() -> Base:
+    return Base(
+        address=Address("198.51.100.5", 50_000),
+        socket=SOCKET,
+        server=Address("198.51.100.5", 3_478),
+        priority=priority_of("relay", 65_535),
+    )
+
+
+def with_relays_at_both_ends() -> IceAgent:
+    """A socket and a relayed address here, and there."""
+    made = agent()
+    made.set_bases([BASE, relayed_base()], 0)
+    far_relay = candidate(Address("198.51.100.6", 50_001), "relay")
+    message = Candidates(
+        connection_id=CONNECTION, generation=0, add=(candidate(PEER, "srflx"), far_relay)
+    )
+    made.add_candidates(message, 0)
+    return made
+
+
+def test_two_relays_in_a_row_are_not_tried_where_another_pair_works() -> None:
+    made = with_relays_at_both_ends()
+    tried = set()
+    while (at := made.poll_timeout()) is not None and at <= 60 * NS_PER_S:
+        made.handle_timeout(at)
+        for check in made.drain_checks():
+            tried.add((check.base.kind, check.remote == PEER))
+            answer_to(check, made, at)
+    assert tried == {("host", True), ("host", False), ("relay", True)}
+
+
+def test_two_relays_in_a_row_are_tried_soon_where_nothing_else_works() -> None:
+    made = with_relays_at_both_ends()
+    found = None
+    while found is None and (at := made.poll_timeout()) is not None and at <= NS_PER_S:
+        made.handle_timeout(at)
+        for check in made.drain_checks():
+            if check.base.server is not None and check.remote != PEER:
+                answer_to(check, made, at)
+                found = at
+    assert found is not None
+    assert found <= TWICE_RELAYED_AFTER_NS + NS_PER_S // 10
+    path = made.path()
+    assert path is not None
+    assert path.kind == "relayed"
 
 
 def test_an_answer_from_elsewhere_or_with_a_wrong_password_counts_for_nothing() -> None:
