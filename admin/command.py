@@ -20,6 +20,12 @@ File = Annotated[Path, Parameter(name=["--file", "-f"], allow_leading_hyphen=Tru
 OTHERS = ("cluster", "demo", "down", "gateway", "portal", "relay", "sim", "status", "up")
 """The other subcommands of `holloway`: completed by name alone, since a machine need not have what
 they are made of."""
+WITHIN: dict[str, tuple[str, ...]] = {
+    "cluster": ("drain", "restart", "start", "status"),
+    "portal": ("reseal", "tree"),
+    "sim": ("compare", "drill", "list", "replay", "run", "shrink"),
+}
+"""What is below some of them, by name too."""
 
 app = App(name="admin", help="Look after an account, or an installation, by the JSON API.")
 
@@ -112,7 +118,10 @@ def completion(shell: Literal["bash", "zsh", "fish"]) -> None:
     whole = App(name="holloway")
     whole.command(app)
     for name in OTHERS:
-        whole.command(App(name=name))
+        other = App(name=name)
+        for inner in WITHIN.get(name, ()):
+            other.command(App(name=inner))
+        whole.command(other)
     sys.stdout.write(whole.generate_completion(prog_name="holloway", shell=shell))
 
 

@@ -167,13 +167,16 @@ class Installation:
         return (Node(name=schema.INTERNET, kind="network"), *networks, *hosts)
 
     def nats_of(self, network: Network) -> str:
-        """The NATs between a network and the internet, from the inside outwards."""
+        """The NATs between a network and the internet, from the inside outwards, and where UDP is
+        kept in."""
         written = {each.name: each for each in self.scenario.networks}
         labels, name = [], network.name
         while name in written:
             nat = written[name].nat
             if nat is not None:
                 labels.append(nat_label(nat))
+            if written[name].firewall.udp != "pass":
+                labels.append("no UDP")
             name = written[name].behind
         return ", ".join(labels)
 

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from admin.safety import printable
-from simulations.report.merged import PATHS, NatRow, PairRow, Report
+from simulations.report.merged import PATHS, NatRow, PairRow, Report, is_worse
 from simulations.report.wording import count, instant, nat, percent, seeds, time, verdict
 
 MAX_PAIRS: Final = 24
@@ -55,7 +55,11 @@ def _pairs(report: Report) -> Iterator[RenderableType]:
     if report.runs == 1 and len(report.pairs) <= MAX_PAIRS:
         yield _of_one_run(report)
         return
-    shown = [row for row in report.pairs if row.worse or row.outcomes.get("failed")]
+    shown = [
+        row
+        for row in report.pairs
+        if row.worse or (row.outcomes.get("failed") and row.expected != "none")
+    ]
     if len(report.pairs) <= MAX_PAIRS:
         shown = report.pairs
     if shown:
@@ -74,13 +78,12 @@ def _of_one_run(report: Report) -> Table:
     table.add_column("round trip", justify="right")
     example = report.example
     for pair in example.pairs if example is not None else ():
-        late = "" if pair.expected in ("", pair.outcome) else " !"
         table.add_row(
             _plain(pair.client),
             _plain(pair.resource),
             _plain(f"{nat(pair.client_nat)} - {nat(pair.gateway_nat)}"),
             _plain(pair.expected or "–"),
-            _outcome(pair.outcome, late if pair.outcome == "failed" else ""),
+            _outcome(pair.outcome, " !" if is_worse(pair) else ""),
             time(pair.first_answer_ns),
             time(pair.round_trip_ns),
         )

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from admin.command import WITHIN
 from tests.conftest import HEAVY
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -191,3 +192,20 @@ def test_long_files_are_rare_and_say_why() -> None:
             if len(lines) > 650:
                 head = ast.get_docstring(ast.parse("\n".join(lines))) or ""
                 assert "lines" in head, f"{path.relative_to(ROOT)}: {len(lines)} lines"
+
+
+@pytest.mark.parametrize("name", sorted(WITHIN))
+def test_the_completion_knows_what_is_below_a_subcommand(name: str) -> None:
+    listed = re.findall(r"^│ ([a-z]+) ", help_of(name), re.MULTILINE)
+    assert WITHIN[name] == tuple(sorted(listed))
+
+
+def help_of(name: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "holloway", name, "--help"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=True,
+    )
+    return done.stdout.partition("╭─ Commands")[2].partition("╰─")[0]
