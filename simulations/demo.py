@@ -32,7 +32,7 @@ from simulations.installation import (
     InstallationError,
     wait_until,
 )
-from simulations.kernel import Lab, LabError, missing_requirements
+from simulations.kernel.lab import Lab, LabError, missing_requirements
 
 LARGE_FILE_BYTES = 64 << 20
 SLOW_RATE = "2M"

@@ -29,7 +29,7 @@ from typing import Any
 
 import attrs
 
-from simulations.kernel import Host, Lab, NatKind
+from simulations.kernel.lab import Host, Lab, NatKind
 
 PORTAL = "203.0.113.2"
 CHANNEL_PORT = 443

@@ -23,7 +23,7 @@ from relays.stun import MessageClass, StunError, StunMessage
 from runtime.clock import NS_PER_S, SystemClock
 from runtime.net.address import Address
 from runtime.randomness import SystemRandomness
-from simulations.kernel import Host, Lab
+from simulations.kernel.lab import Host, Lab
 from tests.unit.tunnel.network import CONNECTION, ice, ip_packet, relay_server
 from tunnel.connection import ConnectionParameters, Event, LocalCandidates, PathLost
 from tunnel.engine import Engine
