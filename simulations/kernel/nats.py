@@ -7,18 +7,18 @@ Connection tracking alone maps and filters by endpoint. What makes the other beh
 - `sent`, a set of who was sent to by which inside endpoint (or through which public port, where the
   filter is of one mapping). In `forward`, where a packet has its inside address already, it says
   whether a new flow from outside may pass.
-- the port of a mapping by a hash of what the mapping depends on. The kernel's own assignment
-  (`masquerade`) keeps the port of the inside, or draws a random one for each flow.
+- `assigned`, a map from what a mapping depends on to its public port: a flow for which there is one
+  gets that. Any other gets a new port: the inside's own, a random one, or the next one.
 
 What is not let in is dropped before it is confirmed, so connection tracking never holds it: no own
 entry takes the place of a binding (`inbound_binding` is false; `RACING` is the NAT that has it).
 What is let in makes an entry, and its answers leave by it, whatever the mapping of other packets is
 (`reply_binding` of the oracle is true). Inbound traffic keeps a binding alive.
 
-Not to be had of the kernel (`unsupported` says so): ports kept or counted up where they would have
-to be remembered per mapping, blocks of ports, and hairpinning but for endpoint-independent mapping
-that keeps the port. Where a port is hashed, two inside endpoints share one by a chance of 1 in
-20,000.
+Not to be had of the kernel (`unsupported` says so): kept ports where one inside endpoint has
+several mappings, blocks of ports, and hairpinning but for endpoint-independent mapping that keeps
+the port. Random ports are drawn without a look at those of other mappings: two of them meet by
+chance, and the older one is forgotten then. In sequence they do not, for the first 2,048.
 """
 
 from __future__ import annotations
@@ -34,8 +34,7 @@ Ports = Literal["preserve", "random", "sequential"]
 Hairpinning = Literal["none", "internal_source", "external_source"]
 
 FIRST_PORT: Final = 40_000
-HASHED_PORTS: Final = 20_000
-SEQUENTIAL_PORTS: Final = 256
+SEQUENTIAL_PORTS: Final = 2_048
 
 _TABLE: Final = "nat_of_lab"
 _NATURAL_PORTS: Final[dict[Behaviour, Ports]] = {
@@ -60,7 +59,6 @@ class KernelNat:
     timeout_s: int = 30
     stream_timeout_s: int = 120
     racing: bool = False
-    seed: int = 1
 
     @property
     def assigned(self) -> Ports:
@@ -72,13 +70,8 @@ RACING: Final = KernelNat(racing=True)
 
 def unsupported(nat: KernelNat) -> str | None:
     """Why the kernel cannot be made to behave so; None if it can."""
-    possible = {
-        "endpoint_independent": ("preserve", "random"),
-        "address_dependent": ("random",),
-        "address_and_port_dependent": ("random", "sequential"),
-    }[nat.mapping]
-    if nat.assigned not in possible:
-        return f"{nat.mapping} mapping with {nat.assigned} ports would have to remember each"
+    if nat.mapping != "endpoint_independent" and nat.assigned == "preserve":
+        return "several mappings of one inside endpoint cannot all keep its port"
     if nat.hairpinning != "none" and (nat.mapping, nat.assigned) != (
         "endpoint_independent",
         "preserve",
@@ -136,33 +129,47 @@ def _source_nat(nat: KernelNat, public_ip: str) -> str:
     hairpin = ""
     if nat.hairpinning == "external_source":
         hairpin = f'iifname "lan" oifname "lan" ct status dnat snat to {public_ip}'
+    known = ""
+    if remembered := _assignment(nat, "ip saddr . udp sport"):
+        translated = f"snat ip to {public_ip} : {remembered} map @assigned"
+        known = "" if nat.racing else f'oifname "wan" meta l4proto udp {translated}'
     return f"""
   chain source_nat {{
     type nat hook postrouting priority srcnat;
     {hairpin}
-    oifname "wan" meta l4proto udp {_translation(nat, public_ip)}
+    {known}
+    oifname "wan" meta l4proto udp {_new_port(nat, public_ip)}
     oifname "wan" masquerade
   }}"""
 
 
-def _translation(nat: KernelNat, public_ip: str) -> str:
-    hashed = f"mod {HASHED_PORTS} seed {nat.seed} offset {FIRST_PORT}"
-    match nat.mapping, nat.assigned:
-        case "endpoint_independent", "preserve":
+def _new_port(nat: KernelNat, public_ip: str) -> str:
+    match nat.assigned:
+        case "preserve":
             return "masquerade"
-        case "endpoint_independent", _:
-            return f"snat to {public_ip} : jhash ip saddr . udp sport {hashed}"
-        case "address_dependent", _:
-            return f"snat to {public_ip} : jhash ip saddr . udp sport . ip daddr {hashed}"
-        case _, "sequential":
-            ports = ", ".join(f"{n} : {FIRST_PORT + n}" for n in range(SEQUENTIAL_PORTS))
-            return f"snat ip to {public_ip} : numgen inc mod {SEQUENTIAL_PORTS} map {{ {ports} }}"
-    return "masquerade random,fully-random"
+        case "random":
+            return "masquerade random,fully-random"
+    ports = ", ".join(f"{n} : {FIRST_PORT + n}" for n in range(SEQUENTIAL_PORTS))
+    return f"snat ip to {public_ip} : numgen inc mod {SEQUENTIAL_PORTS} map {{ {ports} }}"
+
+
+def _assignment(nat: KernelNat, inside: str) -> str | None:
+    """What the port of a mapping is remembered by; None where each flow has a new one."""
+    match nat.mapping:
+        case "endpoint_independent":
+            return inside
+        case "address_dependent":
+            return f"{inside} . ip daddr"
+    return None
 
 
 def _memory(nat: KernelNat) -> str:
     lasting = f"flags dynamic,timeout; timeout {nat.stream_timeout_s}s; size 65535;"
+    assigned = ""
+    if remembered := _assignment(nat, "ip saddr . udp sport"):
+        assigned = f"map assigned {{ typeof {remembered} : udp sport; {lasting} }}"
     return f"""
+  {assigned}
   map eim {{ typeof udp dport : ip saddr . udp sport; {lasting} }}
   set sent {{ {_sent_type(nat)}; {lasting} }}"""
 
@@ -170,20 +177,22 @@ def _memory(nat: KernelNat) -> str:
 def _learning(nat: KernelNat) -> str:
     """After the translation. What answers a flow from outside has the inside end as its reply's
     source, everything else as its original source."""
-    own, answer = (f"ct {way} ip saddr . ct {way} proto-src" for way in ("original", "reply"))
-    peer = _peer(nat, "ip daddr", "udp dport")
-    learned = [
-        f"update @eim {{ udp sport : {inside} }} update @sent {{ {peer}{self} }}"
-        for inside, self in (
-            (own, _self(nat, inside=own, port="udp sport")),
-            (answer, _self(nat, inside=answer, port="udp sport")),
-        )
-    ]
+    rules = []
+    for direction in ("original", "reply"):
+        inside = f"ct {direction} ip saddr . ct {direction} proto-src"
+        sent = _peer(nat, "ip daddr", "udp dport") + _self(nat, inside=inside, port="udp sport")
+        updates = [f"update @eim {{ udp sport : {inside} }}", f"update @sent {{ {sent} }}"]
+        # an answer leaves by where it was reached, which says nothing of mappings by endpoint
+        decides = direction == "original" or nat.mapping == "endpoint_independent"
+        if decides and (remembered := _assignment(nat, inside)):
+            updates.append(f"update @assigned {{ {remembered} : udp sport }}")
+        flow = f'oifname "wan" meta l4proto udp ct direction {direction}'
+        rules.append(" ".join([flow, *updates]))
     return f"""
   chain learning {{
     type filter hook postrouting priority 110;
-    oifname "wan" meta l4proto udp ct direction original {learned[0]}
-    oifname "wan" meta l4proto udp ct direction reply {learned[1]}
+    {rules[0]}
+    {rules[1]}
   }}"""
 
 

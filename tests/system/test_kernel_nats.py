@@ -124,9 +124,11 @@ def test_ports_are_kept_drawn_or_counted(site: Site) -> None:
         drawn = own_and_mapped("random", mapping)
         assert all(own != mapped for own, mapped in drawn)
         assert any(abs(b - a) > 10 for (_, a), (_, b) in pairwise(drawn))
-    counted = [mapped for _, mapped in own_and_mapped("sequential", APDM)]
-    assert counted == list(range(counted[0], counted[0] + 5))
-    assert counted[0] >= FIRST_PORT
+    for mapping in BEHAVIOURS:
+        counted = [mapped for _, mapped in own_and_mapped("sequential", mapping)]
+        assert counted == list(range(counted[0], counted[0] + 5))
+        assert counted[0] >= FIRST_PORT
+        assert prober.mapping() == mapping
 
 
 @pytest.mark.parametrize("hairpinning", ["internal_source", "external_source"])
@@ -215,7 +217,7 @@ def test_plain_masquerade_gives_the_place_of_a_binding_to_what_comes_too_early(s
 def test_what_the_kernel_cannot_do_is_refused_with_the_reason(site: Site) -> None:
     impossible = [
         KernelNat(mapping=ADM, ports="preserve"),
-        KernelNat(mapping=EIM, ports="sequential"),
+        KernelNat(mapping=APDM, ports="preserve"),
         KernelNat(mapping=APDM, hairpinning="external_source"),
         attrs.evolve(RACING, filtering=EIM),
     ]
