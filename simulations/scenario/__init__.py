@@ -1,0 +1,1 @@
+"""Scenarios: the TOML files that say what is simulated, and what must hold."""
