@@ -48,12 +48,13 @@ _NATURAL_PORTS: Final[dict[Behaviour, Ports]] = {
 class KernelNat:
     """How a NAT of a lab behaves. `ports` None: as suits the mapping. `timeout_s` without traffic,
     `stream_timeout_s` once packets went both ways for 2 s. `udp`: what becomes of UDP from inside.
+    `filters_per`: "endpoint" is how RFC 4787 words it, "mapping" what symmetric NATs are known for.
     `racing`: plain masquerade, which lets what comes too early take the place of a binding."""
 
     mapping: Behaviour = "endpoint_independent"
     filtering: Behaviour = "address_and_port_dependent"
     ports: Ports | None = None
-    filters_per: Literal["endpoint", "mapping"] = "endpoint"
+    filters_per: Literal["endpoint", "mapping"] = "mapping"
     hairpinning: Hairpinning = "none"
     udp: Literal["pass", "drop", "reject"] = "pass"
     timeout_s: int = 30
