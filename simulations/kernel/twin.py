@@ -34,7 +34,7 @@ from simulations.installation import (
     wait_until,
 )
 from simulations.kernel import topology
-from simulations.kernel.lab import Lab, LabError
+from simulations.kernel.lab import Lab, LabError, missing_requirements
 from simulations.kernel.links import impaired
 from simulations.kernel.punch import Place
 from simulations.kernel.topology import Topology
@@ -42,6 +42,7 @@ from simulations.oracle import judge
 from simulations.result import Outcome, Pair, Result
 from simulations.scenario.schema import Client, Gateway, Relay, Resource, Scenario, Service
 
+REQUIRED_PROGRAMS: Final = {"iptables-nft": "iptables", "tc": "iproute2"}
 ECHO_PORT: Final = 7_007
 RELAY_PORT: Final = 3_478
 EVERY_S: Final = 0.2
@@ -91,9 +92,10 @@ def obstacles(scenario: Scenario) -> list[str]:
 def run(scenario: Scenario, seed: int) -> Result:
     """Build it, start everything, ask for every pair once, and take it down again.
 
-    Raises LabError for a scenario with `obstacles`, and InstallationError if a part does not start.
+    Raises LabError for a scenario with `obstacles`, or a machine that lacks something, and
+    InstallationError if a part does not start.
     """
-    if found := obstacles(scenario):
+    if found := obstacles(scenario) or missing_requirements(REQUIRED_PROGRAMS):
         raise LabError("; ".join(found))
     began = time.monotonic_ns()
     with Lab() as lab, contextlib.ExitStack() as stack:
