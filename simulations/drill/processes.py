@@ -132,7 +132,7 @@ class Process:
 
     def _successor(self) -> tuple[int, int] | None:
         for pid in _pids():
-            if _argv(pid) == self.argv and not _is_zombie(pid):
+            if argv_of(pid) == self.argv and not _is_zombie(pid):
                 started_at = _start_time(pid)
                 if started_at is not None:
                     return pid, started_at
@@ -197,7 +197,7 @@ def component_of(argv: Sequence[bytes]) -> str | None:
 
 
 def _read(pid: int) -> Process | None:
-    argv = _argv(pid)
+    argv = argv_of(pid)
     component = component_of(argv)
     if component is None or _is_zombie(pid):
         return None
@@ -238,7 +238,8 @@ def _pids() -> list[int]:
     return sorted(int(each.name) for each in _PROC.iterdir() if each.name.isdigit())
 
 
-def _argv(pid: int) -> tuple[bytes, ...]:
+def argv_of(pid: int) -> tuple[bytes, ...]:
+    """The command line of a process, () if it has ended or is a kernel's."""
     try:
         return tuple((_PROC / str(pid) / "cmdline").read_bytes().rstrip(b"\0").split(b"\0"))
     except OSError:

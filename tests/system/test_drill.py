@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from simulations.drill.partition import ports_of
-from simulations.drill.processes import DrillError, component_of, found
+from simulations.drill.processes import DrillError, argv_of, component_of, found
 from simulations.installation import WEB, Component, Installation, wait_until
 from simulations.kernel import Lab
 from simulations.result import Result, from_json
@@ -75,15 +75,15 @@ def named(it: Installation) -> list[str]:
 
 
 def pid_of(component: Component) -> int:
-    """That of the newest process of a component: a drill may have started another."""
+    """That of the newest process of a component: a drill may just have started another."""
     wanted = [part.encode() for part in component.argv]
-    pids = [
-        pid
-        for pid in component.host.pids()
-        if Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0").split(b"\0") == wanted
-    ]
-    assert pids, f"{component.name} does not run"
-    return max(pids)
+
+    def newest() -> int:
+        pids = [pid for pid in component.host.pids() if list(argv_of(pid)) == wanted]
+        return max(pids, default=0)
+
+    pid: int = wait_until(newest, what=f"{component.name} runs")
+    return pid
 
 
 def drilled(it: Installation, file: Path, *options: str) -> tuple[int, Result, str]:
