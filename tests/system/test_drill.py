@@ -25,7 +25,7 @@ PARTS = ("portal", "relay", "gateway-1", "gateway-2", "laptop")
 FILE = """
 format = 1
 name = "everything once"
-duration = "50s"
+duration = "200s"
 
 [[faults]]
 at = "1s"
@@ -46,14 +46,14 @@ targets = ["GATEWAY"]
 duration = "10s"
 
 [[faults]]
-at = "32s"
+at = "40s"
 kind = "restart"
 targets = ["laptop"]
 
 [[checks]]
 kind = "recovered"
 at = "16s"
-within = "15s"
+within = "60s"
 """
 
 
