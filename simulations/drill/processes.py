@@ -131,12 +131,26 @@ class Process:
         return False
 
     def _successor(self) -> tuple[int, int] | None:
+        """Who a supervisor has started in its place: the same command in the same network, with the
+        same environment. (The command alone may be that of another installation.)"""
         for pid in _pids():
-            if argv_of(pid) == self.argv and not _is_zombie(pid):
+            if argv_of(pid) == self.argv and not _is_zombie(pid) and self._is_like(pid):
                 started_at = _start_time(pid)
                 if started_at is not None:
                     return pid, started_at
         return None
+
+    def _is_like(self, pid: int) -> bool:
+        own = os.fstat(self._network)
+        try:
+            its = os.stat(_PROC / str(pid) / "ns" / "net")
+            environment = (_PROC / str(pid) / "environ").read_bytes()
+        except OSError:
+            return False
+        same_network = (own.st_ino, own.st_dev) == (its.st_ino, its.st_dev)
+        return same_network and _without_supervisor(environment) == _without_supervisor(
+            self._environment
+        )
 
 
 @contextlib.contextmanager
@@ -169,6 +183,12 @@ def _by_name(read: Sequence[Process], given: dict[int, str]) -> dict[str, Proces
         if processes.setdefault(process.name, process) is not process:
             raise DrillError(f"two processes are called {process.name!r}: name them by --process")
     return processes
+
+
+def _without_supervisor(environment: bytes) -> set[bytes]:
+    """Without what systemd makes anew for each start."""
+    anew = (b"INVOCATION_ID=", b"JOURNAL_STREAM=", b"SYSTEMD_EXEC_PID=", b"MEMORY_PRESSURE_")
+    return {entry for entry in environment.split(b"\0") if not entry.startswith(anew)}
 
 
 def _given(text: str) -> tuple[int, str]:
