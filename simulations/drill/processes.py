@@ -174,14 +174,16 @@ def _by_name(read: Sequence[Process], given: dict[int, str]) -> dict[str, Proces
             raise DrillError(
                 f"{name}: process {pid} is none of Holloway's, or not yours to look at"
             )
-    counts = Counter(process.name for process in read)
+    if len(set(given.values())) < len(given):
+        raise DrillError("--process gives two processes the same name")
+    own_names = [process.name for process in read if process.pid not in given]
+    taken = Counter([*given.values(), *own_names])
     processes: dict[str, Process] = {}
     for process in read:
-        is_alone = counts[process.name] == 1
+        is_alone = taken[process.name] == 1
         own_name = process.name if is_alone else f"{process.name}-{process.pid}"
         process.name = given.get(process.pid, own_name)
-        if processes.setdefault(process.name, process) is not process:
-            raise DrillError(f"two processes are called {process.name!r}: name them by --process")
+        processes[process.name] = process
     return processes
 
 
