@@ -42,7 +42,7 @@ duration = "3s"
 [[faults]]
 at = "16s"
 kind = "partition"
-targets = ["serving-gateway"]
+targets = ["serving"]
 duration = "10s"
 
 [[faults]]
@@ -102,7 +102,7 @@ def drilled(it: Installation, file: Path, *options: str) -> tuple[int, Result, s
 def test_what_is_broken_recovers_and_is_measured(it: Installation, tmp_path: Path) -> None:
     file = tmp_path / "drill.toml"
     serving = next(peer["name"] for peer in it.status()["peers"] if peer["path"])
-    file.write_text(FILE.replace("serving-gateway", serving))
+    file.write_text(FILE.replace("serving", serving))
 
     status, result, said = drilled(it, file)
 
@@ -184,10 +184,10 @@ def test_the_ports_of_a_process_are_those_of_its_sockets(it: Installation) -> No
     [
         ('format = 1\nname = "x"', [], "there are no faults"),
         ("format = 7", [], "format"),
-        (FILE, [], "no process 'serving-gateway'"),
-        (FILE.replace("serving-gateway", "relay"), ["--probe", "gopher://x"], "a probe is tcp://"),
-        (FILE.replace("serving-gateway", "relay"), ["--probe", "nobody@tcp://1.2.3.4:5"], "no process"),
-        (FILE.replace('"pause"', '"roam"').replace("serving-gateway", "relay"), [], "only crash"),
+        (FILE, [], "no process 'serving'"),
+        (FILE.replace("serving", "relay"), ["--probe", "gopher://x"], "a probe is tcp://"),
+        (FILE.replace("serving", "relay"), ["--probe", "nobody@tcp://1.2.3.4:5"], "no process"),
+        (FILE.replace('"pause"', '"roam"').replace("serving", "relay"), [], "only crash"),
     ],
 )
 def test_what_cannot_be_drilled_is_refused_before_anything_breaks(
