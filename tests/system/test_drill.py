@@ -15,7 +15,7 @@ import pytest
 from simulations.drill.partition import ports_of
 from simulations.drill.processes import DrillError, argv_of, component_of, found
 from simulations.installation import WEB, Component, Installation, wait_until
-from simulations.kernel import Lab
+from simulations.kernel.lab import Lab
 from simulations.result import Result, from_json
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
