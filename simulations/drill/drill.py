@@ -196,7 +196,7 @@ class Drill:
             pairs=tuple(self._pair(probe) for probe in self.probes),
             faults=tuple(self._injected(number) for number in range(len(self._struck))),
             checks=tuple(
-                self._checked(number, check)
+                attrs.evolve(self._checked(number, check), kind=check.kind)
                 for number, check in enumerate(self.scenario.checks, start=1)
             ),
         )

@@ -71,13 +71,6 @@ DEFECTS: Final = (
         "rule access",
     ),
     defect(
-        "the timer of leases is lost",
-        "actors/authorizations.py",
-        "            self._timer = self.send_after(max(0, due_ns - self.context.now()), _Due())\n",
-        "            self._timer = None\n",
-        "rule liveness", "check reach", "check recovered",
-    ),
-    defect(
         "the replay window forgets the word that it is in",
         "tunnel/wireguard/replay.py",
         "self._words[(current + 1 + index) % _WORDS] = 0",
@@ -102,7 +95,7 @@ DEFECTS: Final = (
         "rule access",
     ),
     defect(
-        "a lease does not end at the gateway",
+        "the timer of leases is lost at the gateway",
         "gateways/agent.py",
         "            self._end(grant_id, now)\n        if now >= self._stats_at:",
         "            pass\n        if now >= self._stats_at:",
@@ -123,13 +116,6 @@ DEFECTS: Final = (
             ),
         ),
         signs=frozenset({"rule owners"}),
-    ),
-    defect(
-        "the word of a former owner is taken",
-        "channel/dialer.py",
-        "        if frame.epoch < self.highest_epoch:\n            return True\n",
-        "",
-        "rule owners",
     ),
     Defect(
         name="a disabled policy allows",
