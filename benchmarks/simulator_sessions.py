@@ -81,7 +81,7 @@ def crowd(clients: int) -> Scenario:
         settle="120s",
         networks=(*providers, *homes, *offices),
         portals=(Portal(name="portal"),),
-        relays=(Relay(name="relay-0", region="a"), Relay(name="relay-1", region="b")),
+        relays=(Relay(name="relay"),),
         gateways=tuple(Gateway(name=f"gateway-{s}", network=s, site=s) for s in sites),
         clients=tuple(
             Client(name=name, network=f"home-{n}", user=name) for n, name in enumerate(names)

@@ -1,5 +1,5 @@
-"""The bare world of the simulator, without anything of Holloway in it:
-`python -m benchmarks.simulator_world [--quick]`.
+"""The bare world of the simulator, without anything of Holloway in it; a part of
+`benchmarks.simulator`.
 
 Hosts behind home NATs (a half of them symmetric) play ping-pong with servers on the internet: each
 datagram crosses a NAT and two uplinks, which are two events. "plain" links have latency only,
@@ -7,15 +7,15 @@ datagram crosses a NAT and two uplinks, which are two events. "plain" links have
 "streams" are echoes over streams, whose acknowledgements and timers count as events as well. Rates
 are per second of CPU time of this process. Memory is the growth of the resident set while hosts,
 each in a network of its own behind a NAT, are added and have sent one datagram, over their number.
-The last line is one JSON object.
+`python -m benchmarks.simulator_world [--quick]` measures once and prints one JSON object.
 """
 
 from __future__ import annotations
 
-import argparse
 import gc
 import json
 import os
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -63,7 +63,7 @@ class Echo:
         self.host.send(PORT, source, data)
 
     def accept(self, stream: Stream) -> None:
-        stream.received = stream.send  # type: ignore[assignment]
+        stream.received = stream.send
 
 
 class Talker:
@@ -169,17 +169,5 @@ def measure(*, quick: bool) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--quick", action="store_true", help="fewer hosts, shorter runs")
-    figures = measure(quick=parser.parse_args().quick)
-    for name, part in figures["world_parts"].items():
-        print(
-            f"{name:8} {part['events_per_s']:>9,} events/s {part['datagrams_per_s']:>9,} packets/s"
-        )
-    print(f"memory   {figures['world_bytes_per_host']:>9,} bytes per host")
-    print(json.dumps(figures))
-
-
 if __name__ == "__main__":
-    main()
+    print(json.dumps(measure(quick="--quick" in sys.argv)))

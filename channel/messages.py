@@ -15,6 +15,7 @@ breaks one is refused by the codec.
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from typing import Annotated, Literal
 from uuid import UUID
@@ -47,10 +48,15 @@ class IpText(str):
     __slots__ = ()
 
     def __new__(cls, text: str) -> IpText:
-        address = ip_address(text)
-        if isinstance(address, IPv6Address) and address.scope_id is not None:
-            raise ValueError("an address with a scope id means nothing to another machine")
-        return super().__new__(cls, str(address))
+        return super().__new__(cls, _canonical_ip(text))
+
+
+@lru_cache(maxsize=4_096)  # the same few come in message after message
+def _canonical_ip(text: str) -> str:
+    address = ip_address(text)
+    if isinstance(address, IPv6Address) and address.scope_id is not None:
+        raise ValueError("an address with a scope id means nothing to another machine")
+    return str(address)
 
 
 _LABEL = r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)"

@@ -107,6 +107,8 @@ class GatewayAgent(TunnelAgent):
         self._ceiling = tuple(ceiling)
         self._connections: dict[UUID, _Connection] = {}
         self._connection_by_address: dict[bytes, _Connection] = {}
+        self._connection_by_client: dict[UUID, _Connection] = {}
+        self._connection_by_key: dict[bytes, _Connection] = {}
         self._grants: dict[UUID, _Grant] = {}
         self._leases: Deadlines[UUID] = Deadlines()
         self._stats_at = now + STATS_INTERVAL_NS
@@ -340,21 +342,22 @@ class GatewayAgent(TunnelAgent):
             opened_ns=now,
         )
         self._connections[connection.id] = connection
+        self._connection_by_client[message.client.id] = connection
+        self._connection_by_key[message.client.public_key] = connection
         for address in sources:
             self._connection_by_address[address] = connection
         return ciphertext
 
     def _replace_connections_of(self, client: Peer, now: int) -> None:
         """A client has one connection here: a new one ends the older, with all that it carried."""
-        addresses = own_addresses(client.ipv4, client.ipv6)
-        older = [
-            connection
-            for connection in self._connections.values()
-            if connection.client.id == client.id
-            or connection.client.public_key == client.public_key
-            or addresses & own_addresses(connection.client.ipv4, connection.client.ipv6)
+        found = [
+            self._connection_by_client.get(client.id),
+            self._connection_by_key.get(client.public_key),
+            self._connection_by_address.get(client.ipv4.packed),
+            self._connection_by_address.get(client.ipv6.packed),
         ]
-        for connection in older:
+        older = {connection.id: connection for connection in found if connection is not None}
+        for connection in older.values():
             self._disconnect(connection, now)
 
     def _grant(self, message: Authorize, now: int) -> None:
@@ -399,6 +402,8 @@ class GatewayAgent(TunnelAgent):
                 self._events.append(FlushTranslations(client=own, network=None))
         connection.grant_ids.clear()
         self._connections.pop(connection.id, None)
+        self._connection_by_client.pop(connection.client.id, None)
+        self._connection_by_key.pop(connection.client.public_key, None)
         for address in own_addresses(connection.client.ipv4, connection.client.ipv6):
             if self._connection_by_address.get(address) is connection:
                 del self._connection_by_address[address]

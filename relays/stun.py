@@ -108,6 +108,12 @@ class Attribute(IntEnum):
     ICE_CONTROLLING = 0x802A
 
 
+# As plain numbers, which are compared for every attribute of every message.
+_FINGERPRINT: Final = int(Attribute.FINGERPRINT)
+_SHA1: Final = int(Attribute.MESSAGE_INTEGRITY)
+_SHA256: Final = int(Attribute.MESSAGE_INTEGRITY_SHA256)
+
+
 class Integrity(Enum):
     """The two integrity attributes: type, length of the value in bytes, digest."""
 
@@ -156,33 +162,38 @@ class StunMessage:
             raise StunError("the length in the header is wrong")
 
         attributes: list[tuple[int, bytes]] = []
-        offsets: dict[Integrity, int] = {}
+        sha1_at = sha256_at = 0
         has_fingerprint = False
-        offset, count = HEADER_BYTES, 0
-        while offset < len(data):
+        offset, count, total = HEADER_BYTES, 0, len(data)
+        while offset < total:
             attribute, size = _ATTRIBUTE.unpack_from(data, offset)
             start, end = offset + 4, offset + 4 + size
             count += 1
-            if end > len(data):
+            if end > total:
                 raise StunError("an attribute is cut short")
             if count > MAX_ATTRIBUTES:
                 raise StunError(f"more than {MAX_ATTRIBUTES} attributes")
-            if attribute == Attribute.FINGERPRINT:
+            if attribute == _FINGERPRINT:
                 _check_fingerprint(data, offset, size)
                 has_fingerprint = True
-            elif attribute == Attribute.MESSAGE_INTEGRITY_SHA256:
-                if Integrity.SHA256 not in offsets:
+            elif attribute == _SHA256:
+                if not sha256_at:
                     _check_integrity_size(Integrity.SHA256, size)
-                    offsets[Integrity.SHA256] = offset
-            elif Integrity.SHA256 in offsets:
+                    sha256_at = offset
+            elif sha256_at:
                 pass
-            elif attribute == Attribute.MESSAGE_INTEGRITY:
-                if Integrity.SHA1 not in offsets:
+            elif attribute == _SHA1:
+                if not sha1_at:
                     _check_integrity_size(Integrity.SHA1, size)
-                    offsets[Integrity.SHA1] = offset
-            elif Integrity.SHA1 not in offsets:
+                    sha1_at = offset
+            elif not sha1_at:
                 attributes.append((attribute, data[start:end]))
             offset = end + (-size % 4)
+        offsets: dict[Integrity, int] = {}
+        if sha1_at:
+            offsets[Integrity.SHA1] = sha1_at
+        if sha256_at:
+            offsets[Integrity.SHA256] = sha256_at
         return cls(
             method=_method_of(kind),
             message_class=MessageClass((kind >> 7 & 0b10) | (kind >> 4 & 0b01)),

@@ -119,8 +119,8 @@ class Engine:
         self._by_fragment: dict[str, Connection] = {}
         self._by_prefix: dict[bytes, Connection] = {}
         self._by_public_key: dict[bytes, Connection] = {}
-        self._dirty: dict[UUID, Connection] = {}
-        self._stale_deadlines: dict[UUID, Connection] = {}
+        self._dirty: dict[Connection, None] = {}
+        self._stale_deadlines: dict[Connection, None] = {}
         self._deadlines: list[tuple[int, int, Connection]] = []
         self._deadline_number = 0
         self._rest_at: int | None = None
@@ -275,7 +275,7 @@ class Engine:
 
     def poll_timeout(self) -> int | None:
         """When `handle_timeout` is due, on the scale of `now`; None: nothing is waited for."""
-        for connection in self._stale_deadlines.values():
+        for connection in self._stale_deadlines:
             at = connection.poll_timeout()
             if at != connection.deadline:
                 connection.deadline = at
@@ -424,7 +424,7 @@ class Engine:
             if not self._dirty:
                 break
             dirty, self._dirty = self._dirty, {}
-            for connection in dirty.values():
+            for connection in dirty:
                 self._settle_connection(connection, now)
         self._base_by_source.clear()
         self._transmits += self._gatherer.drain_transmits()
@@ -481,14 +481,14 @@ class Engine:
         return self._connections.get(peer_key) if isinstance(peer_key, UUID) else None
 
     def _touch(self, connection: Connection) -> None:
-        self._dirty[connection.id] = connection
-        self._stale_deadlines[connection.id] = connection
+        self._dirty[connection] = None
+        self._stale_deadlines[connection] = None
 
     def _remove(self, connection: Connection, now: int) -> None:
         parameters = connection.parameters
         del self._connections[connection.id]
-        self._dirty.pop(connection.id, None)
-        self._stale_deadlines.pop(connection.id, None)
+        self._dirty.pop(connection, None)
+        self._stale_deadlines.pop(connection, None)
         connection.deadline = None
         if self._by_fragment.get(parameters.local_ice.fragment) is connection:
             del self._by_fragment[parameters.local_ice.fragment]

@@ -30,7 +30,7 @@ from uuid import UUID
 import attrs
 
 from actors.model import Authorization, Change, Client, Group, Membership, Policy, Principal
-from channel.messages import Authorize, GatewayInit, Resource, Revoke
+from channel.messages import AuthorizationRenewed, Authorize, GatewayInit, Resource, Revoke
 from runtime.net.address import Address
 from simulations.checks.interface import Observer, Subject
 from simulations.scenario.schema import Scenario
@@ -87,6 +87,11 @@ class AccessRule(Observer):
         match message:
             case Authorize():
                 self._give(now, agent, message.authorization_id, message)
+            case AuthorizationRenewed():
+                rights = self._rights.get(agent, {})
+                if (right := rights.get(message.authorization_id)) is not None:
+                    until_ns = end_ns(now, message.expires_in_ns)
+                    rights[message.authorization_id] = attrs.evolve(right, until_ns=until_ns)
             case Revoke():
                 self._rights.get(agent, {}).pop(message.authorization_id, None)
             case GatewayInit():

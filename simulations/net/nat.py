@@ -40,12 +40,12 @@ class NatBehaviour:
     """How a NAT maps, filters and ages.
 
     `ports`: "preserve" keeps the inside port where it is free; "random"; "sequential" gives one
-    after the other; "range" gives each inside host a block of `range_ports` of its own (until the
-    NAT forgets) and counts within it. `hairpinning`: the source that an inside host sees of a
-    packet from inside to its outside address: none get through, its "internal" one or its
-    "external" one (REQ-9a). `public_addresses`: how many; an inside host keeps to one ("paired",
-    REQ-2). `keeps_parity`: another port than the wanted one is odd where that is odd (REQ-4).
-    Ports to give: `first_port` to `last_port`.
+    after the other; "range" gives each inside host a block of `range_ports` of its own (until it
+    has no mapping and another host needs it) and counts within it. `hairpinning`: the source that
+    an inside host sees of a packet from inside to its outside address: none get through, its
+    "internal" one or its "external" one (REQ-9a). `public_addresses`: how many; an inside host
+    keeps to one ("paired", REQ-2). `keeps_parity`: another port than the wanted one is odd where
+    that is odd (REQ-4). Ports to give: `first_port` to `last_port`.
     """
 
     mapping: Behaviour = "endpoint_independent"
@@ -284,9 +284,10 @@ class Nat:
         self, protocol: int, inside: Address, avoid: Address | None, now: int
     ) -> Address | None:
         host = self._address_for(inside.host)
-        first, last = self._range_for(inside)
-        if last < first:
+        span = self._ports_for(inside, now)
+        if span is None:
             return None
+        first, last = span
         port = self._wanted_port(inside.port, first, last)
         step = 1
         if self.behaviour.keeps_parity and last > first:
@@ -321,22 +322,38 @@ class Nat:
             return self._next_port if first <= self._next_port <= last else first
         return first + int(self._random.random() * (last - first + 1))
 
-    def _range_for(self, inside: Address) -> tuple[int, int]:
-        """The ports that may be given to an inside address; well-known ones keep to themselves
-        where ports are preserved (REQ-3a)."""
+    def _ports_for(self, inside: Address, now: int) -> tuple[int, int] | None:
+        """The first and last port that may be given to an inside address; None if there is no block
+        left. Well-known ones keep to themselves where ports are preserved (REQ-3a)."""
         behaviour = self.behaviour
         first, last = behaviour.first_port, behaviour.last_port
         if behaviour.ports == "preserve" and 0 < inside.port < FIRST_PORT:
             return 1, FIRST_PORT - 1
         if behaviour.ports != "range":
             return first, last
-        size = behaviour.range_ports
         block = self._ranges.get(inside.host)
         if block is None:
-            address = self._address_for(inside.host)
-            held = sum(1 for host in self._ranges if self._address_for(host) == address)
-            block = self._ranges[inside.host] = first + held * size
-        return block, min(block + size - 1, last)
+            block = self._free_block(inside.host)
+            if block is None:
+                self._release_blocks(now)
+                block = self._free_block(inside.host)
+            if block is None:
+                return None
+            self._ranges[inside.host] = block
+        return block, min(block + behaviour.range_ports - 1, last)
+
+    def _free_block(self, inside_host: str) -> int | None:
+        """The first port of the lowest block of its address that no host has."""
+        behaviour = self.behaviour
+        address = self._address_for(inside_host)
+        held = {block for host, block in self._ranges.items() if self._address_for(host) == address}
+        blocks = range(behaviour.first_port, behaviour.last_port + 1, behaviour.range_ports)
+        return next((block for block in blocks if block not in held), None)
+
+    def _release_blocks(self, now: int) -> None:
+        """Take back the blocks of hosts that have no mapping any more."""
+        live = {inside.host for _, inside, _ in self.mappings(now)}
+        self._ranges = {host: block for host, block in self._ranges.items() if host in live}
 
     def _address_for(self, inside_host: str) -> str:
         if len(self.addresses) == 1:

@@ -77,14 +77,16 @@ class Streams:
         if stream is not None:
             stream.receive(packet)
             return
-        if kind in (GONE, CLOSE, KEEP):
+        if kind in (GONE, CLOSE):
             return
+        accept = self._listeners.get(packet.destination.port)
         if (last_word := self._lingering.get(key)) is not None:
             self._answer(packet, CLOSE, *last_word)
-        elif not is_hello:
-            self.refuse(packet, RESET)
-        elif (accept := self._listeners.get(packet.destination.port)) is None:
+        elif accept is None and (is_hello or (from_client and packet.protocol == UDP)):
             self.refuse(packet, PORT_CLOSED)
+        elif accept is None or not is_hello:
+            if kind != KEEP:
+                self.refuse(packet, RESET)
         else:
             protocol = _NAMES[packet.protocol]
             port = packet.destination.port

@@ -128,10 +128,10 @@ class World(Timeline):
             realm4=parent.realm4 if nat is None else {}, realm6=self.internet.realm6,
             uplink=uplink, lan=lan, firewall=firewall,
         )  # fmt: skip
-        self.networks[name] = network
         if nat is not None:
             network.nat = Nat(name, (), nat, seed=self.seed)
             self._number(network, nat, outer)
+        self.networks[name] = network
         self._version += 1
         return network
 
@@ -479,17 +479,18 @@ class World(Timeline):
         """Give a NAT outside addresses, in the parent's realm."""
         nat, parent = network.nat, self._outside(network)
         assert nat is not None
+        own = (parent, (DOWN, network))
+        for address in given:
+            if parent.realm4.get(address, own) != own:
+                raise ValueError(f"{address} is taken")
         addresses = list(given)
-        while len(addresses) < behaviour.public_addresses and not given:
+        for _ in range(0 if given else behaviour.public_addresses):
             if parent.pool4 is None:
                 raise ValueError(f"{parent.name} has no IPv4 addresses for {network.name}")
-            address = parent.pool4.draw(parent.realm4)
-            parent.realm4[address] = (parent, (DOWN, network))
-            addresses.append(address)
+            addresses.append(parent.pool4.draw(parent.realm4))
+            parent.realm4[addresses[-1]] = own
         for address in given:
-            if parent.realm4.get(address, (parent, (DOWN, network)))[1] != (DOWN, network):
-                raise ValueError(f"{address} is taken")
-            parent.realm4[address] = (parent, (DOWN, network))
+            parent.realm4[address] = own
         nat.renumber(addresses)
 
     def _place(self, host: Host, network: Network, ipv4: str | None, ipv6: str | None) -> None:

@@ -12,6 +12,7 @@ import pytest
 from actors.model import Authorization, Change, Client, Entity, Membership, Policy, Principal
 from actors.model import Resource as Protected
 from channel.messages import (
+    AuthorizationRenewed,
     Authorize,
     GatewayInit,
     IceCredentials,
@@ -131,6 +132,18 @@ def test_nothing_passes_after_the_lease_or_at_another_gateway() -> None:
     rule.forwarded(103 * S, "gateway", "laptop", QUESTION)
     rule.forwarded(5, "another", "laptop", QUESTION)
     assert broken(rule) == ["access", "access"]
+
+
+def test_a_renewed_lease_is_a_longer_one() -> None:
+    rule = begun(AccessRule())
+    rule.heard(0, "gateway", AUTHORIZE, 1)
+    id = AUTHORIZE.authorization_id
+    renewed = AuthorizationRenewed(authorization_id=id, expires_in_ns=100 * S)
+    rule.heard(90 * S, "gateway", renewed, 1)
+    rule.forwarded(180 * S, "gateway", "laptop", QUESTION)
+    assert not rule.violations
+    rule.forwarded(193 * S, "gateway", "laptop", QUESTION)
+    assert broken(rule) == ["access"]
 
 
 def test_the_truth_at_a_rejoin_ends_what_is_not_in_it_and_renews_the_rest() -> None:

@@ -188,6 +188,33 @@ def test_a_firewall_may_look_at_one_family_only() -> None:
     assert a.data == [b"through the full cone"]
 
 
+def test_a_home_router_guards_ipv6_and_leaves_ipv4_to_its_nat() -> None:
+    everything4 = (Rule(prefix="0.0.0.0/0"),)
+    world = World(1)
+    home = world.network(
+        "home", prefix="192.168.7.0/24", prefix6="2001:db8:1::/64", nat=FULL_CONE,
+        firewall=Firewall(outbound=(Rule(protocol="udp"),), inbound=everything4),
+    )  # fmt: skip
+    a, b = Socket(world.host("a", home), 5_000), Socket(world.host("b", world.internet), PORT)
+    a.send(at(b.host))
+    world.run_for(NS)
+    other = Socket(world.host("other", world.internet), PORT)
+    other.send(b.sources[0], b"by the NAT's leave")
+    other.send(at6(a.host, 5_000), b"over IPv6")
+    world.run_for(NS)
+    assert a.data == [b"by the NAT's leave"]
+
+
+def test_a_firewall_may_be_put_up_and_taken_down_while_the_world_runs() -> None:
+    world, a, b = office(STATEFUL)
+    network = a.host.network
+    for firewall, passes in ((FirewallState(UDP_DROPPED), 0), (None, 1)):
+        network.firewall = firewall
+        a.send(at(b.host))
+        world.run_for(NS)
+        assert len(b.got) == passes
+
+
 def test_a_black_hole_swallows_what_icmp_would_say() -> None:
     world, a, b = office(attrs.evolve(STATEFUL, passes_icmp=False))
     b.host.network.uplink.change(LinkQuality())

@@ -117,6 +117,15 @@ def test_a_touched_part_is_flushed_once_after_the_event() -> None:
     assert part.calls == [("flush", 10)]
 
 
+def test_what_was_touched_between_runs_is_flushed_at_the_start_of_the_next() -> None:
+    world = Timeline()
+    part = Alarm()
+    world.add(part)
+    world.run_for(5)
+    world.touch(part)
+    assert world.run_until(lambda: part.calls == [("flush", 0), ("flush", 5)], limit_ns=0)
+
+
 def test_parts_are_flushed_in_the_order_in_which_they_were_touched() -> None:
     world = Timeline()
     order: list[str] = []

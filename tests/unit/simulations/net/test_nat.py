@@ -248,7 +248,11 @@ def test_ranges_end_with_the_ports() -> None:
     box = nat(NatBehaviour(ports="range", range_ports=512, last_port=2_047))
     for n in range(2):
         out(box, inside=Address(f"192.168.1.{n}", 5_000))
-    assert box.outbound(UDP, Address("192.168.1.9", 5_000), FIRST, 0) is None
+    late = Address("192.168.1.9", 5_000)
+    assert box.outbound(UDP, late, FIRST, 0) is None
+    assert box.refusal == "nat no port"
+    assert out(box, now=20 * NS, inside=Address("192.168.1.1", 5_000)).port == 1_536
+    assert out(box, now=31 * NS, inside=late).port == 1_024, "the block of a host that is silent"
 
 
 @pytest.mark.parametrize("ports", ["preserve", "random", "sequential"])
@@ -340,6 +344,17 @@ def test_the_masquerade_race_is_run_before_there_is_any_mapping_too() -> None:
     box = nat(MASQUERADE)
     assert box.inbound(UDP, SECOND, Address(PUBLIC, INSIDE.port), 0) is None
     assert out(box, SECOND, NS).port != INSIDE.port
+    assert out(box, FIRST, NS).port == INSIDE.port
+
+
+@pytest.mark.parametrize("mapping", ["address_dependent", "address_and_port_dependent"])
+def test_an_endpoint_dependent_mapping_begins_beside_the_entry(mapping: Behaviour) -> None:
+    box = nat(attrs.evolve(MASQUERADE, mapping=mapping))
+    box.inbound(UDP, SECOND, Address(PUBLIC, INSIDE.port), 0)
+    remapped = out(box, SECOND, NS)
+    assert remapped.port != INSIDE.port
+    assert box.mappings(NS) == [(UDP, INSIDE, remapped)]
+    assert out(box, FIRST, NS).port == INSIDE.port
 
 
 def test_who_sends_first_wins_the_masquerade_race() -> None:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
+from random import Random
+
 import attrs
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from runtime.net.address import Address
 from simulations.net.links import LinkQuality
@@ -176,6 +181,33 @@ def test_the_masquerade_race_ends_a_punch_that_one_side_begins_earlier() -> None
     assert not punched(inbound_binding=True)
 
 
+def test_req_12_icmp_ends_no_mapping() -> None:
+    world = World(1)
+    home = world.network("home", nat=PORT_RESTRICTED)
+    a, b = Socket(world.host("a", home), 5_000), server(world)
+    (before,) = seen_by(world, b, a)
+    b.host.unbind(PORT)
+    a.send(at(b.host))
+    world.run_for(NS)
+    assert a.failures == [("port_unreachable", at(b.host), 0)]
+    b.bind()
+    assert seen_by(world, b, a) == [before]
+    b.send(before, b"answer")
+    world.run_for(NS)
+    assert a.data == [b"answer"]
+
+
+def test_req_13_too_big_is_told_to_the_inside_as_it_sent() -> None:
+    world = World(1)
+    carrier = world.network("carrier", prefix="100.64.0.0/10", nat=FULL_CONE)
+    home = world.network("home", nat=FULL_CONE, behind=carrier)
+    a, b = Socket(world.host("a", home), 5_000), server(world)
+    carrier.uplink.there.quality = LinkQuality(latency_ns=5 * MS, mtu=1_400)
+    a.send(at(b.host), bytes(1_400))
+    world.run_for(NS)
+    assert a.failures == [("too_big", at(b.host), 1_400)]
+
+
 # --- links besides the tree ---
 
 
@@ -225,6 +257,41 @@ def test_links_inside_of_a_private_network_work() -> None:
     assert b.got == [(MS, b"data", at(a.host, 5_000))]
 
 
+@given(st.integers(0, 2**32))
+def test_without_nats_every_host_reaches_every_other_in_the_fewest_hops(seed: int) -> None:
+    """Each hop takes a millisecond, so the delay counts them; the reference is the distance in the
+    graph by Floyd and Warshall."""
+    draw = Random(seed)
+    world = World(seed)
+    hop = LinkQuality(latency_ns=MS)
+    networks = [world.internet]
+    distance: dict[tuple[int, int], int] = {}
+
+    def join(a: int, b: int) -> None:
+        distance[a, b] = distance[b, a] = 1
+
+    for n in range(1, draw.randint(2, 10)):
+        parent = draw.randrange(n)
+        networks.append(
+            world.network(f"n{n}", prefix=f"10.{n}.0.0/24", behind=networks[parent], uplink=hop)
+        )
+        join(n, parent)
+    for _ in range(draw.randint(0, 4)):
+        a, b = draw.sample(range(len(networks)), 2)
+        world.link(networks[a], networks[b], hop)
+        join(a, b)
+    everywhere = range(len(networks))
+    for via, a, b in itertools.product(everywhere, repeat=3):
+        around = distance.get((a, via), 99) + distance.get((via, b), 99)
+        distance[a, b] = 0 if a == b else min(distance.get((a, b), 99), around)
+    sockets = [Socket(world.host(f"h{n}", each), PORT) for n, each in enumerate(networks)]
+    for a, b in itertools.permutations(everywhere, 2):
+        start = world.now
+        sockets[a].send(at(sockets[b].host))
+        world.run_for(100 * MS)
+        assert sockets[b].got[-1] == (start + distance[a, b] * MS, b"data", at(sockets[a].host))
+
+
 # --- addresses ---
 
 
@@ -249,9 +316,17 @@ def test_an_address_and_a_name_are_given_once() -> None:
     with pytest.raises(ValueError, match="already"):
         world.network("home")
     with pytest.raises(ValueError, match="taken"):
-        world.network("other", nat=PORT_RESTRICTED, outer=["203.0.113.9"])
+        world.network("other", nat=PORT_RESTRICTED, outer=["203.0.113.8", "203.0.113.9"])
+    world.network("other", nat=PORT_RESTRICTED, outer=["203.0.113.8"])
     with pytest.raises(ValueError, match="taken"):
         world.host("c", world.internet, ipv4="203.0.113.9")
+
+
+def test_a_nat_on_an_ipv6_only_network_has_no_outside() -> None:
+    world = World(1)
+    six = world.network("six", prefix6="2001:db8:2::/64")
+    with pytest.raises(ValueError, match="no IPv4 addresses"):
+        world.network("home", nat=PORT_RESTRICTED, behind=six)
 
 
 def test_a_host_has_the_families_of_its_network_and_may_go_without() -> None:

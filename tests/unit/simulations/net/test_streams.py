@@ -162,6 +162,32 @@ def test_a_keepalive_finds_out_that_the_other_process_died() -> None:
     assert [code for code, _ in client.closed] == [PORT_CLOSED]
 
 
+@pytest.mark.parametrize(("protocol", "code"), [("udp", PORT_CLOSED), ("tcp", RESET)])
+def test_a_restarted_host_without_the_server_refuses_what_comes_for_it(
+    protocol: Protocol, code: int
+) -> None:
+    world, client, server = pair(protocol)
+    world.run_for(NS)
+    host = server.streams[0].host
+    host.crash()
+    host.restart()
+    client.stream.send(b"x")
+    world.run_for(NS)
+    assert [each for each, _ in client.closed] == [code]
+
+
+def test_a_keepalive_to_a_restarted_server_says_nothing() -> None:
+    world, client, server = pair()
+    world.run_for(NS)
+    host = server.streams[0].host
+    host.crash()
+    host.restart()
+    Server(host)
+    client.stream.keepalive()
+    world.run_for(NS)
+    assert client.closed == []
+
+
 @BOTH
 def test_a_restarted_host_resets_what_it_does_not_know(protocol: Protocol) -> None:
     world, client, server = pair(protocol)

@@ -137,6 +137,54 @@ def test_a_stream_that_lives_delivers_in_order_and_once(
     assert len(server.streams) <= 1
 
 
+@given(
+    seed=st.integers(0, 2**32),
+    loss=st.sampled_from([0.0, 0.1]),
+    steps=st.lists(
+        st.tuples(
+            st.sampled_from(["rebind", "renumber", "roam", "pause", "part", "nothing"]),
+            st.booleans(),
+            st.integers(1, 3_000),
+        ),
+        min_size=1,
+        max_size=8,
+    ),
+)
+def test_a_stream_over_udp_survives_whatever_becomes_of_the_client_s_addresses(
+    seed: int, loss: float, steps: list[tuple[str, bool, int]]
+) -> None:
+    world = World(seed)
+    quality = LinkQuality(latency_ns=10 * MS, loss=loss)
+    homes = [world.network(name, nat=PORT_RESTRICTED, uplink=quality) for name in ("home", "cafe")]
+    server = Server(world.host("server", world.internet))
+    host = world.host("client", homes[0])
+    client = Client(host, server.address)
+    assert world.run_until(lambda: server.streams)
+    for second in range(120):
+        world.after(second * NS, client.stream.ping)
+    sent = [b"", b""]
+    for number, (fate, from_server, size) in enumerate(steps):
+        data = bytes((number + n) % 251 for n in range(size))
+        side = server.streams[0] if from_server else client.stream
+        assert side.send(data)
+        sent[from_server] += data
+        if fate in ("rebind", "renumber"):
+            getattr(host.network, fate)()
+        elif fate == "roam":
+            host.move(homes[host.network is homes[0]])
+        elif fate == "pause":
+            host.pause()
+            world.after(3 * NS, host.resume)
+        elif fate == "part":
+            world.after(2 * NS, world.partition([host], [server.streams[0].host]).heal)
+        world.run_for((number % 3) * 700 * MS)
+    world.run_until(lambda: server.data[0] == sent[0] and client.data == sent[1], limit_ns=60 * NS)
+    assert (server.data[0], client.data) == tuple(sent)
+    assert (client.closed, server.closed) == ([], [])
+    world.run_for(5 * NS)
+    assert server.streams[0].remote.host in host.network.outer
+
+
 def test_removing_a_host_disturbs_nobody_else_s_randomness() -> None:
     """Two homes with lossy links: what is lost of one does not depend on the other's being there,
     nor on what it does."""
