@@ -249,7 +249,8 @@ class PortalNode:
             for door in dirty:
                 if door in self._doors:
                     self._settle(door)
-            self.heap.run_until_idle()
+            if self.heap.scheduler.has_work:
+                self.heap.run_until_idle()
         self.links.flush(now)
 
     def _settle(self, door: _Door) -> None:

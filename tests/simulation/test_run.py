@@ -12,7 +12,7 @@ import pytest
 
 from simulations.result import Result, from_json, to_json
 from simulations.run import run
-from simulations.scenario.schema import Check, Fault, Firewall, NatBehaviour
+from simulations.scenario.schema import Check, Fault, Firewall, NatBehaviour, Network
 
 from .scenarios import EASY, FAULTY, HARD, home, office, scenario
 
@@ -146,3 +146,34 @@ def test_what_never_worked_is_not_blamed_on_a_fault() -> None:
     assert result.pairs[0].outcome == "failed"
     assert result.faults[0].recovery_ns == 0
     assert result.held
+
+
+def test_hosts_with_ipv6_reach_each_other_by_it_where_ipv4_needs_a_relay() -> None:
+    networks = (
+        home("home", HARD, prefix6="2001:db8:1::/64"),
+        attrs.evolve(office(HARD), prefix6="2001:db8:2::/64"),
+    )
+    result = run(scenario(networks=networks), 1, follow=("laptop", "web"))
+    assert [pair.outcome for pair in result.pairs] == ["direct"]
+    assert result.pairs[0].expected == "direct"
+    assert any(
+        step.peer.startswith("[2001:db8:2:") for step in result.timeline if step.kind == "wireguard"
+    )
+
+
+def test_a_host_with_ipv6_alone_is_served() -> None:
+    networks = (
+        Network(name="home", prefix6="2001:db8:1::/64"),
+        attrs.evolve(office(), prefix6="2001:db8:2::/64"),
+    )
+    result = run(scenario(networks=networks), 1)
+    assert [pair.outcome for pair in result.pairs] == ["direct"]
+
+
+def test_a_gateway_that_is_restarted_in_good_order_serves_again_at_once() -> None:
+    restart = Fault(at="4s", kind="restart", targets=("gateway",))
+    result = run(scenario(faults=(restart,)), 1)
+    assert result.pairs[0].outcome == "direct"
+    recovery_ns = result.faults[0].recovery_ns
+    assert recovery_ns is not None
+    assert recovery_ns < 5 * S
