@@ -23,7 +23,7 @@ from rich.text import Text
 from admin.safety import printable
 from runtime.service import configure_logging
 from simulations.chaos import describe
-from simulations.farm.job import MAX_SEEDS, Job, perform, runner_of, written_out
+from simulations.farm.job import MAX_SEEDS, Job, perform, written_out
 from simulations.farm.local import FarmError, FarmOptions, cores, run_local
 from simulations.farm.seeds import Gone
 from simulations.report import compare as comparing
@@ -107,7 +107,8 @@ def run(
     jobs
         Processes side by side, for many seeds; by default one for each core (on Ray: its CPUs).
     on
-        Where: in virtual time, or on network namespaces with real processes.
+        Where: in virtual time, or on network namespaces with real processes, as root; there every
+        pair is asked once, and its outcome compared with that of virtual time.
     follow
         CLIENT:RESOURCE, whose packets are listed one by one in the report.
     json
@@ -132,7 +133,7 @@ def run(
             backend=on,
             follow=_follow(found, numbers[0], follow, wanted=html is not None),
         )
-        _check_backend(job)
+        _check_backend(job, written_out(found, numbers[0]), len(numbers))
         _check_places(json, html, save_to)
         merger = _merger(found)
         status = HELD
@@ -420,16 +421,22 @@ def first_pair(scenario: Scenario) -> tuple[str, str] | None:
     return None
 
 
-def _check_backend(job: Job) -> None:
-    if job.backend == "kernel":
-        from simulations.kernel.lab import missing_requirements
+def _check_backend(job: Job, scenario: Scenario, seeds: int) -> None:
+    """What stands in the way of a run on the kernel is told before anything is made."""
+    if job.backend == "virtual":
+        return
+    from simulations.kernel import compared
+    from simulations.kernel.lab import missing_requirements
+    from simulations.kernel.twin import REQUIRED_PROGRAMS
 
-        if missing := missing_requirements():
-            raise Unusable("--on kernel: " + "; ".join(missing))
-    try:
-        runner_of(job)
-    except (ImportError, AttributeError):
-        raise Unusable(f"--on {job.backend}: this release cannot run scenarios there") from None
+    if seeds != 1:
+        raise Unusable("--on kernel: one seed at a time")
+    found = [*missing_requirements(REQUIRED_PROGRAMS), *compared.obstacles(scenario)]
+    if found:
+        raise Unusable("\n".join(f"--on kernel: {each}" for each in found))
+    if left_out := compared.left_out(scenario):
+        parts = ", ".join(left_out)
+        sys.stderr.write(f"on the kernel every pair is asked once; left out: {parts}\n")
 
 
 def _check_places(*files: Path | None) -> None:

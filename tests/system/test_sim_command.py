@@ -210,3 +210,21 @@ def test_failures_are_saved_as_files_that_fail_again(tmp_path: Path) -> None:
     again = sim("replay", saved / "home-office-2.toml")
     assert again.returncode == 1
     assert "it fails again with seed 2" in again.stdout
+
+
+def test_on_the_kernel_every_pair_comes_out_as_in_virtual_time() -> None:
+    done = sim("run", "symmetric-to-symmetric", "--on", "kernel")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "left out: checks, traffic" in done.stderr
+    assert "symmetric-to-symmetric, seed 1 (kernel): held" in done.stdout
+    assert "laptop to wiki is relayed, as in virtual time" in done.stdout
+    assert "desktop to wiki is direct, as in virtual time" in done.stdout
+
+
+def test_what_the_kernel_cannot_do_is_told_before_anything_is_made() -> None:
+    done = sim("run", "partition", "--on", "kernel")
+    assert done.returncode == 2
+    assert "--on kernel: several portals" in done.stderr
+    done = sim("run", "home-office", "--on", "kernel", "--seeds", "3")
+    assert done.returncode == 2
+    assert "one seed at a time" in done.stderr
