@@ -27,6 +27,7 @@ from actors.model import (
     Site,
     Token,
 )
+from actors.policy.conditions import Regions
 from actors.policy.engine import Allowed, Request, decide
 from actors.policy.snapshot import Snapshot
 from actors.store.codec import read_value
@@ -60,7 +61,9 @@ class AccountBook:
         *,
         portal: str,
         addresses: dict[str, str],
+        regions: Regions,
     ) -> None:
+        self._regions = regions
         self._world = world
         self._database = database
         self._portal = portal
@@ -141,7 +144,7 @@ class AccountBook:
         number = at_once(self._database.store.last_number(self.account_id))
         if self._snapshot is None or self._snapshot[0] != number:
             contents = at_once(self._database.store.contents(self.account_id))
-            self._snapshot = (number, Snapshot.of(contents))
+            self._snapshot = (number, Snapshot.of(contents, self._regions))
         return self._snapshot[1]
 
     def may(self, client: str, resource: str, remote_ip: str | None) -> bool:

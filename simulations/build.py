@@ -26,6 +26,7 @@ from simulations.hosts.relay import RELAY_PORT, RelayHost
 from simulations.hosts.service import EchoService, Masquerade
 from simulations.net.routing import Network
 from simulations.net.world import Host, World
+from simulations.regions import Countries, public_ip
 from simulations.result import Node
 from simulations.scenario import schema
 from simulations.topology import build_networks
@@ -102,6 +103,9 @@ class Installation:
         self.observers = observers
         self.world = World(seed)
         self.networks = build_networks(self.world, scenario)
+        self.regions = Countries(
+            self.networks, {each.name: each.country for each in scenario.networks}
+        )
         self.database = Database(self.world, observers)
         self.slots: dict[str, Slot] = {}
         self.answer: Callable[[str, bytes], None] = _nowhere
@@ -121,6 +125,7 @@ class Installation:
             scenario,
             portal=self.portal,
             addresses=self._resource_addresses(),
+            regions=self.regions,
         )
         self._introduce_account()
         for portal in scenario.portals:
@@ -186,9 +191,9 @@ class Installation:
         snapshot = self.account.snapshot()
         client_id = self.account.id("client", client)
         if client_id.int not in snapshot.clients.by_key:
-            host = self.slots[client].host
+            address = public_ip(self.slots[client].host)
             names = self.account.addresses
-            return [n for n in names if self.account.may(client, n, host.ipv4 or host.ipv6)]
+            return [name for name in names if self.account.may(client, name, address)]
         return [self.account.name(id) for id in visible_resources(snapshot, client_id)]
 
     # --- hosts -----------------------------------------------------------------------------------
@@ -215,6 +220,7 @@ class Installation:
                 observers=self.observers,
                 on_crash=self._crashed,
                 account_ids=lambda: (self.account.account_id,),
+                regions=self.regions,
             )
 
         self._slot(written.name, "portal", host, make, starts=written.starts)

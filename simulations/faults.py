@@ -168,12 +168,20 @@ class Faults:
         moved = [(slot.host, slot.host.network) for slot in self._slots(fault)]
         for host, _ in moved:
             self._move(host, self._network(fault.to))
+        self._addresses_changed()
 
         def go_back() -> None:
             for host, network in moved:
                 self._move(host, network)
+            self._addresses_changed()
 
         return go_back
+
+    def _addresses_changed(self) -> None:
+        """Who may what depends on it where a policy asks where somebody is."""
+        policies = self._installation.scenario.account.policies
+        if any(name.startswith("remote_ip") for each in policies for name in each.conditions):
+            self._changed()
 
     @staticmethod
     def _move(host: Host, network: Network) -> None:
@@ -252,6 +260,7 @@ class Faults:
             network = self._network(name)
             if fault.renumber:
                 network.renumber()
+                self._addresses_changed()
             else:
                 network.rebind()
 

@@ -35,6 +35,8 @@ PROGRESS_STEPS: Final = 50
 CHECK_EVERY_NS: Final = 10**9
 """So often a pair is asked for that a check names and no traffic touches."""
 CHECK_BYTES: Final = 64
+EXPIRY_NS: Final = 10**6
+"""So long after its expiry a policy is over by every rounding."""
 PROBED: Final = ("reach", "denied", "cut", "recovered", "uninterrupted")
 
 Progress = Callable[[int, int], None]
@@ -125,6 +127,10 @@ class Run:
         for traffic in self.scenario.traffic:
             self.world.after(duration_ns(traffic.at), self._begin_traffic, traffic)
         self.world.after(0, self._begin_probes)
+        for policy in self.scenario.account.policies:
+            if policy.expires_in:
+                ends_in = duration_ns(policy.expires_in) - self.zero
+                self.world.after(max(0, ends_in) + EXPIRY_NS, self.traffic.policy_changed)
 
     # --- traffic ---------------------------------------------------------------------------------
 
@@ -235,6 +241,7 @@ class Run:
             pair.recovered_ns(struck.at, over_at, zero.end, shows_until)
             for pair in self.traffic.pairs
             if pair.may_throughout(struck.at, min(shows_until, zero.end))
+            and pair.worked_before(struck.at)
         ]
         known = [each for each in recoveries if each is not None]
         duration = None if struck.over_at is None else struck.over_at - struck.at

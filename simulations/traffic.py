@@ -25,6 +25,7 @@ from simulations.hosts.inner import (
     question,
     udp_packet,
 )
+from simulations.regions import public_ip
 from simulations.result import Outcome
 
 UNANSWERED: Final = -1
@@ -119,6 +120,13 @@ class Pair:
         instants = [begin, *(at for at in answers if begin < at < end), end]
         return max((b - a for a, b in pairwise(instants)), default=0)
 
+    def worked_before(self, instant: int) -> bool:
+        """Whether the last question before an instant was answered; there may have been none."""
+        for index in range(len(self.asked) - 1, -1, -1):
+            if self.asked[index] < instant:
+                return self.answered[index] != UNANSWERED
+        return True
+
     def recovered_ns(
         self, fault_at: int, over_at: int, until: int, shows_until: int | None = None
     ) -> int | None:
@@ -198,8 +206,7 @@ class Traffic:
         account, slots = self._installation.account, self._installation.slots
         now = self._world.now
         for pair in pairs:
-            host = slots[pair.client].host
-            may = account.may(pair.client, pair.resource, host.ipv4 or host.ipv6)
+            may = account.may(pair.client, pair.resource, public_ip(slots[pair.client].host))
             if not pair.allowed or pair.allowed[-1][1] != may:
                 pair.allowed.append((now, may))
 

@@ -321,6 +321,11 @@ class GatewayHost(AgentHost):
         agent.on_granted = on_granted
         return agent
 
+    def stop(self) -> None:
+        if not self.is_over:
+            self.network.close()
+        super().stop()
+
     def return_packet(self, packet: bytes) -> None:
         """The gateway's kernel routes a packet into the TUN device."""
         if self.is_over:

@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any, Final, cast
 from uuid import UUID
 
+from actors.policy.conditions import NOWHERE, Regions
 from actors.tree import ControlPlane
 from actors.wire import node_codec
 from channel.binding import BindingProbe
@@ -138,6 +139,7 @@ class PortalNode:
         limits: ChannelLimits | None = None,
         on_crash: Callable[[CrashReport], None] | None = None,
         account_ids: Callable[[], tuple[UUID, ...]] = tuple,
+        regions: Regions = NOWHERE,
     ) -> None:
         self.world = world
         self.host = host
@@ -211,6 +213,7 @@ class PortalNode:
             prove_address=self._prove,
             tenure=self.tenure,
             doors=tuple if alone else self._open_doors,
+            regions=regions,
         )
         self.cluster.start()
         self.plane.start()
@@ -246,7 +249,8 @@ class PortalNode:
             for door in dirty:
                 if door in self._doors:
                     self._settle(door)
-            self.heap.run_until_idle()
+            if self.heap.scheduler.has_work:
+                self.heap.run_until_idle()
         self.links.flush(now)
 
     def _settle(self, door: _Door) -> None:

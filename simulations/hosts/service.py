@@ -94,6 +94,11 @@ class Masquerade:
             if network is None or ip_address(key[2]) in network:
                 self._forget(key)
 
+    def close(self) -> None:
+        """The gateway's process ended in good order, and took its rules with it."""
+        for key in list(self._flows):
+            self._forget(key)
+
     def _forget(self, key: tuple[bytes, int, bytes, int]) -> None:
         self._host.unbind(self._flows.pop(key).port)
 

@@ -7,11 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import attrs
 import pytest
 
 from simulations.result import Result, from_json, to_json
 from simulations.run import run
-from simulations.scenario.schema import Check, Fault, NatBehaviour
+from simulations.scenario.schema import Check, Fault, Firewall, NatBehaviour, Network
 
 from .scenarios import EASY, FAULTY, HARD, home, office, scenario
 
@@ -113,3 +114,66 @@ def test_an_error_in_the_run_is_told_and_not_raised() -> None:
     result = run(scenario(faults=(unknown,)), 1)
     assert result.error == ""
     assert result.faults[0].text == "nothing: there is no network 'nowhere'"
+
+
+@pytest.mark.parametrize(("country", "outcome"), [("CH", "direct"), ("FR", "denied")])
+def test_a_policy_may_ask_for_the_country_of_a_network(country: str, outcome: str) -> None:
+    condition = {"remote_ip_location_region": {"operator": "is_in", "values": ["CH"]}}
+    account = scenario().account
+    policies = (attrs.evolve(account.policies[0], conditions=condition),)
+    result = run(
+        scenario(
+            networks=(home("home", country=country), office()),
+            account=attrs.evolve(account, policies=policies),
+            checks=(),
+        ),
+        1,
+    )
+    assert result.error == ""
+    assert [pair.outcome for pair in result.pairs] == [outcome]
+
+
+def test_what_never_worked_is_not_blamed_on_a_fault() -> None:
+    blocked = Firewall(udp="drop")
+    result = run(
+        scenario(
+            networks=(home("home", firewall=blocked), office()),
+            faults=(Fault(at="5s", kind="reconnect", targets=("laptop",)),),
+            checks=(Check(kind="online", targets=("laptop",), at="6s", within="2s"),),
+        ),
+        1,
+    )
+    assert result.pairs[0].outcome == "failed"
+    assert result.faults[0].recovery_ns == 0
+    assert result.held
+
+
+def test_hosts_with_ipv6_reach_each_other_by_it_where_ipv4_needs_a_relay() -> None:
+    networks = (
+        home("home", HARD, prefix6="2001:db8:1::/64"),
+        attrs.evolve(office(HARD), prefix6="2001:db8:2::/64"),
+    )
+    result = run(scenario(networks=networks), 1, follow=("laptop", "web"))
+    assert [pair.outcome for pair in result.pairs] == ["direct"]
+    assert result.pairs[0].expected == "direct"
+    assert any(
+        step.peer.startswith("[2001:db8:2:") for step in result.timeline if step.kind == "wireguard"
+    )
+
+
+def test_a_host_with_ipv6_alone_is_served() -> None:
+    networks = (
+        Network(name="home", prefix6="2001:db8:1::/64"),
+        attrs.evolve(office(), prefix6="2001:db8:2::/64"),
+    )
+    result = run(scenario(networks=networks), 1)
+    assert [pair.outcome for pair in result.pairs] == ["direct"]
+
+
+def test_a_gateway_that_is_restarted_in_good_order_serves_again_at_once() -> None:
+    restart = Fault(at="4s", kind="restart", targets=("gateway",))
+    result = run(scenario(faults=(restart,)), 1)
+    assert result.pairs[0].outcome == "direct"
+    recovery_ns = result.faults[0].recovery_ns
+    assert recovery_ns is not None
+    assert recovery_ns < 5 * S
