@@ -203,6 +203,17 @@ def test_a_quality_may_be_changed_while_packets_are_under_way() -> None:
     assert b.data == [b"before", b"after"]
 
 
+def test_a_changed_quality_does_not_begin_the_randomness_anew() -> None:
+    world, a, b = stretch(LinkQuality(loss=0.5))
+    fates = []
+    for _ in range(2):
+        before = len(b.got)
+        burst(world, a, b, 100)
+        fates.append(numbers(b)[before:])
+        a.host.network.uplink.there.quality = LinkQuality(loss=0.5)
+    assert fates[0] != fates[1]
+
+
 def test_the_lan_joins_hosts_to_each_other_and_to_the_router() -> None:
     world = World(1)
     home = world.network("home", lan=LinkQuality(latency_ns=2 * MS), uplink=LinkQuality())

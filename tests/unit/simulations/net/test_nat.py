@@ -201,6 +201,11 @@ def test_a_preserved_port_is_the_inside_one_until_another_host_has_it() -> None:
     assert out(box, inside=OTHER_INSIDE).port != INSIDE.port
 
 
+@pytest.mark.parametrize("port", [1_024, 65_535])
+def test_the_first_and_the_last_port_are_preserved_too(port: int) -> None:
+    assert out(nat(PORT_RESTRICTED), inside=Address("192.168.1.9", port)).port == port
+
+
 def test_a_preserved_port_is_free_again_when_its_mapping_is_over() -> None:
     box = nat(PORT_RESTRICTED)
     out(box)

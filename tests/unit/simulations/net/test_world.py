@@ -99,6 +99,10 @@ def test_a_partition_of_networks_cuts_off_all_below_and_nobody_else() -> None:
         a.send(to)
     world.run_for(NS)
     assert [len(socket.got) for socket in (near, b, other)] == [1, 0, 1]
+    other.send(at(b.host))
+    near.send(at(b.host))
+    world.run_for(NS)
+    assert b.sources == [at(other.host, 9)]
 
 
 def test_icmp_does_not_cross_a_partition() -> None:
