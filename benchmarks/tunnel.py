@@ -35,7 +35,7 @@ from simulations.installation import (
     InstallationError,
     wait_until,
 )
-from simulations.kernel import Host, Lab, LabError, missing_requirements
+from simulations.kernel.lab import Host, Lab, LabError, missing_requirements
 from tunnel.wireguard.noise import public_key_of
 
 PORT = 80

@@ -33,7 +33,7 @@ from simulations.installation import (
     InstallationError,
     wait_until,
 )
-from simulations.kernel import Lab, LabError, missing_requirements
+from simulations.kernel.lab import Lab, LabError, missing_requirements
 from simulations.run import run
 from simulations.scenario.load import ready
 

@@ -29,7 +29,7 @@ from typing import Any
 
 import attrs
 
-from simulations.kernel import Host, Lab, NatKind
+from simulations.kernel.lab import Host, Lab, NatKind
 
 PORTAL = "203.0.113.2"
 CHANNEL_PORT = 443
@@ -316,11 +316,11 @@ http {{
         component = self.components[name]
         state = self.directory / name
         done = subprocess.run(
-            ["ip", "netns", "exec", component.host.name, *_HOLLOWAY, "status", "--json",
+            ["ip", "netns", "exec", component.host.name, *HOLLOWAY, "status", "--json",
              "--state-dir", str(state)],
             capture_output=True,
             text=True,
-            cwd=_ROOT,
+            cwd=ROOT,
         )  # fmt: skip
         if done.returncode != 0:
             return {}
@@ -373,7 +373,7 @@ http {{
         path.write_text(made["token"])
 
     def _start_holloway(self, name: str, host: Host, argv: list[str], env: dict[str, str]) -> None:
-        self._start(name, host, [*_HOLLOWAY, *argv], {"PYTHONPATH": str(_ROOT), **env})
+        self._start(name, host, [*HOLLOWAY, *argv], {"PYTHONPATH": str(ROOT), **env})
 
     def _start(self, name: str, host: Host, argv: list[str], env: dict[str, str]) -> None:
         component = self.components.get(name)
@@ -405,5 +405,5 @@ http {{
         return False
 
 
-_ROOT = Path(__file__).resolve().parent.parent
-_HOLLOWAY = [sys.executable, "-m", "holloway"]
+ROOT = Path(__file__).resolve().parent.parent
+HOLLOWAY = [sys.executable, "-m", "holloway"]

@@ -13,7 +13,7 @@ import hypothesis
 import pytest
 
 from runtime.guard import surface_failures
-from simulations.kernel import missing_requirements
+from simulations.kernel.lab import missing_requirements
 
 if TYPE_CHECKING:
     from xdist.scheduler import LoadScopeScheduling

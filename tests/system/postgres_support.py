@@ -27,7 +27,7 @@ import trio
 
 from actors.store.embedded import ACCOUNTS, DATABASE, EmbeddedPostgres, find_programs
 from actors.store.postgres import Logins, migrate
-from simulations.kernel import Host
+from simulations.kernel.lab import Host
 from tests.ports import free_port
 
 QUICK = {"fsync": "off", "full_page_writes": "off", "synchronous_commit": "off"}

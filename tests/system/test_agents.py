@@ -19,7 +19,7 @@ import pytest
 
 from channel.credentials import encode_token
 from simulations.installation import GATEWAYS, WEB, Installation, wait_until
-from simulations.kernel import Host, Lab
+from simulations.kernel.lab import Host, Lab
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(240)]
 ROOT = Path(__file__).resolve().parents[2]

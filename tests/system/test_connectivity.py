@@ -5,36 +5,31 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import select
-import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import attrs
 import pytest
 
 from channel.messages import Candidate, Candidates, IceCredentials, IpText
 from relays.stun import MessageClass, StunError, StunMessage
-from runtime.clock import NS_PER_S, SystemClock
+from runtime.clock import NS_PER_S
 from runtime.net.address import Address
 from runtime.randomness import SystemRandomness
-from simulations.kernel import Host, Lab
-from tests.unit.tunnel.network import CONNECTION, ice, ip_packet, relay_server
-from tunnel.connection import ConnectionParameters, Event, LocalCandidates, PathLost
-from tunnel.engine import Engine
+from simulations.kernel.lab import Host, Lab
+from simulations.kernel.punch import CLOCK, End, connect, relay_process, relay_server
+from tests.unit.tunnel.network import CONNECTION, ip_packet
+from tunnel.connection import PathLost
 from tunnel.ice.agent import IceAgent, Outgoing
 from tunnel.ice.candidates import Base, priority_of
 
 pytestmark = pytest.mark.system
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 RELAY = Address("203.0.113.6", 3478)
-CLOCK = SystemClock()
 
 
 @attrs.frozen(kw_only=True)
@@ -63,97 +58,22 @@ def network() -> Iterator[Network]:
             public=lab.public_host("public", core, "198.51.100.130/30"),
             relay=lab.public_host("relay", core, f"{RELAY.host}/30"),
         )
-        with relay_process(made.relay, lab.directory):
+        with relay_process(made.relay, RELAY, lab.directory):
             yield made
-
-
-@contextlib.contextmanager
-def relay_process(host: Host, folder: Path) -> Iterator[None]:
-    users = folder / "users"
-    users.write_text("user:password\n")
-    users.chmod(0o600)
-    argv = [
-        sys.executable, "-m", "holloway", "relay", "--standalone",
-        "--users-file", str(users), "--listen", str(RELAY),
-    ]  # fmt: skip
-    with (folder / "relay.log").open("wb") as log:
-        process = host.spawn(argv, stderr=log, cwd=ROOT)
-    try:
-        yield
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-
-class End:
-    """An engine with a real socket in a namespace."""
-
-    def __init__(self, host: Host, address: str, prefix: int) -> None:
-        with host.entered():
-            self.socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        self.socket.bind((address, 0))
-        self.socket.setblocking(False)
-        self.local = Address(*self.socket.getsockname())
-        self.events: list[Event] = []
-        self.packets: list[bytes] = []
-        self.other: End | None = None
-        self.alive = True
-        randomness = SystemRandomness()
-        now = CLOCK.monotonic_ns()
-        self.engine = Engine(private_key=randomness.bytes(32), randomness=randomness, now=now)
-        self.engine.add_socket(self.local, now, network=f"{address}/{prefix}")
-        self.engine.set_relays([relay_server(RELAY)], now)
-
-    def receive(self) -> None:
-        datagrams: list[tuple[bytes, Address]] = []
-        with contextlib.suppress(BlockingIOError):
-            while len(datagrams) < 64:
-                data, source = self.socket.recvfrom(65_535)
-                datagrams.append((data, Address(*source)))
-        self.engine.receive_datagrams(self.local, datagrams, CLOCK.monotonic_ns())
-
-    def flush(self) -> None:
-        for _, remote, data in self.engine.drain_transmits():
-            with contextlib.suppress(OSError):
-                self.socket.sendto(data, remote)
-        self.packets += [packet for _, packet in self.engine.drain_packets()]
-        for event in self.engine.drain_events():
-            self.events.append(event)
-            if isinstance(event, LocalCandidates) and self.other is not None:
-                self.other.engine.add_candidates(event.message, CLOCK.monotonic_ns())
-
-    def path_kind(self) -> str | None:
-        path = self.engine.path(CONNECTION)
-        return None if path is None else path.kind
-
-    def happened(self, kind: type) -> bool:
-        return any(isinstance(event, kind) for event in self.events)
 
 
 class Tunnel:
     """Two ends that talk: each sends a numbered packet every 50 ms while `run` runs."""
 
     def __init__(self, network: Network) -> None:
-        self.client = End(network.client, "192.168.1.10", 24)
-        self.gateway = End(network.gateway, "10.20.30.10", 24)
-        self.client.other, self.gateway.other = self.gateway, self.client
+        relays = [relay_server(RELAY)]
+        self.client = End(network.client, "192.168.1.10/24", relays)
+        self.gateway = End(network.gateway, "10.20.30.10/24", relays)
         self.sent = 0
-        for end, peer, local, remote in (
-            (self.gateway, self.client, ice("g"), ice("c")),
-            (self.client, self.gateway, ice("c"), ice("g")),
-        ):
-            end.engine.open(
-                ConnectionParameters(
-                    connection_id=CONNECTION,
-                    peer_public_key=peer.engine.public_key,
-                    preshared_key=b"p" * 32,
-                    local_ice=local,
-                    remote_ice=remote,
-                    controlling=end is self.client,
-                ),
-                CLOCK.monotonic_ns(),
-            )
+        connect(self.client, self.gateway, CONNECTION)
+
+    def kinds(self) -> list[str | None]:
+        return [end.path_kind(CONNECTION) for end in (self.client, self.gateway)]
 
     def run(self, until: Callable[[], bool], what: str, timeout_s: float = 40.0) -> None:
         deadline = time.monotonic() + timeout_s
@@ -170,7 +90,7 @@ class Tunnel:
                 if end.alive:
                     end.flush()
             now = CLOCK.monotonic_ns()
-            timeouts = [end.engine.poll_timeout() for end in ends if end.alive]
+            timeouts = [end.poll_timeout() for end in ends if end.alive]
             wait_s = min(
                 [send_at - time.monotonic()]
                 + [(at - now) / NS_PER_S for at in timeouts if at is not None]
@@ -222,7 +142,8 @@ def test_two_port_restricted_nats_are_punched_and_later_hardening_is_relayed(
     made = tunnel()
     made.run_until_both_hear()
     made.run(
-        lambda: made.client.path_kind() == made.gateway.path_kind() == "direct", "the direct path"
+        lambda: made.kinds() == ["direct", "direct"],
+        "the direct path",
     )
     path = made.client.engine.path(CONNECTION)
     assert path is not None
@@ -232,7 +153,7 @@ def test_two_port_restricted_nats_are_punched_and_later_hardening_is_relayed(
         nat.set_nat("symmetric")
         nat.flush_bindings()
     made.run(
-        lambda: made.client.path_kind() == made.gateway.path_kind() == "relayed",
+        lambda: made.kinds() == ["relayed", "relayed"],
         "the relay takes over",
     )
     made.run_until_both_hear()
@@ -241,7 +162,7 @@ def test_two_port_restricted_nats_are_punched_and_later_hardening_is_relayed(
         nat.set_nat("port_restricted")
         nat.flush_bindings()
     made.run(
-        lambda: made.client.path_kind() == made.gateway.path_kind() == "direct",
+        lambda: made.kinds() == ["direct", "direct"],
         "the direct path comes back",
         timeout_s=60,
     )
@@ -258,7 +179,7 @@ def test_two_symmetric_nats_meet_at_the_relay(
         nat.flush_bindings()
     made = tunnel()
     made.run_until_both_hear()
-    assert made.client.path_kind() == made.gateway.path_kind() == "relayed"
+    assert made.kinds() == ["relayed", "relayed"]
 
 
 def test_a_peer_that_falls_silent_is_noticed(

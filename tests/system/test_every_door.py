@@ -27,7 +27,7 @@ from simulations.installation import (
     Installation,
     wait_until,
 )
-from simulations.kernel import Host, Lab
+from simulations.kernel.lab import Host, Lab
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(240)]
 ROOT = Path(__file__).resolve().parents[2]

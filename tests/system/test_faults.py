@@ -27,7 +27,7 @@ from simulations.installation import (
     Installation,
     wait_until,
 )
-from simulations.kernel import Lab
+from simulations.kernel.lab import Lab
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(240)]
 

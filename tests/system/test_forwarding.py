@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from simulations.kernel import Host, Lab
+from simulations.kernel.lab import Host, Lab
 
 pytestmark = pytest.mark.system
 ROOT = Path(__file__).resolve().parents[2]

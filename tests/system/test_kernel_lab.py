@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from simulations.kernel import Host, Lab, LabError, sweep
+from simulations.kernel.lab import Host, Lab, LabError, sweep
 
 pytestmark = pytest.mark.system
 
@@ -81,7 +81,7 @@ def test_the_janitor_removes_everything_when_the_maker_is_killed() -> None:
         [
             sys.executable,
             "-c",
-            "import time\nfrom simulations.kernel import Lab\nlab = Lab().__enter__()\n"
+            "import time\nfrom simulations.kernel.lab import Lab\nlab = Lab().__enter__()\n"
             "lab.router('core')\nprint(lab.prefix, flush=True)\ntime.sleep(1000)",
         ],
         stdout=subprocess.PIPE,

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from simulations.installation import PAGE, Installation, wait_until
-from simulations.kernel import Host, Lab
+from simulations.kernel.lab import Host, Lab
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
 ROOT = Path(__file__).resolve().parents[2]

@@ -30,7 +30,7 @@ from portal.answers import control_socket
 from runtime.cluster.placement import PlacedNode, Placement
 from runtime.control import ask_control
 from simulations.installation import PORTAL, Api, Installation, wait_until
-from simulations.kernel import Host, Lab
+from simulations.kernel.lab import Host, Lab
 from tests.system.postgres_support import PASSWORD, ForeignServer, foreign_server, own_directory
 from tests.system.test_faults import show_logs
 

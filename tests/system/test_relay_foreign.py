@@ -21,7 +21,7 @@ from relays.client import Allocated, Event, Lost, Permitted, Received, TurnClien
 from runtime.clock import SystemClock
 from runtime.net.address import Address
 from runtime.randomness import SystemRandomness
-from simulations.kernel import Host, Lab
+from simulations.kernel.lab import Host, Lab
 
 pytestmark = pytest.mark.system
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from simulations.kernel import Lab
+from simulations.kernel.lab import Lab
 from tunnel.shell.tun import TunDevice, TunError
 
 pytestmark = pytest.mark.system

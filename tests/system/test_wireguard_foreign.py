@@ -21,7 +21,7 @@ import pytest
 
 from runtime.net.address import Address
 from runtime.randomness import SystemRandomness
-from simulations.kernel import Host, Lab
+from simulations.kernel.lab import Host, Lab
 from tunnel.packet import ICMP, checksum, parse
 from tunnel.wireguard.cookies import HANDSHAKES_PER_SECOND
 from tunnel.wireguard.device import Device, SessionEstablished

@@ -89,6 +89,15 @@ def reflexive_priority(base: Base) -> int:
     return TYPE_PREFERENCE["prflx"] << 24 | base.priority & 0xFFFFFF
 
 
+def reflexive_kind(priority: int) -> Kind:
+    """What a peer-reflexive candidate is by the PRIORITY of the check that told of it.
+
+    The other side of `reflexive_priority`. The address alone does not tell: a NAT of ours may show
+    the packets of the peer's relay with another port than the one that was signalled.
+    """
+    return "relay" if priority >> 24 == TYPE_PREFERENCE["relay"] else "prflx"
+
+
 def pair_priority(controlling: int, controlled: int) -> int:
     """RFC 8445, section 6.1.2.3, from the candidate priorities of the two ends."""
     low, high = min(controlling, controlled), max(controlling, controlled)

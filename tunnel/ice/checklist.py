@@ -11,7 +11,14 @@ from typing import Final
 
 from channel.messages import MAX_CANDIDATES, Candidate, Candidates
 from runtime.net.address import Address
-from tunnel.ice.candidates import Base, address_of, pair_priority, reachable, refusal
+from tunnel.ice.candidates import (
+    Base,
+    address_of,
+    pair_priority,
+    reachable,
+    reflexive_kind,
+    refusal,
+)
 from tunnel.ice.checks import Role
 from tunnel.ice.pair import TWICE_RELAYED_AFTER_NS, Pair, PairState, Remote
 
@@ -97,7 +104,8 @@ class CheckList:
         """The pair on which a check of the peer arrived: if its source was unknown, it is a
         peer-reflexive candidate from now on (section 7.3.1.3). None: there are too many."""
         if source not in self._remotes:
-            remote = Remote(address=source, kind="prflx", priority=priority, signalled=False)
+            kind = reflexive_kind(priority)
+            remote = Remote(address=source, kind=kind, priority=priority, signalled=False)
             self._add(remote, now)
         return self._pairs.get((base.address, source))
 

@@ -94,18 +94,22 @@ def test_stacked_nats_of_every_sort_agree() -> None:
     assert disagreements == []
 
 
-def test_how_many_pairs_must_be_direct() -> None:
-    """By hand, for RFC 4787's filters: with EIM at both ends all 9; EIM and other mappings unless
-    the EIM side filters by port; other mappings unless both are APDM or one filters by port."""
-    counts = {}
-    for reply_binding in (False, True):
-        nats = nine(reply_binding=reply_binding)
-        counts[reply_binding] = sum(
-            judged((one,), (other,)) == "always" for one, other in product(nats, repeat=2)
-        )
-    eim_eim, eim_other, other_other = 9, 2 * (2 * 6), 2 * 2 * 3
-    assert counts[False] == eim_eim + eim_other + other_other == 45
-    assert counts[True] == 81 - 2 * 2  # neither hears the other
+def count(outcome: str, **rest: object) -> int:
+    """Of how many of the 81 ordered pairs of such NATs this is judged."""
+    nats = nine(**rest)
+    return sum(judged((one,), (other,)) == outcome for one, other in product(nats, repeat=2))
+
+
+def test_as_many_pairs_must_be_direct_as_counted_by_hand_and_in_the_document() -> None:
+    eim_with_eim = 9
+    eim_with_others = 2 * (2 * 6)  # the EIM side must not filter by port
+    others = 4 * 4 - 2 * 2  # nor may these, nor may both be APDM
+    assert count("always") == eim_with_eim + eim_with_others + others == 45
+    assert count("always", reply_binding=True) == 81 - 2 * 2  # neither hears the other
+    assert count("always", filters_per="mapping") == 42
+    assert count("always", filters_per="mapping", reply_binding=True) == 57
+    assert count("always", inbound_binding=True) == 30
+    assert count("sometimes", inbound_binding=True) == 15
 
 
 @pytest.mark.parametrize(

@@ -98,9 +98,14 @@ def their_check(
     role: Role = "controlled",
     tie_breaker: int = 5,
     nominates: bool = False,
+    kind: Kind = "prflx",
 ) -> StunMessage:
     data = CheckMessages(local, remote).request(
-        b"t" * 12, priority=77, role=role, tie_breaker=tie_breaker, nominates=nominates
+        b"t" * 12,
+        priority=priority_of(kind, 77),
+        role=role,
+        tie_breaker=tie_breaker,
+        nominates=nominates,
     )
     return StunMessage.decode(data)
 
@@ -210,6 +215,18 @@ def test_a_check_from_an_unknown_address_is_answered_and_answered_with_a_check()
     answer_to(triggered, made, NS_PER_MS)
     assert made.selected is not None
     assert made.selected.remote.kind == "prflx"
+
+
+def test_a_check_that_came_by_a_relay_makes_no_direct_path() -> None:
+    """Its source is not the address that was signalled where a NAT of ours changed the port."""
+    made = agent()
+    made.receive_request(their_check(kind="relay"), BASE, PEER, 0)
+    made.drain_checks()
+    (_, triggered), *_ = run(made, 0)
+    answer_to(triggered, made, NS_PER_MS)
+    path = made.path()
+    assert path is not None
+    assert path.kind == "relayed"
 
 
 def test_a_candidate_that_was_first_met_as_reflexive_takes_its_signalled_kind() -> None:

@@ -11,8 +11,9 @@ Needs root, `ip` (iproute2), `nft` and, to flush a NAT's bindings, `conntrack`.
         laptop = lab.host("laptop", home, "192.168.1.10/24")
         laptop.run("ping", "-c1", "203.0.113.2")
 
-The NAT rules are those that behave as RFC 4787 names them; plain `masquerade` alone is no easy
-NAT, since a peer's packet that arrives first would take the port of the own flow.
+The two kinds of NAT that `nat` makes are those that most tests need; `simulations.kernel.nats` has
+every other. Plain `masquerade` alone is no easy NAT, since a peer's packet that arrives first would
+take the port of the own flow.
 """
 
 from __future__ import annotations
@@ -81,10 +82,15 @@ def missing_requirements(programs: dict[str, str] | None = None) -> list[str]:
 
 @attrs.define
 class Host:
-    """One namespace of a lab. `name` is the full name that `ip netns` shows."""
+    """One namespace of a lab. `name` is the full name that `ip netns` shows, `device` the one
+    by which it hangs on the next router, `uplink` that router's end of it, and `wan_address` the
+    outer address of a NAT."""
 
     name: str
     short_name: str
+    device: str = ""
+    uplink: str = ""
+    wan_address: str = ""
     _attachments: int = 0
     _lan_network: str | None = None
 
@@ -199,10 +205,10 @@ class Lab:
         self.directory = Path(tempfile.mkdtemp(prefix=self.prefix))
         self.directory.chmod(0o711)  # a database under an account of its own passes through
         self._janitor = subprocess.Popen(
-            [sys.executable, "-m", "simulations.kernel", self.prefix, str(self.directory)],
+            [sys.executable, "-m", "simulations.kernel.lab", self.prefix, str(self.directory)],
             stdin=subprocess.PIPE,
             start_new_session=True,
-            cwd=Path(__file__).resolve().parent.parent,
+            cwd=Path(__file__).resolve().parents[2],
         )
         return self
 
@@ -241,12 +247,19 @@ class Lab:
     def nat(
         self, name: str, router: Host, *, wan: str, lan: str, kind: NatKind = "port_restricted"
     ) -> Host:
-        """A NAT between the router and a LAN; `lan` is its own inside address with prefix."""
+        """A NAT between the router and a LAN; `lan` is its own inside address with prefix.
+
+        `router` may be a NAT itself (a carrier's): then `wan` is an address on its LAN.
+        """
         host = self._namespace(name)
         host.run("sysctl", "-qw", "net.ipv4.ip_forward=1")
-        self._link(host, "wan", router, (wan,))
+        if router._lan_network is None:
+            self._link(host, "wan", router, (wan,))
+        else:
+            self._join_lan(host, "wan", router, wan)
         host.ip("link add lan type bridge", f"addr add {lan} dev lan", "link set lan up")
         host._lan_network = lan
+        host.wan_address = str(ip_interface(wan).ip)
         host.set_nat(kind)
         return host
 
@@ -254,20 +267,26 @@ class Lab:
         """A host on the LAN behind a NAT, with its default route through it."""
         assert nat._lan_network is not None, f"{nat.short_name} is no NAT"
         host = self._namespace(name)
-        nat._attachments += 1
-        port = f"lan{nat._attachments}"
+        self._join_lan(host, "eth0", nat, address)
+        return host
+
+    def route_ipv6(self, nat: Host, router: Host, *, wan: str, lan: str) -> None:
+        """Give a NAT an IPv6 prefix to route, without translation; `ipv6` then gives addresses."""
+        nat.run("sysctl", "-qw", "net.ipv6.conf.all.forwarding=1")
+        outer, inner = ip_interface(wan), ip_interface(lan)
+        gateway = next(outer.network.hosts())
+        router.ip(f"addr add {gateway}/{outer.network.prefixlen} dev {nat.uplink} nodad")
         nat.ip(
-            f"link add {port} type veth peer name eth0 netns {host.name}",
-            f"link set {port} master lan",
-            f"link set {port} up",
-        )
-        gateway = ip_interface(nat._lan_network).ip
-        host.ip(
-            f"addr add {address} dev eth0",
-            "link set eth0 up",
+            f"addr add {wan} dev wan nodad",
+            f"addr add {lan} dev lan nodad",
             f"route add default via {gateway}",
         )
-        return host
+        router.ip(f"route add {inner.network} via {outer.ip}")
+
+    def ipv6(self, host: Host, address: str) -> None:
+        """An IPv6 address for a host on a LAN with `route_ipv6`, and its default route."""
+        gateway = next(ip_interface(address).network.hosts())
+        host.ip(f"addr add {address} dev eth0 nodad", f"route add default via {gateway}")
 
     def _namespace(self, name: str) -> Host:
         full_name = self.prefix + name
@@ -276,12 +295,32 @@ class Lab:
             raise LabError(f"namespace {full_name}: {made.stderr.strip()}")
         host = Host(name=full_name, short_name=name)
         host.ip("link set lo up")
+        # IPv6 addresses of links would be tentative, and neighbours unknown, for 2 s
+        host.run("sysctl", "-qw", "net.ipv6.conf.default.accept_dad=0")
         self.hosts[name] = host
         return host
+
+    def _join_lan(self, host: Host, device: str, nat: Host, address: str) -> None:
+        assert nat._lan_network is not None
+        nat._attachments += 1
+        port = f"lan{nat._attachments}"
+        nat.ip(
+            f"link add {port} type veth peer name {device} netns {host.name}",
+            f"link set {port} master lan",
+            f"link set {port} up",
+        )
+        host.device, host.uplink = device, port
+        gateway = ip_interface(nat._lan_network).ip
+        host.ip(
+            f"addr add {address} dev {device}",
+            f"link set {device} up",
+            f"route add default via {gateway}",
+        )
 
     def _link(self, host: Host, device: str, router: Host, addresses: Sequence[str]) -> None:
         router._attachments += 1
         port = f"port{router._attachments}"
+        host.device, host.uplink = device, port
         router.ip(f"link add {port} type veth peer name {device} netns {host.name}")
         router.ip(f"link set {port} up")
         host.ip(f"link set {device} up")
