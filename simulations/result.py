@@ -59,6 +59,7 @@ class Checked:
     """A check of the file (its number, from 1) and how it went."""
 
     number: int
+    kind: str = ""
     text: str
     held: bool
     detail: str = ""

@@ -37,7 +37,7 @@ class Failure:
     def of(cls, result: Result) -> Failure | None:
         """None for a run in which everything held."""
         signs = {f"rule {each.rule}" for each in result.violations}
-        signs |= {f"check {each.text.split(' ')[0]}" for each in result.checks if not each.held}
+        signs |= {f"check {each.kind}" for each in result.checks if not each.held}
         if result.error:
             signs.add(f"error {result.error.split(':')[0]}")
         return cls(frozenset(signs)) if signs else None

@@ -411,7 +411,7 @@ def first_pair(scenario: Scenario) -> tuple[str, str] | None:
 
 def _check_backend(job: Job) -> None:
     if job.backend == "kernel":
-        from simulations.kernel import missing_requirements
+        from simulations.kernel.lab import missing_requirements
 
         if missing := missing_requirements():
             raise Unusable("--on kernel: " + "; ".join(missing))

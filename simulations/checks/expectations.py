@@ -91,7 +91,13 @@ class Expectations:
         detail = "; ".join(problems[:SHOWN])
         if len(problems) > SHOWN:
             detail += f"; and {len(problems) - SHOWN} more"
-        return Checked(number=number, text=sentence_of(check), held=not problems, detail=detail)
+        return Checked(
+            number=number,
+            kind=check.kind,
+            text=sentence_of(check),
+            held=not problems,
+            detail=detail,
+        )
 
     def _pairs(self, check: schema.Check) -> list[Pair]:
         return self._traffic.select(check.source, check.to)

@@ -301,6 +301,7 @@ class PolicyRule(Observer):
         self._calm.fault(now, kind, targets)
 
     def changed(self, now: int, changes: tuple[Change, ...]) -> None:
+        self._look(now)
         for change in changes:
             self._apply(change)
         for id, authorization in self._live.items():

@@ -16,6 +16,8 @@ probes look on; and how long each took to recover from.
     at = "5s"
     within = "2s"
 
+It ends after `duration`, or when everything has been healed and answered for STEADY_NS.
+
 Whatever happens, and however the drill ends (SIGINT and SIGTERM too), what was paused is resumed,
 what was cut off is healed, and what was killed is started again.
 """
@@ -43,6 +45,9 @@ CHECKS: Final = ("recovered", "uninterrupted")
 FIRST_ANSWER_S: Final = 30.0
 NS_PER_S: Final = 10**9
 POLL_S: Final = 0.5
+LOOK_NS: Final = NS_PER_S // 2
+STEADY_NS: Final = 5 * NS_PER_S
+"""After so long without a failure a drill whose faults are over is over too."""
 
 Say = Callable[[str], None]
 
@@ -113,7 +118,21 @@ class Drill:
             self._struck.append((time.monotonic_ns(), fault))
             for name in fault.targets:
                 self._strike(fault, self.processes[name])
-        self._wait_until(self._begun_ns + duration_ns(self.scenario.duration))
+        end_ns = self._begun_ns + duration_ns(self.scenario.duration)
+        while time.monotonic_ns() < end_ns and not self._is_over():
+            if not self._wait_until(min(end_ns, time.monotonic_ns() + LOOK_NS)):
+                return
+
+    def _is_over(self) -> bool:
+        """Everything is healed, and all that is probed has been answering for a while."""
+        since_ns = time.monotonic_ns() - STEADY_NS
+        newest_ns = max((at_ns for at_ns, _ in self._struck), default=0)
+        return (
+            bool(self.probes)
+            and not self._healing
+            and newest_ns < since_ns
+            and all(probe.is_steady(since_ns) for probe in self.probes)
+        )
 
     def _wait_until(self, at_ns: int) -> bool:
         """Wait, and heal what is due meanwhile; False when the drill is to stop."""
@@ -177,7 +196,7 @@ class Drill:
             pairs=tuple(self._pair(probe) for probe in self.probes),
             faults=tuple(self._injected(number) for number in range(len(self._struck))),
             checks=tuple(
-                self._checked(number, check)
+                attrs.evolve(self._checked(number, check), kind=check.kind)
                 for number, check in enumerate(self.scenario.checks, start=1)
             ),
         )

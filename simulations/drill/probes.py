@@ -104,6 +104,11 @@ class Probe:
             time.sleep(0.05)
         return False
 
+    def is_steady(self, since_ns: int) -> bool:
+        """Whether every try since then was answered, and there were some."""
+        recent = [each.held for each in self.answers if each.at_ns >= since_ns]
+        return bool(recent) and all(recent)
+
     def recovery_ns(self, from_ns: int, until_ns: int) -> int | None:
         """How long after `from_ns` the last failure before `until_ns` was made good: 0 if none
         failed, None if it failed to the end."""

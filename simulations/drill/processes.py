@@ -131,12 +131,26 @@ class Process:
         return False
 
     def _successor(self) -> tuple[int, int] | None:
+        """Who a supervisor has started in its place: the same command in the same network, with the
+        same environment. (The command alone may be that of another installation.)"""
         for pid in _pids():
-            if _argv(pid) == self.argv and not _is_zombie(pid):
+            if argv_of(pid) == self.argv and not _is_zombie(pid) and self._is_like(pid):
                 started_at = _start_time(pid)
                 if started_at is not None:
                     return pid, started_at
         return None
+
+    def _is_like(self, pid: int) -> bool:
+        own = os.fstat(self._network)
+        try:
+            its = os.stat(_PROC / str(pid) / "ns" / "net")
+            environment = (_PROC / str(pid) / "environ").read_bytes()
+        except OSError:
+            return False
+        same_network = (own.st_ino, own.st_dev) == (its.st_ino, its.st_dev)
+        return same_network and _without_supervisor(environment) == _without_supervisor(
+            self._environment
+        )
 
 
 @contextlib.contextmanager
@@ -160,15 +174,23 @@ def _by_name(read: Sequence[Process], given: dict[int, str]) -> dict[str, Proces
             raise DrillError(
                 f"{name}: process {pid} is none of Holloway's, or not yours to look at"
             )
-    counts = Counter(process.name for process in read)
+    if len(set(given.values())) < len(given):
+        raise DrillError("--process gives two processes the same name")
+    own_names = [process.name for process in read if process.pid not in given]
+    taken = Counter([*given.values(), *own_names])
     processes: dict[str, Process] = {}
     for process in read:
-        is_alone = counts[process.name] == 1
+        is_alone = taken[process.name] == 1
         own_name = process.name if is_alone else f"{process.name}-{process.pid}"
         process.name = given.get(process.pid, own_name)
-        if processes.setdefault(process.name, process) is not process:
-            raise DrillError(f"two processes are called {process.name!r}: name them by --process")
+        processes[process.name] = process
     return processes
+
+
+def _without_supervisor(environment: bytes) -> set[bytes]:
+    """Without what systemd makes anew for each start."""
+    anew = (b"INVOCATION_ID=", b"JOURNAL_STREAM=", b"SYSTEMD_EXEC_PID=", b"MEMORY_PRESSURE_")
+    return {entry for entry in environment.split(b"\0") if not entry.startswith(anew)}
 
 
 def _given(text: str) -> tuple[int, str]:
@@ -197,7 +219,7 @@ def component_of(argv: Sequence[bytes]) -> str | None:
 
 
 def _read(pid: int) -> Process | None:
-    argv = _argv(pid)
+    argv = argv_of(pid)
     component = component_of(argv)
     if component is None or _is_zombie(pid):
         return None
@@ -238,7 +260,8 @@ def _pids() -> list[int]:
     return sorted(int(each.name) for each in _PROC.iterdir() if each.name.isdigit())
 
 
-def _argv(pid: int) -> tuple[bytes, ...]:
+def argv_of(pid: int) -> tuple[bytes, ...]:
+    """The command line of a process, () if it has ended or is a kernel's."""
     try:
         return tuple((_PROC / str(pid) / "cmdline").read_bytes().rstrip(b"\0").split(b"\0"))
     except OSError:

@@ -248,6 +248,7 @@ class ClientHost(AgentHost):
 
     events = TO_CLIENT
     agent: ClientAgent
+    agent_type: type[ClientAgent] = ClientAgent
 
     def __init__(self, *args: Any, on_answer: Callable[[bytes], None], **keywords: Any) -> None:
         self._on_answer = on_answer
@@ -256,7 +257,7 @@ class ClientHost(AgentHost):
     def _make_agent(
         self, identity: AgentIdentity, engine: Engine, randomness: SeededRandomness, now: int
     ) -> ClientAgent:
-        return ClientAgent(identity, engine, randomness=randomness, now=now)
+        return self.agent_type(identity, engine, randomness=randomness, now=now)
 
     def addresses(self) -> tuple[bytes, bytes] | None:
         """The packed tunnel addresses (IPv4, IPv6), once the portal has given them."""

@@ -5,6 +5,7 @@ Each is the real thing but for one habit, so it gets as far as the real thing wo
 of a hostile host itself nothing is expected.
 
     client     spoofs              sends packets under inner addresses that are not its own
+               trespasses          keeps what was taken from it, and tries every resource by it
                floods              sends junk of every shape to gateways, relays and the portal
                replays             sends datagrams of its past again, its own and those it was sent
                stale_token         comes again and again with a token that is none
@@ -33,6 +34,7 @@ from channel.messages import (
     IpText,
     RequestAuthorization,
 )
+from clients.agent import ClientAgent
 from runtime.clock import NS_PER_MS, NS_PER_S
 from runtime.net.address import Address
 from runtime.randomness import SeededRandomness
@@ -91,6 +93,8 @@ class HostileClient(ClientHost):
         self.resources = resources
         self.record = _Recorder()
         self._act = _CLIENT_HABITS.get(habit)
+        if habit == "trespasses":
+            self.agent_type = _Keeper
         if habit == "stale_token":
             token = _forged(token)
         super().__init__(*args, token=token, **keywords)
@@ -137,6 +141,29 @@ def _spoof(client: HostileClient) -> None:
                     data = b"spoofed by a client"
                     packets.append(udp_packet(source, destination, (APP_PORT, ECHO_PORT), data))
         client.engine.send_packets(connection_id, packets, client.now)
+
+
+def _trespass(client: HostileClient) -> None:
+    """Packets of its own to every resource, through whatever tunnel it ever had."""
+    own = client.addresses() or ()
+    for connection_id in client.engine.connection_ids:
+        packets = [
+            udp_packet(source, destination, (APP_PORT, ECHO_PORT), client.draws.bytes(16))
+            for destination in client.resources
+            for source in own
+            if len(source) == len(destination)
+        ]
+        client.engine.send_packets(connection_id, packets, client.now)
+
+
+class _Keeper(ClientAgent):
+    """Heeds no revocation, and no end of a lease."""
+
+    def _end(self, authorization_id: UUID, now: int) -> None:
+        pass
+
+    def _remove(self, resource_id: UUID, now: int) -> None:
+        pass
 
 
 def _flood(client: HostileClient) -> None:
@@ -188,6 +215,7 @@ def _scan(client: HostileClient) -> None:
 
 _CLIENT_HABITS: Final[dict[str, Callable[[HostileClient], None]]] = {
     "spoofs": _spoof,
+    "trespasses": _trespass,
     "floods": _flood,
     "replays": _replay,
     "forged_candidates": _forge_candidates,

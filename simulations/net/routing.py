@@ -11,7 +11,8 @@ ones at equal count); nothing routes around a link that is down. What a realm do
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from hashlib import sha256
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import TYPE_CHECKING, Any, Final
 
@@ -36,24 +37,22 @@ Hop = tuple[int, Any]
 
 
 class Pool:
-    """The addresses of a prefix, given in order; those given back are given again in the next
-    round."""
+    """The addresses of a prefix. Which one is drawn follows from the name of who draws, so that
+    leaving somebody out disturbs nobody else (unless two names meet), and who comes back has the
+    address that it had, if that is free."""
 
     def __init__(self, prefix: str) -> None:
         self.network: IPv4Network | IPv6Network = ip_network(prefix)
-        self._next = FIRST_HOST
 
-    def draw(self, taken: Realm) -> str:
-        """The next one that is not taken. Raises RuntimeError when all are."""
-        size = self.network.num_addresses - 1  # the last one is the broadcast address
+    def draw(self, taken: Realm, name: str, *, besides: Collection[str] = ()) -> str:
+        """One that is not taken, and none of `besides`. Raises RuntimeError when there is none."""
         first = int(self.network.network_address)
+        size = self.network.num_addresses - 1 - FIRST_HOST  # the last one is the broadcast address
         make = IPv4Address if self.network.version == 4 else IPv6Address
-        for _ in range(min(size, len(taken) + FIRST_HOST + 1)):
-            if self._next >= size:
-                self._next = FIRST_HOST
-            address = str(make(first + self._next))
-            self._next += 1
-            if address not in taken:
+        begin = int.from_bytes(sha256(name.encode()).digest()[:8], "big")
+        for step in range(min(size, len(taken) + len(besides) + 1)):
+            address = str(make(first + FIRST_HOST + (begin + step) % size))
+            if address not in taken and address not in besides:
                 return address
         raise RuntimeError(f"{self.network} has no address left")
 

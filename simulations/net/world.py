@@ -487,17 +487,18 @@ class World(Timeline):
         for _ in range(0 if given else behaviour.public_addresses):
             if parent.pool4 is None:
                 raise ValueError(f"{parent.name} has no IPv4 addresses for {network.name}")
-            addresses.append(parent.pool4.draw(parent.realm4))
-            parent.realm4[addresses[-1]] = own
+            drawn = parent.pool4.draw(parent.realm4, network.name, besides=nat.addresses)
+            addresses.append(drawn)
+            parent.realm4[drawn] = own
         for address in given:
             parent.realm4[address] = own
         nat.renumber(addresses)
 
     def _place(self, host: Host, network: Network, ipv4: str | None, ipv6: str | None) -> None:
         if ipv4 is None and network.pool4 is not None:
-            ipv4 = network.pool4.draw(network.realm4)
+            ipv4 = network.pool4.draw(network.realm4, host.name)
         if ipv6 is None and network.pool6 is not None:
-            ipv6 = network.pool6.draw(network.realm6)
+            ipv6 = network.pool6.draw(network.realm6, host.name)
         for address, realm in ((ipv4, network.realm4), (ipv6, network.realm6)):
             if address and address in realm:
                 raise ValueError(f"{address} is taken")

@@ -188,7 +188,7 @@ class Client:
     user: Name
     starts: bool = True
     hostile: Literal[
-        "", "spoofs", "floods", "replays", "stale_token", "forged_candidates", "scans"
+        "", "spoofs", "trespasses", "floods", "replays", "stale_token", "forged_candidates", "scans"
     ] = ""
 
 

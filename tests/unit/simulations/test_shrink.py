@@ -100,7 +100,7 @@ def test_ways_and_times_become_simpler() -> None:
 
 
 def test_a_failure_is_known_by_its_rules_checks_and_error() -> None:
-    checked = Checked(number=1, text="reach laptop intranet", held=False)
+    checked = Checked(number=1, kind="reach", text="laptop to intranet", held=False)
     result = Result(scenario="x", seed=1, violations=(LEAK,), checks=(checked,), error="Boom: 7")
     failure = Failure.of(result)
     assert str(failure) == "check reach, error Boom, rule no_plaintext"

@@ -295,14 +295,23 @@ def test_without_nats_every_host_reaches_every_other_in_the_fewest_hops(seed: in
 # --- addresses ---
 
 
-def test_addresses_are_drawn_in_order_and_those_taken_are_left_out() -> None:
+def test_all_addresses_are_drawn_and_those_taken_are_left_out() -> None:
     world = World(1)
     home = world.network("home", prefix="10.1.0.0/29", nat=PORT_RESTRICTED)
     world.host("fixed", home, ipv4="10.1.0.3")
     drawn = [world.host(f"h{n}", home).ipv4 for n in range(4)]
-    assert drawn == ["10.1.0.2", "10.1.0.4", "10.1.0.5", "10.1.0.6"]
+    assert sorted(drawn, key=str) == ["10.1.0.2", "10.1.0.4", "10.1.0.5", "10.1.0.6"]
     with pytest.raises(RuntimeError, match="no address left"):
         world.host("too many", home)
+
+
+def test_leaving_a_host_out_gives_no_other_one_another_address() -> None:
+    def addresses(*names: str) -> dict[str, str | None]:
+        world = World(1)
+        home = world.network("home", prefix="10.1.0.0/16", nat=PORT_RESTRICTED)
+        return {name: world.host(name, home).ipv4 for name in names}
+
+    assert addresses("a", "c").items() < addresses("a", "b", "c").items()
 
 
 def test_an_address_and_a_name_are_given_once() -> None:
@@ -338,9 +347,12 @@ def test_a_host_has_the_families_of_its_network_and_may_go_without() -> None:
         world.host("only 4", both, ipv6=""),
         world.host("only 6", six),
     )
-    assert (dual.ipv4, dual.ipv6) == ("203.0.113.2", "2001:db8:1::2")
-    assert (only4.ipv4, only4.ipv6) == ("203.0.113.3", None)
-    assert (only6.ipv4, only6.ipv6) == (None, "2001:db8:2::2")
+    hosts = ((dual, "203.0.113.", "2001:db8:1::"), (only4, "203.0.113.", None),
+             (only6, None, "2001:db8:2::"))  # fmt: skip
+    for host, *begins in hosts:
+        for address, begin in zip((host.ipv4, host.ipv6), begins, strict=True):
+            assert (address is None) == (begin is None)
+            assert address is None or begin is None or address.startswith(begin[:-1])
     Socket(only6, 5_000).send(at(dual))
     assert drops(world) == {"no address": 1}
 

@@ -126,11 +126,13 @@ def test_a_roaming_host_keeps_its_sockets_and_gets_new_addresses() -> None:
     a.host.on_moved.append(lambda host: moved.append(host.ipv4))
     a.send(at(b.host), b"from home")
     world.run_for(NS)
+    home = a.host.network
     a.host.move(cafe)
     a.send(at(b.host), b"from the cafe")
     world.run_for(NS)
-    assert moved == ["10.9.0.2"]
-    assert [source.host for source in b.sources] == ["198.18.0.2", cafe.outer[0]]
+    assert moved == [a.host.ipv4]
+    assert str(moved[0]).startswith("10.9.0.")
+    assert [source.host for source in b.sources] == [home.outer[0], cafe.outer[0]]
     b.send(b.sources[1], b"answer")
     world.run_for(NS)
     assert a.data == [b"answer"]
@@ -370,4 +372,4 @@ def test_hosts_and_networks_are_found_by_name() -> None:
     host: Host = world.hosts["a"]
     assert host is a.host
     assert world.networks["home"] is host.network
-    assert repr(host) == "<host a 192.168.1.2>"
+    assert repr(host) == f"<host a {host.ipv4}>"
