@@ -6,6 +6,7 @@ wrong, 3 something of ours failed, so nothing can be said; 130 it was interrupte
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,7 +22,8 @@ from rich.text import Text
 
 from admin.safety import printable
 from runtime.service import configure_logging
-from simulations.farm.job import MAX_SEEDS, Job, perform, runner_of, written_out
+from simulations.chaos import describe
+from simulations.farm.job import MAX_SEEDS, Job, perform, written_out
 from simulations.farm.local import FarmError, FarmOptions, cores, run_local
 from simulations.farm.seeds import Gone
 from simulations.report import compare as comparing
@@ -29,6 +31,7 @@ from simulations.report.merged import Merger, Report, report_from_json, report_t
 from simulations.report.page import write_page
 from simulations.report.progress import watching
 from simulations.report.table import show
+from simulations.report.wording import budget
 from simulations.result import Result
 from simulations.scenario.load import ScenarioError, dump, load, ready, ready_names, save
 from simulations.scenario.schema import Scenario
@@ -40,6 +43,8 @@ UNUSABLE: Final = 2
 INTERNAL: Final = 3
 INTERRUPTED: Final = 130
 MAX_REPORT_BYTES: Final = 512 << 20
+MAX_SAVED: Final = 20
+"""Failures of one command that are written to files."""
 WIDTH: Final = 120
 """Of what goes into a file or a pipe."""
 
@@ -82,6 +87,7 @@ def run(
     json: Path | None = None,
     html: Path | None = None,
     stop_after: int = 0,
+    save_to: Path | None = None,
     ray: Annotated[Ray | None, Parameter(name="*")] = None,
     log_level: LogLevel = "error",
 ) -> None:
@@ -101,7 +107,8 @@ def run(
     jobs
         Processes side by side, for many seeds; by default one for each core (on Ray: its CPUs).
     on
-        Where: in virtual time, or on network namespaces with real processes.
+        Where: in virtual time, or on network namespaces with real processes, as root; there every
+        pair is asked once, and its outcome compared with that of virtual time.
     follow
         CLIENT:RESOURCE, whose packets are listed one by one in the report.
     json
@@ -110,6 +117,9 @@ def run(
         Write the report to this file, as one page that stands alone.
     stop_after
         End when so many runs did not hold; 0: run all seeds.
+    save_to
+        Write each seed that did not hold (the first 20) to a file in this directory, with all that
+        was drawn: `holloway sim replay` runs it again.
     log_level
         Of what the system in the simulation logs, to the standard error.
     """
@@ -123,9 +133,9 @@ def run(
             backend=on,
             follow=_follow(found, numbers[0], follow, wanted=html is not None),
         )
-        _check_backend(job)
-        _check_places(json, html)
-        merger = Merger(found.name, found.description)
+        _check_backend(job, written_out(found, numbers[0]), len(numbers))
+        _check_places(json, html, save_to)
+        merger = _merger(found)
         status = HELD
         options = FarmOptions(jobs=jobs or cores(), stop_after=stop_after)
         console = Console(stderr=True)
@@ -139,6 +149,8 @@ def run(
             status = INTERNAL
         report = merger.report()
         _give(report, json, html)
+        if save_to is not None:
+            _save_failures(report, found, save_to)
         sys.exit(status or status_of(report))
 
 
@@ -180,7 +192,7 @@ def replay(
         followed = _follow(found, number, follow, wanted=html is not None)
         job = Job(scenario=dump(found), name=str(file), follow=followed)
         _check_places(json, html)
-        merger = Merger(found.name, found.description)
+        merger = _merger(found)
         _run_all(job, [number], FarmOptions(jobs=1), 1, Ray(), merger, Console(stderr=True))
         report = merger.report()
         _give(report, json, html)
@@ -409,16 +421,22 @@ def first_pair(scenario: Scenario) -> tuple[str, str] | None:
     return None
 
 
-def _check_backend(job: Job) -> None:
-    if job.backend == "kernel":
-        from simulations.kernel.lab import missing_requirements
+def _check_backend(job: Job, scenario: Scenario, seeds: int) -> None:
+    """What stands in the way of a run on the kernel is told before anything is made."""
+    if job.backend == "virtual":
+        return
+    from simulations.kernel import compared
+    from simulations.kernel.lab import missing_requirements
+    from simulations.kernel.twin import REQUIRED_PROGRAMS
 
-        if missing := missing_requirements():
-            raise Unusable("--on kernel: " + "; ".join(missing))
-    try:
-        runner_of(job)
-    except (ImportError, AttributeError):
-        raise Unusable(f"--on {job.backend}: this release cannot run scenarios there") from None
+    if seeds != 1:
+        raise Unusable("--on kernel: one seed at a time")
+    found = [*missing_requirements(REQUIRED_PROGRAMS), *compared.obstacles(scenario)]
+    if found:
+        raise Unusable("\n".join(f"--on kernel: {each}" for each in found))
+    if left_out := compared.left_out(scenario):
+        parts = ", ".join(left_out)
+        sys.stderr.write(f"on the kernel every pair is asked once; left out: {parts}\n")
 
 
 def _check_places(*files: Path | None) -> None:
@@ -429,6 +447,25 @@ def _check_places(*files: Path | None) -> None:
 
 
 # --- running --------------------------------------------------------------------------------------
+
+
+def _merger(scenario: Scenario) -> Merger:
+    chaos = None if scenario.chaos is None else describe(scenario.chaos)
+    return Merger(scenario.name, scenario.description, chaos)
+
+
+def _save_failures(report: Report, scenario: Scenario, directory: Path) -> None:
+    """Each seed that did not hold as a file of its own, with everything drawn written out."""
+    directory.mkdir(exist_ok=True)
+    for failure in report.failures[:MAX_SAVED]:
+        file = (
+            directory / f"{re.sub('[^a-z0-9-]+', '-', scenario.name.lower())}-{failure.seed}.toml"
+        )
+        head = "\n".join((f"Seed {failure.seed} did not hold:", *failure.reasons))
+        if report.chaos:
+            head += f"\nDrawn by chaos: {budget(report)}"
+        save(written_out(scenario, failure.seed), file, head=head)
+        sys.stdout.write(f"seed {failure.seed} saved: {file}\n")
 
 
 def _run_all(

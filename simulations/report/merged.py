@@ -7,7 +7,7 @@ the first.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections.abc import Mapping
 from typing import Any, Final, Literal
 
 import attrs
@@ -124,6 +124,8 @@ class Report:
     format: Literal[1] = 1
     scenario: str = ""
     description: str = ""
+    chaos: dict[str, str] = attrs.Factory(dict)
+    """The budget by which faults were drawn, every option."""
     backend: Backend = "virtual"
     runs: int = 0
     held: int = 0
@@ -158,8 +160,17 @@ class Merger:
     The order makes no difference but for which examples are kept, so a merger is given results in
     the order of the seeds (`farm` does that)."""
 
-    def __init__(self, scenario: str = "", description: str = "") -> None:
-        self._report = Report(scenario=scenario, description=description)
+    def __init__(
+        self,
+        scenario: str = "",
+        description: str = "",
+        chaos: Mapping[str, object] | None = None,
+    ) -> None:
+        budget = {
+            name: " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+            for name, value in (chaos or {}).items()
+        }
+        self._report = Report(scenario=scenario, description=description, chaos=budget)
         self._pairs: dict[tuple[str, str], PairRow] = {}
         self._nat_pairs: dict[tuple[str, str], NatRow] = {}
         self._recovery: dict[str, RecoveryRow] = {}
@@ -342,11 +353,3 @@ def _example(examples: list[Example], seed: int, text: str) -> None:
 
 def _seconds(ns: int) -> str:
     return f"{ns / 1e9:.3f} s"
-
-
-def total(rows: list[NatRow]) -> Counter[str]:
-    """The outcomes of all these pairs together."""
-    found: Counter[str] = Counter()
-    for row in rows:
-        found.update(row.outcomes)
-    return found

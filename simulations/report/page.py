@@ -21,7 +21,7 @@ from simulations.report.merged import PATHS, PairRow, RecoveryRow, Report
 from simulations.report.sequence import MAX_FLIGHTS, flights, sequence
 from simulations.report.style import STYLE
 from simulations.report.topology import legend, topology
-from simulations.report.wording import count, instant, nat, percent, seeds, time, verdict
+from simulations.report.wording import budget, count, instant, nat, percent, seeds, time, verdict
 from simulations.result import Result, Step
 
 POLICY: Final = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
@@ -81,6 +81,7 @@ def _top(report: Report, sections: Sequence[Element]) -> Element:
         tag("h1", report.scenario),
         tag("p", tag("span", verdict(report), class_=style), " ", " · ".join(facts)),
         tag("p", report.description, class_="lead") if report.description else None,
+        tag("p", f"Chaos: {budget(report)}", class_="note") if report.chaos else None,
         tag("nav", links, aria_label="Sections"),
         class_="top",
     )

@@ -45,9 +45,9 @@ class Quiet:
 class Bar:
     """A bar, with what remains and how many failed."""
 
-    def __init__(self, progress: Progress, total: float) -> None:
+    def __init__(self, progress: Progress, title: str, total: float) -> None:
         self._progress = progress
-        self._task = progress.add_task("", total=total, failed="", text="")
+        self._task = progress.add_task(printable(title), total=total, failed="", text="")
 
     def advanced(self, done: float, *, failed: int, text: str = "") -> None:
         told = f"[red]{failed:,} did not hold[/red]" if failed else ""
@@ -65,7 +65,7 @@ def watching(console: Console, title: str, total: float, *, steps: bool) -> Iter
         return
     how_far = MofNCompleteColumn() if steps else TaskProgressColumn()
     columns = (
-        TextColumn(printable(title), markup=False),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         how_far,
         TimeRemainingColumn(),
@@ -73,4 +73,4 @@ def watching(console: Console, title: str, total: float, *, steps: bool) -> Iter
         TextColumn("{task.fields[text]}", markup=False),
     )
     with Progress(*columns, console=console, transient=True) as progress:
-        yield Bar(progress, total)
+        yield Bar(progress, title, total)

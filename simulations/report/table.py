@@ -12,7 +12,7 @@ from rich.text import Text
 
 from admin.safety import printable
 from simulations.report.merged import PATHS, NatRow, PairRow, Report, is_worse
-from simulations.report.wording import count, instant, nat, percent, seeds, time, verdict
+from simulations.report.wording import budget, count, instant, nat, percent, seeds, time, verdict
 
 MAX_PAIRS: Final = 24
 """Rows of single pairs; of more pairs only those that went wrong are shown, and sums by NAT."""
@@ -42,6 +42,8 @@ def parts(report: Report) -> Iterator[RenderableType]:
         _plain(f"{report.scenario}, {seeds(report)} ({report.backend}): "),
         (printable(verdict(report)), style),
     )
+    if report.chaos:
+        yield _plain(f"chaos: {budget(report)}")
     yield from _pairs(report)
     yield from _times(report)
     yield from _faults(report)

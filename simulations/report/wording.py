@@ -60,6 +60,11 @@ def verdict(report: Report) -> str:
     return text
 
 
+def budget(report: Report) -> str:
+    """What chaos was allowed, every option; empty without chaos."""
+    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in report.chaos.items())
+
+
 def seeds(report: Report) -> str:
     """Which seeds a report is about."""
     if report.runs <= 1:

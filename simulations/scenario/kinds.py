@@ -9,7 +9,6 @@ import attrs
 from simulations.scenario.schema import Check, Fault
 
 HOSTS: Final = ("portal", "relay", "gateway", "client", "service", "population")
-AGENTS: Final = ("relay", "gateway", "client", "population")
 NODES: Final = ("portal", "relay")
 NETWORKS: Final = ("network",)
 POPULATION_TARGETS: Final = frozenset({"client", "user"})
@@ -80,7 +79,7 @@ FAULTS: Final[dict[str, Kind]] = {
         ("targets",), ("every",), HOSTS,
     ),
     "reconnect": Kind(
-        "The control channels of agents end at once (a thundering herd).", ("targets",), (), AGENTS
+        "The control channels of agents end at once (a thundering herd).", ("targets",), (), HOSTS
     ),
     "change": Kind("An admin changes something.", ("change", "subject")),
     "shrink_directory": Kind(

@@ -51,6 +51,8 @@ def size_bytes(text: str) -> int:
 
 def share_ppm(text: str | float) -> int:
     """`1%`, `500ppm` or 0.01, as parts per million. Raises ValueError outside of 0 to 1."""
+    if isinstance(text, float):
+        text = format(Decimal(repr(text)), "f")  # without an exponent, however small
     return _quantity(str(text), _SHARES, "a share such as 1% or 0.01", 0, PPM)
 
 

@@ -12,7 +12,7 @@ from simulations.scenario.load import checked, dump, ready, ready_names
 WANTED = {
     "home-office", "carrier-grade", "hotel-udp-blocked", "symmetric-to-symmetric",
     "roaming-commuter", "gateway-death", "relay-death", "portal-node-death", "database-outage",
-    "partition", "rolling-upgrade", "thundering-herd", "shrinking-directory",
+    "partition", "rolling-upgrade", "thundering-herd", "shrinking-directory", "demo", "chaos",
 }  # fmt: skip
 
 
@@ -25,9 +25,17 @@ def test_each_says_what_it_shows_and_has_checks(name: str) -> None:
     scenario = ready(name)
     assert scenario.name == name
     assert len(scenario.description) > 60
-    assert scenario.checks
+    assert scenario.checks or scenario.chaos  # chaos has to hold by the rules alone
     assert scenario.traffic
     assert checked(written_out(scenario, 1)).clients
+
+
+@pytest.mark.parametrize("seed", range(1, 31))
+def test_what_chaos_draws_is_a_sound_file_that_can_be_saved(seed: int) -> None:
+    drawn = written_out(ready("chaos"), seed)
+    assert checked(drawn) == drawn
+    assert len(drawn.faults) > 6
+    assert drawn.seed == seed
 
 
 @pytest.mark.parametrize("name", ready_names())

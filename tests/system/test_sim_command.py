@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from simulations.installation import wait_until
+
 pytestmark = [pytest.mark.system, pytest.mark.timeout(240)]
 ROOT = Path(__file__).resolve().parents[2]
 READY = ROOT / "simulations" / "scenario" / "ready"
@@ -151,11 +153,11 @@ def test_all_that_is_wrong_with_a_file_is_told_with_places(tmp_path: Path) -> No
     assert "faults[0].at: is missing" in done.stderr
 
 
-def test_an_interrupted_run_tells_what_there_is_and_leaves_no_process(tmp_path: Path) -> None:
-    file = tmp_path / "r.json"
+def started(*argv: str) -> tuple[subprocess.Popen[str], list[str]]:
+    """`holloway sim run` of many seeds, with the ids of its two workers."""
     command = [sys.executable, "-m", "holloway", "sim", "run", "rolling-upgrade"]
     running = subprocess.Popen(
-        [*command, "--seeds", "500", "--jobs", "2", "--json", str(file)],
+        [*command, "--seeds", "500", "--jobs", "2", *argv],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -167,10 +169,62 @@ def test_an_interrupted_run_tells_what_there_is_and_leaves_no_process(tmp_path: 
     while len(workers) < 2:
         assert running.poll() is None
         workers = children.read_text().split()
+    return running, workers
+
+
+def lives(pid: str) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_an_interrupted_run_tells_what_there_is_and_leaves_no_process(tmp_path: Path) -> None:
+    file = tmp_path / "r.json"
+    running, workers = started("--json", str(file))
     running.send_signal(signal.SIGINT)
     told, said = running.communicate(timeout=60)
     assert running.returncode == 130, said
     assert "interrupted" in said
     assert json.loads(file.read_bytes())["kind"] == "holloway simulation report"
     assert "did NOT hold" not in told
-    assert not [pid for pid in workers if Path(f"/proc/{pid}").exists()]
+    assert not any(map(lives, workers))
+
+
+def test_workers_end_when_the_command_is_killed() -> None:
+    running, workers = started()
+    running.kill()
+    running.communicate(timeout=60)
+    wait_until(lambda: not any(map(lives, workers)), what="the workers have ended")
+
+
+def test_failures_are_saved_as_files_that_fail_again(tmp_path: Path) -> None:
+    saved = tmp_path / "failures"
+    done = sim("run", written(tmp_path, BROKEN), "--seeds", "2", "--save-to", saved)
+    assert done.returncode == 1
+    assert sorted(each.name for each in saved.iterdir()) == [
+        "home-office-1.toml",
+        "home-office-2.toml",
+    ]
+    assert "# Seed 2 did not hold:" in (saved / "home-office-2.toml").read_text()
+    again = sim("replay", saved / "home-office-2.toml")
+    assert again.returncode == 1
+    assert "it fails again with seed 2" in again.stdout
+
+
+def test_on_the_kernel_every_pair_comes_out_as_in_virtual_time() -> None:
+    done = sim("run", "symmetric-to-symmetric", "--on", "kernel")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "left out: checks, traffic" in done.stderr
+    assert "symmetric-to-symmetric, seed 1 (kernel): held" in done.stdout
+    assert "laptop to wiki is relayed, as in virtual time" in done.stdout
+    assert "desktop to wiki is direct, as in virtual time" in done.stdout
+
+
+def test_what_the_kernel_cannot_do_is_told_before_anything_is_made() -> None:
+    done = sim("run", "partition", "--on", "kernel")
+    assert done.returncode == 2
+    assert "--on kernel: several portals" in done.stderr
+    done = sim("run", "home-office", "--on", "kernel", "--seeds", "3")
+    assert done.returncode == 2
+    assert "one seed at a time" in done.stderr

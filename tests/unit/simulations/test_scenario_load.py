@@ -14,6 +14,7 @@ from simulations.scenario.kinds import CHECKS, FAULTS, SUBJECTS
 from simulations.scenario.load import ScenarioError, checked, dump, load, loads, save
 from simulations.scenario.schema import MAX_FILE_BYTES, MAX_NETWORKS, Scenario
 from simulations.scenario.structure import Problems, read
+from simulations.scenario.units import share_ppm
 from tests.scenario_strategies import scenarios
 
 HEAD = 'format = 1\nname = "x"\n[[portals]]\nname = "p1"\n'
@@ -245,6 +246,13 @@ def test_every_kind_of_the_schema_has_its_row() -> None:
     assert all(kind.fields <= check_fields for kind in CHECKS.values())
     assert fault_fields == set().union(*(kind.fields for kind in FAULTS.values()))
     assert check_fields == set().union(*(kind.fields for kind in CHECKS.values()))
+
+
+@pytest.mark.parametrize(
+    ("share", "ppm"), [(1.7e-05, 17), (1e-06, 1), (0.0, 0), (1.0, 1_000_000), (1, 1_000_000)]
+)
+def test_a_share_is_read_however_small_it_is(share: float, ppm: int) -> None:
+    assert share_ppm(share) == ppm
 
 
 # --- files from strangers ------------------------------------------------------------------------
