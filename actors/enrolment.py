@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Container
 from datetime import datetime
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import TypeVar
@@ -29,6 +29,7 @@ RESOLVER_RANGE = IPv4Network("100.100.111.0/24")
 MAX_DRAWS = 64
 """Random addresses that are tried before the range is searched in order."""
 MAX_SEARCHED = 1 << 22
+LOOK_UPS = 4
 
 _S = 10**9
 _RETRY: dict[RefusalCode, int | None] = {
@@ -203,7 +204,7 @@ def new_device(
     """The row of a device that was never seen. Raises RangeExhausted."""
     account, token = snapshot.account, ask.token
     assert account is not None
-    ipv4, ipv6 = allocate(account, used_addresses(snapshot), randomness)
+    ipv4, ipv6 = allocate(account, TakenAddresses(snapshot), randomness)
     if token.kind == "client":
         assert token.principal_id is not None
         return Client(
@@ -232,18 +233,37 @@ def new_device(
     )
 
 
-def used_addresses(snapshot: Snapshot) -> set[IPv4Address | IPv6Address]:
-    """The tunnel addresses that are taken."""
-    used: set[IPv4Address | IPv6Address] = set()
-    for client in snapshot.clients.values():
-        used.update((client.ipv4, client.ipv6))
-    for gateway in snapshot.gateways.values():
-        used.update((gateway.ipv4, gateway.ipv6))
-    return used
+class TakenAddresses:
+    """The tunnel addresses that an account's devices have. The first look-ups (mostly there are
+    two) go through the devices, which costs less than to gather their addresses; those are
+    gathered when it takes more look-ups."""
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        self._devices: tuple[Collection[Client | Gateway], ...] = (
+            snapshot.clients.values(),
+            snapshot.gateways.values(),
+        )
+        self._looked_up = 0
+        self._gathered: set[object] | None = None
+
+    def __contains__(self, address: object) -> bool:
+        self._looked_up += 1
+        if self._gathered is None and self._looked_up > LOOK_UPS:
+            self._gathered = {
+                each
+                for some in self._devices
+                for device in some
+                for each in (device.ipv4, device.ipv6)
+            }
+        if self._gathered is not None:
+            return address in self._gathered
+        if isinstance(address, IPv4Address):
+            return any(each.ipv4 == address for some in self._devices for each in some)
+        return any(each.ipv6 == address for some in self._devices for each in some)
 
 
 def allocate(
-    account: Account, used: Collection[IPv4Address | IPv6Address], randomness: Randomness
+    account: Account, used: Container[object], randomness: Randomness
 ) -> tuple[IPv4Address, IPv6Address]:
     """A free address of either family, at random. Raises RangeExhausted."""
     ipv4 = _free(account.range_ipv4, used, randomness)
@@ -265,7 +285,7 @@ def interface_of(account: Account, device: Client | Gateway) -> Interface:
 
 def _free(
     network: IPv4Network | IPv6Network,
-    used: Collection[IPv4Address | IPv6Address],
+    used: Container[object],
     randomness: Randomness,
 ) -> IPv4Address | IPv6Address:
     # Without the first address (network, or subnet-router anycast) and the last (broadcast).
@@ -287,7 +307,5 @@ def _free(
     raise RangeExhausted(str(network))
 
 
-def _is_free(
-    address: IPv4Address | IPv6Address, used: Collection[IPv4Address | IPv6Address]
-) -> bool:
+def _is_free(address: IPv4Address | IPv6Address, used: Container[object]) -> bool:
     return address not in used and address not in RESOLVER_RANGE

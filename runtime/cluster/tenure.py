@@ -16,6 +16,8 @@ import attrs
 from runtime.cluster.leases import NodeRow
 from runtime.cluster.placement import PlacedNode, Placement
 
+MAX_REMEMBERED: Final = 10_000
+"""Keys whose owner is remembered until the nodes are others: it costs 0.1 ms to work out."""
 ROSTER: Final = "cluster roster"
 """The topic of each node on which `RosterChanged` is published."""
 
@@ -41,6 +43,7 @@ class Tenure:
         self.rows: tuple[NodeRow, ...] = ()
         self.placement = Placement()
         self._lease_until_ns = 0
+        self._owner_by_key: dict[UUID, str | None] = {}
 
     def holds(self, now_ns: int) -> bool:
         """Whether the node's lease stands, by its own clock (monotonic ns)."""
@@ -48,7 +51,12 @@ class Tenure:
 
     def owner_of(self, key: UUID) -> str | None:
         """The node on which a key lives; None if no node is known to live."""
-        return self.placement.owner(key.bytes)
+        known = self._owner_by_key
+        if key not in known:
+            if len(known) >= MAX_REMEMBERED:
+                known.clear()
+            known[key] = self.placement.owner(key.bytes)
+        return known[key]
 
     def is_ours(self, key: UUID) -> bool:
         """Whether a key lives on this node."""
@@ -73,6 +81,7 @@ class Tenure:
         self.placement = Placement(
             PlacedNode(name=row.name, draining=row.draining) for row in living
         )
+        self._owner_by_key.clear()
         return True
 
     def began_anew(self, incarnation: int) -> None:
