@@ -27,6 +27,7 @@ SHELLS = {
     "channel/dialer.py",
     "channel/listener.py",
     "channel/own_token.py",
+    "channel/presented.py",
     "relays/command.py",
     "relays/daemon.py",
     "relays/settings.py",
