@@ -37,6 +37,8 @@ SHELLS = {
     "gateways/settings.py",
     "clients/command.py",
     "clients/daemon.py",
+    "clients/netcheck/command.py",
+    "clients/netcheck/shell.py",
     "clients/posture.py",
     "clients/routing.py",
     "clients/settings.py",
