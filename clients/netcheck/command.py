@@ -40,7 +40,7 @@ def netcheck(
     """Find out how this network treats UDP: NAT, firewall, IPv6, round trips.
 
     Asks the relays that the running client was told of, or the STUN servers named here, with at
-    most 96 small packets for each IP family, and makes one TLS connection to the portal. Needs no
+    most 63 small packets for each IP family, and makes one TLS connection to the portal. Needs no
     root where servers are named.
 
     Parameters
@@ -80,9 +80,12 @@ def netcheck(
         if stun:
             _end(f"--stun: at most {MAX_SERVERS} servers are asked")
         servers = servers[:MAX_SERVERS]
+    portal = _door_of(status) if token is None else token.portal
+    if not servers and not portal:
+        _end("the client here was told of no relays yet: name servers by --stun HOST:PORT")
     wanted = Wanted(
         servers=servers,
-        portal=_door_of(status) if token is None else token.portal,
+        portal=portal,
         pin=None if token is None else token.pin,
         mark=mark if may_mark(mark) else None,
     )

@@ -60,7 +60,8 @@ TRIES: Final = 3
 FIRST_WAIT_NS: Final = 250 * NS_PER_MS
 """For an answer; doubled with each try."""
 PACE_NS: Final = 20 * NS_PER_MS
-MAX_PACKETS: Final = 96
+MAX_PACKETS: Final = TRIES * (MAX_ENDPOINTS + (SOCKETS - 1) + 2 + 2)
+"""All that there is to ask, each as often as can be: servers, ports, filtering, hairpinning."""
 MAX_RECEIVED: Final = 512
 MAX_ANSWER_BYTES: Final = 1_500
 
@@ -160,8 +161,10 @@ class Netcheck:
         for question in self._questions:
             if question.is_over or question.next_at > now:
                 continue
-            if len(question.ids) == TRIES or not self._send(question, now):
+            if len(question.ids) == TRIES:
                 question.is_over = True
+            else:
+                self._send(question, now)
         self._go_on(now)
 
     def finding(self) -> FamilyFinding:
@@ -259,9 +262,7 @@ class Netcheck:
                 _Question(purpose, socket, destination, now + number * PACE_NS, change)
             )
 
-    def _send(self, question: _Question, now: int) -> bool:
-        if self.packets_sent == MAX_PACKETS:
-            return False
+    def _send(self, question: _Question, now: int) -> None:
         transaction_id = self._randomness.bytes(TRANSACTION_ID_BYTES)
         change = question.change
         request = StunMessage(
@@ -276,7 +277,6 @@ class Netcheck:
         self.transmits.append(
             (question.socket, request.encode(fingerprint=True), question.destination)
         )
-        return True
 
     def _take(
         self, question: _Question, message: StunMessage, socket: int, source: Address, now: int

@@ -18,7 +18,7 @@ import attrs
 import msgspec
 import trio
 
-from channel.credentials import UntrustedPortal, verify_portal
+from channel.credentials import DEFAULT_PORTAL_PORT, UntrustedPortal, verify_portal
 from channel.presented import presented_chain
 from clients.netcheck.core import MAX_ENDPOINTS, SOCKETS, Endpoint, Netcheck
 from clients.netcheck.findings import FamilyFinding, Link, PortalFinding, Report
@@ -142,7 +142,11 @@ async def _check_family(
         )
         await _drive(core, sockets, clock)
     packets[0] += core.packets_sent
-    families[family] = core.finding()
+    found = core.finding()
+    if len(own) > MAX_ENDPOINTS:
+        left = f"{len(own) - MAX_ENDPOINTS} further addresses of servers"
+        found = attrs.evolve(found, notes=(*found.notes, left))
+    families[family] = found
 
 
 async def _drive(core: Netcheck, sockets: Mapping[int, UdpSocket], clock: Clock) -> None:
@@ -210,7 +214,7 @@ def may_mark(mark: int) -> bool:
 
 
 async def _check_portal(portal: str, pin: bytes | None, found: list[PortalFinding]) -> None:
-    host, port = split_host_port(portal)
+    host, port = split_host_port(portal, DEFAULT_PORTAL_PORT)
     started = trio.current_time()
     with trio.move_on_after(2 * PORTAL_TIMEOUT_S):
         try:

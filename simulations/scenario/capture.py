@@ -3,7 +3,7 @@
 A capture (`holloway netcheck --export`) is a file of networks and clients, nothing else, which are
 the scenario's from then on. Names that are taken get a number. Whose the clients are is said in the
 capture, or for all of them by whoever adds it, and has to be a user of the scenario, since what a
-client may do is the account's to say.
+client may do is the account's to say. They ask for all that they may reach.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Final
 import attrs
 
 from simulations.scenario.load import ScenarioError, checked, load_part
-from simulations.scenario.schema import INTERNET, Network, Scenario
+from simulations.scenario.schema import INTERNET, Network, Scenario, Traffic
 from simulations.scenario.structure import Problem, shown, suggestion
 
 MAX_NAME: Final = 63
@@ -64,8 +64,15 @@ def add(scenario: Scenario, capture: Scenario, *, user: str = "", name: str = ""
         networks=(*scenario.networks, *added),
         clients=(*scenario.clients, *clients),
         sources=(*scenario.sources, *capture.sources),
+        traffic=(*scenario.traffic, *_traffic(scenario, tuple(hosts.values()))),
     )
     return checked(whole, f"{scenario.name} with {name or capture.name}")
+
+
+def _traffic(scenario: Scenario, clients: tuple[str, ...]) -> tuple[Traffic, ...]:
+    """What makes them ask for all that they may reach, where the scenario's traffic is of clients
+    that it names: else nothing would be seen of those that were added."""
+    return () if any(not each.source for each in scenario.traffic) else (Traffic(source=clients),)
 
 
 def _check_users(scenario: Scenario, capture: Scenario, user: str, name: str) -> None:
@@ -75,8 +82,11 @@ def _check_users(scenario: Scenario, capture: Scenario, user: str, name: str) ->
         wanted = user or client.user
         if wanted not in known:
             near = suggestion(wanted, known)
-            text = f"the scenario has no user {shown(wanted)}{near}; name one by --as"
-            problems.append(Problem("--as" if user else f"clients[{i}].user", text))
+            text = f"the scenario has no user {shown(wanted)}{near}"
+            if user:
+                problems.append(Problem("--as", text))
+                break
+            problems.append(Problem(f"clients[{i}].user", f"{text} (--as names another)"))
     if problems:
         raise ScenarioError(name or capture.name, tuple(problems), len(problems))
 

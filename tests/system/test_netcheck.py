@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -33,6 +33,7 @@ pytestmark = [pytest.mark.system, pytest.mark.timeout(180)]
 ROOT = Path(__file__).resolve().parents[2]
 HOLLOWAY = [sys.executable, "-m", "holloway"]
 RELAYS = ("203.0.113.2", "203.0.113.6")
+RELAYS6 = ("2001:db8:1::2", "2001:db8:2::2")
 PORTAL = ("203.0.113.10", 443)
 PUBLIC = "198.51.100.2"
 SERVERS = (f"{RELAYS[0]}:3478", f"{RELAYS[0]}:3479", f"{RELAYS[1]}:3478")
@@ -47,12 +48,14 @@ class Place:
     laptop: Host
     portal: Host
 
-    def netcheck(self, *argv: str, servers: tuple[str, ...] = SERVERS) -> dict[str, Any]:
-        """What `holloway netcheck --json` finds on the laptop."""
+    def netcheck(
+        self, *argv: str, servers: tuple[str, ...] = SERVERS, on: Host | None = None
+    ) -> dict[str, Any]:
+        """What `holloway netcheck --json` finds on the laptop, or another host."""
         named = [word for server in servers for word in ("--stun", server)]
         nowhere = ["--state-dir", str(self.lab.directory / "none")]
         found: dict[str, Any] = json.loads(
-            self.laptop.run(*HOLLOWAY, "netcheck", "--json", *nowhere, *named, *argv)
+            (on or self.laptop).run(*HOLLOWAY, "netcheck", "--json", *nowhere, *named, *argv)
         )
         return found
 
@@ -62,25 +65,26 @@ def place() -> Iterator[Place]:
     with Lab() as lab, contextlib.ExitStack() as running:
         core = lab.router("core")
         hosts = [
-            lab.public_host(f"relay-{number}", core, f"{address}/30")
-            for number, address in enumerate(RELAYS)
+            lab.public_host(f"relay-{number}", core, f"{ipv4}/30", f"{ipv6}/64")
+            for number, (ipv4, ipv6) in enumerate(zip(RELAYS, RELAYS6, strict=True))
         ]
-        portal = lab.public_host("portal", core, f"{PORTAL[0]}/30")
+        portal = lab.public_host("portal", core, f"{PORTAL[0]}/30", "2001:db8:3::2/64")
         home = lab.nat("home", core, wan=f"{PUBLIC}/30", lan="192.168.1.1/24")
         laptop = lab.host("laptop", home, "192.168.1.10/24")
-        for host, address in zip(hosts, RELAYS, strict=True):
-            running.enter_context(relay(host, address, lab.directory))
+        for host, ipv4, ipv6 in zip(hosts, RELAYS, RELAYS6, strict=True):
+            listen = (f"{ipv4}:3478", f"[{ipv6}]:3478", f"{ipv4}:3479")
+            running.enter_context(relay(host, listen, lab.directory))
         yield Place(lab, home, laptop, portal)
 
 
 @contextlib.contextmanager
-def relay(host: Host, address: str, folder: Path) -> Iterator[None]:
+def relay(host: Host, listen: Sequence[str], folder: Path) -> Iterator[None]:
     users = folder / "users"
     users.write_text("user:password\n")
     users.chmod(0o600)
     argv = [
         *HOLLOWAY, "relay", "--standalone", "--users-file", str(users),
-        "--listen", f"{address}:3478", "--listen", f"{address}:3479", "--observability", "",
+        "--observability", "", *(word for each in listen for word in ("--listen", each)),
     ]  # fmt: skip
     process = host.spawn(argv, stderr=subprocess.DEVNULL, cwd=ROOT)
     try:
@@ -218,6 +222,23 @@ def test_where_udp_is_blocked_the_portal_is_reached_by_tcp_and_proved_by_its_pin
     assert network.firewall.udp == "drop"
 
 
+def test_a_machine_without_a_nat_and_with_ipv6_is_found_to_be_one(
+    place: Place, tmp_path: Path
+) -> None:
+    file = tmp_path / "capture.toml"
+    servers = (*SERVERS, *(f"[{each}]:3478" for each in RELAYS6))
+    found = place.netcheck("--export", str(file), servers=servers, on=place.portal)
+    for family in ("ipv4", "ipv6"):
+        assert found[family]["udp"] == "works"
+        assert found[family]["nat"]["present"] is False
+        assert found[family]["nat"]["mapping"] == "endpoint_independent"
+    assert found["ipv6"]["local_host"] == "2001:db8:3::2"
+    (network,) = load_capture(file).networks
+    assert network.nat is None
+    assert network.prefix6
+    assert "2001:db8:3:" not in file.read_text()
+
+
 def test_nobody_else_is_sent_anything(place: Place) -> None:
     set_nat(place, "port_restricted")
     place.home.nft(
@@ -241,4 +262,4 @@ def test_nobody_else_is_sent_anything(place: Place) -> None:
     own = {each for each in reached if each.startswith(PUBLIC)}
     assert reached - own == set(SERVERS)
     assert len(own) == 2  # both ways of the hairpin
-    assert found["packets_sent"] <= 96
+    assert found["packets_sent"] <= 63

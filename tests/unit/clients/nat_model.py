@@ -78,12 +78,17 @@ class ModelNat:
 
 @attrs.define
 class Outside:
-    """Everything that is not this machine. `dead` servers never answer; `lossy` drops that share;
-    `other` maps a server to its OTHER-ADDRESS; `twist` changes what a server sends."""
+    """Everything that is not this machine. `dead` servers never answer, `echoes` send back what
+    they get. `other` maps a server to its OTHER-ADDRESS; one of `poor` changes the port alone.
+    `twist` changes what a server sends. `loss` is a share of packets; the first `loses_first` are
+    lost."""
 
     nat: ModelNat | None
     dead: frozenset[Address] = frozenset()
+    echoes: frozenset[Address] = frozenset()
+    poor: frozenset[Address] = frozenset()
     loss: float = 0.0
+    loses_first: int = 0
     other: dict[Address, Address] = attrs.Factory(dict)
     twist: Callable[[Address, bytes], bytes] = lambda _, data: data
     chance: random.Random = attrs.Factory(lambda: random.Random(2))
@@ -95,12 +100,14 @@ class Outside:
         """What comes back: to which own socket, what, from where."""
         self.destinations.append(to)
         source = self.nat.out(inside, to) if self.nat else inside
-        if self.chance.random() < self.loss:
+        if self.chance.random() < self.loss or len(self.destinations) <= self.loses_first:
             return None
         if self.nat and to.host == PUBLIC:
             return self._hairpin(inside, source, data, to)
         if to in self.dead:
             return None
+        if to in self.echoes:
+            return inside, data, to
         answer, sender = self._serve(data, source, to)
         target = self.nat.back(sender, source.port) if self.nat else inside
         return None if target is None else (target, self.twist(to, answer), sender)
@@ -125,7 +132,8 @@ class Outside:
             attributes.append((Attribute.OTHER_ADDRESS, address_value(other)))
             change = request.integer(Attribute.CHANGE_REQUEST, 4) or 0
             sender = Address(
-                other.host if change & 4 else to.host, other.port if change & 2 else to.port
+                other.host if change & 4 and to not in self.poor else to.host,
+                other.port if change & 2 else to.port,
             )
         answer = StunMessage(
             method=Method.BINDING,

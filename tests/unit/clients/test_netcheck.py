@@ -32,9 +32,17 @@ from runtime.randomness import SeededRandomness
 from .nat_model import LOCALS, MS, PUBLIC, A, B, ModelNat, Outside, netcheck
 
 FIRST, SECOND_PORT, SECOND = Address(A, 3478), Address(A, 3479), Address(B, 3478)
+THIRD = Address("203.0.113.10", 3478)
 OTHER = Address("203.0.113.3", 3479)
 KINDS = ("endpoint_independent", "address_dependent", "address_and_port_dependent")
 HOSTILE = Address("10.0.0.1", 22)
+
+
+def alone() -> Netcheck:
+    """A check that has one server, FIRST, and has asked it at the instant zero."""
+    return Netcheck(
+        [Endpoint("first", FIRST)], LOCALS, randomness=SeededRandomness(1, "core"), now=0
+    )
 
 
 @given(
@@ -51,7 +59,7 @@ def test_a_nat_is_found_out_as_what_it_is(
         mapping=mapping, filtering=filtering, ports=ports, hairpinning=hairpinning,
         chance=random.Random(seed),
     )  # fmt: skip
-    outside = Outside(nat, other={FIRST: OTHER})
+    outside = Outside(nat, other={SECOND: OTHER})
     core, found = netcheck(outside, FIRST, SECOND_PORT, SECOND, seed=seed)
     assert found.udp == "works"
     assert found.nat.present is True
@@ -153,6 +161,45 @@ def test_an_error_of_a_server_shows_that_it_is_there() -> None:
     assert [(one.error, one.mapped) for one in found.servers] == [(420, None)]
 
 
+def test_a_server_that_changes_its_port_alone_is_not_taken_for_another_host() -> None:
+    outside = Outside(
+        ModelNat(filtering="address_dependent"), other={FIRST: OTHER}, poor=frozenset({FIRST})
+    )
+    _, found = netcheck(outside, FIRST, SECOND)
+    assert found.nat.filtering == "address_dependent"
+
+
+def test_a_round_trip_is_that_of_the_packet_that_was_answered() -> None:
+    _, found = netcheck(Outside(ModelNat(), loses_first=2), FIRST)
+    assert [one.round_trip_ns for one in found.servers] == [20 * MS]
+
+
+def test_the_first_answer_counts_and_not_its_copy() -> None:
+    core = alone()
+    answer, _ = Outside(None)._serve(core.transmits[0][1], LOCALS[0], FIRST)
+    core.receive(0, answer, FIRST, 5 * MS)
+    core.receive(0, answer, FIRST, 900 * MS)
+    assert core.finding().servers[0].round_trip_ns == 5 * MS
+
+
+def test_servers_are_asked_one_after_the_other() -> None:
+    core = Netcheck(
+        [Endpoint(str(each), each) for each in (FIRST, SECOND)],
+        LOCALS, randomness=SeededRandomness(1, "core"), now=0,
+    )  # fmt: skip
+    assert [to for _, _, to in core.transmits] == [FIRST]
+    assert core.poll_timeout() == 20 * MS
+
+
+def test_an_answer_is_waited_for_twice_as_long_each_time() -> None:
+    core = alone()
+    waited = []
+    while (due := core.poll_timeout()) is not None:
+        waited.append(due // MS)
+        core.handle_timeout(due)
+    assert waited == [250, 750, 1_750]
+
+
 # --- whoever lies ---------------------------------------------------------------------------------
 
 
@@ -184,6 +231,20 @@ def test_one_that_lies_cannot_have_packets_sent_to_somebody_else(
     assert HOSTILE not in outside.destinations
 
 
+def test_two_that_agree_on_a_lie_are_not_believed_while_a_third_says_otherwise() -> None:
+    outside = claiming(HOSTILE, FIRST, SECOND)
+    netcheck(outside, FIRST, SECOND, THIRD)
+    assert HOSTILE not in outside.destinations
+
+
+def test_an_echo_is_no_hairpin() -> None:
+    outside = claiming(HOSTILE, FIRST, SECOND)
+    outside.echoes = frozenset({HOSTILE})
+    _, found = netcheck(outside, FIRST, SECOND)
+    assert HOSTILE in outside.destinations
+    assert found.nat.hairpinning == "none"
+
+
 def test_not_even_all_together_have_packets_sent_to_this_machine_or_a_group() -> None:
     for host in ("127.0.0.1", "169.254.169.254", "224.0.0.1", "0.0.0.0", "255.255.255.255"):
         outside = claiming(Address(host, 4_000), FIRST, SECOND)
@@ -205,9 +266,7 @@ def test_all_together_get_a_few_small_packets_to_one_place_and_no_more() -> None
     )
 )
 def test_a_stranger_changes_nothing(datagrams: list[tuple[int, bytes, Address]]) -> None:
-    core = Netcheck(
-        [Endpoint("first", FIRST)], LOCALS, randomness=SeededRandomness(1, "core"), now=0
-    )
+    core = alone()
     (request,) = core.transmits
     before = core.finding()
     for socket, data, source in datagrams:
@@ -222,9 +281,7 @@ def test_a_stranger_changes_nothing(datagrams: list[tuple[int, bytes, Address]])
 
 
 def test_no_more_than_so_many_datagrams_are_looked_at() -> None:
-    core = Netcheck(
-        [Endpoint("first", FIRST)], LOCALS, randomness=SeededRandomness(1, "core"), now=0
-    )
+    core = alone()
     answer, _ = Outside(None)._serve(core.transmits[0][1], LOCALS[0], FIRST)
     for _ in range(512):
         core.receive(0, b"noise", HOSTILE, 1)

@@ -7,6 +7,7 @@ from ipaddress import IPv6Network
 from pathlib import Path
 from typing import get_args
 
+import attrs
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -28,7 +29,7 @@ from clients.netcheck.findings import (
 from runtime.net.address import Address
 from simulations.scenario.capture import add, load_capture
 from simulations.scenario.load import ScenarioError, load_part
-from simulations.scenario.schema import NatBehaviour, Scenario
+from simulations.scenario.schema import NatBehaviour, Scenario, Traffic
 from tests.small_scenario import SCENARIO
 from tests.unit.clients.nat_model import A, B, ModelNat, Outside, netcheck
 
@@ -178,10 +179,18 @@ def test_names_and_placeholders_that_are_taken_are_changed(tmp_path: Path) -> No
     assert not first.overlaps(second)
 
 
+def test_added_clients_ask_for_what_they_may_reach_in_whatever_scenario(tmp_path: Path) -> None:
+    captured = capture(tmp_path, found_behind(None))
+    named = attrs.evolve(SCENARIO, traffic=(Traffic(source=("laptop",)),))
+    assert [each.source for each in add(named, captured).traffic] == [("laptop",), ("flat-client",)]
+    of_all = attrs.evolve(SCENARIO, traffic=(Traffic(),))
+    assert add(of_all, captured).traffic == of_all.traffic
+
+
 def test_whose_the_client_is_can_be_said_and_has_to_be_known(tmp_path: Path) -> None:
     captured = capture(tmp_path, found_behind(None), user="someone")
     assert add(SCENARIO, captured, user="grace").clients[-1].user == "grace"
-    with pytest.raises(ScenarioError, match=r"no user 'someone'.*--as"):
+    with pytest.raises(ScenarioError, match=r"no user 'someone'.*\(--as"):
         add(SCENARIO, captured)
     with pytest.raises(ScenarioError, match="no user 'grade'; did you mean 'grace'"):
         add(SCENARIO, captured, user="grade")
