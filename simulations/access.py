@@ -13,6 +13,7 @@ from uuid import UUID
 
 import attrs
 
+from actors.logs import FlowLog
 from actors.model import (
     Account,
     Entity,
@@ -48,8 +49,21 @@ QUESTION = b"who is there?"
 
 
 @attrs.frozen(kw_only=True)
+class LoggedFlow:
+    """What a row of the flow log says of one flow, as one side counted it."""
+
+    reporter: str
+    destination: str
+    packets_sent: int
+    packets_received: int
+    bytes_sent: int
+    ending: str
+
+
+@attrs.frozen(kw_only=True)
 class AccessReport:
-    """What happened in one run. `path` is how the first answer came; times are virtual ns."""
+    """What happened in one run. `path` is how the first answer came; times are virtual ns; `flows`
+    are what stands in the store's log at the end."""
 
     seed: int
     denied_at_first: bool
@@ -57,6 +71,7 @@ class AccessReport:
     path: str
     first_answer_ns: int
     cut_after_revocation: bool
+    flows: tuple[LoggedFlow, ...]
     datagrams: int
     trace: str
 
@@ -95,6 +110,7 @@ class Access:
             path=path,
             first_answer_ns=first_answer_ns,
             cut_after_revocation=cut,
+            flows=self._logged(),
             datagrams=self.world.datagrams,
             trace=self.world.trace,
         )
@@ -133,6 +149,21 @@ class Access:
         engine = self.client.agent.engine
         paths = [engine.path(connection_id) for connection_id in engine.connection_ids]
         return next((path.kind for path in paths if path is not None), "none")
+
+    def _logged(self) -> tuple[LoggedFlow, ...]:
+        rows = at_once(self.control.store.logs(self._id("account"), "flow", limit=100))
+        return tuple(
+            LoggedFlow(
+                reporter=row.reporter,
+                destination=f"{row.destination}:{row.destination_port}",
+                packets_sent=row.packets_sent,
+                packets_received=row.packets_received,
+                bytes_sent=row.bytes_sent,
+                ending=row.ending,
+            )
+            for row in reversed(rows)
+            if isinstance(row, FlowLog)
+        )
 
     def _joined(self) -> bool:
         return (
