@@ -35,7 +35,7 @@ SUMS_SHARE = 16
 REFUSED_PAUSE_NS = SECOND_NS
 # Reports in which an agent that ends tells the rest, as fast as the channel takes them.
 MAX_LAST_REPORTS = 32
-SWEEP_FLOWS = 2_048
+SWEEP_FLOWS = 1_024
 SWEEP_PAUSE_NS = SECOND_NS // 10
 SWEEP_INTERVAL_NS = 5 * SECOND_NS
 MAX_AGO_NS = 400 * 86_400 * SECOND_NS

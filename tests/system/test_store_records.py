@@ -92,7 +92,7 @@ def every_kind(at: datetime, number: int) -> list[Log]:
         FlowLog(
             id=some, account_id=ACME.id, at=at, reporter="gateway", authorization_id=some,
             client_id=some, gateway_id=some, resource_id=some, protocol="udp", source=here,
-            destination=here, started_at=at, ended_at=at,
+            destination=here, started_at=at, ended_at=at, ending="a_new_one", flows=2**63 - 1,
         ),
     ]  # fmt: skip
 

@@ -204,6 +204,20 @@ def test_a_report_that_the_channel_did_not_take_comes_again() -> None:
     )  # type: ignore[attr-defined]
 
 
+def test_a_report_that_was_not_fetched_when_the_channel_broke_comes_again() -> None:
+    stage = Stage()
+    reached(stage)
+    client, at = stage.client, stage.now
+    while not any(isinstance(each.message, FlowReport) for each in client._messages):
+        at += 10**9
+        client.handle_timeout(at)
+    client.channel_lost(at)
+    stage.now = at
+    find_portal(stage)
+    stage.advance(2)
+    assert [row[1] for row in told(stage, CLIENT)] == ["idle"]
+
+
 # --- whatever happens ----------------------------------------------------------------------------
 
 

@@ -353,7 +353,7 @@ def test_the_sweep_looks_at_all_flows_of_all_tables_a_slice_at_a_time() -> None:
             flow.count_sent(1, 1)
     sweep = FlowSweep(lambda: tables, 0)
     now, most = 100 * SECOND, 0
-    for _ in range(8):
+    for _ in range(10):
         before = len(ended)
         sweep.handle_timeout(now)
         most = max(most, len(ended) - before)
