@@ -197,6 +197,24 @@ def test_unknown_events_and_fields_are_skipped_and_events_counted() -> None:
     assert decoder.statistics().frames == 2
 
 
+def test_a_report_of_an_older_or_a_newer_agent_is_understood() -> None:
+    older = {
+        "authorization_id": str(UUID(int=1)),
+        "protocol": "tcp",
+        "source": "100.64.0.1",
+        "destination": "10.0.0.1",
+        "began_ns_ago": 2,
+        "ended_ns_ago": 1,
+    }
+    newer = {**older, "ending": "of_another_kind", "flows": 0, "colour": "red"}
+    payload = {"flows": [older, newer]}
+    body = json.dumps({"event": "flow_log", "payload": payload}).encode()
+    for events in (FROM_CLIENT, FROM_GATEWAY):
+        [frame] = FrameDecoder(events, AGENT_FRAME_LIMIT).feed(framed(body))
+        told = [(flow.ending, flow.flows) for flow in frame.message.flows]  # type: ignore[attr-defined]
+        assert told == [("", 1), ("of_another_kind", 0)]
+
+
 def test_an_address_with_a_scope_or_as_a_number_is_refused() -> None:
     for address in ("fe80::1%;reboot", 5, "1.2.3.4/8"):
         body = {
