@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -92,23 +93,18 @@ class WebSocketDoor:
         if not self._newcomers.enter(source):
             self._refused_limit += 1
             return None
-        begun = b""
+        begun = None
         try:
-            with trio.move_on_after(self._limits.handshake_timeout_ns / NS_PER_S):
-                await stream.do_handshake()
-                while _is_undecided(begun):
-                    data = bytes(await stream.receive_some(_READ_BYTES))
-                    if not data:
-                        break
-                    begun += data
-                else:
-                    return begun
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
-            pass
+            with (
+                self._guard,
+                suppress(trio.BrokenResourceError, trio.ClosedResourceError),
+                trio.move_on_after(self._limits.handshake_timeout_ns / NS_PER_S),
+            ):
+                begun = await _begin(stream)
         finally:
             self._newcomers.leave(source)
-        self._handshakes_failed += 1
-        return None
+        self._handshakes_failed += begun is None
+        return begun
 
     async def take(self, stream: TlsStream, begun: bytes) -> None:
         """Serve a caller that was greeted, from request to end, and close the socket."""
@@ -183,6 +179,18 @@ class WebSocketDoor:
 def asks_for_channel(begun: bytes) -> bool:
     """Whether a request that begins like this is an agent's."""
     return begun.startswith(_REQUEST) and begun[len(_REQUEST) :].startswith(_AFTER_PATH)
+
+
+async def _begin(stream: TlsStream) -> bytes | None:
+    """What has come when that is enough to tell whose it is; None if nothing more will."""
+    await stream.do_handshake()
+    begun = b""
+    while _is_undecided(begun):
+        data = bytes(await stream.receive_some(_READ_BYTES))
+        if not data:
+            return None
+        begun += data
+    return begun
 
 
 def _is_undecided(begun: bytes) -> bool:

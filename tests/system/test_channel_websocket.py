@@ -567,7 +567,7 @@ async def test_too_many_that_have_not_joined_are_told_to_come_again(tmp_path: Pa
 async def test_strangers_who_say_nothing_are_few_and_not_there_for_long(tmp_path: Path) -> None:
     limits = ChannelLimits(
         websocket=WebSocketLimits(
-            handshake_timeout_ns=500 * MS, max_handshakes=3, max_handshakes_per_source=2
+            handshake_timeout_ns=3 * S, max_handshakes=3, max_handshakes_per_source=2
         )
     )
     async with blocked_portal(tmp_path, limits) as here:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ import attrs
 import httpx
 import pytest
 import trio
+from cryptography.x509 import Certificate
 
+from channel.credentials import decode_token, verify_portal
 from channel.listener import ChannelLimits
 from channel.transports import PATH, SUBPROTOCOL
 from channel.websocket_listener import WebSocketDoor
@@ -20,18 +23,17 @@ from portal.doors import Door
 from runtime.net.address import Address
 from runtime.net.websocket import WebSocketConnection, connect_websocket
 from runtime.net.websocket_core import WebSocketClosed, WebSocketLimits
-from tests.system.test_channel_quic import CHAIN, KEY, MS, Portal, dialing, portal, until
+from tests.ports import free_port
+from tests.system.postgres_support import own_directory
+from tests.system.test_channel_quic import CHAIN, KEY, MS, Portal, S, dialing, portal, until
 from tests.system.test_channel_websocket import HASTY, UPGRADE, all_that_comes
+from tests.system.test_portal_node import Portal as PortalProcess
 from tests.unit.channel.agents import INIT, Agent
 
 pytestmark = pytest.mark.system
 
 AGENTS_AT_MOST = 3
-LIMITS = ChannelLimits(
-    websocket=WebSocketLimits(
-        max_connections=AGENTS_AT_MOST, max_handshakes=4, handshake_timeout_ns=500 * MS
-    )
-)
+LIMITS = ChannelLimits(websocket=WebSocketLimits(max_connections=AGENTS_AT_MOST, max_handshakes=4))
 
 
 @attrs.frozen
@@ -55,7 +57,7 @@ def trusting() -> ssl.SSLContext:
 
 
 @asynccontextmanager
-async def shared_door(directory: Path) -> AsyncIterator[Shared]:
+async def shared_door(directory: Path, limits: ChannelLimits = LIMITS) -> AsyncIterator[Shared]:
     async def hello(scope: Any, receive: Any, send: Any) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": scope["path"].encode()})
@@ -70,8 +72,8 @@ async def shared_door(directory: Path) -> AsyncIterator[Shared]:
         max_connections=2,
         grace_time_s=1.0,
     )
-    async with portal(LIMITS) as there, trio.open_nursery() as nursery:
-        door.channels = WebSocketDoor(there.server, LIMITS)
+    async with portal(limits) as there, trio.open_nursery() as nursery:
+        door.channels = WebSocketDoor(there.server, limits)
         await nursery.start(door.serve)
         yield Shared(door, door.channels, there)
         door.stop()
@@ -147,15 +149,16 @@ async def test_agents_take_no_connection_of_the_api_and_the_api_none_of_theirs(
 
 
 async def test_who_says_nothing_is_neither_and_not_there_for_long(tmp_path: Path) -> None:
-    async with shared_door(tmp_path) as here:
-        silent = [await raw_stream(here) for _ in range(3)]
-        await until(lambda: here.channels.statistics().newcomers == 3)
-        assert here.door.statistics().connections == 0
+    limits = ChannelLimits(websocket=WebSocketLimits(handshake_timeout_ns=3 * S))
+    async with shared_door(tmp_path, limits) as here:
+        silent = [await raw_stream(here) for _ in range(5)]
         async with here.client() as client, agent_at(here):
             assert (await client.get("/x")).text == "/x"
         for stream in silent:
             assert await all_that_comes(stream) == b""
-        assert here.channels.statistics().handshakes_failed == 3
+        await until(lambda: here.channels.statistics().handshakes_failed == 5)
+        assert here.door.statistics().accepted == 1
+        assert here.channels.statistics().accepted == 1
 
 
 async def test_a_request_in_single_bytes_is_understood(tmp_path: Path) -> None:
@@ -193,3 +196,34 @@ async def test_silent_newcomers_and_agents_do_not_hold_up_the_end(tmp_path: Path
         assert b'"reason":"draining"' in await connection.receive()
     assert here.channels.statistics().connections == 0
     assert here.channels.statistics().newcomers == 0
+
+
+async def test_a_portal_whose_api_is_elsewhere_has_a_door_of_its_own_for_websockets() -> None:
+    with own_directory("portal") as directory:
+        there = PortalProcess(directory)
+        channel = free_port()
+        await there.start(HOLLOWAY_PORTAL_LISTEN=f"127.0.0.1:{channel}")
+        try:
+            token = decode_token(there.operator_token)
+            assert token.portal == f"127.0.0.1:{channel}"
+
+            def verify(chain: Sequence[Certificate]) -> None:
+                verify_portal(chain, pin=token.pin, host="127.0.0.1", at=datetime.now(UTC))
+
+            for port in (channel, there.port):
+                connecting = connect_websocket(
+                    Address("127.0.0.1", port),
+                    server_name="127.0.0.1",
+                    host=token.portal,
+                    path=PATH,
+                    subprotocol=SUBPROTOCOL,
+                    verify=verify,
+                )
+                if port == channel:
+                    async with connecting as connection:
+                        assert b"challenge" in await connection.receive()
+                else:
+                    with pytest.raises(WebSocketClosed, match="the server answered 403"):
+                        await connecting.__aenter__()
+        finally:
+            assert await there.end() == 0
