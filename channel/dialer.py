@@ -31,6 +31,7 @@ from runtime.clock import NS_PER_S, Clock
 from runtime.guard import Guard
 from runtime.net.address import Address, split_host_port
 from runtime.net.connection import Connection, ConnectionClosed
+from runtime.net.tcp import has_address
 from runtime.net.websocket import WebSocketConnection
 from runtime.randomness import Randomness
 from runtime.service import get_logger
@@ -319,8 +320,8 @@ class Dialer:
             return False
         try:
             return self._reach.network(connection.remote) != connection.local_host
-        except OSError:  # no network at all: a probe will tell whether it comes back
-            return False
+        except OSError:  # no route, for now
+            return not has_address(connection.local_host)
 
     async def _resolve(self, door: str) -> list[str]:
         """Find a door's addresses; where that fails, those of the last time serve. What failed."""

@@ -69,3 +69,14 @@ def route_to(remote: Address, mark: int | None) -> str:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
         probe.connect(remote)
         return str(probe.getsockname()[0])
+
+
+def has_address(host: str) -> bool:
+    """Whether this machine has that address now."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as probe:
+        try:
+            probe.bind((host, 0))
+        except OSError:
+            return False
+    return True

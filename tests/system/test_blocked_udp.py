@@ -9,7 +9,7 @@ from http.client import HTTPConnection
 import pytest
 
 from simulations.installation import CHANNEL_PORT, GATEWAYS, Installation, wait_until
-from simulations.kernel import Lab
+from simulations.kernel import Host, Lab
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(400)]
 AGENTS = ("laptop", *GATEWAYS)
@@ -24,6 +24,10 @@ def block(it: Installation) -> None:
 
 def unblock(it: Installation) -> None:
     it.portal_host.run("nft", "delete", "table", "inet", "blocked")
+
+
+def device_of(host: Host) -> str:
+    return host.run("ip", "-o", "route", "show", "default").split(" dev ")[1].split()[0]
 
 
 def transports(it: Installation) -> set[str]:
@@ -79,13 +83,37 @@ def test_a_gateway_that_was_killed_comes_back(it: Installation) -> None:
     wait_until(it.fetch_page, what="the page arrives", timeout_s=60)
 
 
+def test_a_laptop_that_changes_its_network_has_another_connection_at_once(
+    it: Installation,
+) -> None:
+    """TCP cannot follow it, and would not say so for long."""
+    before = it.status()["channel"]
+    device = device_of(it.laptop)
+    it.laptop.run("sysctl", "-qw", "net.ipv4.conf.all.promote_secondaries=1")
+    it.laptop.ip(
+        f"addr add 192.168.1.77/24 dev {device}",
+        f"route replace default via 192.168.1.1 dev {device} src 192.168.1.77",
+        f"addr del 192.168.1.10/24 dev {device}",
+    )
+
+    def moved() -> bool:
+        channel = it.status()["channel"]
+        return channel["connected"] and channel["connections"] == before["connections"] + 1
+
+    wait_until(moved, what="the laptop is connected from its other address", timeout_s=30)
+    after = it.status()["channel"]
+    # Neither a probe nor a heartbeat had to fail for it, and nothing was waited for.
+    assert (after["dials"], after["last_error"]) == (before["dials"], before["last_error"])
+    assert after["transport"] == "websocket"
+    wait_until(it.fetch_page, what="the page arrives", timeout_s=60)
+
+
 def test_once_udp_passes_all_go_on_over_quic_and_nothing_is_lost(it: Installation) -> None:
     connections = it.status()["channel"]["connections"]
     unblock(it)
     # A change of the network is a reason to look at once.
     for host in (it.laptop, *it.gateway_hosts.values()):
-        device = host.run("ip", "-o", "route", "show", "default").split(" dev ")[1].split()[0]
-        host.ip(f"addr add 10.99.0.1/32 dev {device}")
+        host.ip(f"addr add 10.99.0.1/32 dev {device_of(host)}")
     wait_until(lambda: transports(it) == {"quic"}, what="all are on QUIC", timeout_s=240)
     assert it.fetch_page()
     channel = it.status()["channel"]

@@ -239,6 +239,31 @@ async def test_the_sockets_of_an_agent_carry_its_mark_and_come_from_its_source(
         nursery.cancel_scope.cancel()
 
 
+async def test_one_socket_serves_both_families_and_shows_ipv4_under_its_plain_address(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "chain.pem").write_bytes(CHAIN)
+    (tmp_path / "key.pem").write_bytes(KEY)
+    port = free_port()
+    async with portal() as there, trio.open_nursery() as nursery:
+        door = WebSocketDoor(there.server)
+        files = tmp_path / "chain.pem", tmp_path / "key.pem"
+        await nursery.start(door.serve, Address("::", port), *files)
+        for host in ("127.0.0.1", "::1"):
+            async with connect_websocket(
+                Address(host, port),
+                server_name=host,
+                host=str(Address(host, port)),
+                path=PATH,
+                subprotocol=SUBPROTOCOL,
+                verify=lambda chain: None,
+            ) as connection:
+                assert b"challenge" in await connection.receive()
+                assert there.desks[-1].channel.remote == host
+                assert connection.local_host == host
+        nursery.cancel_scope.cancel()
+
+
 # --- losses ------------------------------------------------------------------------------------
 
 
