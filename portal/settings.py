@@ -39,9 +39,12 @@ class PortalSettings:
         `host:port` by which agents reach the control channel; it is part of every token. Without
         it, this machine's host name and the port of `listen`.
     listen
-        Address of the control channel (QUIC, UDP), as `192.0.2.1:443` or `[::]:443`.
+        Address of the control channel, as `192.0.2.1:443` or `[::]:443`: QUIC on UDP and, for
+        agents whose network blocks UDP, WebSocket on TCP.
+    websocket
+        Whether agents may come by WebSocket.
     api_listen
-        Address of the JSON API (HTTPS, TCP).
+        Address of the JSON API (HTTPS, TCP). It may be that of `listen`: both are served there.
     names
         Further DNS names and IP addresses for the server certificate. It always names the hosts
         of `address`, `listen` and `api_listen`, and `localhost`.
@@ -99,6 +102,7 @@ class PortalSettings:
     state_dir: Path = DEFAULT_STATE_DIR
     address: str = ""
     listen: str = f"[::]:{DEFAULT_PORT}"
+    websocket: bool = True
     api_listen: str = f"[::]:{DEFAULT_PORT}"
     names: tuple[str, ...] = ()
     nodes: int = 1
@@ -121,6 +125,10 @@ class PortalSettings:
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
 
+WebSocketPlace = Literal["nowhere", "own", "api"]
+"""Where agents come by WebSocket: at a socket of their own, or where the API listens."""
+
+
 @attrs.frozen(kw_only=True)
 class Places:
     """What the settings say about addresses, checked: where to listen, what tokens name, and
@@ -128,6 +136,7 @@ class Places:
 
     listen: Address
     api_listen: Address
+    websocket: WebSocketPlace
     portal: str
     names: tuple[str, ...]
     link_listen: Address | None
@@ -157,11 +166,32 @@ def check(settings: PortalSettings) -> Places:
     return Places(
         listen=listen,
         api_listen=api_listen,
+        websocket=websocket_place(listen, api_listen) if settings.websocket else "nowhere",
         portal=join_host_port(host, port),
         names=tuple(dict.fromkeys(name for name in hosts if name not in ("0.0.0.0", "::"))),  # noqa: S104  # compared, not bound
         link_listen=_links(settings),
         door=_door(settings, listen, host),
     )
+
+
+def websocket_place(listen: Address, api_listen: Address) -> WebSocketPlace:
+    """Where WebSockets of the channel at `listen` are served. Raises SettingsError where that would
+    be half of what the API's socket has, which no two sockets can share."""
+    if listen.port != api_listen.port or not listen.port:
+        return "own"
+    if listen.host == api_listen.host or _contains(api_listen.host, listen.host):
+        return "api"
+    if _contains(listen.host, api_listen.host) or "::" in (listen.host, api_listen.host):
+        raise SettingsError(
+            f"api_listen: {api_listen} is a part of what listen has ({listen}), which serves"
+            " WebSockets too: set another port, the same address, or websocket to false"
+        )
+    return "own"
+
+
+def _contains(wildcard: str, host: str) -> bool:
+    """Whether a socket at `wildcard` has what one at `host` would."""
+    return wildcard == "::" or (wildcard == "0.0.0.0" and ":" not in host)  # noqa: S104  # compared
 
 
 def of_node(settings: PortalSettings, number: int) -> PortalSettings:

@@ -15,6 +15,7 @@ from aioquic.quic.stream import QuicStream
 from cryptography.x509 import Certificate
 
 from runtime.net.address import Address
+from runtime.net.connection import ConnectionClosed
 from runtime.net.quic_core import QuicCore, QuicLimits
 
 BAD_CERTIFICATE: Final = 0x100 + 42
@@ -26,24 +27,13 @@ PORT_CLOSED: Final = -4
 
 _KEEPALIVE: Final = b"\xff"
 """As that of IPsec (RFC 3948, section 2.3), which is for the NAT's sake."""
-_MAX_REASON_CHARACTERS: Final = 200
 _NS_PER_S: Final = 10**9
 
 
-class QuicClosed(Exception):
+class QuicClosed(ConnectionClosed):
     """The connection is over. `code` is the peer's or our own error code (RFC 9000, section 20),
     or IDLE_TIMEOUT, STATELESS_RESET, HANDSHAKE_TIMEOUT or PORT_CLOSED; `reason` is printable and
     short."""
-
-    def __init__(self, code: int, reason: str) -> None:
-        printable = "".join(c if c.isprintable() else "?" for c in reason[:_MAX_REASON_CHARACTERS])
-        super().__init__(f"{printable or 'closed'} (code {code})")
-        self.code = code
-        self.reason = printable
-
-    def anew(self) -> QuicClosed:
-        """Its like, to be raised: what was raised holds, by its traceback, all that was near."""
-        return QuicClosed(self.code, self.reason)
 
 
 class Driver(Protocol):

@@ -14,7 +14,6 @@ import os
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Sequence
-from ipaddress import IPv6Address, ip_address
 from typing import Final, cast
 
 import attrs
@@ -56,6 +55,7 @@ from runtime.net.quic_core import (
 )
 from runtime.net.quic_newcomers import Newcomer, Newcomers
 from runtime.net.quic_suspicion import Suspicion
+from runtime.net.sources import source_of
 from runtime.net.udp import UdpSocket
 from runtime.service import get_logger
 
@@ -499,7 +499,7 @@ class ServerEndpoint(Endpoint):
             return
         if header.packet_type != QuicPacketType.INITIAL:
             return
-        source = _source(sender)
+        source = source_of(sender.host)
         waiting = self._newcomers.of_source(source)
         if (
             self._count_handshakes() >= self.limits.max_handshakes
@@ -648,12 +648,6 @@ def _count_down(counter: Counter[str], key: str) -> None:
     counter[key] -= 1
     if not counter[key]:
         del counter[key]
-
-
-def _source(sender: Address) -> str:
-    """Whom a connection counts against: an IPv4 address or an IPv6 /64 network."""
-    ip = ip_address(sender.host)
-    return ip.exploded[:19] if isinstance(ip, IPv6Address) else sender.host
 
 
 def _closed_by(event: events.ConnectionTerminated) -> QuicClosed:
