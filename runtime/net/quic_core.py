@@ -1,8 +1,9 @@
 """aioquic's connection, bent where its public interface has no word for what is needed.
 
-Everything that reaches into aioquic is in this file: a receive window that follows the reader, one
-stream and no other, stateless resets (RFC 9000, section 10.3), the validated path, the peer's
-chain. The dependency is pinned; the tests on real sockets would show a change.
+Everything that reaches into aioquic is in this file and in `runtime.net.quic_short` (the common
+packets, written and read directly): a receive window that follows the reader, one stream and no
+other, stateless resets (RFC 9000, section 10.3), the validated path, the peer's chain. The
+dependency is pinned; the tests on real sockets would show a change.
 """
 
 from __future__ import annotations
@@ -17,8 +18,6 @@ from aioquic.quic import connection as aioquic_connection
 from aioquic.quic.configuration import SMALLEST_MAX_DATAGRAM_SIZE, QuicConfiguration
 from aioquic.quic.connection import (
     MAX_STREAM_DATA_FRAME_CAPACITY,
-    NetworkAddress,
-    QuicConnection,
     QuicConnectionState,
     QuicReceiveContext,
 )
@@ -26,10 +25,10 @@ from aioquic.quic.events import ConnectionTerminated
 from aioquic.quic.packet import QuicFrameType, QuicProtocolVersion
 from aioquic.quic.packet_builder import QuicPacketBuilder
 from aioquic.quic.stream import QuicStream
-from aioquic.tls import Epoch
 from cryptography.x509 import Certificate
 
-CID_BYTES: Final = 8
+from runtime.net.quic_short import CID_BYTES, ShortPackets
+
 RESET_TOKEN_BYTES: Final = 16
 MIN_RESET_BYTES: Final = 21
 LEAST_DATAGRAM_BYTES: Final = 21
@@ -66,7 +65,7 @@ class QuicLimits:
     resets_per_s: int = 100
 
 
-class QuicCore(QuicConnection):
+class QuicCore(ShortPackets):
     """aioquic's connection, with a receive window that follows the reader and no other streams."""
 
     def __init__(
@@ -136,50 +135,11 @@ class QuicCore(QuicConnection):
         self._consumed += size
         return self._consumed + self._window - stream.max_stream_data_local >= self._window // 2
 
-    def datagrams_to_send(self, now: float) -> list[tuple[bytes, NetworkAddress]]:
-        """As aioquic's, which builds a packet to find that nothing stands in it: most connections
-        that are looked at have only taken an acknowledgement."""
-        if self._has_nothing_to_send(now):
-            self._pacing_at = None
-            return []
-        return super().datagrams_to_send(now)
-
-    def _has_nothing_to_send(self, now: float) -> bool:
-        """Whether a packet would be empty; False where that is not plain to see."""
-        path = self._network_paths[0] if len(self._network_paths) == 1 else None
-        if (
-            self._state is not QuicConnectionState.CONNECTED
-            or not self._handshake_confirmed
-            or self._handshake_done_pending
-            or self._close_pending
-            or path is None
-            or not path.is_validated
-            or path.remote_challenges
-            or self._probe_pending
-            or self._ping_pending
-            or self._retire_connection_ids
-            or self._streams_blocked_pending
-            or self._datagrams_pending
-        ):
-            return False
-        ack_at = self._spaces[Epoch.ONE_RTT].ack_at
-        if ack_at is not None and ack_at <= now:
-            return False
+    def _must_tell_limit(self, stream: QuicStream) -> bool:
+        limit = stream.max_stream_data_local
         return (
-            self._crypto_streams[Epoch.ONE_RTT].sender.buffer_is_empty
-            and all(cid.was_sent for cid in self._host_cids)
-            and all(self._is_idle(stream) for stream in self._streams.values())
-        )
-
-    def _is_idle(self, stream: QuicStream) -> bool:
-        sender, receiver = stream.sender, stream.receiver
-        return (
-            sender.buffer_is_empty
-            and not sender.reset_pending
-            and not receiver.stop_pending
-            and not stream.is_finished
-            and stream.max_stream_data_local_sent == stream.max_stream_data_local
-            and self._consumed + self._window - stream.max_stream_data_local < self._window // 2
+            stream.max_stream_data_local_sent != limit
+            or self._consumed + self._window - limit >= self._window // 2
         )
 
     def has_begun(self) -> bool:

@@ -15,7 +15,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Sequence
 from ipaddress import IPv6Address, ip_address
-from typing import Final, cast
+from typing import Final
 
 import attrs
 import trio
@@ -48,13 +48,13 @@ from runtime.net.quic_connection import (
     QuicConnection,
 )
 from runtime.net.quic_core import (
-    CID_BYTES,
     MIN_RESET_BYTES,
     RESET_TOKEN_BYTES,
     QuicCore,
     QuicLimits,
 )
 from runtime.net.quic_newcomers import Newcomer, Newcomers
+from runtime.net.quic_short import CID_BYTES
 from runtime.net.quic_suspicion import Suspicion
 from runtime.net.udp import UdpSocket
 from runtime.service import get_logger
@@ -62,6 +62,7 @@ from runtime.service import get_logger
 _NO_APPLICATION_PROTOCOL: Final = 0x100 + 120
 _MAX_RESET_BYTES: Final = 43
 _REFUSALS_OF_A_DIAL: Final = 2
+_LONG_HEADER: Final = 0x80
 _NS_PER_S: Final = 10**9
 
 log = get_logger("quic")
@@ -162,7 +163,17 @@ class Endpoint(ABC):
             self._finish(connection, QuicClosed(STATELESS_RESET, "the server has forgotten us"))
             return
         try:
-            core.receive_datagram(data, sender, trio.current_time())
+            now = trio.current_time()
+            core.receive_datagram(data, sender, now)
+            # Mostly an acknowledgement of all there was: nothing is to be done about it, and the
+            # timer that is set leads to the next one.
+            if (
+                connection._lingering is None
+                and sender == connection._remote
+                and core.is_at_rest(now)
+            ):
+                connection._wake_writer()
+                return
         except Exception as error:
             self._fail(connection, error)
             return
@@ -185,7 +196,7 @@ class Endpoint(ABC):
             connection._follow_path()
             self._linger(connection, now)
             for data, remote in core.datagrams_to_send(now):
-                self.socket.send(data, cast(tuple[str, int], remote))
+                self.socket.send(data, remote)
             timer = core.get_timer()
         except Exception as error:
             self._fail(connection, error)
@@ -425,6 +436,11 @@ class ServerEndpoint(Endpoint):
         self._accepted = self._refused = self._retries = self._resets = 0
 
     def datagram(self, data: bytes, sender: Address) -> None:
+        if len(data) > CID_BYTES and not data[0] & _LONG_HEADER:
+            connection = self._connection_by_cid.get(data[1 : 1 + CID_BYTES])
+            if connection is not None:
+                self.receive(connection, data, sender)
+                return
         try:
             header = pull_quic_header(Buffer(data=data), host_cid_length=CID_BYTES)
         except ValueError:
