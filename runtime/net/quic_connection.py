@@ -134,7 +134,8 @@ class QuicConnection:
         Raises QuicClosed when the connection is over otherwise, and everything was returned.
         Safe to cancel.
         """
-        await trio.lowlevel.checkpoint()
+        if self._received or self._ended or self._closed is not None:
+            await trio.lowlevel.checkpoint()
         while not self._received:
             if self._ended:
                 return b""

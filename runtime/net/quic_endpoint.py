@@ -1,6 +1,6 @@
 """Endpoints: one UDP socket each, and the QUIC connections that live on it.
 
-The essay on what is decided is in `runtime.net.quic`. Some 660 lines, since the endpoints of a
+The essay on what is decided is in `runtime.net.quic`. Some 700 lines, since the endpoints of a
 server and of a client are one loop over one socket.
 """
 
@@ -63,6 +63,9 @@ _NO_APPLICATION_PROTOCOL: Final = 0x100 + 120
 _MAX_RESET_BYTES: Final = 43
 _REFUSALS_OF_A_DIAL: Final = 2
 _LONG_HEADER: Final = 0x80
+_BATCH: Final = 64
+"""So many datagrams are taken before anything else has its turn."""
+_BATCHES_BEFORE_TIMERS: Final = 32
 _NS_PER_S: Final = 10**9
 
 log = get_logger("quic")
@@ -97,6 +100,7 @@ class Endpoint(ABC):
         self.failures = 0
         self._marked: dict[QuicConnection, None] = {}
         self._wake = trio.Event()
+        self._reader_waits = False
         self._timers: list[tuple[float, int, QuicConnection]] = []
         self._timer_number = 0
 
@@ -215,9 +219,10 @@ class Endpoint(ABC):
             if self.has_newcomers:
                 await trio.lowlevel.checkpoint()
             else:
+                self._reader_waits = True
                 await self.socket.wait_readable()
-            for data, sender in self.socket.receive_batch():
-                self.datagram(data, sender)
+                self._reader_waits = False
+            self._hear(1)
             # After the datagrams: what the peer said before its end is no answer to a probe.
             for remote in self.socket.take_refusals():
                 self.refused(remote)
@@ -228,11 +233,27 @@ class Endpoint(ABC):
         while True:
             # What other tasks send in this turn shares packets.
             await trio.lowlevel.checkpoint()
-            self._fire_timers()
+            if self._timers and self._timers[0][0] <= trio.current_time():
+                # To have told a thousand connections something takes a while, in which they have
+                # answered: that is read before their answers are missed.
+                self._hear(_BATCHES_BEFORE_TIMERS)
+                self._fire_timers()
             self.flush()
             self._wake = trio.Event()
+            if self._reader_waits and self.has_newcomers:  # of which it does not know
+                self.take_in()
+                self._wake.set()
             with trio.move_on_at(self._timers[0][0] if self._timers else math.inf):
                 await self._wake.wait()
+
+    def _hear(self, batches: int) -> None:
+        """Take what has come, at most so many batches of it."""
+        for _ in range(batches):
+            batch = self.socket.receive_batch(_BATCH)
+            for data, sender in batch:
+                self.datagram(data, sender)
+            if len(batch) < _BATCH:
+                return
 
     def _schedule(self, connection: QuicConnection, at: float) -> None:
         if at >= connection._scheduled_at:
