@@ -24,6 +24,7 @@ from actors.messages import (
     PRESENCE,
     REVOCATIONS,
     End,
+    FromOwner,
     PostureReported,
     PresenceChanged,
     RegionsChanged,
@@ -53,6 +54,7 @@ from channel.messages import (
 )
 from channel.messages import Resource as ToldResource
 from runtime.actor import Timer, handles
+from runtime.cluster.envelopes import Enclosed
 
 SLICE = 500
 """So many authorisations are looked at without a pause."""
@@ -87,6 +89,9 @@ class FeedOfAccount(QuestionsOfAccount):
         super().__init__(services, account_id)
         self._news: list[Change] = []
         self._told: dict[UUID, tuple[Resource, ToldResource]] = {}
+        self._shared_views: dict[tuple[UUID, int, frozenset[UUID]], dict[UUID, ToldResource]] = {}
+        self._shared_orders: dict[tuple[tuple[int, ...], tuple[UUID, ...]], FromOwner] = {}
+        """What several clients are told alike: only while views are told."""
         self._postures: dict[UUID, tuple[Fact, ...]] = {}
         self._posture_timer: Timer | None = None
 
@@ -247,6 +252,13 @@ class FeedOfAccount(QuestionsOfAccount):
 
     def _tell_views(self, touched: Touched, tokens: Iterable[UUID]) -> None:
         """Tell clients what they see now and did not, or see no more."""
+        try:
+            self._tell_each_view(touched, tokens)
+        finally:
+            self._shared_views.clear()
+            self._shared_orders.clear()
+
+    def _tell_each_view(self, touched: Touched, tokens: Iterable[UUID]) -> None:
         if touched.everything:
             for online in self._clients:
                 self._tell_view(online, None)
@@ -298,7 +310,18 @@ class FeedOfAccount(QuestionsOfAccount):
                 del before[id]
             before.update({each.id: each for each in upserted})
             upserted.sort(key=lambda each: each.id)
-            self._command(online.ref, ViewChanged(tuple(upserted), tuple(sorted(removed))))
+            self._tell_changed(online, upserted, removed)
+
+    def _tell_changed(
+        self, online: OnlineAgent, upserted: list[ToldResource], removed: list[UUID]
+    ) -> None:
+        """One object tells all clients the same."""
+        key = (tuple(map(id, upserted)), tuple(removed))
+        order = self._shared_orders.get(key)
+        if order is None:
+            view = ViewChanged(tuple(upserted), tuple(sorted(removed)))
+            order = self._shared_orders[key] = FromOwner(self.epoch, Enclosed(view))
+        self.cast(online.ref, order)
 
     def _visible(self, online: OnlineAgent) -> dict[UUID, ToldResource]:
         """All that a client is to see."""
@@ -308,15 +331,20 @@ class FeedOfAccount(QuestionsOfAccount):
         return {id: self._as_told(resources[id]) for id in carried[:MAX_RESOURCES]}
 
     def _visible_of(self, online: OnlineAgent, ids: Iterable[UUID]) -> dict[UUID, ToldResource]:
-        """What of these resources a client is to see."""
+        """What of these resources a client is to see: what all clients of its principal are that
+        speak the same version."""
         snapshot, kinds = self._snapshot, self._services.spoken.carried(online.version)
         principal = snapshot.principals[snapshot.clients[online.id].principal_id]
-        resources = (snapshot.resources.get(id) for id in ids)
-        return {
+        key = (principal.id, online.version, frozenset(ids))
+        if key in self._shared_views:
+            return self._shared_views[key]
+        resources = (snapshot.resources.get(id) for id in key[2])
+        view = self._shared_views[key] = {
             each.id: self._as_told(each)
             for each in resources
             if each is not None and each.kind in kinds and candidates(snapshot, principal, each.id)
         }
+        return view
 
     def _as_told(self, resource: Resource) -> ToldResource:
         """The same object for all clients, so that the next comparison is quick."""

@@ -9,9 +9,10 @@ dependency is pinned; the tests on real sockets would show a change.
 from __future__ import annotations
 
 import hmac
+import math
 from collections.abc import Callable
 from functools import cache
-from typing import Final, cast
+from typing import Final
 
 import attrs
 from aioquic.quic import connection as aioquic_connection
@@ -21,7 +22,7 @@ from aioquic.quic.connection import (
     QuicConnectionState,
     QuicReceiveContext,
 )
-from aioquic.quic.events import ConnectionTerminated
+from aioquic.quic.events import ConnectionTerminated, QuicEvent
 from aioquic.quic.packet import QuicFrameType, QuicProtocolVersion
 from aioquic.quic.packet_builder import QuicPacketBuilder
 from aioquic.quic.stream import QuicStream
@@ -34,9 +35,12 @@ MIN_RESET_BYTES: Final = 21
 LEAST_DATAGRAM_BYTES: Final = 21
 """Nothing shorter is a QUIC packet (RFC 9000, section 10.3): a server's socket need not take it."""
 
+TIMER_GRAIN_S: Final = 0.004
+"""Far below the 25 ms for which peers are told that acknowledgements may wait (`max_ack_delay`)."""
 _MAX_CIDS: Final = 3
 """Of a connection at a time. Each change of path takes one, which is replaced; aioquic makes 8."""
 _UNLIMITED: Final = 2**61
+_DRAINING: Final = QuicConnectionState.DRAINING
 _NS_PER_S: Final = 10**9
 
 # Every connection has a table of 33 frame types; most of it is these sets, of which there are few.
@@ -146,6 +150,20 @@ class QuicCore(ShortPackets):
         """Whether any packet of the peer could be read yet (a server's connection)."""
         return self._state is not QuicConnectionState.FIRSTFLIGHT
 
+    def next_event(self) -> QuicEvent | None:
+        return self._events.popleft() if self._events else None
+
+    def next_look(self) -> float:
+        """When `handle_timer` is to be called, if nothing comes before (seconds; infinity: never).
+        It is `get_timer`, put off to the next TIMER_GRAIN_S, so that the timers of thousands of
+        connections come up together; only where the pacer waits it is exact."""
+        timer = self.get_timer()
+        if timer is None:
+            return math.inf
+        if self._pacing_at is not None:
+            return timer
+        return math.ceil(timer / TIMER_GRAIN_S) * TIMER_GRAIN_S
+
     def probe(self) -> None:
         """Have the next packet ask for an answer, even beyond the congestion window."""
         self._probe_pending = True
@@ -156,14 +174,15 @@ class QuicCore(ShortPackets):
 
     def ended_by_peer(self) -> ConnectionTerminated | None:
         """How the peer closed, at once: aioquic itself tells only after its draining period."""
-        return self._close_event if self._state is QuicConnectionState.DRAINING else None
+        return self._close_event if self._state is _DRAINING else None
 
     def validated_address(self) -> tuple[str, int] | None:
         """The address of the active path, None while that is being validated."""
         paths = self._network_paths
         if not paths or not paths[0].is_validated:
             return None
-        return cast(tuple[str, int], paths[0].addr)
+        address: tuple[str, int] = paths[0].addr
+        return address
 
     def peer_chain(self) -> tuple[Certificate, ...]:
         own = getattr(self.tls, "_peer_certificate", None) if hasattr(self, "tls") else None

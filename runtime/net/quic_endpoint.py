@@ -201,7 +201,7 @@ class Endpoint(ABC):
             self._linger(connection, now)
             for data, remote in core.datagrams_to_send(now):
                 self.socket.send(data, remote)
-            timer = core.get_timer()
+            timer = core.next_look()
         except Exception as error:
             self._fail(connection, error)
             return
@@ -210,7 +210,7 @@ class Endpoint(ABC):
             return
         if connection.unacknowledged_bytes <= self.limits.send_buffer_bytes:
             connection._wake_writer()
-        self._schedule(connection, min(timer or math.inf, connection._deadline))
+        self._schedule(connection, min(timer, connection._deadline))
 
     # --- helpers -------------------------------------------------------------------------------
 
@@ -279,12 +279,12 @@ class Endpoint(ABC):
 
     def _tick(self, connection: QuicConnection, now: float) -> None:
         try:
-            timer = connection._core.get_timer()
-            if timer is not None and timer > now:
+            timer = connection._core.next_look()
+            if now < timer < math.inf:
                 # An acknowledgement has put it off since it was set.
                 self._schedule(connection, min(timer, connection._deadline))
                 return
-            if timer is not None and timer <= now:
+            if timer <= now:
                 connection._core.handle_timer(now)
         except Exception as error:
             self._fail(connection, error)

@@ -13,7 +13,7 @@ from aioquic.quic.connection import NetworkAddress, QuicConnection, QuicConnecti
 from aioquic.quic.events import ConnectionTerminated
 from aioquic.tls import Epoch
 
-from runtime.net.quic_core import QuicCore
+from runtime.net.quic_core import TIMER_GRAIN_S, QuicCore
 from tests.unit.runtime_net.quic_pair import Pair
 
 
@@ -120,3 +120,31 @@ def test_few_connection_ids_are_held_and_a_used_one_is_replaced() -> None:
         pair.client.change_connection_id()
         pair.exchange()
         assert pair.client._peer_cid.cid != before
+
+
+def test_timers_come_up_together_and_never_early() -> None:
+    pair = Pair.made()
+    pair.establish()
+    assert pair.stream is not None
+    for _ in range(50):
+        pair.stream.sender.write(bytes(3_000))
+        pair.now += 0.0137
+        pair.exchange()
+        for core in (pair.client, pair.server):
+            timer, look = core.get_timer(), core.next_look()
+            assert timer is not None
+            assert timer <= look < timer + TIMER_GRAIN_S
+            assert core._pacing_at is not None or look % TIMER_GRAIN_S in (
+                pytest.approx(0, abs=1e-9),
+                pytest.approx(TIMER_GRAIN_S, abs=1e-9),
+            )
+
+
+def test_a_timer_of_the_pacer_is_not_put_off() -> None:
+    pair = Pair.made()
+    pair.establish()
+    assert pair.stream is not None
+    pair.stream.sender.write(bytes(100_000))
+    assert pair.server.datagrams_to_send(pair.now)
+    assert pair.server._pacing_at is not None
+    assert pair.server.next_look() == pair.server.get_timer()
