@@ -18,6 +18,7 @@ import attrs
 from actors.attendance import Attendance, OnlineAgent
 from actors.authorizations import AGAIN_NS
 from actors.consequences import Touched, as_told, names_of
+from actors.devices import Devices
 from actors.enrolment import device_refusal, interface_of
 from actors.ledger import Live
 from actors.messages import (
@@ -87,6 +88,7 @@ class FeedOfAccount(QuestionsOfAccount):
 
     def __init__(self, services: Services, account_id: UUID) -> None:
         super().__init__(services, account_id)
+        self._devices = Devices()
         self._news: list[Change] = []
         self._told: dict[UUID, tuple[Resource, ToldResource]] = {}
         self._shared_views: dict[tuple[UUID, int, frozenset[UUID]], dict[UUID, ToldResource]] = {}
@@ -109,7 +111,10 @@ class FeedOfAccount(QuestionsOfAccount):
         slept for longer than changes are kept (`Pruned`) starts anew from the account's contents,
         as after every other error that is not expected here."""
         while changes := await self._changes_after(self._snapshot.number):
-            self._news += [change for change in changes if self._snapshot.apply(change)]
+            for change in changes:
+                if self._snapshot.apply(change):
+                    self._devices.follow(change)
+                    self._news.append(change)
             await self._follow()
         if self._news:
             await self._follow()
