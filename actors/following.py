@@ -107,15 +107,19 @@ class FeedOfAccount(QuestionsOfAccount):
             self._wake_again()
 
     async def _pull(self) -> None:
-        """Catch up with the feed, and see to it that what changed has its consequences. Who has
-        slept for longer than changes are kept (`Pruned`) starts anew from the account's contents,
-        as after every other error that is not expected here."""
-        while changes := await self._changes_after(self._snapshot.number):
+        """Catch up with all that the feed had when this began, and see to it that what changed has
+        its consequences. Who has slept for longer than changes are kept (`Pruned`) starts anew from
+        the account's contents, as after every other error that is not expected here."""
+        is_last = False
+        while not is_last:
+            changes = await self._changes_after(self._snapshot.number)
+            is_last = len(changes) < MAX_PAGE
             for change in changes:
                 if self._snapshot.apply(change):
                     self._devices.follow(change)
                     self._news.append(change)
-            await self._follow()
+            if changes:
+                await self._follow()
         if self._news:
             await self._follow()
         await self._write_ends()

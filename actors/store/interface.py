@@ -267,7 +267,8 @@ class Store(LeaseStore, Protocol):
         self, account_id: UUID, *, after: int, limit: int = MAX_PAGE, equals: Equals = NO_FILTER
     ) -> tuple[Change, ...]:
         """Changes with numbers above `after`, in order, without gaps (but for those that `equals`
-        leaves out). Raises Pruned when the next one is not kept any more."""
+        leaves out); fewer than `limit` only where there are no more. Raises Pruned when the next
+        one is not kept any more."""
 
     async def last_number(self, account_id: UUID) -> int:
         """The number of the account's last change; 0 if there never was one."""
