@@ -313,9 +313,9 @@ class Store(LeaseStore, Protocol):
 
     # --- devices ---
 
-    async def note_seen(self, account_id: UUID, seen: Seen) -> None:
-        """Remember when a client or gateway was last connected. Nothing happens when it was seen
-        later, or is gone."""
+    async def note_seen(self, account_id: UUID, seen: Sequence[Seen]) -> None:
+        """Remember when clients and gateways were last connected, each named once, at most MAX_IDS.
+        Nothing happens to one that was seen later, or is gone. Raises Invalid, ValueError."""
 
     async def seen(self, account_id: UUID, ids: Collection[UUID]) -> dict[UUID, Seen]:
         """When each of these devices was last connected; those that never were are left out. At

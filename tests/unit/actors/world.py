@@ -132,7 +132,7 @@ class Store(MemoryStore):
         self._reach()
         await super().write_logs(rows)
 
-    async def note_seen(self, account_id: UUID, seen: Seen) -> None:
+    async def note_seen(self, account_id: UUID, seen: Sequence[Seen]) -> None:
         self._reach()
         await super().note_seen(account_id, seen)
 
