@@ -89,6 +89,8 @@ class FeedOfAccount(QuestionsOfAccount):
     def __init__(self, services: Services, account_id: UUID) -> None:
         super().__init__(services, account_id)
         self._devices = Devices()
+        self._pulled_ns = -1
+        """When the last reading of the feed began that was carried through."""
         self._news: list[Change] = []
         self._told: dict[UUID, tuple[Resource, ToldResource]] = {}
         self._shared_views: dict[tuple[UUID, int, frozenset[UUID]], dict[UUID, ToldResource]] = {}
@@ -101,6 +103,8 @@ class FeedOfAccount(QuestionsOfAccount):
 
     @handles(Wake)
     async def _on_wake(self, message: Wake) -> None:
+        if message.at_ns is not None and message.at_ns < self._pulled_ns and not self._news:
+            return  # what wakes us was seen meanwhile, since it is mostly our own writing
         try:
             await self._pull()
         except Unavailable:
@@ -110,7 +114,7 @@ class FeedOfAccount(QuestionsOfAccount):
         """Catch up with all that the feed had when this began, and see to it that what changed has
         its consequences. Who has slept for longer than changes are kept (`Pruned`) starts anew from
         the account's contents, as after every other error that is not expected here."""
-        is_last = False
+        began_ns, is_last = self.context.now(), False
         while not is_last:
             changes = await self._changes_after(self._snapshot.number)
             is_last = len(changes) < MAX_PAGE
@@ -122,6 +126,7 @@ class FeedOfAccount(QuestionsOfAccount):
                 await self._follow()
         if self._news:
             await self._follow()
+        self._pulled_ns = began_ns
         await self._write_ends()
 
     async def _changes_after(self, number: int) -> tuple[Change, ...]:

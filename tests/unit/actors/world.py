@@ -104,10 +104,12 @@ class Store(MemoryStore):
     def __init__(self, clock: VirtualClock) -> None:
         super().__init__(clock)
         self.is_away = False
+        self.feed_reads = 0
 
     async def changes(
         self, account_id: UUID, *, after: int, limit: int = MAX_PAGE
     ) -> tuple[Change, ...]:
+        self.feed_reads += 1
         self._reach()
         return await super().changes(account_id, after=after, limit=limit)
 
