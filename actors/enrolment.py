@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from datetime import datetime
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
-from typing import TypeVar
+from typing import Protocol, TypeVar
 from uuid import UUID
 
 import attrs
 
+from actors.devices import Devices
 from actors.limits import limit_of
 from actors.messages import EnrolDevice
 from actors.model import Account, Client, Gateway, Token
@@ -50,6 +50,12 @@ _RETRY: dict[RefusalCode, int | None] = {
 OCCUPIED_RETRY_NS = 10 * _S
 
 _D = TypeVar("_D", Client, Gateway)
+
+
+class Used(Protocol):
+    """Tunnel addresses that are taken."""
+
+    def __contains__(self, address: IPv4Address | IPv6Address, /) -> bool: ...
 
 
 class RangeExhausted(Exception):
@@ -150,7 +156,9 @@ def device_refusal(
     return refusal("invalid_token", "the device was removed, or belongs to another")
 
 
-def has_too_many_devices(snapshot: Snapshot, token: Token, limits: Limits) -> bool:
+def has_too_many_devices(
+    snapshot: Snapshot, devices: Devices, token: Token, limits: Limits
+) -> bool:
     """Whether there is no place for another device by this token."""
     if len(snapshot.clients) + len(snapshot.gateways) >= limits.devices:
         return True
@@ -161,16 +169,17 @@ def has_too_many_devices(snapshot: Snapshot, token: Token, limits: Limits) -> bo
         return len(snapshot.gateways) >= limit_of(account, "gateway")
     if len(snapshot.clients) >= limit_of(account, "client"):
         return True
-    own = sum(1 for each in snapshot.clients.values() if each.principal_id == token.principal_id)
-    return own >= limits.clients_per_principal
+    assert token.principal_id is not None
+    return devices.clients_of(token.principal_id) >= limits.clients_per_principal
 
 
-def known_device(snapshot: Snapshot, ask: EnrolDevice) -> Client | Gateway | None:
+def known_device(snapshot: Snapshot, devices: Devices, ask: EnrolDevice) -> Client | Gateway | None:
     """The device of this key, if the account knows it."""
-    devices: Collection[Client | Gateway] = (
-        snapshot.clients.values() if ask.token.kind == "client" else snapshot.gateways.values()
-    )
-    return next((each for each in devices if each.device_key == ask.device_key), None)
+    if ask.token.kind == "client":
+        id = devices.by_key("client", ask.device_key)
+        return None if id is None else snapshot.clients[id]
+    id = devices.by_key("gateway", ask.device_key)
+    return None if id is None else snapshot.gateways[id]
 
 
 def renewed_device(device: Client | Gateway, ask: EnrolDevice) -> Client | Gateway:
@@ -198,12 +207,18 @@ def renewed_device(device: Client | Gateway, ask: EnrolDevice) -> Client | Gatew
 
 
 def new_device(
-    snapshot: Snapshot, ask: EnrolDevice, *, id: UUID, at: datetime, randomness: Randomness
+    snapshot: Snapshot,
+    devices: Devices,
+    ask: EnrolDevice,
+    *,
+    id: UUID,
+    at: datetime,
+    randomness: Randomness,
 ) -> Client | Gateway:
     """The row of a device that was never seen. Raises RangeExhausted."""
     account, token = snapshot.account, ask.token
     assert account is not None
-    ipv4, ipv6 = allocate(account, used_addresses(snapshot), randomness)
+    ipv4, ipv6 = allocate(account, devices, randomness)
     if token.kind == "client":
         assert token.principal_id is not None
         return Client(
@@ -232,18 +247,8 @@ def new_device(
     )
 
 
-def used_addresses(snapshot: Snapshot) -> set[IPv4Address | IPv6Address]:
-    """The tunnel addresses that are taken."""
-    used: set[IPv4Address | IPv6Address] = set()
-    for client in snapshot.clients.values():
-        used.update((client.ipv4, client.ipv6))
-    for gateway in snapshot.gateways.values():
-        used.update((gateway.ipv4, gateway.ipv6))
-    return used
-
-
 def allocate(
-    account: Account, used: Collection[IPv4Address | IPv6Address], randomness: Randomness
+    account: Account, used: Used, randomness: Randomness
 ) -> tuple[IPv4Address, IPv6Address]:
     """A free address of either family, at random. Raises RangeExhausted."""
     ipv4 = _free(account.range_ipv4, used, randomness)
@@ -265,7 +270,7 @@ def interface_of(account: Account, device: Client | Gateway) -> Interface:
 
 def _free(
     network: IPv4Network | IPv6Network,
-    used: Collection[IPv4Address | IPv6Address],
+    used: Used,
     randomness: Randomness,
 ) -> IPv4Address | IPv6Address:
     # Without the first address (network, or subnet-router anycast) and the last (broadcast).
@@ -287,7 +292,5 @@ def _free(
     raise RangeExhausted(str(network))
 
 
-def _is_free(
-    address: IPv4Address | IPv6Address, used: Collection[IPv4Address | IPv6Address]
-) -> bool:
+def _is_free(address: IPv4Address | IPv6Address, used: Used) -> bool:
     return address not in used and address not in RESOLVER_RANGE

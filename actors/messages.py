@@ -329,7 +329,10 @@ class ViewChanged:
 
 @attrs.frozen
 class Wake:
-    """The account changed, or may have."""
+    """The account changed, or may have, before `at_ns` of the node's clock; None: look in any
+    case."""
+
+    at_ns: int | None = None
 
 
 @attrs.frozen

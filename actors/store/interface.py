@@ -267,7 +267,8 @@ class Store(LeaseStore, Protocol):
         self, account_id: UUID, *, after: int, limit: int = MAX_PAGE, equals: Equals = NO_FILTER
     ) -> tuple[Change, ...]:
         """Changes with numbers above `after`, in order, without gaps (but for those that `equals`
-        leaves out). Raises Pruned when the next one is not kept any more."""
+        leaves out); fewer than `limit` only where there are no more. Raises Pruned when the next
+        one is not kept any more."""
 
     async def last_number(self, account_id: UUID) -> int:
         """The number of the account's last change; 0 if there never was one."""
@@ -312,9 +313,9 @@ class Store(LeaseStore, Protocol):
 
     # --- devices ---
 
-    async def note_seen(self, account_id: UUID, seen: Seen) -> None:
-        """Remember when a client or gateway was last connected. Nothing happens when it was seen
-        later, or is gone."""
+    async def note_seen(self, account_id: UUID, seen: Sequence[Seen]) -> None:
+        """Remember when clients and gateways were last connected, each named once, at most MAX_IDS.
+        Nothing happens to one that was seen later, or is gone. Raises Invalid, ValueError."""
 
     async def seen(self, account_id: UUID, ids: Collection[UUID]) -> dict[UUID, Seen]:
         """When each of these devices was last connected; those that never were are left out. At

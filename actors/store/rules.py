@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import attrs
 
-from actors.logs import Log
+from actors.logs import Log, Seen
 from actors.model import ENTITIES, KIND_OF, MEMBERS, REFERENCES, Entity, EntityKind, SealedSecret
 from actors.store.interface import (
     MAX_IDS,
@@ -117,6 +117,15 @@ def check_logs(rows: Sequence[Log]) -> None:
         raise ValueError(f"at most {MAX_LOGS} rows at once")
     for row in rows:
         validate(row)
+
+
+def check_seen(seen: Sequence[Seen]) -> None:
+    """Checks what `note_seen` is given. Raises Invalid, ValueError."""
+    check_ids(seen)
+    if len({each.device_id for each in seen}) < len(seen):
+        raise ValueError("a device is named twice")
+    for each in seen:
+        validate(each)
 
 
 def check_instant(at: datetime) -> None:

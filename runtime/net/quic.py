@@ -27,7 +27,7 @@ What is decided here:
   (`QuicConnection.keepalive`, and `least_bytes` of the listener's socket).
 - **No 0-RTT and no resumption**: nothing is sent before the server's chain was checked.
 
-What reaches into aioquic for that is in `runtime.net.quic_core`.
+What reaches into aioquic for that is in `runtime.net.quic_core` and `runtime.net.quic_short`.
 """
 
 from __future__ import annotations

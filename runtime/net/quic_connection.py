@@ -64,8 +64,8 @@ class QuicConnection:
         self._ended = False
         self._closed: QuicClosed | None = None
         self._lingering: tuple[int, str] | None = None
-        self._readable = trio.Event()
-        self._writable = trio.Event()
+        self._readable: trio.Event | None = None  # while somebody waits
+        self._writable: trio.Event | None = None
         self._established = False
         self._deadline = math.inf
         self._scheduled_at = math.inf
@@ -114,6 +114,8 @@ class QuicConnection:
         while not self.send(data):
             if self._closed is not None:
                 raise self._closed.anew()
+            if self._writable is None:
+                self._writable = trio.Event()
             await self._writable.wait()
 
     async def receive(self) -> bytes:
@@ -122,12 +124,14 @@ class QuicConnection:
         Raises QuicClosed when the connection is over otherwise, and everything was returned.
         Safe to cancel.
         """
-        await trio.lowlevel.checkpoint()
+        if self._received or self._ended or self._closed is not None:
+            await trio.lowlevel.checkpoint()
         while not self._received:
             if self._ended:
                 return b""
             if self._closed is not None:
                 raise self._closed.anew()
+            self._readable = trio.Event()
             await self._readable.wait()
         data = b"".join(self._received)
         self._received.clear()
@@ -184,14 +188,14 @@ class QuicConnection:
         self._wake_writer()
 
     def _wake_reader(self) -> None:
-        if self._readable.statistics().tasks_waiting:
+        if self._readable is not None:
             self._readable.set()
-            self._readable = trio.Event()
+            self._readable = None
 
     def _wake_writer(self) -> None:
-        if self._writable.statistics().tasks_waiting:
+        if self._writable is not None:
             self._writable.set()
-            self._writable = trio.Event()
+            self._writable = None
 
     def _handle(self, event: events.QuicEvent) -> None:
         if isinstance(event, events.StreamDataReceived):

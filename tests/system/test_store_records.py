@@ -13,8 +13,8 @@ import psycopg
 import pytest
 import trio
 
-from actors.logs import LOG_FILTERS, LOG_KINDS, FlowLog, Log, RequestLog, SessionLog
-from actors.model import Account, Change, Group, Principal, Retention, Site, Token
+from actors.logs import LOG_FILTERS, LOG_KINDS, FlowLog, Log, RequestLog, Seen, SessionLog
+from actors.model import Account, Change, Client, Group, Principal, Retention, Site, Token
 from actors.store.embedded import EmbeddedPostgres
 from actors.store.interface import (
     ANSWER_KEPT,
@@ -250,6 +250,36 @@ async def test_logs_of_several_accounts_are_written_together_or_not_at_all(store
     await store.write_logs(rows)
     for account, row in ((ACME, rows[0]), (BETA, rows[1])):
         assert await store.logs(account.id, "request") == (row,)
+
+
+# --- sightings -----------------------------------------------------------------------------------
+
+
+async def test_devices_are_seen_together_and_one_that_is_gone_costs_no_other(store: Store) -> None:
+    await fill(store)
+    laptops = [
+        Client(
+            id=UUID(int=number), account_id=ACME.id, principal_id=ANN.id, token_id=API.id,
+            device_key=bytes([number]) * 32, name="laptop", ipv4=ACME.range_ipv4[number],
+            ipv6=ACME.range_ipv6[number], created_at=AT,
+        )
+        for number in range(10, 13)
+    ]  # fmt: skip
+    token = attrs.evolve(API, kind="client", scopes=(), id=UUID(int=3), hash=bytes(31) + b"1")
+    laptops = [attrs.evolve(each, token_id=token.id) for each in laptops]
+    await store.apply(ACME.id, [Put(token), *map(Put, laptops)], who="test", at=AT)
+    await store.apply(ACME.id, [Remove("client", laptops[1].id)], who="test", at=AT)
+    seen = [
+        Seen(device_id=each.id, at=AT, version=each.name, remote_ip=IpText("192.0.2.1"))
+        for each in reversed(laptops)
+    ]
+    await store.note_seen(ACME.id, seen)
+    kept = {each.device_id: each for each in seen if each.device_id != laptops[1].id}
+    assert await store.seen(ACME.id, [each.id for each in laptops]) == kept
+    with pytest.raises(ValueError, match="named twice"):
+        await store.note_seen(ACME.id, [seen[0], attrs.evolve(seen[0], at=AT + DAY)])
+    await store.note_seen(BETA.id, seen)
+    assert await store.seen(ACME.id, [each.id for each in laptops]) == kept
 
 
 # --- partitions ----------------------------------------------------------------------------------

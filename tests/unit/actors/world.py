@@ -104,10 +104,12 @@ class Store(MemoryStore):
     def __init__(self, clock: VirtualClock) -> None:
         super().__init__(clock)
         self.is_away = False
+        self.feed_reads = 0
 
     async def changes(
         self, account_id: UUID, *, after: int, limit: int = MAX_PAGE
     ) -> tuple[Change, ...]:
+        self.feed_reads += 1
         self._reach()
         return await super().changes(account_id, after=after, limit=limit)
 
@@ -132,7 +134,7 @@ class Store(MemoryStore):
         self._reach()
         await super().write_logs(rows)
 
-    async def note_seen(self, account_id: UUID, seen: Seen) -> None:
+    async def note_seen(self, account_id: UUID, seen: Sequence[Seen]) -> None:
         self._reach()
         await super().note_seen(account_id, seen)
 

@@ -7,6 +7,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Any
 from uuid import UUID
 
+import attrs
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -35,6 +36,7 @@ from channel.messages import (
     Heartbeat,
     Interface,
     Resource,
+    ResourceRemoved,
     ResourceUpserted,
 )
 from tests.unit.channel.strategies import messages
@@ -87,6 +89,20 @@ def test_every_message_comes_back_as_it_was(
     assert decoder.feed(data) == [
         Frame(event=event, message=message, ref=ref, epoch=epoch, seq=seq)
     ]
+
+
+def test_what_many_are_told_is_to_each_as_if_it_were_told_alone() -> None:
+    """Its JSON is made once: for the same message, and for one that says the same."""
+    one, other = (
+        ResourceUpserted(resource=Resource(id=UUID(int=1), name=name, kind="cidr", address="x"))
+        for name in ("one", "other")
+    )
+    gone = ResourceRemoved(resource_id=UUID(int=1))
+    said = [one, one, other, gone, one, attrs.evolve(one), gone, other]
+    for number, message in enumerate(said):
+        (data,) = encode_parts(message, epoch=number + 7, seq=number, limit=PORTAL_FRAME_LIMIT)
+        (frame,) = FrameDecoder(TO_CLIENT, PORTAL_FRAME_LIMIT).feed(data)
+        assert (frame.message, frame.epoch, frame.seq) == (message, number + 7, number)
 
 
 @given(st.lists(messages(), max_size=4), st.data())
