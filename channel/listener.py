@@ -469,7 +469,8 @@ class ChannelServer:
     async def _read(self, channel: PortalChannel, connection: Connection, until: int) -> None:
         """Pass on what comes until the channel is over or its deadline is before `until`. One that
         is later, as each heartbeat makes it, is looked at when `until` has come: a scope for each
-        frame of thousands of agents would cost more than the frames. Raises ConnectionClosed, EOFError.
+        frame of thousands of agents would cost more than the frames. Raises ConnectionClosed, and
+        EOFError.
         """
         while (deadline := channel.poll_timeout()) is not None and deadline >= until:
             data = await connection.receive()
