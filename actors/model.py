@@ -451,6 +451,7 @@ class Relay:
     token_id: UUID
     name: NameField
     region: Annotated[str, Meta(max_length=64)] = ""
+    failure_domain: Annotated[str, Meta(max_length=64)] = ""
     addresses: Annotated[tuple[SocketAddress, ...], Meta(max_length=16)]
     last_seen_at: datetime
 
