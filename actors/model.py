@@ -66,6 +66,7 @@ class AccountLimits:
     sites: Annotated[int, Meta(ge=0)] | None = None
     resources: Annotated[int, Meta(ge=0)] | None = None
     policies: Annotated[int, Meta(ge=0)] | None = None
+    policies_per_resource: Annotated[int, Meta(ge=0)] | None = None
     tokens: Annotated[int, Meta(ge=0)] | None = None
     clients: Annotated[int, Meta(ge=0)] | None = None
     gateways: Annotated[int, Meta(ge=0)] | None = None

@@ -88,6 +88,16 @@ class Invalid(StoreError):
         self.field = field
 
 
+class TooMany(StoreError):
+    """More entities of a kind would have the same value in `field` than the account's `limit`."""
+
+    def __init__(self, kind: str, field: str, limit: int) -> None:
+        super().__init__(f"{kind}: at most {limit} of one {field}")
+        self.kind = kind
+        self.field = field
+        self.limit = limit
+
+
 class Repeated(StoreError):
     """The key was used before, within ANSWER_KEPT; `record` is what was answered then."""
 
@@ -226,8 +236,9 @@ class Store(LeaseStore, Protocol):
         `answer`: kept with the mutations under (token_id, key), which must be free or older than
         ANSWER_KEPT, else Repeated. It goes with its token. Where both speak, Repeated does first.
 
-        Raises Conflict, Invalid, InvalidReference, NotFound, Outdated, Repeated, Unavailable; then
-        nothing was done.
+        Raises Conflict, Invalid, InvalidReference, NotFound, Outdated, Repeated, TooMany,
+        Unavailable; then nothing was done. TooMany judges what all mutations together leave, and
+        only what gained by them.
         """
 
     async def answer_of(self, token_id: UUID, key: str) -> Answer | None:

@@ -90,6 +90,7 @@ class MemoryStore(MemoryRecords):
                 raise Outdated(f"account {account_id} is at change {book.number}")
             for mutation in mutations:
                 transaction.carry_out(mutation)
+            transaction.finish()
         except BaseException:
             transaction.undo()
             if not known:
