@@ -10,10 +10,11 @@ from collections.abc import Iterator, Mapping
 from datetime import date, datetime, time
 from pathlib import Path
 from typing import Any, Final
+from uuid import uuid4
 
 from rich.text import Text
 
-from admin.calling import Common, Session
+from admin.calling import KEY_HEADER, Common, Session
 from admin.failures import FAILED, REFUSED, Failure, usage
 from admin.output import console, show_one, to_second
 from admin.safety import printable
@@ -76,6 +77,8 @@ def apply(common: Common, file: Path, *, is_dry: bool, confirm: bool) -> None:
             "post",
             f"{PATH}/apply",
             body={"declaration": declared, "number": planned["number"]},
+            headers={KEY_HEADER: str(uuid4())},
+            again=True,
         ).json()
         if session.format == "table":
             sys.stderr.write(f"applied: the account is at change {done['number']} now\n")

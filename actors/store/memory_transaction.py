@@ -52,6 +52,7 @@ from actors.store.rules import (
     without_member,
     without_secrets,
 )
+from actors.store.validity import validate
 
 
 @attrs.define
@@ -116,6 +117,12 @@ class Transaction:
         """Keep what is about to be answered. Raises Repeated, InvalidReference."""
         check_answer(self._tables, answer)
         self._set(self._tables.answers, (answer.token_id, answer.key), answer)
+
+    def retell(self, answer: Answer, body: bytes) -> None:
+        """Keep this body in place of that of an answer which is kept. Raises Invalid."""
+        told = attrs.evolve(answer, body=body)
+        validate(told)
+        self._set(self._tables.answers, (answer.token_id, answer.key), told)
 
     def carry_out(self, mutation: Mutation) -> None:
         match mutation:

@@ -7,7 +7,7 @@ account cannot change under it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any, LiteralString
 from uuid import UUID
@@ -37,6 +37,7 @@ from actors.store.rules import (
     without_member,
     without_secrets,
 )
+from actors.store.validity import validate
 
 # In one statement, so that what it finds and how far the changes are pruned belong together.
 _CHANGES: LiteralString = """
@@ -64,6 +65,7 @@ ON CONFLICT (token_id, key) DO UPDATE SET request_hash = excluded.request_hash,
     status = excluded.status, body = excluded.body, at = excluded.at
 WHERE answer.at <= %s RETURNING key
 """
+_RETELL: LiteralString = "UPDATE answer SET body = %s WHERE token_id = %s AND key = %s"
 _COUNT_POLICIES: LiteralString = (
     "SELECT count(*) FROM policy WHERE account_id = %s AND resource_id = %s"
 )
@@ -113,6 +115,7 @@ async def apply_mutations(
     at: datetime,
     expected: int | None,
     answer: Answer | None,
+    tell: Callable[[int], bytes] | None,
 ) -> tuple[Change, ...]:
     """Carry out checked mutations in the open transaction, if `expected` (a number that is not
     None) is that of the last change. Raises NotFound, Outdated, Repeated, TooMany, psycopg.Error.
@@ -128,6 +131,10 @@ async def apply_mutations(
     await work.finish()
     if work.changes:
         await work.log()
+    if answer is not None and tell is not None:
+        told = attrs.evolve(answer, body=tell(number + len(work.changes)))
+        validate(told)
+        await connection.execute(_RETELL, [told.body, told.token_id, told.key])
     return tuple(work.changes)
 
 
