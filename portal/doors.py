@@ -21,15 +21,20 @@ import attrs
 import trio
 from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.config import Config
+from hypercorn.events import Event, Updated
 from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ConnectionState
 
+from portal.api.authentication import network_of
+from portal.places import Bounds, NoPlace, make_place
 from runtime.net.address import Address
 from runtime.net.binding import binding
 from runtime.service import get_logger
 
 MAX_CONNECTIONS: Final = 512
+MAX_CONNECTIONS_PER_SOURCE: Final = 128
+"""Of one IPv4 address or IPv6 /64. One more takes the place of the oldest that is in no call."""
 MAX_HEADER_BYTES: Final = 32 * 1024
 HANDSHAKE_TIME_S: Final = 10.0
 IDLE_TIME_S: Final = 15.0
@@ -51,6 +56,7 @@ class DoorStatistics:
     connections: int = 0
     accepted: int = 0
     refused: int = 0
+    displaced: int = 0
     cut_off: int = 0
 
 
@@ -69,16 +75,18 @@ class Door:
         certificate_chain: Path,
         certificate_key: Path,
         max_connections: int = MAX_CONNECTIONS,
+        max_connections_per_source: int = MAX_CONNECTIONS_PER_SOURCE,
         grace_time_s: float = GRACE_TIME_S,
     ) -> None:
         self._app = ASGIWrapper(app)
-        self._max_connections = max_connections
+        self._bounds = Bounds(max_connections, max_connections_per_source)
         self._grace_time_s = grace_time_s
         self._chain = certificate_chain
         self._key = certificate_key
         self._tls = _tls_context(certificate_chain, certificate_key)
         self._config = _hypercorn_config()
-        self._streams: set[_BoundedStream] = set()
+        self._streams: dict[_BoundedStream, None] = {}
+        """In the order in which they came."""
         self._statistics = DoorStatistics()
         self._stopping = trio.Event()
         with binding("api_listen", f"{listen} (TCP)"):
@@ -87,7 +95,8 @@ class Door:
         self.address = Address(host, port)
 
     def statistics(self) -> DoorStatistics:
-        """Open connections, and counts of accepted, refused (too many) and cut off ones."""
+        """Open connections, and counts of accepted, refused (too many), displaced (by a newcomer)
+        and cut off ones."""
         return attrs.evolve(self._statistics, connections=len(self._streams))
 
     def renew(self) -> None:
@@ -130,7 +139,7 @@ class Door:
         self._stopping.set()
 
     async def _connection(self, stream: trio.SocketStream, context: WorkerContext) -> None:
-        if len(self._streams) >= self._max_connections:
+        if not self._has_place(stream):
             self._statistics.refused += 1
             await trio.aclose_forcefully(stream)
             return
@@ -142,14 +151,26 @@ class Door:
             except Exception as error:  # one connection never harms another
                 log.error("connection_failed", exc_info=error)
 
+    def _has_place(self, stream: trio.SocketStream) -> bool:
+        """Whether there is room, if need be after an older connection has given way."""
+        try:
+            older = make_place(self._streams, _source_of(stream), self._bounds)
+        except NoPlace:
+            return False
+        if older is not None:
+            self._statistics.displaced += 1
+            self._streams.pop(older)
+            older.give_way()
+        return True
+
     @contextmanager
     def _bounded(self, stream: trio.SocketStream) -> Iterator[_BoundedStream]:
         bounded = _BoundedStream(stream, self._tls, self._statistics)
-        self._streams.add(bounded)
+        self._streams[bounded] = None
         try:
             yield bounded
         finally:
-            self._streams.discard(bounded)
+            self._streams.pop(bounded, None)
             stream.socket.close()
 
     async def _cut_off_late(self) -> None:
@@ -180,6 +201,11 @@ class _Connection(TCPServer):
         await super()._read_data()
         await self.idle_task.stop()
 
+    async def protocol_send(self, event: Event) -> None:
+        if isinstance(event, Updated):
+            self.stream.idle = event.idle
+        await super().protocol_send(event)
+
 
 class _BoundedStream:
     """A TLS stream, as Hypercorn uses one, whose every send ends: by success, or by the end of
@@ -189,6 +215,8 @@ class _BoundedStream:
         self, stream: trio.SocketStream, context: ssl.SSLContext, statistics: DoorStatistics
     ) -> None:
         self.transport_stream = stream
+        self.source = _source_of(stream)
+        self.idle = True
         self._tls = trio.SSLStream(stream, context, server_side=True, https_compatible=True)
         self._statistics = statistics
         self.scope = trio.CancelScope()
@@ -217,8 +245,20 @@ class _BoundedStream:
         """End the connection now: Hypercorn shields what it sends, which only a closed socket
         ends, and its reader would wait for ever for an answer that cannot be sent."""
         self._statistics.cut_off += 1
+        self.give_way()
+
+    def give_way(self) -> None:
+        """End the connection now, for another's sake."""
         self.transport_stream.socket.close()
         self.scope.cancel()
+
+
+def _source_of(stream: trio.SocketStream) -> str:
+    """Whom a connection counts against; those that are gone again are one."""
+    try:
+        return network_of(stream.socket.getpeername()[0])
+    except OSError:
+        return ""
 
 
 def _tls_context(chain: Path, key: Path) -> ssl.SSLContext:

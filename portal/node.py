@@ -368,6 +368,7 @@ class _Node:
             certificate_chain=self._certificate.chain_file,
             certificate_key=self._certificate.key_file,
             max_connections=self._settings.api_connections,
+            max_connections_per_source=self._settings.api_connections_per_source,
         )
         async with trio.open_nursery() as doors:
             channels: ChannelServer = await doors.start(
