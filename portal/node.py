@@ -54,7 +54,7 @@ from portal.first_start import (
 from portal.metrics import CallMetrics, StatisticsMetrics
 from portal.presence import LivePresence
 from portal.probe import prove_address
-from portal.regions import RegionDatabase, RegionsUnreadable
+from portal.regions import RegionDatabase, RegionsUnreadable, follow
 from portal.settings import Places, PortalSettings, SettingsError, check
 from runtime.clock import Clock, SystemClock
 from runtime.cluster.process import NodeProcess
@@ -78,10 +78,8 @@ DATABASE_CHECK_S: Final = 2.0
 DATABASE_PATIENCE_S: Final = 5.0
 STORAGE_FULL: Final = "the storage of PostgreSQL is full: nothing can be written, calls get 503"
 RENEWAL_CHECK_S: Final = 3_600.0
-REGIONS_CHECK_S: Final = 30.0
 FIRST_EXPIRY_S: Final = 60.0
 EXPIRY_S: Final = 3_600.0
-REGIONS_RETRY_S: Final = 1.0
 FIRST_RETRY_S: Final = 0.1
 LAST_RETRY_S: Final = 5.0
 DRAIN_POLL_S: Final = 0.05
@@ -399,7 +397,8 @@ class _Node:
             doors.start_soon(self._watch_database, store)
             doors.start_soon(self._expire, store, process)
             doors.start_soon(self._renew_certificates, door, channels)
-            doors.start_soon(self._watch_regions, control)
+            if self._regions is not None:
+                doors.start_soon(follow, self._regions, control.regions_changed)
             parts = {
                 "api": api.statistics,
                 "door": door.statistics,
@@ -467,20 +466,6 @@ class _Node:
         """Whether accounts are still to go to other nodes, if there are any that take them."""
         has_takers = any(not row.draining for row in process.tenure.rows)
         return has_takers and control.statistics().accounts > 0
-
-    async def _watch_regions(self, control: ControlPlane) -> None:
-        while self._regions is not None:
-            await trio.sleep(REGIONS_CHECK_S)
-            try:
-                newer = await trio.to_thread.run_sync(self._regions.newer)
-            except RegionsUnreadable as error:
-                log.error("region_database_unreadable", error=str(error))
-            else:
-                if newer is not None:
-                    self._regions.take(newer)
-                    log.info("region_database_read", built_at_s=newer.statistics().built_at_s)
-                    while not control.regions_changed():
-                        await trio.sleep(REGIONS_RETRY_S)
 
     async def _renew_certificates(self, door: Door, channels: ChannelServer) -> None:
         while True:
