@@ -102,7 +102,7 @@ async def test_a_proposal_says_who_gains_and_who_loses_and_changes_nothing(tmp_p
             "mutations[1].action",
         ),
         (
-            {"action": "create", "noun": "groups", "fields": {"colour": 1}},
+            {"action": "create", "noun": "groups", "fields": {"name": "New", "colour": 1}},
             422,
             "mutations[1].fields.colour",
         ),
