@@ -13,7 +13,7 @@ from actors.devices import Devices
 from actors.limits import limit_of
 from actors.messages import EnrolDevice
 from actors.model import Account, Client, Gateway, Token
-from actors.policy.engine import Snapshot, in_networks
+from actors.policy.engine import Snapshot, in_networks, sign_in_violation
 from actors.services import Limits
 from channel.messages import (
     Disconnect,
@@ -128,10 +128,10 @@ def owner_refusal(
             return refusal("invalid_token")
         if principal.disabled:
             return refusal("account_disabled", "the principal is disabled")
-        if token.auth_provider_id is not None:
-            if snapshot.auth_providers[token.auth_provider_id].disabled:
+        match sign_in_violation(snapshot, token):
+            case "auth_provider_disabled":
                 return refusal("account_disabled", "the provider of the sign-in is disabled")
-            if not snapshot.has_identity(principal.id, token.auth_provider_id):
+            case "identity":
                 return refusal("invalid_token", "the identity of the sign-in is gone")
     return token_refusal(token, remote, instant)
 

@@ -329,7 +329,11 @@ class MoreHeld:
 
 @attrs.frozen(kw_only=True)
 class RelayJoin:
-    """First frame of a relay: where it listens, and the secret from which credentials are made."""
+    """First frame of a relay: where it listens, and the secret from which credentials are made.
+
+    Relays that fail together (a rack, a provider) name the same `failure_domain`; without one the
+    portal takes the region, or else the network.
+    """
 
     versions: tuple[int, int] = (PROTOCOL_VERSION, PROTOCOL_VERSION)
     software: Name = "holloway"
@@ -338,6 +342,7 @@ class RelayJoin:
     stamp_secret: Key32 = attrs.field(repr=False)
     name: Name
     region: Annotated[str, Meta(max_length=64, pattern=PRINTABLE)] = ""
+    failure_domain: Annotated[str, Meta(max_length=64, pattern=PRINTABLE)] = ""
     incarnation: Annotated[int, Meta(ge=0, le=2**63 - 1)]
     load: Annotated[float, Meta(ge=0.0, le=1.0)] = 0.0
 

@@ -23,18 +23,23 @@ import attrs
 import trio
 from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.config import Config
+from hypercorn.events import Event, Updated
 from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ConnectionState
 
 from channel.websocket_listener import WebSocketDoor, asks_for_channel
+from portal.places import Bounds, NoPlace, make_place
 from runtime.net.address import Address
 from runtime.net.binding import binding
-from runtime.net.tcp import listening_socket
+from runtime.net.sources import source_of
+from runtime.net.tcp import listening_socket, peer_of
 from runtime.net.websocket import TlsStream
 from runtime.service import get_logger
 
 MAX_CONNECTIONS: Final = 512
+MAX_CONNECTIONS_PER_SOURCE: Final = 128
+"""Of one IPv4 address or IPv6 /64. One more takes the place of the oldest that is in no call."""
 MAX_HEADER_BYTES: Final = 32 * 1024
 HANDSHAKE_TIME_S: Final = 10.0
 IDLE_TIME_S: Final = 15.0
@@ -54,6 +59,7 @@ class DoorStatistics:
     connections: int = 0
     accepted: int = 0
     refused: int = 0
+    displaced: int = 0
     cut_off: int = 0
 
 
@@ -72,19 +78,21 @@ class Door:
         certificate_chain: Path,
         certificate_key: Path,
         max_connections: int = MAX_CONNECTIONS,
+        max_connections_per_source: int = MAX_CONNECTIONS_PER_SOURCE,
         grace_time_s: float = GRACE_TIME_S,
     ) -> None:
         self.channels: WebSocketDoor | None = None
         """Who takes the agents that come here, if they do: to be set before `serve`."""
 
         self._app = ASGIWrapper(app)
-        self._max_connections = max_connections
+        self._bounds = Bounds(max_connections, max_connections_per_source)
         self._grace_time_s = grace_time_s
         self._chain = certificate_chain
         self._key = certificate_key
         self._tls = _tls_context(certificate_chain, certificate_key)
         self._config = _hypercorn_config()
-        self._streams: set[_BoundedStream] = set()
+        self._streams: dict[_BoundedStream, None] = {}
+        """In the order in which they came."""
         self._newcomers: set[trio.SocketStream] = set()
         self._statistics = DoorStatistics()
         self._stopping = trio.Event()
@@ -94,7 +102,8 @@ class Door:
         self.address = Address(host, port)
 
     def statistics(self) -> DoorStatistics:
-        """Open connections, and counts of accepted, refused (too many) and cut off ones."""
+        """Open connections, and counts of accepted, refused (too many), displaced (by a newcomer)
+        and cut off ones."""
         return attrs.evolve(self._statistics, connections=len(self._streams))
 
     def renew(self) -> None:
@@ -152,23 +161,35 @@ class Door:
                     await self.channels.take(tls, greeted)
                     return
                 begun = greeted
-            if len(self._streams) >= self._max_connections:
+            if not self._has_place(stream):
                 self._statistics.refused += 1
                 return
             await self._serve_call(_BoundedStream(stream, tls, begun, self._statistics), context)
         finally:
             stream.socket.close()
 
+    def _has_place(self, stream: trio.SocketStream) -> bool:
+        """Whether there is room, if need be after an older connection has given way."""
+        try:
+            older = make_place(self._streams, _source_of(stream), self._bounds)
+        except NoPlace:
+            return False
+        if older is not None:
+            self._statistics.displaced += 1
+            self._streams.pop(older)
+            older.give_way()
+        return True
+
     async def _serve_call(self, bounded: _BoundedStream, context: WorkerContext) -> None:
         self._statistics.accepted += 1
-        self._streams.add(bounded)
+        self._streams[bounded] = None
         try:
             with bounded.scope:
                 await _serve_connection(self._app, self._config, context, bounded)
         except Exception as error:  # one connection never harms another
             log.error("connection_failed", exc_info=error)
         finally:
-            self._streams.discard(bounded)
+            self._streams.pop(bounded, None)
 
     async def _cut_off_late(self) -> None:
         until = trio.current_time() + self._grace_time_s
@@ -200,6 +221,11 @@ class _Connection(TCPServer):
         await super()._read_data()
         await self.idle_task.stop()
 
+    async def protocol_send(self, event: Event) -> None:
+        if isinstance(event, Updated):
+            self.stream.idle = event.idle
+        await super().protocol_send(event)
+
 
 class _BoundedStream:
     """A TLS stream, as Hypercorn uses one, whose every send ends: by success, or by the end of
@@ -213,6 +239,8 @@ class _BoundedStream:
         statistics: DoorStatistics,
     ) -> None:
         self.transport_stream = stream
+        self.source = _source_of(stream)
+        self.idle = True
         self._tls = tls
         self._begun = begun
         self._statistics = statistics
@@ -247,8 +275,20 @@ class _BoundedStream:
         """End the connection now: Hypercorn shields what it sends, which only a closed socket
         ends, and its reader would wait for ever for an answer that cannot be sent."""
         self._statistics.cut_off += 1
+        self.give_way()
+
+    def give_way(self) -> None:
+        """End the connection now, for another's sake."""
         self.transport_stream.socket.close()
         self.scope.cancel()
+
+
+def _source_of(stream: trio.SocketStream) -> str:
+    """Whom a connection counts against; those that are gone again are one."""
+    try:
+        return source_of(peer_of(stream).host)
+    except OSError:
+        return ""
 
 
 def _tls_context(chain: Path, key: Path) -> ssl.SSLContext:

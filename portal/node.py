@@ -56,7 +56,7 @@ from portal.first_start import (
 from portal.metrics import CallMetrics, StatisticsMetrics
 from portal.presence import LivePresence
 from portal.probe import prove_address
-from portal.regions import RegionDatabase, RegionsUnreadable
+from portal.regions import RegionDatabase, RegionsUnreadable, follow
 from portal.settings import Places, PortalSettings, SettingsError, check
 from portal.websockets import admit_websockets, channel_limits
 from runtime.clock import Clock, SystemClock
@@ -81,10 +81,8 @@ DATABASE_CHECK_S: Final = 2.0
 DATABASE_PATIENCE_S: Final = 5.0
 STORAGE_FULL: Final = "the storage of PostgreSQL is full: nothing can be written, calls get 503"
 RENEWAL_CHECK_S: Final = 3_600.0
-REGIONS_CHECK_S: Final = 30.0
 FIRST_EXPIRY_S: Final = 60.0
 EXPIRY_S: Final = 3_600.0
-REGIONS_RETRY_S: Final = 1.0
 FIRST_RETRY_S: Final = 0.1
 LAST_RETRY_S: Final = 5.0
 DRAIN_POLL_S: Final = 0.05
@@ -371,6 +369,7 @@ class _Node:
             certificate_chain=self._certificate.chain_file,
             certificate_key=self._certificate.key_file,
             max_connections=self._settings.api_connections,
+            max_connections_per_source=self._settings.api_connections_per_source,
         )
         limits = channel_limits(self._settings)
         async with trio.open_nursery() as doors:
@@ -407,7 +406,8 @@ class _Node:
             doors.start_soon(self._watch_database, store)
             doors.start_soon(self._expire, store, process)
             doors.start_soon(self._renew_certificates, renewals, channels)
-            doors.start_soon(self._watch_regions, control)
+            if self._regions is not None:
+                doors.start_soon(follow, self._regions, control.regions_changed)
             parts = {
                 "api": api.statistics,
                 "door": door.statistics,
@@ -477,20 +477,6 @@ class _Node:
         """Whether accounts are still to go to other nodes, if there are any that take them."""
         has_takers = any(not row.draining for row in process.tenure.rows)
         return has_takers and control.statistics().accounts > 0
-
-    async def _watch_regions(self, control: ControlPlane) -> None:
-        while self._regions is not None:
-            await trio.sleep(REGIONS_CHECK_S)
-            try:
-                newer = await trio.to_thread.run_sync(self._regions.newer)
-            except RegionsUnreadable as error:
-                log.error("region_database_unreadable", error=str(error))
-            else:
-                if newer is not None:
-                    self._regions.take(newer)
-                    log.info("region_database_read", built_at_s=newer.statistics().built_at_s)
-                    while not control.regions_changed():
-                        await trio.sleep(REGIONS_RETRY_S)
 
     async def _renew_certificates(
         self, renewals: Sequence[Callable[[], None]], channels: ChannelServer

@@ -88,7 +88,11 @@ class PortalSettings:
         Country), for policies that ask for the region. Without it every region is unknown, and
         such policies let nobody in. A newer file in its place is read within a minute.
     api_connections
-        Connections to the API at most; further ones are closed at once.
+        Connections to the API at most. A further one takes the place of the oldest that is in no
+        call, of whoever holds the most; where all are in calls it is closed at once.
+    api_connections_per_source
+        The same for one IPv4 address or IPv6 /64, among its own. Raise it where many come by one
+        address.
     drain_timeout_s
         How long a portal that was told to end waits for calls and agents to leave.
     observability
@@ -119,6 +123,7 @@ class PortalSettings:
     database_connections: int = 8
     region_database: Path | None = None
     api_connections: int = 512
+    api_connections_per_source: int = 128
     drain_timeout_s: float = 5.0
     observability: str = "127.0.0.1:9470"
     log_format: Literal["text", "json"] = "text"
@@ -147,7 +152,7 @@ def check(settings: PortalSettings) -> Places:
     """Read the addresses and numbers of `settings`. Raises SettingsError."""
     listen = _address(settings.listen, "listen")
     api_listen = _address(settings.api_listen, "api_listen")
-    for setting in ("database_connections", "api_connections"):
+    for setting in ("database_connections", "api_connections", "api_connections_per_source"):
         if not 1 <= getattr(settings, setting) <= 100_000:
             raise SettingsError(f"{setting}: from 1 to 100000")
     if not 0 <= settings.drain_timeout_s <= 3_600:

@@ -69,6 +69,7 @@ async def run_relay(settings: RelaySettings) -> None:
                 stamp_secret=stamp_secret,
                 name=settings.name,
                 region=settings.region,
+                failure_domain=settings.failure_domain,
                 software=SOFTWARE,
                 incarnation=_unix_ns(relay.clock.utc_now()),
             )

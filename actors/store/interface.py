@@ -9,7 +9,7 @@ an id: instants and ids come with the call.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime, timedelta
 from typing import Annotated, Final, Protocol
@@ -86,6 +86,16 @@ class Invalid(StoreError):
         super().__init__(f"{kind}: {field} is not valid")
         self.kind = kind
         self.field = field
+
+
+class TooMany(StoreError):
+    """More entities of a kind would have the same value in `field` than the account's `limit`."""
+
+    def __init__(self, kind: str, field: str, limit: int) -> None:
+        super().__init__(f"{kind}: at most {limit} of one {field}")
+        self.kind = kind
+        self.field = field
+        self.limit = limit
 
 
 class Repeated(StoreError):
@@ -215,6 +225,7 @@ class Store(LeaseStore, Protocol):
         at: datetime,
         number: int | None = None,
         answer: Answer | None = None,
+        tell: Callable[[int], bytes] | None = None,
     ) -> tuple[Change, ...]:
         """Carry out all mutations in one transaction and return their changes in order.
 
@@ -225,9 +236,11 @@ class Store(LeaseStore, Protocol):
         `number`: only if the account's last change is this one (0 for none), else Outdated.
         `answer`: kept with the mutations under (token_id, key), which must be free or older than
         ANSWER_KEPT, else Repeated. It goes with its token. Where both speak, Repeated does first.
+        `tell` makes its body of the number of the last change, where it depends on that.
 
-        Raises Conflict, Invalid, InvalidReference, NotFound, Outdated, Repeated, Unavailable; then
-        nothing was done.
+        Raises Conflict, Invalid, InvalidReference, NotFound, Outdated, Repeated, TooMany,
+        Unavailable; then nothing was done. TooMany judges what all mutations together leave, and
+        only what gained by them.
         """
 
     async def answer_of(self, token_id: UUID, key: str) -> Answer | None:

@@ -18,8 +18,10 @@ from actors.model import Account, Change, Client, Group, Principal, Retention, S
 from actors.store.embedded import EmbeddedPostgres
 from actors.store.interface import (
     ANSWER_KEPT,
+    MAX_ANSWER_BYTES,
     Answer,
     Conflict,
+    Invalid,
     Outdated,
     Pruned,
     Put,
@@ -111,6 +113,30 @@ async def test_a_key_counts_once_and_tells_what_was_answered(store: Store) -> No
     late = attrs.evolve(ANSWER, status=202, at=AT + ANSWER_KEPT)
     await store.apply(ACME.id, [Put(site("Loft"))], who="t", at=AT, answer=late)
     assert await store.answer_of(API.id, "k") == late
+
+
+async def test_an_answer_may_tell_the_number_that_the_transaction_came_to(store: Store) -> None:
+    await fill(store)
+    number = (await store.contents(ACME.id)).number
+    two = [Put(site("Hall")), Put(site("Loft"))]
+    changes = await store.apply(
+        ACME.id, two, who="t", at=AT, answer=ANSWER, tell=lambda last: b"%d" % last
+    )
+    assert changes[-1].number == number + 2
+    told = attrs.evolve(ANSWER, body=b"%d" % (number + 2))
+    assert await store.answer_of(API.id, "k") == told
+    other = attrs.evolve(ANSWER, key="other")
+    with pytest.raises(Invalid):
+        await store.apply(
+            ACME.id,
+            [Put(site("Barn"))],
+            who="t",
+            at=AT,
+            answer=other,
+            tell=lambda _: bytes(MAX_ANSWER_BYTES + 1),
+        )
+    assert await store.answer_of(API.id, "other") is None
+    assert len(await store.list(ACME.id, "site")) == 2
 
 
 async def test_a_refused_transaction_leaves_its_key_free(store: Store) -> None:

@@ -409,6 +409,7 @@ class RelayAgent(Agent):
     addresses: tuple[SocketAddress, ...] = (
         SocketAddress(address=IpText("203.0.113.50"), port=3478),
     )
+    region = failure_domain = ""
 
     def _join(self, challenge: Challenge) -> Any:
         return RelayJoin(
@@ -416,6 +417,8 @@ class RelayAgent(Agent):
             addresses=self.addresses,
             stamp_secret=bytes(32),
             name=self.name,
+            region=self.region,
+            failure_domain=self.failure_domain,
             incarnation=self.incarnation,
         )
 
@@ -686,8 +689,17 @@ class World:
         agent.join(**join)
         return agent
 
-    def relay(self, name: str = "relay") -> RelayAgent:
-        agent = RelayAgent(self, name, self.relay_token(), "203.0.113.50")
+    def relay(
+        self,
+        name: str = "relay",
+        *,
+        address: str = "203.0.113.50",
+        region: str = "",
+        failure_domain: str = "",
+    ) -> RelayAgent:
+        agent = RelayAgent(self, name, self.relay_token(), address)
+        agent.addresses = (SocketAddress(address=IpText(address), port=3478),)
+        agent.region, agent.failure_domain = region, failure_domain
         agent.join()
         return agent
 

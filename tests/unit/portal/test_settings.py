@@ -72,6 +72,7 @@ def test_the_certificate_names_every_way_to_the_portal_once() -> None:
         ("address", "portal:x"),
         ("database_connections", 0),
         ("api_connections", -1),
+        ("api_connections_per_source", 0),
         ("drain_timeout_s", -1.0),
         ("link_listen", "nowhere"),
         ("link_address", "a b:x"),
