@@ -33,6 +33,7 @@ from actors.consequences import (
     names_of,
     rejudge,
 )
+from actors.devices import Devices
 from actors.enrolment import (
     RangeExhausted,
     device_refusal,
@@ -118,6 +119,7 @@ class AccountActor(FeedOfAccount):
         store = self._services.store
         contents = await self._do(store.contents, self._account_id)
         self._snapshot = Snapshot.of(contents, self._services.regions)
+        self._devices = Devices.of(self._snapshot)
         await self._expect_agents()
         now_ns, instant = self.context.now(), self.context.utc_now()
         rows = await self._live_rows(instant)
@@ -220,10 +222,12 @@ class AccountActor(FeedOfAccount):
             )
             if refused is not None:
                 return refused
-            known = known_device(self._snapshot, ask)
+            known = known_device(self._snapshot, self._devices, ask)
             if known is not None:
                 row = renewed_device(known, ask)
-            elif has_too_many_devices(self._snapshot, ask.token, self._services.limits):
+            elif has_too_many_devices(
+                self._snapshot, self._devices, ask.token, self._services.limits
+            ):
                 return self._refusal("limits_exceeded", "too many devices")
             else:
                 at = self.context.utc_now()
@@ -236,7 +240,9 @@ class AccountActor(FeedOfAccount):
                     )
                 randomness = self._services.randomness
                 id = uuid7(self._services.clock, randomness)
-                row = new_device(self._snapshot, ask, id=id, at=at, randomness=randomness)
+                row = new_device(
+                    self._snapshot, self._devices, ask, id=id, at=at, randomness=randomness
+                )
             if row == known or await self._write_rows([Put(row, known)], who):
                 return row
         return self._refusal("unavailable")

@@ -15,6 +15,7 @@ from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable
 from datetime import datetime
 from functools import partial
+from itertools import islice
 from typing import Any, ClassVar
 from uuid import UUID
 
@@ -133,10 +134,15 @@ class Clerk(Actor):
             self._rows.popleft()
 
     async def _write_seen(self) -> None:
-        for device_id in list(self._seen)[:SEEN_AT_ONCE]:
-            account_id, seen = self._seen[device_id]
-            await self._is_refused(self._store.note_seen, account_id, seen)
-            del self._seen[device_id]
+        by_account: dict[UUID, list[Seen]] = {}
+        for account_id, seen in islice(self._seen.values(), SEEN_AT_ONCE):
+            by_account.setdefault(account_id, []).append(seen)
+        for account_id, batch in by_account.items():
+            if await self._is_refused(self._store.note_seen, account_id, batch):
+                for seen in batch:  # which one it is
+                    await self._is_refused(self._store.note_seen, account_id, [seen])
+            for seen in batch:
+                del self._seen[seen.device_id]
         for token_id in list(self._used)[:SEEN_AT_ONCE]:
             await self._is_refused(self._store.note_used, token_id, at=self._used[token_id])
             del self._used[token_id]

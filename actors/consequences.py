@@ -14,7 +14,6 @@ from uuid import UUID
 import attrs
 
 from actors import model
-from actors.enrolment import owner_refusal
 from actors.model import Authorization, Change, EntityKind
 from actors.policy.engine import Decision, Denied, Request, Snapshot, decide, expiry_by
 from channel import messages
@@ -159,9 +158,8 @@ def has_other_ranges(change: Change) -> bool:
 
 
 def rejudge(snapshot: Snapshot, authorization: Authorization, instant: datetime) -> Decision:
-    """Decide a live authorisation anew: over all policies, by whether its gateway may still carry
-    it (a denial of that kind names `gateway`), and by whether its client might still join from
-    where it was (a denial of that kind names the refusal)."""
+    """Decide a live authorisation anew: over all policies, from where its client was, and by
+    whether its gateway may still carry it (a denial of that kind names `gateway`)."""
     decision = decide(snapshot, _request(authorization), instant)
     if isinstance(decision, Denied):
         return decision
@@ -169,9 +167,7 @@ def rejudge(snapshot: Snapshot, authorization: Authorization, instant: datetime)
     gateway = snapshot.gateways.get(authorization.gateway_id)
     if gateway is None or not gateway.approved or gateway.site_id not in resource.site_ids:
         return Denied("forbidden", ("gateway",))
-    row = authorization
-    refused = owner_refusal(snapshot, row.token_id, row.remote_ip, instant)
-    return decision if refused is None else Denied("forbidden", (refused.reason,))
+    return decision
 
 
 def stands(snapshot: Snapshot, authorization: Authorization, instant: datetime) -> bool:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Container
 from datetime import datetime
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
-from typing import TypeVar
+from typing import Protocol, TypeVar
 from uuid import UUID
 
 import attrs
 
+from actors.devices import Devices
 from actors.limits import limit_of
 from actors.messages import EnrolDevice
 from actors.model import Account, Client, Gateway, Token
-from actors.policy.engine import Snapshot, in_networks
+from actors.policy.engine import Snapshot, in_networks, sign_in_violation
 from actors.services import Limits
 from channel.messages import (
     Disconnect,
@@ -29,7 +29,6 @@ RESOLVER_RANGE = IPv4Network("100.100.111.0/24")
 MAX_DRAWS = 64
 """Random addresses that are tried before the range is searched in order."""
 MAX_SEARCHED = 1 << 22
-LOOK_UPS = 4
 
 _S = 10**9
 _RETRY: dict[RefusalCode, int | None] = {
@@ -51,6 +50,12 @@ _RETRY: dict[RefusalCode, int | None] = {
 OCCUPIED_RETRY_NS = 10 * _S
 
 _D = TypeVar("_D", Client, Gateway)
+
+
+class Used(Protocol):
+    """Tunnel addresses that are taken."""
+
+    def __contains__(self, address: IPv4Address | IPv6Address, /) -> bool: ...
 
 
 class RangeExhausted(Exception):
@@ -123,10 +128,10 @@ def owner_refusal(
             return refusal("invalid_token")
         if principal.disabled:
             return refusal("account_disabled", "the principal is disabled")
-        if token.auth_provider_id is not None:
-            if snapshot.auth_providers[token.auth_provider_id].disabled:
+        match sign_in_violation(snapshot, token):
+            case "auth_provider_disabled":
                 return refusal("account_disabled", "the provider of the sign-in is disabled")
-            if not snapshot.has_identity(principal.id, token.auth_provider_id):
+            case "identity":
                 return refusal("invalid_token", "the identity of the sign-in is gone")
     return token_refusal(token, remote, instant)
 
@@ -151,7 +156,9 @@ def device_refusal(
     return refusal("invalid_token", "the device was removed, or belongs to another")
 
 
-def has_too_many_devices(snapshot: Snapshot, token: Token, limits: Limits) -> bool:
+def has_too_many_devices(
+    snapshot: Snapshot, devices: Devices, token: Token, limits: Limits
+) -> bool:
     """Whether there is no place for another device by this token."""
     if len(snapshot.clients) + len(snapshot.gateways) >= limits.devices:
         return True
@@ -162,16 +169,17 @@ def has_too_many_devices(snapshot: Snapshot, token: Token, limits: Limits) -> bo
         return len(snapshot.gateways) >= limit_of(account, "gateway")
     if len(snapshot.clients) >= limit_of(account, "client"):
         return True
-    own = sum(1 for each in snapshot.clients.values() if each.principal_id == token.principal_id)
-    return own >= limits.clients_per_principal
+    assert token.principal_id is not None
+    return devices.clients_of(token.principal_id) >= limits.clients_per_principal
 
 
-def known_device(snapshot: Snapshot, ask: EnrolDevice) -> Client | Gateway | None:
+def known_device(snapshot: Snapshot, devices: Devices, ask: EnrolDevice) -> Client | Gateway | None:
     """The device of this key, if the account knows it."""
-    devices: Collection[Client | Gateway] = (
-        snapshot.clients.values() if ask.token.kind == "client" else snapshot.gateways.values()
-    )
-    return next((each for each in devices if each.device_key == ask.device_key), None)
+    if ask.token.kind == "client":
+        id = devices.by_key("client", ask.device_key)
+        return None if id is None else snapshot.clients[id]
+    id = devices.by_key("gateway", ask.device_key)
+    return None if id is None else snapshot.gateways[id]
 
 
 def renewed_device(device: Client | Gateway, ask: EnrolDevice) -> Client | Gateway:
@@ -199,12 +207,18 @@ def renewed_device(device: Client | Gateway, ask: EnrolDevice) -> Client | Gatew
 
 
 def new_device(
-    snapshot: Snapshot, ask: EnrolDevice, *, id: UUID, at: datetime, randomness: Randomness
+    snapshot: Snapshot,
+    devices: Devices,
+    ask: EnrolDevice,
+    *,
+    id: UUID,
+    at: datetime,
+    randomness: Randomness,
 ) -> Client | Gateway:
     """The row of a device that was never seen. Raises RangeExhausted."""
     account, token = snapshot.account, ask.token
     assert account is not None
-    ipv4, ipv6 = allocate(account, TakenAddresses(snapshot), randomness)
+    ipv4, ipv6 = allocate(account, devices, randomness)
     if token.kind == "client":
         assert token.principal_id is not None
         return Client(
@@ -233,37 +247,8 @@ def new_device(
     )
 
 
-class TakenAddresses:
-    """The tunnel addresses that an account's devices have. The first look-ups (mostly there are
-    two) go through the devices, which costs less than to gather their addresses; those are
-    gathered when it takes more look-ups."""
-
-    def __init__(self, snapshot: Snapshot) -> None:
-        self._devices: tuple[Collection[Client | Gateway], ...] = (
-            snapshot.clients.values(),
-            snapshot.gateways.values(),
-        )
-        self._looked_up = 0
-        self._gathered: set[object] | None = None
-
-    def __contains__(self, address: object) -> bool:
-        self._looked_up += 1
-        if self._gathered is None and self._looked_up > LOOK_UPS:
-            self._gathered = {
-                each
-                for some in self._devices
-                for device in some
-                for each in (device.ipv4, device.ipv6)
-            }
-        if self._gathered is not None:
-            return address in self._gathered
-        if isinstance(address, IPv4Address):
-            return any(each.ipv4 == address for some in self._devices for each in some)
-        return any(each.ipv6 == address for some in self._devices for each in some)
-
-
 def allocate(
-    account: Account, used: Container[object], randomness: Randomness
+    account: Account, used: Used, randomness: Randomness
 ) -> tuple[IPv4Address, IPv6Address]:
     """A free address of either family, at random. Raises RangeExhausted."""
     ipv4 = _free(account.range_ipv4, used, randomness)
@@ -285,7 +270,7 @@ def interface_of(account: Account, device: Client | Gateway) -> Interface:
 
 def _free(
     network: IPv4Network | IPv6Network,
-    used: Container[object],
+    used: Used,
     randomness: Randomness,
 ) -> IPv4Address | IPv6Address:
     # Without the first address (network, or subnet-router anycast) and the last (broadcast).
@@ -307,5 +292,5 @@ def _free(
     raise RangeExhausted(str(network))
 
 
-def _is_free(address: IPv4Address | IPv6Address, used: Container[object]) -> bool:
+def _is_free(address: IPv4Address | IPv6Address, used: Used) -> bool:
     return address not in used and address not in RESOLVER_RANGE

@@ -67,6 +67,8 @@ class FlowsOfAccount(RequestsOfAccount):
             packets_received=flow.packets_received,
             bytes_sent=flow.bytes_sent,
             bytes_received=flow.bytes_received,
+            ending=flow.ending,
+            flows=flow.flows,
         )
 
 

@@ -18,12 +18,14 @@ import attrs
 from actors.attendance import Attendance, OnlineAgent
 from actors.authorizations import AGAIN_NS
 from actors.consequences import Touched, as_told, names_of
+from actors.devices import Devices
 from actors.enrolment import device_refusal, interface_of
 from actors.ledger import Live
 from actors.messages import (
     PRESENCE,
     REVOCATIONS,
     End,
+    FromOwner,
     PostureReported,
     PresenceChanged,
     RegionsChanged,
@@ -53,6 +55,7 @@ from channel.messages import (
 )
 from channel.messages import Resource as ToldResource
 from runtime.actor import Timer, handles
+from runtime.cluster.envelopes import Enclosed
 
 SLICE = 500
 """So many authorisations are looked at without a pause."""
@@ -85,8 +88,14 @@ class FeedOfAccount(QuestionsOfAccount):
 
     def __init__(self, services: Services, account_id: UUID) -> None:
         super().__init__(services, account_id)
+        self._devices = Devices()
+        self._pulled_ns = -1
+        """When the last reading of the feed began that was carried through."""
         self._news: list[Change] = []
         self._told: dict[UUID, tuple[Resource, ToldResource]] = {}
+        self._shared_views: dict[tuple[UUID, int, frozenset[UUID]], dict[UUID, ToldResource]] = {}
+        self._shared_orders: dict[tuple[tuple[int, ...], tuple[UUID, ...]], FromOwner] = {}
+        """What several clients are told alike: only while views are told."""
         self._postures: dict[UUID, tuple[Fact, ...]] = {}
         self._posture_timer: Timer | None = None
 
@@ -94,20 +103,30 @@ class FeedOfAccount(QuestionsOfAccount):
 
     @handles(Wake)
     async def _on_wake(self, message: Wake) -> None:
+        if message.at_ns is not None and message.at_ns < self._pulled_ns and not self._news:
+            return  # what wakes us was seen meanwhile, since it is mostly our own writing
         try:
             await self._pull()
         except Unavailable:
             self._wake_again()
 
     async def _pull(self) -> None:
-        """Catch up with the feed, and see to it that what changed has its consequences. Who has
-        slept for longer than changes are kept (`Pruned`) starts anew from the account's contents,
-        as after every other error that is not expected here."""
-        while changes := await self._changes_after(self._snapshot.number):
-            self._news += [change for change in changes if self._snapshot.apply(change)]
-            await self._follow()
+        """Catch up with all that the feed had when this began, and see to it that what changed has
+        its consequences. Who has slept for longer than changes are kept (`Pruned`) starts anew from
+        the account's contents, as after every other error that is not expected here."""
+        began_ns, is_last = self.context.now(), False
+        while not is_last:
+            changes = await self._changes_after(self._snapshot.number)
+            is_last = len(changes) < MAX_PAGE
+            for change in changes:
+                if self._snapshot.apply(change):
+                    self._devices.follow(change)
+                    self._news.append(change)
+            if changes:
+                await self._follow()
         if self._news:
             await self._follow()
+        self._pulled_ns = began_ns
         await self._write_ends()
 
     async def _changes_after(self, number: int) -> tuple[Change, ...]:
@@ -247,6 +266,13 @@ class FeedOfAccount(QuestionsOfAccount):
 
     def _tell_views(self, touched: Touched, tokens: Iterable[UUID]) -> None:
         """Tell clients what they see now and did not, or see no more."""
+        try:
+            self._tell_each_view(touched, tokens)
+        finally:
+            self._shared_views.clear()
+            self._shared_orders.clear()
+
+    def _tell_each_view(self, touched: Touched, tokens: Iterable[UUID]) -> None:
         if touched.everything:
             for online in self._clients:
                 self._tell_view(online, None)
@@ -298,7 +324,18 @@ class FeedOfAccount(QuestionsOfAccount):
                 del before[id]
             before.update({each.id: each for each in upserted})
             upserted.sort(key=lambda each: each.id)
-            self._command(online.ref, ViewChanged(tuple(upserted), tuple(sorted(removed))))
+            self._tell_changed(online, upserted, removed)
+
+    def _tell_changed(
+        self, online: OnlineAgent, upserted: list[ToldResource], removed: list[UUID]
+    ) -> None:
+        """One object tells all clients the same."""
+        key = (tuple(map(id, upserted)), tuple(removed))
+        order = self._shared_orders.get(key)
+        if order is None:
+            view = ViewChanged(tuple(upserted), tuple(sorted(removed)))
+            order = self._shared_orders[key] = FromOwner(self.epoch, Enclosed(view))
+        self.cast(online.ref, order)
 
     def _visible(self, online: OnlineAgent) -> dict[UUID, ToldResource]:
         """All that a client is to see."""
@@ -308,15 +345,20 @@ class FeedOfAccount(QuestionsOfAccount):
         return {id: self._as_told(resources[id]) for id in carried[:MAX_RESOURCES]}
 
     def _visible_of(self, online: OnlineAgent, ids: Iterable[UUID]) -> dict[UUID, ToldResource]:
-        """What of these resources a client is to see."""
+        """What of these resources a client is to see: what all clients of its principal are that
+        speak the same version."""
         snapshot, kinds = self._snapshot, self._services.spoken.carried(online.version)
         principal = snapshot.principals[snapshot.clients[online.id].principal_id]
-        resources = (snapshot.resources.get(id) for id in ids)
-        return {
+        key = (principal.id, online.version, frozenset(ids))
+        if key in self._shared_views:
+            return self._shared_views[key]
+        resources = (snapshot.resources.get(id) for id in key[2])
+        view = self._shared_views[key] = {
             each.id: self._as_told(each)
             for each in resources
             if each is not None and each.kind in kinds and candidates(snapshot, principal, each.id)
         }
+        return view
 
     def _as_told(self, resource: Resource) -> ToldResource:
         """The same object for all clients, so that the next comparison is quick."""

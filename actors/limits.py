@@ -1,4 +1,4 @@
-"""How many entities of each kind an account may have."""
+"""How many entities of each kind an account may have, and how many policies a resource."""
 
 from __future__ import annotations
 
@@ -33,7 +33,10 @@ LIMIT_FIELDS: Final[dict[EntityKind, str]] = {
     "client": "clients",
     "gateway": "gateways",
 }
-"""The fields of `AccountLimits`."""
+"""The fields of `AccountLimits` that count entities of a kind."""
+
+POLICIES_PER_RESOURCE: Final = 200
+"""A decision asks all policies of a resource that are for the principal's groups."""
 
 
 def limit_of(account: Account, kind: EntityKind) -> int:
@@ -41,3 +44,9 @@ def limit_of(account: Account, kind: EntityKind) -> int:
     field = LIMIT_FIELDS.get(kind)
     own: int | None = None if field is None else getattr(account.limits, field)
     return LIMITS[kind] if own is None else min(own, LIMITS[kind])
+
+
+def policies_per_resource(account: Account) -> int:
+    """How many policies one resource of this account may have."""
+    own = account.limits.policies_per_resource
+    return POLICIES_PER_RESOURCE if own is None else min(own, POLICIES_PER_RESOURCE)

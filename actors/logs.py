@@ -43,10 +43,14 @@ class SessionLog:
 
 @attrs.frozen(kw_only=True)
 class FlowLog:
-    """One flow through a tunnel as one side counted it. Each side reports for itself.
+    """A part of a flow through a tunnel as one side counted it. Each side reports for itself, and
+    each packet once.
 
     `sent` is from the client's side to the resource. `name` is what the client asked for, if the
     resource has names; ICMP has the ports 0. `started_at` and `ended_at` are the reporter's.
+    `ending` says why the flow ended: `closed`, `idle`, `revoked`, `lost`, `stopped`; it is empty
+    for a flow that went on. `flows` is how many flows ended with this row: 0 for one that went on;
+    more than 1 for the sum of several, whose destination and ports are not told (0).
     """
 
     id: UUID
@@ -70,6 +74,8 @@ class FlowLog:
     packets_received: Count = 0
     bytes_sent: Count = 0
     bytes_received: Count = 0
+    ending: Annotated[str, Meta(pattern=r"^[a-z_]{0,32}$(?!\n)")] = ""
+    flows: Count = 1
 
 
 @attrs.frozen(kw_only=True)

@@ -329,7 +329,10 @@ class ViewChanged:
 
 @attrs.frozen
 class Wake:
-    """The account changed, or may have."""
+    """The account changed, or may have, before `at_ns` of the node's clock; None: look in any
+    case."""
+
+    at_ns: int | None = None
 
 
 @attrs.frozen
@@ -540,10 +543,12 @@ class RelayLoad:
 
 @attrs.frozen
 class AssignRelays:
-    """Relays for an agent that now uses these. Answered by a tuple of `AssignedRelay`."""
+    """Relays for an agent that now uses these, and speaks from the address `remote`. Answered by a
+    tuple of `AssignedRelay`."""
 
     agent_id: UUID
     current: tuple[UUID, ...] = ()
+    remote: IpText | None = None
 
 
 @attrs.frozen

@@ -66,6 +66,7 @@ class AccountLimits:
     sites: Annotated[int, Meta(ge=0)] | None = None
     resources: Annotated[int, Meta(ge=0)] | None = None
     policies: Annotated[int, Meta(ge=0)] | None = None
+    policies_per_resource: Annotated[int, Meta(ge=0)] | None = None
     tokens: Annotated[int, Meta(ge=0)] | None = None
     clients: Annotated[int, Meta(ge=0)] | None = None
     gateways: Annotated[int, Meta(ge=0)] | None = None
@@ -451,6 +452,7 @@ class Relay:
     token_id: UUID
     name: NameField
     region: Annotated[str, Meta(max_length=64)] = ""
+    failure_domain: Annotated[str, Meta(max_length=64)] = ""
     addresses: Annotated[tuple[SocketAddress, ...], Meta(max_length=16)]
     last_seen_at: datetime
 

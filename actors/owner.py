@@ -475,7 +475,8 @@ class AgentOwner(ChannelOwner, ABC):
             return ()
         try:
             assigned: tuple[AssignedRelay, ...] = await self.call(
-                directory, AssignRelays(self._device.id, tuple(self._relay_by_id))
+                directory,
+                AssignRelays(self._device.id, tuple(self._relay_by_id), self._remote),
             )
         except CallError:
             return ()

@@ -37,6 +37,7 @@ from actors.messages import (
 )
 from actors.model import Relay, Token
 from actors.owner import AGAIN_NS
+from actors.relay_choice import ChoosableRelay, choose_relays, country_of, domain_of
 from actors.services import Services
 from actors.store.interface import InvalidReference, StoreError
 from channel.credentials import turn_password, turn_user, turn_username_of
@@ -120,19 +121,28 @@ class RelayDirectory(Actor):
 
     @handles(AssignRelays)
     def _on_assign(self, message: AssignRelays) -> tuple[AssignedRelay, ...]:
-        """Those in use stay; then the least loaded, at random between equals."""
-        count = self._services.limits.relays_per_agent
-        chosen = [self._by_id[id] for id in message.current if id in self._by_id][:count]
-        others = [entry for entry in self._by_id.values() if entry not in chosen]
-        randomness = self._services.randomness
-        while others and len(chosen) < count:
-            least = min(entry.load for entry in others)
-            equals = [entry for entry in others if entry.load == least]
-            entry = equals[randomness.integer(len(equals))]
-            others.remove(entry)
-            chosen.append(entry)
+        """Those in use stay; then near ones of different failure domains: see `relay_choice`. A
+        relay that drains has left its channel, and is none of them."""
+        regions = self._services.regions
+        country = None if message.remote is None else regions.country(message.remote)
+        chosen = choose_relays(
+            [self._choosable(entry, country) for entry in self._by_id.values()],
+            count=self._services.limits.relays_per_agent,
+            current=message.current,
+            randomness=self._services.randomness,
+        )
+        entries = [self._by_id[id] for id in chosen]
         agent_id = message.agent_id
-        return tuple(AssignedRelay(self._server(entry, agent_id), entry.ref) for entry in chosen)
+        return tuple(AssignedRelay(self._server(each, agent_id), each.ref) for each in entries)
+
+    def _choosable(self, entry: _Entry, country: str | None) -> ChoosableRelay:
+        relay = entry.relay
+        return ChoosableRelay(
+            relay_id=relay.id,
+            load=entry.load,
+            domain=domain_of(relay),
+            near=country is not None and country_of(relay, self._services.regions) == country,
+        )
 
     @handles(RevokeRelayUse)
     def _on_revoke(self, message: RevokeRelayUse) -> None:
@@ -197,6 +207,7 @@ class RelayActor(ChannelOwner):
         self._token_id = token_id
         self._name = join.name
         self._region = join.region
+        self._failure_domain = join.failure_domain
         self._announced = join.addresses
         self._stamp = Secret(join.stamp_secret)
         self._load = join.load
@@ -285,6 +296,7 @@ class RelayActor(ChannelOwner):
             token_id=self._token_id,
             name=self._name,
             region=self._region,
+            failure_domain=self._failure_domain,
             addresses=proven,
             last_seen_at=self.context.utc_now(),
         )

@@ -174,7 +174,7 @@ class ControlPlane:
         """The account changed, or may have. Nothing happens if nobody is connected to it."""
         ref = self._scheduler.registry.whereis(account_name(account_id))
         if ref is not None:
-            self._scheduler.cast(ref, Wake())
+            self._scheduler.cast(ref, Wake(self._scheduler.clock.monotonic_ns()))
 
     def wake_relays(self) -> None:
         """A token of relays was deleted: on all nodes they are asked for theirs."""

@@ -80,6 +80,9 @@ def _parameters(operation: Operation) -> Iterator[inspect.Parameter]:
         yield _extra("after", int, "Resume after the event with this id.")
     if operation.verb == "get" and operation.parameters:
         yield _extra("print_etag", bool, "Print the ETag alone, for --if-match.")
+    if operation.verb == "delete":
+        yes = Parameter(name=["--yes", "-y"], help="Do not ask.", negative=())
+        yield _keyword("yes", Annotated[bool | None, yes], None)
     if operation.verb in ("update", "delete"):
         yield _extra("if_match", str, "Only if the thing has this ETag (of `get --print-etag`).")
     yield _keyword("common", Annotated[Common | None, Parameter(name="*", group=CONNECTION)], None)

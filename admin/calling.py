@@ -14,11 +14,12 @@ import attrs
 import msgspec
 from cyclopts import Parameter
 
+from admin.asking import ask, is_somebody_here
 from admin.connection import Connection, Profile, profile_path, read_profile
 from admin.description import Description, Field, Operation, description
 from admin.failures import FAILED, Failure, usage
 from admin.names import Names, items_of
-from admin.output import Format, Label, show_event, show_many, show_one
+from admin.output import TABLES, Format, Label, show_event, show_many, show_one
 from admin.safety import printable
 from runtime.service import SecretUnavailable, read_secret
 
@@ -27,7 +28,7 @@ MAX_ITEMS: Final = 1_000_000
 MAX_FILE_BYTES: Final = 4 << 20
 NULL: Final = "null"
 KEY_HEADER: Final = "Idempotency-Key"
-FORMATS: Final = ("table", "json", "yaml")
+FORMATS: Final = ("table", "wide", "json", "yaml")
 
 
 @Parameter(name="*")
@@ -57,7 +58,7 @@ class Common:
     account: Annotated[str, Parameter(env_var="HOLLOWAY_ADMIN_ACCOUNT")] = ""
     profile: Annotated[str, Parameter(env_var="HOLLOWAY_ADMIN_PROFILE")] = ""
     output: Annotated[
-        Literal["table", "json", "yaml"] | None,
+        Literal["table", "wide", "json", "yaml"] | None,
         Parameter(name=["--output", "-o"], env_var="HOLLOWAY_ADMIN_OUTPUT"),
     ] = None
 
@@ -133,6 +134,11 @@ def _call(session: Session, operation: Operation, url: str, flags: Mapping[str, 
         is_repeatable = True
     if flags.get("if_match"):
         headers["If-Match"] = _tag(flags["if_match"])
+    doomed = None
+    if operation.verb == "delete":
+        doomed = _doomed(session, operation, url)
+        if is_somebody_here() and not flags.get("yes"):
+            ask(f"Delete {doomed.title}, with all that refers to it?")
     answer = session.connection.call(
         operation.method,
         url,
@@ -146,6 +152,41 @@ def _call(session: Session, operation: Operation, url: str, flags: Mapping[str, 
         print(printable(answer.headers.get("etag", "")))  # noqa: T201
     elif answer.content:
         show_one(answer.json(), operation.columns, session.format, session.labels)
+    elif doomed is not None:
+        _show_deleted(session, doomed)
+
+
+@attrs.frozen
+class _Doomed:
+    """What is about to be deleted, as it is. `title` is for people."""
+
+    title: str
+    item: Mapping[str, Any]
+    columns: tuple[Field, ...]
+
+
+def _doomed(session: Session, operation: Operation, url: str) -> _Doomed:
+    """Raises Failure if it is not there."""
+    noun, id = _singular(operation.noun), url.rpartition("/")[2]
+    get = session.description.operation(operation.noun, "get")
+    if get is None:
+        return _Doomed(printable(f"{noun} {id}"), {"id": id}, ())
+    item = session.connection.call("get", url, again=True).json()
+    name = item.get("name") or item.get("description")
+    title = f"{noun} {name} ({id})" if name else f"{noun} {id}"
+    return _Doomed(printable(title), item, get.columns)
+
+
+def _singular(noun: str) -> str:
+    words = noun.replace("_", " ")
+    return f"{words.removesuffix('ies')}y" if words.endswith("ies") else words.removesuffix("s")
+
+
+def _show_deleted(session: Session, doomed: _Doomed) -> None:
+    if session.format in TABLES:
+        print(f"deleted: {doomed.title}")  # noqa: T201
+    else:
+        show_one(doomed.item, doomed.columns, session.format, session.labels)
 
 
 def _list(session: Session, operation: Operation, url: str, flags: Mapping[str, Any]) -> None:

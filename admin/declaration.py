@@ -10,12 +10,14 @@ from collections.abc import Iterator, Mapping
 from datetime import date, datetime, time
 from pathlib import Path
 from typing import Any, Final
+from uuid import uuid4
 
 from rich.text import Text
 
-from admin.calling import Common, Session
+from admin.asking import ask, is_somebody_here
+from admin.calling import KEY_HEADER, Common, Session
 from admin.failures import FAILED, REFUSED, Failure, usage
-from admin.output import console, show_one, to_second
+from admin.output import TABLES, console, show_one, to_second
 from admin.safety import printable
 from admin.toml import to_toml
 from runtime.service import SecretUnavailable, read_secret
@@ -64,20 +66,24 @@ def apply(common: Common, file: Path, *, is_dry: bool, confirm: bool) -> None:
     declared = read_declaration(file)
     with Session.open(common) as session:
         planned = _planned(session, declared)
-        if is_dry or session.format == "table":
+        if is_dry or session.format in TABLES:
             _show(planned, session)
         if is_dry and planned["failing_tests"]:
             raise Failure(REFUSED, "policy tests would fail, so this would be refused")
-        if is_dry or (not planned["steps"] and session.format == "table"):
+        if is_dry or (not planned["steps"] and session.format in TABLES):
             return
         if confirm and planned["steps"]:
-            _ask()
+            if not is_somebody_here():
+                raise usage("nobody is here to ask: look at --dry-run, then give --yes")
+            ask("Apply this?")
         done = session.connection.call(
             "post",
             f"{PATH}/apply",
             body={"declaration": declared, "number": planned["number"]},
+            headers={KEY_HEADER: str(uuid4())},
+            again=True,
         ).json()
-        if session.format == "table":
+        if session.format in TABLES:
             sys.stderr.write(f"applied: the account is at change {done['number']} now\n")
         else:
             show_one(done, (), session.format, _as_it_is)
@@ -90,7 +96,7 @@ def _planned(session: Session, declared: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _show(planned: Mapping[str, Any], session: Session) -> None:
-    if session.format == "table":
+    if session.format in TABLES:
         show_plan(planned)
     else:
         show_one(planned, (), session.format, _as_it_is)
@@ -98,15 +104,6 @@ def _show(planned: Mapping[str, Any], session: Session) -> None:
 
 def _as_it_is(_: object, value: str) -> str:
     return value
-
-
-def _ask() -> None:
-    if not sys.stdin.isatty():
-        raise usage("nobody is here to ask: look at --dry-run, then give --yes")
-    sys.stderr.write("Apply this? Only `yes` will do: ")
-    sys.stderr.flush()
-    if sys.stdin.readline().strip() != "yes":
-        raise Failure(FAILED, "nothing was done")
 
 
 # --- reading -------------------------------------------------------------------------------------

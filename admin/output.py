@@ -15,12 +15,15 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from admin.columns import Column, fitted
 from admin.description import Field
 from admin.safety import UNSAFE, escaped, printable
 
-Format = Literal["table", "json", "yaml"]
+Format = Literal["table", "wide", "json", "yaml"]
+TABLES: Final = ("table", "wide")
+"""For people; a wide one has all columns, whole, however narrow the terminal is."""
 QUIET: Final = ("account_id", "created_at", "device_key")
-"""Columns that a table of many has no room for."""
+"""Columns that only a wide table of many has room for."""
 FIRST: Final = ("id", "number", "name")
 MAX_CELL: Final = 80
 """Characters of what has no simple form, in a table of many."""
@@ -39,7 +42,7 @@ def show_many(
     items: Sequence[Mapping[str, Any]], fields: Sequence[Field], format: Format, label: Label
 ) -> None:
     """Print things of one kind."""
-    if format != "table":
+    if format not in TABLES:
         _show_plain(list(items), format)
         return
     fields = fields or _fields_of(items)
@@ -50,24 +53,37 @@ def show_many(
     columns = [
         field
         for field in sorted(_named_once(fields), key=_place)
-        if field.name not in QUIET and any(_is_told(item.get(field.name)) for item in items)
+        if (format == "wide" or field.name not in QUIET)
+        and any(_is_told(item.get(field.name)) for item in items)
     ]
     if not items:
         print("none", file=sys.stderr)  # noqa: T201  # beside the output, which is empty
         return
+    cells = [
+        Column(
+            field.name,
+            _heading(field),
+            [_short(field, item.get(field.name), label) for item in items],
+        )
+        for field in columns
+    ]
+    width = WIDE if format == "wide" else console().width
+    shown, left_out = fitted(cells, width)
     table = Table(box=None, pad_edge=False, header_style="bold", show_edge=False)
-    for field in columns:
-        table.add_column(Text(_heading(field)), overflow="fold", no_wrap=False)
-    for item in items:
-        table.add_row(*(Text(_short(field, item.get(field.name), label)) for field in columns))
-    _print(table)
+    for column in shown:
+        table.add_column(Text(column.heading), overflow="fold", no_wrap=False)
+    for row in zip(*(column.cells for column in shown), strict=True):
+        table.add_row(*map(Text, row))
+    _print(table, width)
+    if left_out:
+        print(f"not shown (-o wide): {', '.join(left_out)}", file=sys.stderr)  # noqa: T201
 
 
 def show_one(
     item: Mapping[str, Any], fields: Sequence[Field], format: Format, label: Label
 ) -> None:
     """Print one thing: its fields, one below the other."""
-    if format != "table":
+    if format not in TABLES:
         _show_plain(item, format)
         return
     known = {field.name: field for field in fields}
@@ -110,9 +126,10 @@ def console(file: TextIO | None = None) -> Console:
     )
 
 
-def _print(table: Table) -> None:
+def _print(table: Table, width: int | None = None) -> None:
     """Without the spaces that fill up the last column."""
     out = console()
+    out.width = width or out.width
     with out.capture() as captured:
         out.print(table)
     for line in captured.get().splitlines():

@@ -1,75 +1,60 @@
 """An agent's end of the control channel.
 
-`AgentSession` is a core: one connection's life, from the challenge to the loss. `Backoff` is the
-pure rule of when to try again, `channel.doors` that of where. `Dialer` is the shell around them: it
-resolves, dials over QUIC, proves the portal by its pin before a byte is sent, keeps time, and
-starts over.
+`channel.agent_session` has the cores: one connection's life, and the rule of when to try again;
+`channel.doors` that of where, `channel.transports` that of how. `Dialer` is the shell around them:
+it resolves, has `channel.reaching` dial over QUIC or WebSocket and prove the portal by its pin
+before a byte is sent, keeps time, and starts over.
+
+An agent on WebSocket looks from time to time, and when its network changes, whether QUIC answers.
+If so it dials over QUIC beside the connection that stands, and when the portal has sent its
+challenge there, it ends the older one in good order, waits until the portal has answered to that,
+and joins over the new one, saying what it holds. So a gateway never looks like a copy of itself,
+nothing is lost, and an attempt that comes to nothing costs nothing.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import Final, Protocol
+from typing import Final
 
 import attrs
 import trio
-from cryptography.x509 import Certificate
 
-from channel.credentials import NONCE_BYTES, UntrustedPortal, verify_portal
+from channel.agent_session import AgentSession, Backoff, ChannelAgent, DialerOptions
+from channel.credentials import UntrustedPortal
 from channel.doors import Doors
-from channel.frames import (
-    AGENT_FRAME_LIMIT,
-    CLOSE_CODES,
-    PORTAL_FRAME_LIMIT,
-    REASSEMBLY_LIMIT,
-    Frame,
-    FrameDecoder,
-    RemoteProtocolError,
-    encode_frame,
-)
-from channel.joining import split_join
-from channel.messages import (
-    Challenge,
-    Disconnect,
-    Heartbeat,
-    HeldWanted,
-    Join,
-    MoreHeld,
-    Portals,
-    RefusalCode,
-    RelayJoin,
-)
+from channel.frames import CLOSE_CODES, PORTAL_FRAME_LIMIT, FrameDecoder, RemoteProtocolError
+from channel.messages import Challenge, Disconnect, RefusalCode
+from channel.reaching import Reach, Unreached
+from channel.transports import ReturnTimes, TransportMemory, TransportName
 from runtime.clock import NS_PER_S, Clock
 from runtime.guard import Guard
 from runtime.net.address import Address, split_host_port
-from runtime.net.quic import QuicClosed, QuicConnection, QuicLimits, connect_quic
+from runtime.net.connection import Connection, ConnectionClosed
+from runtime.net.tcp import has_address
+from runtime.net.websocket import WebSocketConnection
 from runtime.randomness import Randomness
 from runtime.service import get_logger
 
-ALPN: Final = "holloway/1"
+__all__ = [
+    "AgentSession",
+    "Backoff",
+    "ChannelAgent",
+    "Dialer",
+    "DialerOptions",
+    "DialerStatistics",
+    "Refused",
+]
+
 MAX_ADDRESSES: Final = 8
 MIN_REDIAL_NS: Final = NS_PER_S
 _ELSEWHERE: Final = ("draining", "shutting_down")
 """With these reasons a node sends an agent to the others."""
 _UNABLE: Final = ("unavailable", "limits_exceeded")
 """With these it says that it cannot serve now; another may."""
+_ROAMED: Final = "the network is another one"
 
 log = get_logger("dialer")
-
-
-class ChannelAgent(Protocol):
-    """What an agent's core does with the channel. None of these may block."""
-
-    def join(self, challenge: Challenge, now: int) -> Join | RelayJoin:
-        """The join that answers a challenge, freshly signed, with the next incarnation."""
-
-    def receive(self, frame: Frame, now: int) -> None:
-        """A frame of the portal, the init first; heartbeats, the portal's doors and the disconnect
-        are kept back."""
-
-    def channel_lost(self, now: int) -> None:
-        """The connection on which `join` was called is over; another will call `join` again."""
 
 
 class Refused(Exception):
@@ -83,264 +68,24 @@ class Refused(Exception):
 
 
 @attrs.frozen(kw_only=True)
-class DialerOptions:
-    """The times of an agent's channel.
-
-    A heartbeat goes out every `heartbeat_interval_ns`; `missed_heartbeats` without an answer end
-    the connection. When nothing at all was heard for `doubt_after_ns` after one, the portal is
-    probed every `probe_interval_ns`, and the connection ends when that is not answered within
-    `doubt_timeout_ns`; after a poke (the network changed, and may need a moment) within
-    `probe_timeout_ns`. `answer_timeout_ns` is for the portal's answer to a join. The back-off
-    doubles from `backoff_base_ns` to `backoff_cap_ns`. An agent that lost one door goes to another
-    within `move_jitter_ns`. Gateways and relays send a keepalive every `keepalive_interval_ns`, by
-    which they learn of their node's end while nobody asks for anything.
-    """
-
-    heartbeat_interval_ns: int = 10 * NS_PER_S
-    missed_heartbeats: int = 3
-    keepalive_interval_ns: int = NS_PER_S
-    answer_timeout_ns: int = 30 * NS_PER_S
-    doubt_after_ns: int = 3 * NS_PER_S
-    doubt_timeout_ns: int = 3 * NS_PER_S
-    probe_timeout_ns: int = 5 * NS_PER_S
-    probe_interval_ns: int = NS_PER_S // 2
-    backoff_base_ns: int = NS_PER_S
-    backoff_cap_ns: int = 60 * NS_PER_S
-    move_jitter_ns: int = NS_PER_S // 4
-    quic: QuicLimits = QuicLimits(
-        receive_window_bytes=PORTAL_FRAME_LIMIT,
-        send_buffer_bytes=1024 * 1024,
-        handshake_timeout_ns=5 * NS_PER_S,
-    )
-
-
-@attrs.frozen(kw_only=True)
 class DialerStatistics:
     """What a dialer did since it was made; `round_trip_ns` is of the last heartbeat, `door` where
-    it is or was last, `doors` how many it knows."""
+    it is or was last and `transport` by what, `doors` how many it knows, `moves` how often it went
+    from WebSocket back to QUIC."""
 
     connected: bool
     door: str
+    transport: TransportName | None
     doors: int
     dials: int
     connections: int
+    moves: int
     frames_sent: int
     frames_received: int
     unknown_events: int
     stale_frames: int
     round_trip_ns: int | None
     last_error: str
-
-
-class Backoff:
-    """When to dial again: a uniformly random time below a bound that doubles with each failure."""
-
-    def __init__(self, options: DialerOptions, randomness: Randomness) -> None:
-        self._options = options
-        self._randomness = randomness
-        self._failures = 0
-
-    def delay_ns(self, retry_after_ns: int = 0) -> int:
-        """The wait before the next attempt, which counts as failed until `succeeded`.
-
-        `retry_after_ns` is what the portal asked for: never less, and spread by a quarter more.
-        """
-        exponent = min(self._failures, 30)
-        bound = min(self._options.backoff_cap_ns, self._options.backoff_base_ns << exponent)
-        self._failures += 1
-        jitter = self._randomness.integer(max(1, max(bound, retry_after_ns // 4)))
-        return retry_after_ns + jitter
-
-    def succeeded(self) -> None:
-        """The portal took us in: the next failure is the first."""
-        self._failures = 0
-
-
-class AgentSession:
-    """One connection of an agent, a core.
-
-    `send` passes bytes to the transport and says whether they were taken; `ping` has it ask the
-    portal's transport for a sign of life, which is told to `alive`; `keepalive` has it send what
-    nothing answers but a machine whose port is closed. `highest_epoch` is what earlier connections
-    have seen; `learned` gets the portal's doors when it tells them. The session is over once
-    `outcome` is set: the portal's `Disconnect`, or a text saying what was wrong; the transport's
-    own end is the shell's to see.
-    """
-
-    def __init__(
-        self,
-        agent: ChannelAgent,
-        events: Mapping[str, type],
-        *,
-        send: Callable[[bytes], bool],
-        ping: Callable[[], None],
-        keepalive: Callable[[], None],
-        learned: Callable[[Sequence[str]], None],
-        options: DialerOptions,
-        highest_epoch: int,
-        now: int,
-    ) -> None:
-        self._agent = agent
-        self._send = send
-        self._ping = ping
-        self._keepalive = keepalive
-        self._learned = learned
-        self._options = options
-        self._decoder = FrameDecoder(events, PORTAL_FRAME_LIMIT, reassembly_limit=REASSEMBLY_LIMIT)
-        self._answer_deadline: int | None = now + options.answer_timeout_ns
-        self._heartbeat_at: int | None = None
-        self._keepalive_at: int | None = None
-        self._doubt_at: int | None = None
-        self._probe_at: int | None = None
-        self._probe_deadline: int | None = None
-        self._unanswered = 0
-        self._more_held: deque[MoreHeld] = deque()
-        self.highest_epoch = highest_epoch
-        self.joined = False
-        self.connected = False
-        self.outcome: Disconnect | str | None = None
-        self.stale_frames = 0
-        self.frames_sent = 0
-        self.frames_received = 0
-        self.round_trip_ns: int | None = None
-
-    @property
-    def unknown_events(self) -> int:
-        return self._decoder.statistics().unknown_events
-
-    def receive(self, data: bytes, now: int) -> None:
-        """Take bytes of the portal. Raises RemoteProtocolError: the connection is to be ended."""
-        self.alive()
-        self._decoder.push(data)
-        while self.outcome is None and (frame := self._decoder.next_frame()) is not None:
-            self._handle(frame, now)
-
-    def send(self, message: object, *, ref: int | None = None) -> bool:
-        """Send a message of the agent; False when not connected, or when too much is under way.
-        Raises LocalProtocolError."""
-        if not self.connected or self.outcome is not None:
-            return False
-        return self._transmit(message, ref=ref)
-
-    def poke(self, now: int) -> None:
-        """The network may have changed: probe at once, and hear something soon, or end."""
-        self._probe(now, self._options.probe_timeout_ns)
-
-    def alive(self) -> None:
-        """The portal was heard (data, or the transport's answer to a probe)."""
-        self._doubt_at = self._probe_at = self._probe_deadline = None
-
-    def poll_timeout(self) -> int:
-        """When `handle_timeout` is due (ns)."""
-        deadlines = (
-            self._answer_deadline,
-            self._heartbeat_at,
-            self._keepalive_at,
-            self._doubt_at,
-            self._probe_at,
-            self._probe_deadline,
-        )
-        return min(deadline for deadline in deadlines if deadline is not None)
-
-    def handle_timeout(self, now: int) -> None:
-        if self._answer_deadline is not None and now >= self._answer_deadline:
-            self.outcome = "the portal did not answer the join"
-        elif self._probe_deadline is not None and now >= self._probe_deadline:
-            self.outcome = "no answer to a probe"
-        elif self._probe_at is not None and now >= self._probe_at:
-            self._probe_at = now + self._options.probe_interval_ns
-            self._ping()
-        elif self._doubt_at is not None and now >= self._doubt_at:
-            self._doubt_at = None
-            if self._probe_deadline is None:
-                self._probe(now, self._options.doubt_timeout_ns)
-        elif self._heartbeat_at is not None and now >= self._heartbeat_at:
-            self._beat(now)
-        elif self._keepalive_at is not None and now >= self._keepalive_at:
-            self._keepalive_at = now + self._options.keepalive_interval_ns
-            self._keepalive()
-
-    # --- helpers -------------------------------------------------------------------------------
-
-    def _handle(self, frame: Frame, now: int) -> None:
-        self.frames_received += 1
-        message = frame.message
-        if isinstance(message, Disconnect):
-            self.outcome = message
-        elif isinstance(message, Challenge):
-            self._join(message, now)
-        elif not self.joined:
-            raise RemoteProtocolError("unexpected_message", f"{frame.event} before the challenge")
-        elif isinstance(message, Heartbeat):
-            self._unanswered = 0
-            if message.sent_ns <= now:
-                self.round_trip_ns = now - message.sent_ns
-        elif isinstance(message, HeldWanted):
-            self._tell_more_held(now)
-        elif not self.connected and frame.event != "init":
-            raise RemoteProtocolError("unexpected_message", f"{frame.event} before the init")
-        elif isinstance(message, Portals):
-            self._learned(message.addresses)
-        elif self._is_stale(frame):
-            self.stale_frames += 1
-            if frame.event == "init":
-                # Whoever answers us is not the owner any more: find the one who is.
-                self.outcome = "answered by a former owner of the account"
-        else:
-            self._answer_deadline = None
-            self.connected = True
-            self._agent.receive(frame, now)
-
-    def _is_stale(self, frame: Frame) -> bool:
-        if frame.epoch is None:
-            return False
-        if frame.epoch < self.highest_epoch:
-            return True
-        self.highest_epoch = frame.epoch
-        return False
-
-    def _join(self, challenge: Challenge, now: int) -> None:
-        if self.joined:
-            raise RemoteProtocolError("unexpected_message", "a second challenge")
-        if len(challenge.nonce) != NONCE_BYTES:
-            raise RemoteProtocolError("unexpected_message", "a nonce of another length")
-        self.joined = True
-        join, more_held = split_join(self._agent.join(challenge, now))
-        self._more_held.extend(more_held)
-        if not self._transmit(join):
-            self.outcome = "the join could not be sent"
-        self._heartbeat_at = now + self._options.heartbeat_interval_ns
-        if not isinstance(join, Join) or join.kind != "client":
-            self._keepalive_at = now + self._options.keepalive_interval_ns
-
-    def _tell_more_held(self, now: int) -> None:
-        if not self._more_held:
-            return
-        self._answer_deadline = now + self._options.answer_timeout_ns
-        if not self._transmit(self._more_held.popleft()):
-            self.outcome = "the join could not be sent"
-
-    def _beat(self, now: int) -> None:
-        if self._unanswered >= self._options.missed_heartbeats:
-            self.outcome = f"{self._unanswered} heartbeats without an answer"
-            return
-        self._unanswered += 1
-        if self._doubt_at is None and self._probe_deadline is None:
-            self._doubt_at = now + self._options.doubt_after_ns
-        self._heartbeat_at = now + self._options.heartbeat_interval_ns
-        self._transmit(Heartbeat(sent_ns=now))
-
-    def _probe(self, now: int, timeout_ns: int) -> None:
-        """Ask at once, even while an earlier probe is unanswered; the first deadline holds."""
-        if self._probe_deadline is None:
-            self._probe_deadline = now + timeout_ns
-        self._probe_at = now + self._options.probe_interval_ns
-        self._ping()
-
-    def _transmit(self, message: object, *, ref: int | None = None) -> bool:
-        taken = self._send(encode_frame(message, ref=ref, limit=AGENT_FRAME_LIMIT))
-        self.frames_sent += taken
-        return taken
 
 
 class Dialer:
@@ -367,24 +112,27 @@ class Dialer:
         on_frame: Callable[[], None],
         options: DialerOptions | None = None,
     ) -> None:
-        self._host, _ = split_host_port(portal)
         self._portal = portal
-        self._pin = pin
         self._events = events
         self._agent = agent
         self._clock = clock
-        self._mark = mark
-        self._source = source
         self._on_frame = on_frame
         self._options = options or DialerOptions()
+        self._reach = Reach(
+            portal=portal, pin=pin, clock=clock, options=self._options, mark=mark, source=source
+        )
+        self._memory = TransportMemory(self._options.transports)
+        self._transport: TransportName | None = None
         self._backoff = Backoff(self._options, randomness)
         self._randomness = randomness
         self._doors = Doors(portal, randomness)
         self._addresses_by_door: dict[str, list[Address]] = {}
         self._session: AgentSession | None = None
-        self._connection: QuicConnection | None = None
+        self._connection: Connection | None = None
+        self._left_behind: Connection | None = None
         self._waiting = trio.CancelScope()
         self._poked = trio.Event()
+        self._look_for_quic = trio.Event()
         self._highest_epoch = 0
         self._totals = _Totals()
         self._guard = Guard("dialer")
@@ -406,9 +154,15 @@ class Dialer:
 
     def poke(self) -> None:
         """The network changed: probe the connection at once (so the portal learns of the new
-        path, and we of a dead one), or dial at once where none stands."""
+        path, and we of a dead one), or dial at once where none stands, or the one that stands
+        cannot follow."""
         self._poked.set()
+        self._look_for_quic.set()
         if self._session is None or self._connection is None:
+            return
+        if self._is_left_behind(self._connection):
+            self._left_behind = self._connection
+            self._connection.close(0, _ROAMED)
             return
         now = self._clock.monotonic_ns()
         self._session.poke(now)
@@ -438,9 +192,11 @@ class Dialer:
         return DialerStatistics(
             connected=self.connected,
             door=self._doors.current,
+            transport=self._transport,
             doors=len(self._doors.known),
             dials=totals.dials,
             connections=totals.connections,
+            moves=totals.moves,
             frames_sent=totals.frames_sent + (session.frames_sent if session else 0),
             frames_received=totals.frames_received + (session.frames_received if session else 0),
             unknown_events=totals.unknown_events + (session.unknown_events if session else 0),
@@ -500,21 +256,72 @@ class Dialer:
         problems = await self._resolve(door)
         for address in self._addresses_by_door.get(door, ()):
             try:
-                async with connect_quic(
-                    address,
-                    server_name=self._host,
-                    alpn=ALPN,
-                    verify=self._verify,
-                    limits=self._options.quic,
-                    mark=self._mark,
-                    source=self._source,
-                ) as connection:
-                    return await self._serve(connection)
-            except (UntrustedPortal, QuicClosed) as error:
-                problems.append(str(error))
-            except OSError as error:
-                problems.append(f"{address}: {error.strerror or error}")
+                while (outcome := await self._meet(address)) == _ROAMED:
+                    pass
+            except (Unreached, OSError) as error:
+                problems.append(f"{address}: {getattr(error, 'strerror', None) or error}")
+            else:
+                return outcome
         return "; ".join(problems) or "the portal's name has no address"
+
+    async def _meet(self, address: Address) -> Disconnect | str:
+        """A stay at an address, over one transport and perhaps then over QUIC; how it ended.
+        Raises Unreached, OSError."""
+        network = self._reach.network(address)
+        move = _Move()
+        failure: Unreached | None = None
+        outcome: Disconnect | str = ""
+        async with trio.open_nursery() as nursery:
+            try:
+                async with self._reach.either(
+                    address, self._memory.websocket_after_ns(network)
+                ) as (transport, connection):
+                    self._memory.worked(network, transport)
+                    if transport == "websocket":
+                        nursery.start_soon(self._return_to_quic, address, connection, move)
+                    outcome = await self._serve(connection, transport)
+            except Unreached as error:
+                failure = error
+            if move.began:
+                move.may_join.set()
+            else:
+                nursery.cancel_scope.cancel()
+        if failure is not None:
+            raise failure
+        if move.outcome is not None:
+            self._memory.worked(network, "quic")
+        return outcome if move.outcome is None else move.outcome
+
+    async def _return_to_quic(self, address: Address, older: Connection, move: _Move) -> None:
+        """Move to QUIC once that works, and stay there; see the head of this file."""
+        times = ReturnTimes(self._options.transports, self._randomness)
+        while not move.began:
+            self._look_for_quic = trio.Event()
+            with trio.move_on_after(times.next_ns() / NS_PER_S):
+                await self._look_for_quic.wait()
+            if not await self._reach.quic_answers(address):
+                continue
+            try:
+                async with self._reach.quic(address) as connection:
+                    challenge = await connection.receive()
+                    if not _is_challenge(challenge) or older.closed is not None:
+                        continue
+                    move.began = True
+                    older.close(0, "going on over QUIC")
+                    await move.may_join.wait()
+                    self._totals.moves += 1
+                    move.outcome = await self._serve(connection, "quic", challenge)
+            except (UntrustedPortal, ConnectionClosed, OSError) as error:
+                log.info("quic_not_yet", portal=self._portal, reason=str(error))
+
+    def _is_left_behind(self, connection: Connection) -> bool:
+        """Whether the connection is bound to an address that leads to the portal no more."""
+        if not isinstance(connection, WebSocketConnection):
+            return False
+        try:
+            return self._reach.network(connection.remote) != connection.local_host
+        except OSError:  # no route, for now
+            return not has_address(connection.local_host)
 
     async def _resolve(self, door: str) -> list[str]:
         """Find a door's addresses; where that fails, those of the last time serve. What failed."""
@@ -538,10 +345,10 @@ class Dialer:
             del self._addresses_by_door[door]
         log.info("doors_learned", portal=self._portal, doors=len(known))
 
-    def _verify(self, chain: Sequence[Certificate]) -> None:
-        verify_portal(chain, pin=self._pin, host=self._host, at=self._clock.utc_now())
-
-    async def _serve(self, connection: QuicConnection) -> Disconnect | str:
+    async def _serve(
+        self, connection: Connection, transport: TransportName, begun: bytes = b""
+    ) -> Disconnect | str:
+        """One session on a connection, of which `begun` was received already."""
         session = AgentSession(
             self._agent,
             self._events,
@@ -555,11 +362,13 @@ class Dialer:
         )
         connection.on_pong = session.alive
         self._session, self._connection = session, connection
+        self._transport = transport
+        self._left_behind = None
         self._totals.connections += 1
         try:
             with self._guard:  # a frame that finds a mistake of ours costs the connection only
                 try:
-                    return await self._converse(session, connection)
+                    return await self._converse(session, connection, begun)
                 except RemoteProtocolError as error:
                     connection.close(CLOSE_CODES["protocol_error"], str(error))
                     return f"the portal broke the protocol: {error}"
@@ -573,36 +382,65 @@ class Dialer:
                 self._on_frame()
 
     async def _converse(
-        self, session: AgentSession, connection: QuicConnection
+        self, session: AgentSession, connection: Connection, data: bytes
     ) -> Disconnect | str:
         while session.outcome is None:
+            if data:
+                self._hear(session, connection, data)
+                data = b""
+                continue
             remaining_ns = max(0, session.poll_timeout() - self._clock.monotonic_ns())
             with trio.move_on_after(remaining_ns / NS_PER_S) as self._waiting:
                 try:
                     data = await connection.receive()
-                except QuicClosed as closed:
-                    return str(closed)
-            now = self._clock.monotonic_ns()
+                except ConnectionClosed as closed:
+                    return _ROAMED if connection is self._left_behind else str(closed)
             if self._waiting.cancelled_caught:
-                session.handle_timeout(now)
-                continue
-            if not data:
+                session.handle_timeout(self._clock.monotonic_ns())
+            elif not data:
                 return "the portal ended its stream"
-            was_connected = session.connected
-            session.receive(data, now)
-            if session.connected and not was_connected:
-                self._backoff.succeeded()
-                self._doors.entered(now)
-                log.info("connected", portal=self._portal, address=str(connection.remote))
-            self._on_frame()
         return session.outcome
+
+    def _hear(self, session: AgentSession, connection: Connection, data: bytes) -> None:
+        now = self._clock.monotonic_ns()
+        was_connected = session.connected
+        session.receive(data, now)
+        if session.connected and not was_connected:
+            self._backoff.succeeded()
+            self._doors.entered(now)
+            log.info(
+                "connected",
+                portal=self._portal,
+                address=str(connection.remote),
+                transport=self._transport,
+            )
+        self._on_frame()
+
+
+class _Move:
+    """From WebSocket to QUIC: whether it began, when the older connection is gone for the portal
+    too, and how the stay on the new one ended."""
+
+    def __init__(self) -> None:
+        self.began = False
+        self.may_join = trio.Event()
+        self.outcome: Disconnect | str | None = None
+
+
+def _is_challenge(data: bytes) -> bool:
+    """Whether the portal begins like one that would take us in."""
+    try:
+        frame = FrameDecoder({"challenge": Challenge}, PORTAL_FRAME_LIMIT).feed(data)[0]
+    except (RemoteProtocolError, IndexError):
+        return False
+    return isinstance(frame.message, Challenge)
 
 
 class _Totals:
     """Sums over the sessions that are over."""
 
     def __init__(self) -> None:
-        self.dials = self.connections = 0
+        self.dials = self.connections = self.moves = 0
         self.frames_sent = self.frames_received = 0
         self.unknown_events = self.stale_frames = 0
         self.last_error = ""

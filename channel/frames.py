@@ -37,6 +37,8 @@ REASSEMBLY_LIMIT: Final = 64 * 1024 * 1024
 MAX_PARTS: Final = 1024
 MAX_DETAIL_CHARACTERS: Final = 200
 EVENTS_IN_PARTS: Final = frozenset({"init"})
+EVENTS_TO_MANY: Final = frozenset({"resource_upserted", "resource_removed", "portals"})
+"""A portal says the same to thousands of agents, one after the other."""
 
 # Application error codes of a QUIC close by reason, in the order of `RefusalCode`, from 1.
 CLOSE_CODES: Final[dict[RefusalCode, int]] = {
@@ -105,10 +107,7 @@ def encode_frame(
     Raises LocalProtocolError for a class that is no message, or a message above the limit.
     """
     event, payload = _encode_payload(message)
-    body = _envelope(_Envelope(event=event, ref=ref, epoch=epoch, seq=seq, payload=Raw(payload)))
-    if len(body) > limit:
-        raise LocalProtocolError(f"{event} of {len(body)} B is above the limit of {limit} B")
-    return len(body).to_bytes(LENGTH_BYTES, "big") + body
+    return _frame(event, payload, ref, epoch, seq, limit)
 
 
 def encode_parts(
@@ -126,7 +125,7 @@ def encode_parts(
     event, payload = _encode_payload(message)
     size = (limit - 512) * 3 // 4
     if event not in EVENTS_IN_PARTS or len(payload) <= limit - 512:
-        return [encode_frame(message, ref=ref, epoch=epoch, seq=seq, limit=limit)]
+        return [_frame(event, payload, ref, epoch, seq, limit)]
     count = -(-len(payload) // size)
     if len(payload) > REASSEMBLY_LIMIT or count > MAX_PARTS:
         raise LocalProtocolError(f"{event} of {len(payload)} B is above the limit of an init")
@@ -345,6 +344,8 @@ _ENCODER: Final = msgspec.json.Encoder(enc_hook=_to_json)
 _ENVELOPE_DECODER: Final = msgspec.json.Decoder(_Envelope)
 _PIECE_DECODER: Final = msgspec.json.Decoder(bytes)
 _DECODERS: Final[dict[type, msgspec.json.Decoder[Any]]] = {}
+_LATEST: Final[dict[str, tuple[object, bytes]]] = {}
+"""Of each of EVENTS_TO_MANY the message that was encoded last, and its JSON."""
 
 
 def _message_decoder(message_type: type) -> msgspec.json.Decoder[Any]:
@@ -356,13 +357,37 @@ def _message_decoder(message_type: type) -> msgspec.json.Decoder[Any]:
 
 
 def _encode_payload(message: object) -> tuple[str, bytes]:
+    """The event and its JSON, which is made once for all who are told the same in a row."""
     event = EVENT_BY_TYPE.get(type(message))
     if event is None:
         raise LocalProtocolError(f"{type(message).__name__} is not a message of the channel")
+    if event not in EVENTS_TO_MANY:
+        return event, _encode(event, message)
+    latest = _LATEST.get(event)
+    if latest is None or latest[0] != message:
+        latest = _LATEST[event] = (message, _encode(event, message))
+    return event, latest[1]
+
+
+def _encode(event: str, message: object) -> bytes:
     try:
-        return event, _ENCODER.encode(message)
+        return _ENCODER.encode(message)
     except (TypeError, ValueError, NotImplementedError, OverflowError) as error:
         raise LocalProtocolError(f"{event} cannot be encoded: {error}") from error
+
+
+def _frame(
+    event: str,
+    payload: bytes,
+    ref: int | None,
+    epoch: int | None,
+    seq: int | None,
+    limit: int,
+) -> bytes:
+    body = _envelope(_Envelope(event=event, ref=ref, epoch=epoch, seq=seq, payload=Raw(payload)))
+    if len(body) > limit:
+        raise LocalProtocolError(f"{event} of {len(body)} B is above the limit of {limit} B")
+    return len(body).to_bytes(LENGTH_BYTES, "big") + body
 
 
 def _envelope(envelope: _Envelope) -> bytes:

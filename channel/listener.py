@@ -2,7 +2,8 @@
 
 `PortalChannel` is a core: one agent's channel over any transport that carries bytes in order. It
 sends the challenge, reads the join under a deadline, numbers what it sends, answers heartbeats,
-and ends what is silent, malformed or too slow. `serve_channels` is the shell that puts it on QUIC.
+and ends what is silent, malformed or too slow. `serve_channels` is the shell that puts it on QUIC;
+`channel.websocket_listener` brings the same server those who come by WebSocket.
 
 The life of a channel, by what it waits for:
 
@@ -46,21 +47,17 @@ from channel.messages import (
     RefusalCode,
     RelayJoin,
 )
+from channel.transports import ALPN
 from runtime.clock import NS_PER_S, Clock
 from runtime.net.address import Address
 from runtime.net.binding import binding
-from runtime.net.quic import (
-    LEAST_DATAGRAM_BYTES,
-    QuicClosed,
-    QuicConnection,
-    QuicLimits,
-    QuicListener,
-)
+from runtime.net.connection import Connection, ConnectionClosed
+from runtime.net.quic import LEAST_DATAGRAM_BYTES, QuicLimits, QuicListener
 from runtime.net.udp import UdpSocket
+from runtime.net.websocket_core import WebSocketLimits
 from runtime.randomness import Randomness
 from runtime.service import get_logger
 
-ALPN: Final = "holloway/1"
 CLOSE_LINGER_NS: Final = 2 * NS_PER_S
 
 _EVENTS_BY_KIND: Final = {"client": FROM_CLIENT, "gateway": FROM_GATEWAY, "relay": FROM_RELAY}
@@ -140,6 +137,7 @@ class ChannelLimits:
     shed_spread_ns: int = 10 * NS_PER_S
     protocol_error_retry_ns: int = 30 * NS_PER_S
     quic: QuicLimits = QuicLimits(receive_window_bytes=128 * 1024)
+    websocket: WebSocketLimits = WebSocketLimits(receive_window_bytes=128 * 1024)
 
 
 class _State(Enum):
@@ -340,10 +338,11 @@ class PortalChannel:
 
 @attrs.frozen(kw_only=True)
 class ChannelServerStatistics:
-    """Live channels, and counts since the start: connections whose handshake was complete, those
-    shed, channels ended for a protocol error, those that met a mistake of ours; then of QUIC,
-    connections refused for a limit, clients asked to prove their address, strangers sent away, and
-    datagrams that the kernel dropped (keepalives; all, when its buffer is full)."""
+    """Live channels, over whatever transport, and counts since the start: connections whose
+    handshake was complete, those shed, channels ended for a protocol error, those that met a
+    mistake of ours; then of QUIC alone, connections refused for a limit, clients asked to prove
+    their address, strangers sent away, and datagrams that the kernel dropped (keepalives; all, when
+    its buffer is full)."""
 
     channels: int
     unjoined: int
@@ -416,12 +415,14 @@ class ChannelServer:
         )
 
     async def serve(self, *, task_status: trio.TaskStatus[None]) -> None:
-        await self._listener.serve(self._serve_connection, task_status=task_status)
+        await self._listener.serve(self.serve_connection, task_status=task_status)
 
-    async def _serve_connection(self, connection: QuicConnection) -> None:
+    async def serve_connection(self, connection: Connection) -> None:
+        """Serve an agent whose handshake is complete, until its channel is over; it has said so to
+        the connection then. Raises nothing but a cancellation, of which the agent is told."""
         self._connections += 1
         channel = PortalChannel(
-            _QuicTransport(connection),
+            _ConnectionTransport(connection),
             remote=IpText(connection.remote.host),
             portal=self._portal,
             nonce=self._randomness.bytes(NONCE_BYTES),
@@ -450,23 +451,32 @@ class ChannelServer:
             channel.close(self._come_again("shutting_down", self._limits.shed_spread_ns))
             channel.lost(end)
 
-    async def _run(self, channel: PortalChannel, connection: QuicConnection) -> str:
+    async def _run(self, channel: PortalChannel, connection: Connection) -> str:
         channel.start(self._connected)
-        while (deadline := channel.poll_timeout()) is not None:
-            remaining_ns = deadline - self._clock.monotonic_ns()
-            with trio.move_on_after(max(0, remaining_ns) / NS_PER_S) as waiting:
-                try:
-                    data = await connection.receive()
-                except QuicClosed as closed:
-                    return f"lost: {closed}"
-            now = self._clock.monotonic_ns()
-            if waiting.cancelled_caught:
-                channel.handle_timeout(now)
-            elif data:
-                channel.receive(data, now)
-            else:
-                return "the agent ended its stream"
+        try:
+            while (deadline := channel.poll_timeout()) is not None:
+                remaining_ns = deadline - self._clock.monotonic_ns()
+                with trio.move_on_after(max(0, remaining_ns) / NS_PER_S) as waiting:
+                    await self._read(channel, connection, deadline)
+                if waiting.cancelled_caught:
+                    channel.handle_timeout(self._clock.monotonic_ns())
+        except ConnectionClosed as closed:
+            return f"lost: {closed}"
+        except EOFError as ended:
+            return str(ended)
         return "closed"
+
+    async def _read(self, channel: PortalChannel, connection: Connection, until: int) -> None:
+        """Pass on what comes until the channel is over or its deadline is before `until`. One that
+        is later, as each heartbeat makes it, is looked at when `until` has come: a scope for each
+        frame of thousands of agents would cost more than the frames. Raises ConnectionClosed, and
+        EOFError.
+        """
+        while (deadline := channel.poll_timeout()) is not None and deadline >= until:
+            data = await connection.receive()
+            if not data:
+                raise EOFError("the agent ended its stream")
+            channel.receive(data, self._clock.monotonic_ns())
 
     def _must_shed(self) -> bool:
         if self._draining:
@@ -483,8 +493,8 @@ class ChannelServer:
         return Disconnect(reason=reason, retry=True, retry_after_ns=after)
 
 
-class _QuicTransport:
-    def __init__(self, connection: QuicConnection) -> None:
+class _ConnectionTransport:
+    def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
     def send(self, data: bytes) -> bool:

@@ -247,9 +247,16 @@ Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 
 @attrs.frozen(kw_only=True)
 class ReportedFlow:
-    """One flow that this side of a tunnel carried, as it counted it. `sent` is from the client to
-    the resource. `name` is what the client asked for, where the resource has names; ICMP has the
-    ports 0. Both instants are said as how long ago they were: no clock has to be right."""
+    """A part of a flow that this side of a tunnel carried, as it counted it: each packet is in one
+    part only. `sent` is from the client to the resource. `name` is what the client asked for, where
+    the resource has names; ICMP has the ports 0. Both instants are said as how long ago they were:
+    no clock has to be right.
+
+    `ending`: empty for a flow that goes on, else why it ended (`closed`, `idle`, `revoked`, `lost`,
+    `stopped`; there may be others one day). `flows`: how many flows this tells the end of: 0 for a
+    part; more than 1 for the sum of several, which has the ports 0 and no destination (`0.0.0.0`
+    or `::`). Agents that do not know these two tell of ended flows only.
+    """
 
     authorization_id: UUID
     protocol: Literal["tcp", "udp", "icmp"]
@@ -264,12 +271,14 @@ class ReportedFlow:
     packets_received: Count = 0
     bytes_sent: Count = 0
     bytes_received: Count = 0
+    ending: Annotated[str, Meta(pattern=r"^[a-z_]{0,32}$(?!\n)")] = ""
+    flows: Count = 1
 
 
 @attrs.frozen(kw_only=True)
 class FlowReport:
-    """Flows that have ended (or a part of long ones). They count only if an authorisation of the
-    sender carried them, which is live or ended in the last quarter of an hour."""
+    """Parts of flows. They count only if an authorisation of the sender carried them, which is
+    live or ended in the last quarter of an hour."""
 
     flows: Annotated[tuple[ReportedFlow, ...], Meta(max_length=MAX_FLOWS)]
 
@@ -326,7 +335,11 @@ class MoreHeld:
 
 @attrs.frozen(kw_only=True)
 class RelayJoin:
-    """First frame of a relay: where it listens, and the secret from which credentials are made."""
+    """First frame of a relay: where it listens, and the secret from which credentials are made.
+
+    Relays that fail together (a rack, a provider) name the same `failure_domain`; without one the
+    portal takes the region, or else the network.
+    """
 
     versions: tuple[int, int] = (PROTOCOL_VERSION, PROTOCOL_VERSION)
     software: Name = "holloway"
@@ -335,6 +348,7 @@ class RelayJoin:
     stamp_secret: Key32 = attrs.field(repr=False)
     name: Name
     region: Annotated[str, Meta(max_length=64, pattern=PRINTABLE)] = ""
+    failure_domain: Annotated[str, Meta(max_length=64, pattern=PRINTABLE)] = ""
     incarnation: Annotated[int, Meta(ge=0, le=2**63 - 1)]
     load: Annotated[float, Meta(ge=0.0, le=1.0)] = 0.0
 

@@ -68,7 +68,7 @@ from tunnel.engine import (
     PathChanged,
     PathLost,
 )
-from tunnel.flows import Flow, FlowTable, opens_flow
+from tunnel.flows import Ending, Flow, FlowTable, opens_flow
 from tunnel.packet import TCP, TCP_RST, Header, parse, prohibited, reset, runs, tcp_flags
 from tunnel.preshared import KemError, KemKey, preshared_key
 from tunnel.resources import Network
@@ -83,6 +83,8 @@ GATEWAY_FAILED_NS = 60 * SECOND_NS
 IN_USE_NS = 60 * SECOND_NS
 # So often the device is looked at while it is connected.
 SURVEY_INTERVAL_NS = 600 * SECOND_NS
+# The least time between two reports of flows. The portal takes 5 of a client in a second.
+FLOW_INTERVAL_NS = SECOND_NS // 2
 
 Survey = Callable[[], tuple[ReportedFact, ...]]
 
@@ -107,7 +109,13 @@ class ClientAgent(TunnelAgent):
         renewal_times: RenewalTimes = A_DAY,
         survey: Survey | None = None,
     ) -> None:
-        super().__init__(identity, engine, randomness=randomness, now=now)
+        super().__init__(
+            identity,
+            engine,
+            randomness=randomness,
+            now=now,
+            flow_interval_ns=FLOW_INTERVAL_NS,
+        )
         self.names: NameSettings | None = None
         """Kept for whoever resolves names on this device; nothing here does yet."""
         self._addresses: frozenset[bytes] = frozenset()
@@ -117,7 +125,7 @@ class ClientAgent(TunnelAgent):
         self._lease_by_id: dict[UUID, Lease] = {}
         self._lease_by_resource: dict[UUID, Lease] = {}
         self._expiries: Deadlines[UUID] = Deadlines()
-        self._flows = FlowTable(MAX_FLOWS, keep_packets=True)
+        self._flows = FlowTable(MAX_FLOWS, keep_packets=True, on_part=self._part_of)
         self._requests = Requests(now)
         self._failed_until: dict[UUID, int] = {}
         self._early: dict[UUID, tuple[int, list[Candidates]]] = {}
@@ -151,13 +159,13 @@ class ClientAgent(TunnelAgent):
         lease = self._lease_by_resource.get(flow.tag)
         if lease is None or lease.connection.lost:
             return False
-        self._transmit(lease, run, now)
+        self._transmit(lease, flow, run, now)
         return True
 
     def _outbound(self, packet: bytes, header: Header, now: int) -> None:
         flow = self._flows.outbound(packet, header, now)
         if flow is not None and isinstance(flow.tag, UUID):
-            self._send_or_ask(flow.tag, packet, now)
+            self._send_or_ask(flow.tag, flow, packet, now)
             return
         if header.is_icmp_error or not header.first_fragment:
             self.counts.unrouted += 1
@@ -167,26 +175,37 @@ class ClientAgent(TunnelAgent):
             self._prohibit(packet)
             return
         if opens_flow(packet, header):
-            if self._flows.open(packet, header, resource_id, now) is not None:
-                self._send_or_ask(resource_id, packet, now)
+            flow = self._flows.open(packet, header, resource_id, now)
+            if flow is not None:
+                self._send_or_ask(resource_id, flow, packet, now)
         elif header.protocol == TCP and not tcp_flags(packet, header) & TCP_RST:
             self._inject(reset(packet))  # a flow of an earlier time; better told than left to hang
 
-    def _send_or_ask(self, resource_id: UUID, packet: bytes, now: int) -> None:
+    def _send_or_ask(self, resource_id: UUID, flow: Flow, packet: bytes, now: int) -> None:
         lease = self._lease_by_resource.get(resource_id)
         if lease is not None and not lease.connection.lost:
-            self._transmit(lease, (packet,), now)
+            self._transmit(lease, flow, (packet,), now)
             return
         if self._requests.denied(resource_id, now):
             self._prohibit(packet)
             return
         self._requests.want(resource_id, packet, now)
 
-    def _transmit(self, lease: Lease, packets: Sequence[bytes], now: int) -> None:
+    def _transmit(self, lease: Lease, flow: Flow, packets: Sequence[bytes], now: int) -> None:
+        packets_bytes = sum(map(len, packets))
+        flow.count_sent(len(packets), packets_bytes)
         self.counts.sent += len(packets)
         lease.used_ns = now
-        lease.connection.bytes_out += sum(map(len, packets))
+        lease.connection.bytes_out += packets_bytes
         self.engine.send_packets(lease.connection.id, packets, now)
+
+    def _transmit_waiting(self, lease: Lease, packets: Iterable[bytes], now: int) -> None:
+        """What waited leaves; but not what is of a flow that was dropped meanwhile."""
+        for packet in packets:
+            header = parse(packet)
+            flow = None if header is None else self._flows.find(packet, header, now)
+            if flow is not None and flow.tag == lease.resource_id:
+                self._transmit(lease, flow, (packet,), now)
 
     def _prohibit(self, packet: bytes) -> None:
         self.counts.prohibited += 1
@@ -209,11 +228,13 @@ class ClientAgent(TunnelAgent):
         lease = None
         if flow is not None and isinstance(flow.tag, UUID):
             lease = self._lease_by_resource.get(flow.tag)
-        if lease is None or lease.connection is not connection:
+        if flow is None or lease is None or lease.connection is not connection:
             self.counts.refused_inbound += len(run)
             return
+        run_bytes = sum(map(len, run))
+        flow.count_received(len(run), run_bytes)
         self.counts.delivered += len(run)
-        connection.bytes_in += sum(map(len, run))
+        connection.bytes_in += run_bytes
         lease.used_ns = now
         if lease.delivered_ns is None:
             lease.delivered_ns = now
@@ -256,6 +277,7 @@ class ClientAgent(TunnelAgent):
     def poll_timeout(self) -> int | None:
         """When `handle_timeout` is due."""
         instants = [self._expiries.next(), self._requests.poll_timeout(self.joined)]
+        instants.append(self._flows_timeout())
         instants += [each.renewal.check_at_ns for each in self._connections.values()]
         if self._survey is not None and self.joined:
             instants.append(self._survey_at)
@@ -272,7 +294,15 @@ class ClientAgent(TunnelAgent):
                 self._renew(connection, now)
         if now >= self._survey_at:
             self._report(now)
+        self._tell_flows(now)
         self._ask(now)
+
+    def _flow_tables(self) -> Iterable[FlowTable]:
+        return (self._flows,)
+
+    def _part_of(self, flow: Flow, ending: Ending, now: int) -> None:
+        lease = self._lease_by_resource.get(flow.tag) if isinstance(flow.tag, UUID) else None
+        self.reports.add(flow, None if lease is None else lease.authorization_id, ending, now)
 
     def _report(self, now: int, *, anyway: bool = False) -> None:
         """Tell the portal what this device says of itself, if that is another than before."""
@@ -319,7 +349,7 @@ class ClientAgent(TunnelAgent):
                 self._change_interface(message.interface, now)
                 self.names = message.names
             case ResourceUpserted():
-                self._upsert(message.resource)
+                self._upsert(message.resource, now)
                 self._publish_routes()
             case ResourceRemoved():
                 self._remove(message.resource_id, now)
@@ -353,7 +383,7 @@ class ClientAgent(TunnelAgent):
             if known.id not in named:
                 self._remove(known.id, now)
         for resource in init.resources:
-            self._upsert(resource)
+            self._upsert(resource, now)
         self._begin(
             account_id=init.account_id,
             own_id=init.client_id,
@@ -402,16 +432,16 @@ class ClientAgent(TunnelAgent):
             used_ns=now,
         )
         if moved_from is not None:
-            self._detach(moved_from, now, keep=connection)
             if moved_from.connection is not connection:
                 waiting = () if request is None else tuple(request.packets)
-                self._reset_tcp(message.resource_id, waiting)
+                self._drop_flows(message.resource_id, waiting, "lost", now, only_tcp=True)
+            self._flows.cut(message.resource_id, now)
+            self._detach(moved_from, now, keep=connection)
         self._lease_by_resource[message.resource_id] = lease
         self._lease_by_id[lease.authorization_id] = lease
         connection.lease_ids.add(lease.authorization_id)
         self._expiries.set(lease.authorization_id, now + message.expires_in_ns)
-        for packet in () if request is None else request.packets:
-            self._transmit(lease, (packet,), now)
+        self._transmit_waiting(lease, () if request is None else request.packets, now)
 
     def _connect(self, message: AuthorizationCreated, key: KemKey, now: int) -> Connection | None:
         if message.kem_ciphertext is None or self.account_id is None or self.own_id is None:
@@ -488,13 +518,15 @@ class ClientAgent(TunnelAgent):
 
     # --- resources -------------------------------------------------------------------------------
 
-    def _upsert(self, resource: Resource) -> None:
+    def _upsert(self, resource: Resource, now: int) -> None:
         allowed = self._resources.upsert(resource)
         if allowed is not None:
             self._flows.remove(
                 lambda flow: (
                     flow.tag == resource.id and not allowed.allows(flow.key[0], flow.key[4])
-                )
+                ),
+                "revoked",
+                now,
             )
 
     def _remove(self, resource_id: UUID, now: int) -> None:
@@ -504,7 +536,7 @@ class ClientAgent(TunnelAgent):
         lease = self._lease_by_resource.get(resource_id)
         if lease is not None:
             self._end(lease.authorization_id, now)
-        self._flows.remove(lambda flow: flow.tag == resource_id)
+        self._flows.remove(lambda flow: flow.tag == resource_id, "revoked", now)
 
     def _publish_routes(self) -> None:
         routes = self._resources.networks()
@@ -514,15 +546,17 @@ class ClientAgent(TunnelAgent):
 
     # --- ends ------------------------------------------------------------------------------------
 
-    def _end(self, authorization_id: UUID, now: int) -> None:
+    def _end(self, authorization_id: UUID, now: int, ending: Ending = "revoked") -> None:
         """The end of one lease: nothing passes any more, and TCP is told."""
         lease = self._lease_by_id.get(authorization_id)
         if lease is None:
             return
-        self._detach(lease, now)
         if self._lease_by_resource.get(lease.resource_id) is lease:
+            waiting = self._requests.waiting_packets(lease.resource_id)
+            self._drop_flows(lease.resource_id, waiting, ending, now)
+            self._flows.cut(lease.resource_id, now)
             del self._lease_by_resource[lease.resource_id]
-            self._reset_tcp(lease.resource_id, self._requests.waiting_packets(lease.resource_id))
+        self._detach(lease, now)
 
     def _detach(self, lease: Lease, now: int, *, keep: Connection | None = None) -> None:
         self._lease_by_id.pop(lease.authorization_id, None)
@@ -536,10 +570,18 @@ class ClientAgent(TunnelAgent):
         self._connections.pop(connection.id, None)
         self._close(connection.id, now)
         for authorization_id in list(connection.lease_ids):
-            self._end(authorization_id, now)
+            self._end(authorization_id, now, "lost")
 
-    def _reset_tcp(self, resource_id: UUID, waiting: Iterable[bytes]) -> None:
-        """Drop and reset the TCP flows of a resource, but not those whose first packet waits."""
+    def _drop_flows(
+        self,
+        resource_id: UUID,
+        waiting: Iterable[bytes],
+        ending: Ending,
+        now: int,
+        *,
+        only_tcp: bool = False,
+    ) -> None:
+        """Drop the flows of a resource, but not those whose first packet waits; reset TCP."""
         beginning = set()
         for packet in waiting:
             header = parse(packet)
@@ -548,11 +590,13 @@ class ClientAgent(TunnelAgent):
 
         def doomed(flow: Flow) -> bool:
             ports = (flow.key[0], flow.key[2], flow.key[4])
-            return flow.tag == resource_id and flow.is_tcp and ports not in beginning
+            of_kind = flow.is_tcp or not only_tcp
+            return flow.tag == resource_id and of_kind and ports not in beginning
 
-        for flow in self._flows.remove(doomed):
-            self.counts.reset_flows += 1
-            self._inject(reset(_complete(flow.last_packet)))
+        for flow in self._flows.remove(doomed, ending, now):
+            if flow.is_tcp:
+                self.counts.reset_flows += 1
+                self._inject(reset(_complete(flow.last_packet)))
 
     # --- the engine ------------------------------------------------------------------------------
 
@@ -584,8 +628,7 @@ class ClientAgent(TunnelAgent):
         """The path is back before another gateway was found."""
         for authorization_id in connection.lease_ids:
             lease = self._lease_by_id[authorization_id]
-            for packet in self._requests.take_packets(lease.resource_id):
-                self._transmit(lease, (packet,), now)
+            self._transmit_waiting(lease, self._requests.take_packets(lease.resource_id), now)
 
     # --- status ----------------------------------------------------------------------------------
 
@@ -636,7 +679,8 @@ class ClientAgent(TunnelAgent):
 
     def metrics(self) -> dict[str, int]:
         """Counts since the start."""
-        return {f"packets_{name}": value for name, value in attrs.asdict(self.counts).items()}
+        counts = {f"packets_{name}": value for name, value in attrs.asdict(self.counts).items()}
+        return counts | self._flow_metrics()
 
     def sizes(self) -> dict[str, int]:
         """Present sizes."""
@@ -644,6 +688,7 @@ class ClientAgent(TunnelAgent):
             "connections": len(self._connections),
             "authorizations": len(self._lease_by_id),
             "flows": len(self._flows),
+            "flows_unreported": len(self.reports),
         }
 
     def _peer_status(self, connection: Connection, now: int) -> dict[str, object]:

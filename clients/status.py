@@ -9,13 +9,17 @@ from rich.console import Console
 
 NS_PER_MS = 10**6
 NS_PER_S = 10**9
+_BY = {"quic": " (QUIC)", "websocket": " (WebSocket: UDP seems to be blocked)"}
 
 
 def render(status: Mapping[str, Any], console: Console | None = None) -> None:
     """Print the answer of a control socket to `{"command": "status"}`."""
     console = console or Console(highlight=False)
     connected = "connected" if status.get("connected_to_portal") else "NOT connected"
-    console.print(f"{status['kind']} {status['name']}: {connected} to the portal", markup=False)
+    line = f"{status['kind']} {status['name']}: {connected} to the portal"
+    if (channel := status.get("channel", {})).get("connected"):
+        line += _BY.get(channel.get("transport"), "")
+    console.print(line, markup=False)
     if status.get("addresses"):
         console.print(f"addresses: {', '.join(status['addresses'])}", markup=False)
     peers = status.get("peers", [])

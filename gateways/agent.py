@@ -9,6 +9,7 @@ the kernel's translations (`FlushTranslations`). A core: see `tunnel.agent`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 from ipaddress import IPv4Address, IPv6Address
 from typing import Literal
 from uuid import UUID
@@ -34,6 +35,7 @@ from runtime.randomness import Randomness
 from tunnel.agent import SECOND_NS, AgentIdentity, TunnelAgent, own_addresses
 from tunnel.deadlines import Deadlines
 from tunnel.engine import Connected, ConnectionParameters, Engine, Failed, PathChanged, PathLost
+from tunnel.flows import Ending, Flow, FlowTable
 from tunnel.packet import Header, parse, prohibited, reset, runs
 from tunnel.preshared import KemError, encapsulate, preshared_key
 from tunnel.resources import Network, is_forbidden, networks_of, within
@@ -41,6 +43,8 @@ from tunnel.resources import Network, is_forbidden, networks_of, within
 MAX_CONNECTIONS = 10_000
 MAX_GRANTS = 50_000
 STATS_INTERVAL_NS = 30 * SECOND_NS
+# The least time between two reports of flows. The portal takes 50 of a gateway in a second.
+FLOW_INTERVAL_NS = SECOND_NS // 10
 # ICMP errors and resets that a client's refused packets get, at most this often each.
 MAX_ANSWERS_PER_SECOND = 100
 
@@ -61,6 +65,8 @@ class _Connection:
     client: Peer
     filter: ClientFilter
     grant_ids: set[UUID] = attrs.field(factory=set)
+    authorization_by_resource: dict[UUID, UUID] = attrs.field(factory=dict)
+    """The newest grant of each resource: it answers for the flows."""
     bytes_in: int = 0
     bytes_out: int = 0
     opened_ns: int
@@ -103,7 +109,13 @@ class GatewayAgent(TunnelAgent):
         now: int,
         ceiling: Iterable[Network] = (),
     ) -> None:
-        super().__init__(identity, engine, randomness=randomness, now=now)
+        super().__init__(
+            identity,
+            engine,
+            randomness=randomness,
+            now=now,
+            flow_interval_ns=FLOW_INTERVAL_NS,
+        )
         self._ceiling = tuple(ceiling)
         self._connections: dict[UUID, _Connection] = {}
         self._connection_by_address: dict[bytes, _Connection] = {}
@@ -125,11 +137,14 @@ class GatewayAgent(TunnelAgent):
                 self.counts.malformed += 1
                 continue
             connection = self._connection_by_address.get(header.destination)
-            if connection is None or not connection.filter.to_client(run[-1], header, now):
+            flow = None
+            if connection is not None:
+                flow = connection.filter.to_client(run[-1], header, now)
+            if connection is None or flow is None:
                 self.counts.unsolicited += len(run)
                 continue
             self.counts.returned += len(run)
-            self._to_tunnel(connection, run, now)
+            flow.count_received(len(run), self._to_tunnel(connection, run, now))
 
     def _tunnelled(
         self, connection_id: UUID, header: Header | None, run: Sequence[bytes], now: int
@@ -137,13 +152,16 @@ class GatewayAgent(TunnelAgent):
         connection = self._connections.get(connection_id)
         if connection is None or header is None:
             self.counts.malformed += len(run)
-        elif len(run) > 1 and connection.filter.continues(run[-1], header, now):
-            self._forward(connection, run, now)
-        else:
-            for packet in run:
-                self._judge(connection, packet, now)
+            return
+        flow = connection.filter.continues(run[-1], header, now) if len(run) > 1 else None
+        if flow is not None:
+            flow.count_sent(len(run), self._forward(connection, run, now))
+            return
+        for packet in run:
+            self._judge(connection, packet, now)
 
-    def _forward(self, connection: _Connection, run: Sequence[bytes], now: int) -> None:
+    def _forward(self, connection: _Connection, run: Sequence[bytes], now: int) -> int:
+        """To the TUN; answers the number of bytes."""
         self.counts.forwarded += len(run)
         run_bytes = sum(map(len, run))
         connection.bytes_in += run_bytes
@@ -151,6 +169,7 @@ class GatewayAgent(TunnelAgent):
         if connection.first_delivered_ns is None:
             connection.first_delivered_ns = now
         self._packets += run
+        return run_bytes
 
     def _judge(self, connection: _Connection, packet: bytes, now: int) -> None:
         header = parse(packet)
@@ -173,11 +192,13 @@ class GatewayAgent(TunnelAgent):
         if answer is not None:
             self._to_tunnel(connection, (answer,), now)
 
-    def _to_tunnel(self, connection: _Connection, packets: Sequence[bytes], now: int) -> None:
+    def _to_tunnel(self, connection: _Connection, packets: Sequence[bytes], now: int) -> int:
+        """To the client; answers the number of bytes."""
         packets_bytes = sum(map(len, packets))
         connection.bytes_out += packets_bytes
         self.bytes_out += packets_bytes
         self.engine.send_packets(connection.id, packets, now)
+        return packets_bytes
 
     @staticmethod
     def _may_answer(connection: _Connection, now: int) -> bool:
@@ -191,11 +212,11 @@ class GatewayAgent(TunnelAgent):
 
     def poll_timeout(self) -> int | None:
         """When `handle_timeout` is due."""
-        lease = self._leases.next()
-        return self._stats_at if lease is None else min(lease, self._stats_at)
+        instants = (self._leases.next(), self._stats_at, self._flows_timeout())
+        return min(at for at in instants if at is not None)
 
     def handle_timeout(self, now: int) -> None:
-        """End leases that ran out; report the load."""
+        """End leases that ran out; report the load, and flows."""
         for grant_id in self._leases.take_due(now):
             self._end(grant_id, now)
         if now >= self._stats_at:
@@ -207,6 +228,20 @@ class GatewayAgent(TunnelAgent):
                     bytes_out=self.bytes_out,
                 )
             )
+        self._tell_flows(now)
+
+    # --- flows -----------------------------------------------------------------------------------
+
+    def _flow_tables(self) -> Iterable[FlowTable]:
+        return [connection.filter.flow_table for connection in self._connections.values()]
+
+    def _part_of(self, connection_id: UUID, flow: Flow, ending: Ending, now: int) -> None:
+        """A client's flow has something to tell."""
+        connection = self._connections.get(connection_id)
+        authorization_id = None
+        if connection is not None and isinstance(flow.tag, UUID):
+            authorization_id = connection.authorization_by_resource.get(flow.tag)
+        self.reports.add(flow, authorization_id, ending, now)
 
     # --- the portal ------------------------------------------------------------------------------
 
@@ -228,7 +263,7 @@ class GatewayAgent(TunnelAgent):
             case Revoke():
                 self._end(message.authorization_id, now)
             case ResourceUpdated():
-                self._update(message.resource)
+                self._update(message.resource, now)
             case Relays():
                 self._change_relays(message, now)
             case Candidates():
@@ -338,7 +373,9 @@ class GatewayAgent(TunnelAgent):
         connection = _Connection(
             id=message.connection_id,
             client=message.client,
-            filter=ClientFilter(sources, self._tunnel_ranges()),
+            filter=ClientFilter(
+                sources, self._tunnel_ranges(), partial(self._part_of, message.connection_id)
+            ),
             opened_ns=now,
         )
         self._connections[connection.id] = connection
@@ -369,14 +406,23 @@ class GatewayAgent(TunnelAgent):
         )
         self._grants[grant.id] = grant
         connection.grant_ids.add(grant.id)
-        connection.filter.grant(message.resource)
+        self._answer_for(connection, grant, now)
+        connection.filter.grant(message.resource, now)
         self._leases.set(grant.id, now + message.expires_in_ns)
 
-    def _update(self, resource: Resource) -> None:
+    @staticmethod
+    def _answer_for(connection: _Connection, grant: _Grant, now: int) -> None:
+        """What flows carry to the grant's resource from now on, they carry by this grant."""
+        resource_id = grant.resource.id
+        if connection.authorization_by_resource.get(resource_id) != grant.id:
+            connection.filter.flow_table.cut(resource_id, now)
+            connection.authorization_by_resource[resource_id] = grant.id
+
+    def _update(self, resource: Resource, now: int) -> None:
         for grant in [grant for grant in self._grants.values() if grant.resource.id == resource.id]:
             changed = attrs.evolve(grant.resource, name=resource.name, filters=resource.filters)
             self._grants[grant.id] = attrs.evolve(grant, resource=changed)
-            self._connections[grant.connection_id].filter.update(changed)
+            self._connections[grant.connection_id].filter.update(changed, now)
 
     def _end(self, grant_id: UUID, now: int) -> None:
         """The end of one authorisation: its flows are dropped, here and in the kernel."""
@@ -386,14 +432,19 @@ class GatewayAgent(TunnelAgent):
             return
         connection = self._connections[grant.connection_id]
         connection.grant_ids.discard(grant_id)
-        others = (self._grants[other].resource.id for other in connection.grant_ids)
-        if grant.resource.id not in others:
-            for network in connection.filter.withdraw(grant.resource.id):
+        held = [self._grants[other] for other in connection.grant_ids]
+        others = [other for other in held if other.resource.id == grant.resource.id]
+        if not others:
+            for network in connection.filter.withdraw(grant.resource.id, now):
                 self._flush(connection.client, network)
+            connection.authorization_by_resource.pop(grant.resource.id, None)
+        elif connection.authorization_by_resource.get(grant.resource.id) == grant_id:
+            self._answer_for(connection, others[-1], now)
         if not connection.grant_ids:
             self._disconnect(connection, now)
 
     def _disconnect(self, connection: _Connection, now: int) -> None:
+        connection.filter.end_flows("lost", now)
         for grant_id in connection.grant_ids:
             del self._grants[grant_id]
             self._leases.cancel(grant_id)
@@ -438,7 +489,8 @@ class GatewayAgent(TunnelAgent):
     def metrics(self) -> dict[str, int]:
         """Counts since the start."""
         counts = {f"packets_{name}": value for name, value in attrs.asdict(self.counts).items()}
-        return {**counts, "bytes_in": self.bytes_in, "bytes_out": self.bytes_out}
+        forwarded = {"bytes_in": self.bytes_in, "bytes_out": self.bytes_out}
+        return counts | forwarded | self._flow_metrics()
 
     def sizes(self) -> dict[str, int]:
         """Present sizes."""
@@ -447,6 +499,7 @@ class GatewayAgent(TunnelAgent):
             "connections": len(self._connections),
             "authorizations": len(self._grants),
             "flows": flows,
+            "flows_unreported": len(self.reports),
         }
 
     def _peer_status(self, connection: _Connection, now: int) -> dict[str, object]:

@@ -15,7 +15,7 @@ from uuid import UUID
 from channel.filters import PacketFilter, compile_filters
 from channel.messages import Resource
 from channel.prefixes import PrefixTable
-from tunnel.flows import FlowTable, opens_flow
+from tunnel.flows import Ending, Flow, FlowTable, OnPart, opens_flow
 from tunnel.packet import ICMP, ICMPV6, TCP, TCP_RST, UDP, Header, tcp_flags
 from tunnel.resources import FORBIDDEN_NETWORKS, Network, networks_of
 
@@ -33,29 +33,36 @@ class Verdict(Enum):
 
 
 class ClientFilter:
-    """Grants and flows of one client. `tunnel_ranges` are never reached: no client to client."""
+    """Grants and flows of one client. `tunnel_ranges` are never reached: no client to client.
+    `on_part` is handed what flows carried; their tags are the ids of resources."""
 
-    def __init__(self, sources: frozenset[bytes], tunnel_ranges: Iterable[Network]) -> None:
+    def __init__(
+        self, sources: frozenset[bytes], tunnel_ranges: Iterable[Network], on_part: OnPart
+    ) -> None:
         self._sources = sources
         self._forbidden: PrefixTable[bool] = PrefixTable()
         for network in (*FORBIDDEN_NETWORKS, *tunnel_ranges):
             self._forbidden.insert(network, True)
         self._resources: dict[UUID, tuple[Resource, PacketFilter]] = {}
         self._ids_by_network: PrefixTable[tuple[UUID, ...]] = PrefixTable()
-        self._flows = FlowTable(MAX_FLOWS_PER_CLIENT)
+        self._flows = FlowTable(MAX_FLOWS_PER_CLIENT, on_part=on_part)
         self.spoofed = 0
 
-    def grant(self, resource: Resource) -> None:
+    @property
+    def flow_table(self) -> FlowTable:
+        return self._flows
+
+    def grant(self, resource: Resource, now: int) -> None:
         """Let the client reach a resource, or change the filters of one that it reaches."""
         if resource.id in self._resources:
-            self.update(resource)
+            self.update(resource, now)
             return
         self._resources[resource.id] = (resource, compile_filters(resource.filters))
         for network in networks_of(resource):
             ids = self._ids_by_network.get(network) or ()
             self._ids_by_network.insert(network, (*ids, resource.id))
 
-    def update(self, resource: Resource) -> bool:
+    def update(self, resource: Resource, now: int) -> bool:
         """New filters of a granted resource: flows that they forbid are dropped at once."""
         if resource.id not in self._resources:
             return False
@@ -63,11 +70,13 @@ class ClientFilter:
         # The address never changes (that would be a revocation), so the old one stands.
         self._resources[resource.id] = (self._resources[resource.id][0], allowed)
         self._flows.remove(
-            lambda flow: flow.tag == resource.id and not allowed.allows(flow.key[0], flow.key[4])
+            lambda flow: flow.tag == resource.id and not allowed.allows(flow.key[0], flow.key[4]),
+            "revoked",
+            now,
         )
         return True
 
-    def withdraw(self, resource_id: UUID) -> tuple[Network, ...]:
+    def withdraw(self, resource_id: UUID, now: int) -> tuple[Network, ...]:
         """Take a resource away; its flows are dropped at once. Answers its networks."""
         entry = self._resources.pop(resource_id, None)
         if entry is None:
@@ -81,22 +90,28 @@ class ClientFilter:
                 self._ids_by_network.insert(network, left)
             else:
                 self._ids_by_network.remove(network)
-        self._flows.remove(lambda flow: flow.tag == resource_id)
+        self._flows.remove(lambda flow: flow.tag == resource_id, "revoked", now)
         return networks
 
-    def continues(self, packet: bytes, header: Header, now: int) -> bool:
-        """Whether a packet of the client belongs to a flow that passes; otherwise ask
-        `from_client`."""
+    def end_flows(self, ending: Ending, now: int) -> None:
+        """The end of all flows."""
+        self._flows.remove(lambda flow: True, ending, now)
+
+    def continues(self, packet: bytes, header: Header, now: int) -> Flow | None:
+        """The flow that a packet of the client continues, in which it is to be counted; None:
+        ask `from_client`."""
         if header.source not in self._sources:
-            return False
-        return self._flows.outbound(packet, header, now) is not None
+            return None
+        return self._flows.outbound(packet, header, now)
 
     def from_client(self, packet: bytes, header: Header, now: int) -> Verdict:
-        """Judge a packet that came out of the client's tunnel."""
+        """Judge a packet that came out of the client's tunnel; one that passes is counted."""
         if header.source not in self._sources:
             self.spoofed += 1
             return Verdict.DROP
-        if self._flows.outbound(packet, header, now) is not None:
+        flow = self._flows.outbound(packet, header, now)
+        if flow is not None:
+            flow.count_sent(1, len(packet))
             return Verdict.FORWARD
         if header.is_icmp_error or not header.first_fragment:
             return Verdict.DROP
@@ -107,16 +122,20 @@ class ClientFilter:
             return Verdict.PROHIBIT
         if opens_flow(packet, header):
             opened = self._flows.open(packet, header, resource_id, now)
-            return Verdict.DROP if opened is None else Verdict.FORWARD
+            if opened is None:
+                return Verdict.DROP
+            opened.count_sent(1, len(packet))
+            return Verdict.FORWARD
         if header.protocol == TCP and not tcp_flags(packet, header) & TCP_RST:
             return Verdict.RESET
         return Verdict.DROP
 
-    def to_client(self, packet: bytes, header: Header, now: int) -> bool:
-        """Whether a packet for the client answers something that it sent."""
+    def to_client(self, packet: bytes, header: Header, now: int) -> Flow | None:
+        """The flow that a packet for the client answers, in which it is to be counted; None: it
+        may not pass."""
         if header.destination not in self._sources:
-            return False
-        return self._flows.inbound(packet, header, now) is not None
+            return None
+        return self._flows.inbound(packet, header, now)
 
     def resource_ids(self) -> tuple[UUID, ...]:
         """The resources that are granted."""

@@ -4,15 +4,17 @@ Hypercorn speaks HTTP (h11) on streams; the rest of a worker is here, since it m
 how many connections there are, how long one may take for its handshake, its headers and its
 answers, how large the headers are. A caller that takes no answer is cut off, so that no caller
 can hold up the end of the process.
+
+Where the control channel has the same port, agents whose network blocks UDP come here too, by
+WebSocket. Whoever begins with a request for the channel's path is handed to the channel's door,
+before Hypercorn has seen a byte, and is none of the API's connections.
 """
 
 from __future__ import annotations
 
 import logging
-import socket
 import ssl
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -21,15 +23,23 @@ import attrs
 import trio
 from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.config import Config
+from hypercorn.events import Event, Updated
 from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ConnectionState
 
+from channel.websocket_listener import WebSocketDoor, asks_for_channel
+from portal.places import Bounds, NoPlace, make_place
 from runtime.net.address import Address
 from runtime.net.binding import binding
+from runtime.net.sources import source_of
+from runtime.net.tcp import listening_socket, peer_of
+from runtime.net.websocket import TlsStream
 from runtime.service import get_logger
 
 MAX_CONNECTIONS: Final = 512
+MAX_CONNECTIONS_PER_SOURCE: Final = 128
+"""Of one IPv4 address or IPv6 /64. One more takes the place of the oldest that is in no call."""
 MAX_HEADER_BYTES: Final = 32 * 1024
 HANDSHAKE_TIME_S: Final = 10.0
 IDLE_TIME_S: Final = 15.0
@@ -38,8 +48,6 @@ IDLE_TIME_S: Final = 15.0
 WRITE_TIME_S: Final = 30.0
 GRACE_TIME_S: Final = 5.0
 """How long calls in progress may take once the door closes."""
-
-BACKLOG: Final = 256
 
 log = get_logger("portal.doors")
 
@@ -51,6 +59,7 @@ class DoorStatistics:
     connections: int = 0
     accepted: int = 0
     refused: int = 0
+    displaced: int = 0
     cut_off: int = 0
 
 
@@ -69,25 +78,32 @@ class Door:
         certificate_chain: Path,
         certificate_key: Path,
         max_connections: int = MAX_CONNECTIONS,
+        max_connections_per_source: int = MAX_CONNECTIONS_PER_SOURCE,
         grace_time_s: float = GRACE_TIME_S,
     ) -> None:
+        self.channels: WebSocketDoor | None = None
+        """Who takes the agents that come here, if they do: to be set before `serve`."""
+
         self._app = ASGIWrapper(app)
-        self._max_connections = max_connections
+        self._bounds = Bounds(max_connections, max_connections_per_source)
         self._grace_time_s = grace_time_s
         self._chain = certificate_chain
         self._key = certificate_key
         self._tls = _tls_context(certificate_chain, certificate_key)
         self._config = _hypercorn_config()
-        self._streams: set[_BoundedStream] = set()
+        self._streams: dict[_BoundedStream, None] = {}
+        """In the order in which they came."""
+        self._newcomers: set[trio.SocketStream] = set()
         self._statistics = DoorStatistics()
         self._stopping = trio.Event()
         with binding("api_listen", f"{listen} (TCP)"):
-            self._socket = _listening_socket(listen)
+            self._socket = listening_socket(listen)
         host, port = self._socket.getsockname()[:2]
         self.address = Address(host, port)
 
     def statistics(self) -> DoorStatistics:
-        """Open connections, and counts of accepted, refused (too many) and cut off ones."""
+        """Open connections, and counts of accepted, refused (too many), displaced (by a newcomer)
+        and cut off ones."""
         return attrs.evolve(self._statistics, connections=len(self._streams))
 
     def renew(self) -> None:
@@ -130,32 +146,55 @@ class Door:
         self._stopping.set()
 
     async def _connection(self, stream: trio.SocketStream, context: WorkerContext) -> None:
-        if len(self._streams) >= self._max_connections:
-            self._statistics.refused += 1
-            await trio.aclose_forcefully(stream)
-            return
-        self._statistics.accepted += 1
-        with self._bounded(stream) as bounded:
-            try:
-                with bounded.scope:
-                    await _serve_connection(self._app, self._config, context, bounded)
-            except Exception as error:  # one connection never harms another
-                log.error("connection_failed", exc_info=error)
-
-    @contextmanager
-    def _bounded(self, stream: trio.SocketStream) -> Iterator[_BoundedStream]:
-        bounded = _BoundedStream(stream, self._tls, self._statistics)
-        self._streams.add(bounded)
+        begun = b""
+        tls = trio.SSLStream(stream, self._tls, server_side=True, https_compatible=True)
         try:
-            yield bounded
+            if self.channels is not None:
+                self._newcomers.add(stream)
+                try:
+                    greeted = await self.channels.greet(tls)
+                finally:
+                    self._newcomers.discard(stream)
+                if greeted is None:
+                    return
+                if asks_for_channel(greeted):
+                    await self.channels.take(tls, greeted)
+                    return
+                begun = greeted
+            if not self._has_place(stream):
+                self._statistics.refused += 1
+                return
+            await self._serve_call(_BoundedStream(stream, tls, begun, self._statistics), context)
         finally:
-            self._streams.discard(bounded)
             stream.socket.close()
+
+    def _has_place(self, stream: trio.SocketStream) -> bool:
+        """Whether there is room, if need be after an older connection has given way."""
+        try:
+            older = make_place(self._streams, _source_of(stream), self._bounds)
+        except NoPlace:
+            return False
+        if older is not None:
+            self._statistics.displaced += 1
+            self._streams.pop(older)
+            older.give_way()
+        return True
+
+    async def _serve_call(self, bounded: _BoundedStream, context: WorkerContext) -> None:
+        self._statistics.accepted += 1
+        self._streams[bounded] = None
+        try:
+            with bounded.scope:
+                await _serve_connection(self._app, self._config, context, bounded)
+        except Exception as error:  # one connection never harms another
+            log.error("connection_failed", exc_info=error)
+        finally:
+            self._streams.pop(bounded, None)
 
     async def _cut_off_late(self) -> None:
         until = trio.current_time() + self._grace_time_s
         try:
-            while self._streams and trio.current_time() < until:
+            while (self._streams or self._newcomers) and trio.current_time() < until:
                 await trio.sleep(0.05)
         finally:
             self._cut_off()
@@ -163,6 +202,8 @@ class Door:
     def _cut_off(self) -> None:
         for stream in tuple(self._streams):
             stream.cut_off()
+        for newcomer in tuple(self._newcomers):
+            newcomer.socket.close()
 
 
 async def _serve_connection(
@@ -180,20 +221,37 @@ class _Connection(TCPServer):
         await super()._read_data()
         await self.idle_task.stop()
 
+    async def protocol_send(self, event: Event) -> None:
+        if isinstance(event, Updated):
+            self.stream.idle = event.idle
+        await super().protocol_send(event)
+
 
 class _BoundedStream:
     """A TLS stream, as Hypercorn uses one, whose every send ends: by success, or by the end of
-    the connection."""
+    the connection. `begun` is what was read of it already."""
 
     def __init__(
-        self, stream: trio.SocketStream, context: ssl.SSLContext, statistics: DoorStatistics
+        self,
+        stream: trio.SocketStream,
+        tls: TlsStream,
+        begun: bytes,
+        statistics: DoorStatistics,
     ) -> None:
         self.transport_stream = stream
-        self._tls = trio.SSLStream(stream, context, server_side=True, https_compatible=True)
+        self.source = _source_of(stream)
+        self.idle = True
+        self._tls = tls
+        self._begun = begun
         self._statistics = statistics
         self.scope = trio.CancelScope()
         self.do_handshake = self._tls.do_handshake
-        self.receive_some = self._tls.receive_some
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
+        if self._begun:
+            begun, self._begun = self._begun, b""
+            return begun
+        return await self._tls.receive_some(max_bytes)
 
     def selected_alpn_protocol(self) -> str | None:
         return self._tls.selected_alpn_protocol()  # type: ignore[no-any-return]  # typed as Any
@@ -217,8 +275,20 @@ class _BoundedStream:
         """End the connection now: Hypercorn shields what it sends, which only a closed socket
         ends, and its reader would wait for ever for an answer that cannot be sent."""
         self._statistics.cut_off += 1
+        self.give_way()
+
+    def give_way(self) -> None:
+        """End the connection now, for another's sake."""
         self.transport_stream.socket.close()
         self.scope.cancel()
+
+
+def _source_of(stream: trio.SocketStream) -> str:
+    """Whom a connection counts against; those that are gone again are one."""
+    try:
+        return source_of(peer_of(stream).host)
+    except OSError:
+        return ""
 
 
 def _tls_context(chain: Path, key: Path) -> ssl.SSLContext:
@@ -242,20 +312,3 @@ def _hypercorn_config() -> Config:
     config.accesslog = None
     config.errorlog = logging.getLogger("portal.hypercorn")
     return config
-
-
-def _listening_socket(listen: Address) -> socket.socket:
-    family = socket.AF_INET6 if ":" in listen.host else socket.AF_INET
-    listening = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-    try:
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if family == socket.AF_INET6:
-            listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-        listening.bind((listen.host, listen.port))
-        listening.listen(BACKLOG)
-        listening.setblocking(False)
-    except BaseException:
-        listening.close()
-        raise
-    return listening

@@ -16,6 +16,7 @@ GAUGES = frozenset(
         *("api_streams", "api_waiting_rows"),
         *("actors_accounts", "actors_sessions", "actors_gateways"),
         *("actors_relays", "actors_admissions", "channel_channels", "channel_unjoined"),
+        *("websocket_connections", "websocket_newcomers"),
         *("database_idle", "database_used", "database_waiting"),
         *("database_left", "storage_full"),
         *("runtime_actors", "runtime_queued", "runtime_timers", "runtime_effects_in_flight"),

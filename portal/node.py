@@ -5,7 +5,8 @@
     store             migrated; pool of connections
     node              a life of this node in the cluster (of one, mostly), and links to the others
     actors            the scheduler on its trio host, the control plane's tree
-    doors             feed of changes, control channel (QUIC), JSON API (HTTPS), certificates
+    doors             feed of changes, control channel (QUIC, WebSocket), JSON API (HTTPS),
+                      certificates
 
 What stands higher is up before what stands lower, and ends after it. SIGTERM or SIGINT ends the
 node gracefully: its accounts move to other nodes, no new calls or agents come, those that are there
@@ -17,7 +18,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -36,6 +37,7 @@ from actors.tree import ControlPlane
 from actors.wire import node_codec
 from channel.listener import ChannelServer, serve_channels
 from channel.messages import DoorAddress
+from channel.websocket_listener import WebSocketDoor
 from portal.answers import NodeAnswers
 from portal.api.application import create_api
 from portal.api.feeds import Feeds
@@ -54,8 +56,9 @@ from portal.first_start import (
 from portal.metrics import CallMetrics, StatisticsMetrics
 from portal.presence import LivePresence
 from portal.probe import prove_address
-from portal.regions import RegionDatabase, RegionsUnreadable
+from portal.regions import RegionDatabase, RegionsUnreadable, follow
 from portal.settings import Places, PortalSettings, SettingsError, check
+from portal.websockets import admit_websockets, channel_limits
 from runtime.clock import Clock, SystemClock
 from runtime.cluster.process import NodeProcess
 from runtime.cluster.tenure import Tenure
@@ -78,10 +81,8 @@ DATABASE_CHECK_S: Final = 2.0
 DATABASE_PATIENCE_S: Final = 5.0
 STORAGE_FULL: Final = "the storage of PostgreSQL is full: nothing can be written, calls get 503"
 RENEWAL_CHECK_S: Final = 3_600.0
-REGIONS_CHECK_S: Final = 30.0
 FIRST_EXPIRY_S: Final = 60.0
 EXPIRY_S: Final = 3_600.0
-REGIONS_RETRY_S: Final = 1.0
 FIRST_RETRY_S: Final = 0.1
 LAST_RETRY_S: Final = 5.0
 DRAIN_POLL_S: Final = 0.05
@@ -368,7 +369,9 @@ class _Node:
             certificate_chain=self._certificate.chain_file,
             certificate_key=self._certificate.key_file,
             max_connections=self._settings.api_connections,
+            max_connections_per_source=self._settings.api_connections_per_source,
         )
+        limits = channel_limits(self._settings)
         async with trio.open_nursery() as doors:
             channels: ChannelServer = await doors.start(
                 partial(
@@ -380,8 +383,13 @@ class _Node:
                     portal=self._places.portal,
                     clock=self._clock,
                     randomness=self._randomness,
+                    limits=limits,
                     reset_key=load_reset_key(self._settings.state_dir, self._randomness),
                 )
+            )
+            websockets = WebSocketDoor(channels, limits)
+            renewals = await admit_websockets(
+                doors, websockets, door, self._places, channels.address.port, self._certificate
             )
             doors.start_soon(self._follow_changes, store, control, api.feeds)
             await doors.start(api.feeds.run)
@@ -397,12 +405,14 @@ class _Node:
             await doors.start(answers.serve)
             doors.start_soon(self._watch_database, store)
             doors.start_soon(self._expire, store, process)
-            doors.start_soon(self._renew_certificates, door, channels)
-            doors.start_soon(self._watch_regions, control)
+            doors.start_soon(self._renew_certificates, renewals, channels)
+            if self._regions is not None:
+                doors.start_soon(follow, self._regions, control.regions_changed)
             parts = {
                 "api": api.statistics,
                 "door": door.statistics,
                 "channel": channels.statistics,
+                "websocket": websockets.statistics,
                 "actors": control.statistics,
                 "runtime": host.scheduler.statistics,
                 "node": process.statistics,
@@ -416,6 +426,7 @@ class _Node:
                 "ready",
                 api=str(door.address),
                 channel=str(channels.address),
+                websocket=self._places.websocket,
                 address=self._places.portal,
                 pin=self._authority.pin.hex(),
             )
@@ -467,21 +478,9 @@ class _Node:
         has_takers = any(not row.draining for row in process.tenure.rows)
         return has_takers and control.statistics().accounts > 0
 
-    async def _watch_regions(self, control: ControlPlane) -> None:
-        while self._regions is not None:
-            await trio.sleep(REGIONS_CHECK_S)
-            try:
-                newer = await trio.to_thread.run_sync(self._regions.newer)
-            except RegionsUnreadable as error:
-                log.error("region_database_unreadable", error=str(error))
-            else:
-                if newer is not None:
-                    self._regions.take(newer)
-                    log.info("region_database_read", built_at_s=newer.statistics().built_at_s)
-                    while not control.regions_changed():
-                        await trio.sleep(REGIONS_RETRY_S)
-
-    async def _renew_certificates(self, door: Door, channels: ChannelServer) -> None:
+    async def _renew_certificates(
+        self, renewals: Sequence[Callable[[], None]], channels: ChannelServer
+    ) -> None:
         while True:
             await trio.sleep(RENEWAL_CHECK_S)
             try:
@@ -490,11 +489,17 @@ class _Node:
                 log.error("certificate_not_renewed", error=str(error))
                 continue
             if certificate.chain_pem != self._certificate.chain_pem:
-                self._use(certificate, door, channels)
+                self._use(certificate, renewals, channels)
 
-    def _use(self, certificate: ServerCertificate, door: Door, channels: ChannelServer) -> None:
+    def _use(
+        self,
+        certificate: ServerCertificate,
+        renewals: Sequence[Callable[[], None]],
+        channels: ChannelServer,
+    ) -> None:
         self._certificate = certificate
-        door.renew()
+        for renew in renewals:
+            renew()
         channels.replace_certificate(certificate.chain_pem, certificate.key_pem)
         log.info("certificate_renewed", until=certificate.not_after.isoformat())
 

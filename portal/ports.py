@@ -11,17 +11,18 @@ import socket
 from contextlib import ExitStack
 from typing import Final
 
-from portal.settings import PortalSettings, SettingsError, of_node
+from portal.settings import PortalSettings, SettingsError, check, of_node
 from runtime.net.address import Address
 from runtime.net.binding import CannotListen, binding
 from runtime.net.udp import UdpSocket
 
-_TRANSPORTS: Final = {
-    "listen": "UDP",
-    "api_listen": "TCP",
-    "observability": "TCP",
-    "link_listen": "TCP",
-}
+_PORTS: Final = (
+    ("listen", "UDP"),
+    ("api_listen", "TCP"),
+    ("listen", "TCP"),
+    ("observability", "TCP"),
+    ("link_listen", "TCP"),
+)
 
 
 def check_ports(settings: PortalSettings) -> None:
@@ -31,7 +32,10 @@ def check_ports(settings: PortalSettings) -> None:
     with ExitStack() as bound:
         for number in range(1, settings.nodes + 1):
             node = of_node(settings, number)
-            for setting, transport in _TRANSPORTS.items():
+            own_door = check(node).websocket == "own"
+            for setting, transport in _PORTS:
+                if (setting, transport) == ("listen", "TCP") and not own_door:
+                    continue
                 text = getattr(node, setting)
                 if not text or not (address := Address.parse(text)).port:
                     continue
@@ -39,7 +43,7 @@ def check_ports(settings: PortalSettings) -> None:
                 key = (transport, address.port)
                 try:
                     with binding(who, f"{address} ({transport})"):
-                        bound.enter_context(_bind(address, setting))
+                        bound.enter_context(_bind(address, setting, transport))
                 except CannotListen as error:
                     if error.errno == errno.EADDRINUSE and key in taken:
                         raise SettingsError(
@@ -50,15 +54,15 @@ def check_ports(settings: PortalSettings) -> None:
                 taken.setdefault(key, who)
 
 
-def _bind(address: Address, setting: str) -> socket.socket | UdpSocket:
+def _bind(address: Address, setting: str, transport: str) -> socket.socket | UdpSocket:
     """As the node will."""
-    if _TRANSPORTS[setting] == "UDP":
+    if transport == "UDP":
         return UdpSocket.bind(address, dual_stack=True)
     listening = socket.socket(address.family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if address.family == socket.AF_INET6:
-            only = setting != "api_listen"
+            only = setting not in ("listen", "api_listen")
             listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, only)
         listening.bind((address.host, address.port))
         listening.listen()  # two may bind a port that SO_REUSEADDR is set for, one may listen

@@ -10,12 +10,17 @@ from __future__ import annotations
 import os
 import re
 from collections import OrderedDict
+from collections.abc import Callable
 from ipaddress import IPv6Address, ip_address
 from itertools import islice
 from pathlib import Path
+from typing import Final
 
 import attrs
 import maxminddb
+import trio
+
+from runtime.service import get_logger
 
 MAX_BYTES = 512 * 1024 * 1024
 """The largest database that is read; those of countries have some 10 MB, of cities 60 MB."""
@@ -23,6 +28,11 @@ MAX_KEPT = 65_536
 """How many answers are kept for the next question."""
 RECORDS_LOOKED_AT = 1_000
 """Within how many of its records a database has to name a country."""
+
+CHECK_S: Final = 30.0
+RETRY_S: Final = 1.0
+
+log = get_logger("portal.regions")
 
 _COUNTRY = re.compile(r"[A-Z]{2}")
 
@@ -110,6 +120,24 @@ class RegionDatabase:
             return None
         except ValueError:  # an IPv6 address, and a database of IPv4 alone
             return None
+
+
+async def follow(database: RegionDatabase, changed: Callable[[], bool]) -> None:
+    """Take in each newer file within CHECK_S of its coming, for ever, and have `changed` tell it to
+    all whom it concerns: again and again until it says that all have heard of it. One that cannot
+    be read is logged, and the one before stays in use."""
+    while True:
+        await trio.sleep(CHECK_S)
+        try:
+            newer = await trio.to_thread.run_sync(database.newer)
+        except RegionsUnreadable as error:
+            log.error("region_database_unreadable", error=str(error))
+            continue
+        if newer is not None:
+            database.take(newer)
+            log.info("region_database_read", built_at_s=newer.statistics().built_at_s)
+            while not changed():
+                await trio.sleep(RETRY_S)
 
 
 # --- helpers ---

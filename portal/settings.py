@@ -39,9 +39,12 @@ class PortalSettings:
         `host:port` by which agents reach the control channel; it is part of every token. Without
         it, this machine's host name and the port of `listen`.
     listen
-        Address of the control channel (QUIC, UDP), as `192.0.2.1:443` or `[::]:443`.
+        Address of the control channel, as `192.0.2.1:443` or `[::]:443`: QUIC on UDP and, for
+        agents whose network blocks UDP, WebSocket on TCP.
+    websocket
+        Whether agents may come by WebSocket.
     api_listen
-        Address of the JSON API (HTTPS, TCP).
+        Address of the JSON API (HTTPS, TCP). It may be that of `listen`: both are served there.
     names
         Further DNS names and IP addresses for the server certificate. It always names the hosts
         of `address`, `listen` and `api_listen`, and `localhost`.
@@ -85,7 +88,11 @@ class PortalSettings:
         Country), for policies that ask for the region. Without it every region is unknown, and
         such policies let nobody in. A newer file in its place is read within a minute.
     api_connections
-        Connections to the API at most; further ones are closed at once.
+        Connections to the API at most. A further one takes the place of the oldest that is in no
+        call, of whoever holds the most; where all are in calls it is closed at once.
+    api_connections_per_source
+        The same for one IPv4 address or IPv6 /64, among its own. Raise it where many come by one
+        address.
     drain_timeout_s
         How long a portal that was told to end waits for calls and agents to leave.
     observability
@@ -99,6 +106,7 @@ class PortalSettings:
     state_dir: Path = DEFAULT_STATE_DIR
     address: str = ""
     listen: str = f"[::]:{DEFAULT_PORT}"
+    websocket: bool = True
     api_listen: str = f"[::]:{DEFAULT_PORT}"
     names: tuple[str, ...] = ()
     nodes: int = 1
@@ -115,10 +123,15 @@ class PortalSettings:
     database_connections: int = 8
     region_database: Path | None = None
     api_connections: int = 512
+    api_connections_per_source: int = 128
     drain_timeout_s: float = 5.0
     observability: str = "127.0.0.1:9470"
     log_format: Literal["text", "json"] = "text"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+WebSocketPlace = Literal["nowhere", "own", "api"]
+"""Where agents come by WebSocket: at a socket of their own, or where the API listens."""
 
 
 @attrs.frozen(kw_only=True)
@@ -128,6 +141,7 @@ class Places:
 
     listen: Address
     api_listen: Address
+    websocket: WebSocketPlace
     portal: str
     names: tuple[str, ...]
     link_listen: Address | None
@@ -138,7 +152,7 @@ def check(settings: PortalSettings) -> Places:
     """Read the addresses and numbers of `settings`. Raises SettingsError."""
     listen = _address(settings.listen, "listen")
     api_listen = _address(settings.api_listen, "api_listen")
-    for setting in ("database_connections", "api_connections"):
+    for setting in ("database_connections", "api_connections", "api_connections_per_source"):
         if not 1 <= getattr(settings, setting) <= 100_000:
             raise SettingsError(f"{setting}: from 1 to 100000")
     if not 0 <= settings.drain_timeout_s <= 3_600:
@@ -157,11 +171,32 @@ def check(settings: PortalSettings) -> Places:
     return Places(
         listen=listen,
         api_listen=api_listen,
+        websocket=websocket_place(listen, api_listen) if settings.websocket else "nowhere",
         portal=join_host_port(host, port),
         names=tuple(dict.fromkeys(name for name in hosts if name not in ("0.0.0.0", "::"))),  # noqa: S104  # compared, not bound
         link_listen=_links(settings),
         door=_door(settings, listen, host),
     )
+
+
+def websocket_place(listen: Address, api_listen: Address) -> WebSocketPlace:
+    """Where WebSockets of the channel at `listen` are served. Raises SettingsError where that would
+    be half of what the API's socket has, which no two sockets can share."""
+    if listen.port != api_listen.port or not listen.port:
+        return "own"
+    if listen.host == api_listen.host or _contains(api_listen.host, listen.host):
+        return "api"
+    if _contains(listen.host, api_listen.host) or "::" in (listen.host, api_listen.host):
+        raise SettingsError(
+            f"api_listen: {api_listen} is a part of what listen has ({listen}), which serves"
+            " WebSockets too: set another port, the same address, or websocket to false"
+        )
+    return "own"
+
+
+def _contains(wildcard: str, host: str) -> bool:
+    """Whether a socket at `wildcard` has what one at `host` would."""
+    return wildcard == "::" or (wildcard == "0.0.0.0" and ":" not in host)  # noqa: S104  # compared
 
 
 def of_node(settings: PortalSettings, number: int) -> PortalSettings:

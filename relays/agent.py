@@ -74,6 +74,7 @@ class RelayAgent:
         stamp_secret: bytes,
         name: str,
         region: str,
+        failure_domain: str = "",
         software: str,
         incarnation: int,
     ) -> None:
@@ -83,6 +84,7 @@ class RelayAgent:
         self._stamp_secret = stamp_secret
         self._name = name
         self._region = region
+        self._failure_domain = failure_domain
         self._software = software
         self._incarnation = incarnation
         self._is_joined = False
@@ -107,6 +109,7 @@ class RelayAgent:
             stamp_secret=self._stamp_secret,
             name=self._name,
             region=self._region,
+            failure_domain=self._failure_domain,
             incarnation=self._incarnation,
             load=self._load,
         )

@@ -7,7 +7,6 @@ new allocation is given, and the process ends when the last one has left or afte
 
 from __future__ import annotations
 
-import resource
 import signal
 from collections.abc import Callable, Iterator
 from datetime import datetime
@@ -33,6 +32,7 @@ from relays.settings import Addresses, RelaySettings, check, parse_users
 from relays.transports.local import local_addresses
 from relays.transports.udp import UdpSockets, wanted_descriptors
 from runtime.clock import Clock, SystemClock
+from runtime.descriptors import raise_file_limit
 from runtime.net.binding import binding
 from runtime.randomness import SystemRandomness
 from runtime.secret import Secret
@@ -69,6 +69,7 @@ async def run_relay(settings: RelaySettings) -> None:
                 stamp_secret=stamp_secret,
                 name=settings.name,
                 region=settings.region,
+                failure_domain=settings.failure_domain,
                 software=SOFTWARE,
                 incarnation=_unix_ns(relay.clock.utc_now()),
             )
@@ -256,11 +257,7 @@ class _Metrics(Collector):
 
 def _allow_descriptors(allocations: int) -> int:
     """Raise the limit of open files as far as allowed; how many allocations it is good for."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = wanted_descriptors(allocations)
-    if soft < wanted:
-        soft = min(wanted, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    soft = raise_file_limit(wanted_descriptors(allocations))
     return min(allocations, max(1, (soft - wanted_descriptors(0)) // 2))
 
 

@@ -13,6 +13,8 @@ from relays.turn import FAMILY_IPV4, FAMILY_IPV6
 from runtime.net.address import Address
 
 LOWEST_RELAYED_PORT = 1024
+MAX_PLACE_LENGTH = 64
+"""Characters of a region or a failure domain, as the portal takes them."""
 
 
 class SettingsError(ValueError):
@@ -41,7 +43,13 @@ class RelaySettings:
     name
         Name under which the relay is shown; the host name otherwise.
     region
-        Free text by which the portal prefers near relays and spreads over failure domains.
+        The country where the relay is (ISO 3166-1 alpha-2, such as `DE`), or any name of a place.
+        The portal prefers relays in an agent's country; without a country here it looks the
+        relay's address up.
+    failure_domain
+        A name for what fails together: relays of one rack, provider or line have the same. The
+        portal gives each agent relays of different ones. Without it, the region is meant, and
+        without that the network (IPv4 /24, IPv6 /64) of the first address.
     standalone
         Serve without a portal: users come from `users_file`, and MD5 credentials are allowed.
     users_file
@@ -86,6 +94,7 @@ class RelaySettings:
     token_file: Path | None = None
     name: str = attrs.field(factory=socket.gethostname)
     region: str = ""
+    failure_domain: str = ""
     standalone: bool = False
     users_file: Path | None = None
     realm: str = "holloway"
@@ -135,6 +144,12 @@ def check(settings: RelaySettings) -> Addresses:
         announced.append(Address(external_by_local.get(host, host), address.port))
     first_port, last_port = _port_range(settings.relayed_ports)
     alternates = [_parse(text, "alternate_server") for text in settings.alternate_server]
+    for setting, text in (
+        ("region", settings.region),
+        ("failure_domain", settings.failure_domain),
+    ):
+        if len(text) > MAX_PLACE_LENGTH or not text.isprintable():
+            raise SettingsError(f"{setting}: up to {MAX_PLACE_LENGTH} printable characters")
     for text in settings.allowed_peer_ranges:
         try:
             ip_network(text)

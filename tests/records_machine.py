@@ -114,20 +114,34 @@ class RecordsMachine(LeaseMachine):
             given = self.ask(lambda store, owner=owner: store.last_used(owner, known))
             assert given == ("done", expected)
 
-    @rule(number=st.integers(0, 5), account=st.integers(0, 1), at=moments, ip=ips)
-    def note_seen(self, number: int, account: int, at: datetime, ip: IpText) -> None:
+    @rule(
+        numbers=st.lists(st.integers(0, 5), min_size=1, max_size=4),
+        account=st.integers(0, 1),
+        at=moments,
+        ip=ips,
+    )
+    def note_seen(self, numbers: list[int], account: int, at: datetime, ip: IpText) -> None:
         account_id = LOG_ACCOUNTS[account]
         devices = sorted(
             each.id
             for each in self.model.entities
             if isinstance(each, Client | Gateway) and each.account_id == account_id
         )
-        device_id = devices[number % len(devices)] if devices and number else UUID(int=1)
-        seen = Seen(device_id=device_id, at=at, version=f"1.{number}", remote_ip=ip)
-        assert self.ask(lambda store: store.note_seen(account_id, seen)) == ("done", None)
-        known = self.model.seen.get((account_id, device_id))
-        if device_id in devices and (known is None or known.at < at):
-            self.model.seen[account_id, device_id] = seen
+        seen = [
+            Seen(
+                device_id=devices[number % len(devices)] if devices and number else UUID(int=1),
+                at=at + timedelta(minutes=number),
+                version=f"1.{number}",
+                remote_ip=ip,
+            )
+            for number in numbers
+        ]
+        each_once = list({each.device_id: each for each in seen}.values())
+        assert self.ask(lambda store: store.note_seen(account_id, each_once)) == ("done", None)
+        for each in each_once:
+            known = self.model.seen.get((account_id, each.device_id))
+            if each.device_id in devices and (known is None or known.at < each.at):
+                self.model.seen[account_id, each.device_id] = each
         expected = {
             id: each for (owner, id), each in self.model.seen.items() if owner == account_id
         }

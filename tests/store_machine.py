@@ -910,10 +910,19 @@ class StoreMachine(RecordsMachine):
         relays = {key: each for key, each in self.model.relays.items() if each.token_id != id}
         self.model.relays = relays
 
-    @rule(id=ids("gateway"), token_id=ids("token"), at=instants)
-    def put_relay(self, id: UUID, token_id: UUID, at: datetime) -> None:
+    @rule(
+        id=ids("gateway"), token_id=ids("token"), at=instants, domain=st.sampled_from(["", "rack"])
+    )
+    def put_relay(self, id: UUID, token_id: UUID, at: datetime, domain: str) -> None:
         address = SocketAddress(address=IpText("192.0.2.1"), port=3478)
-        relay = Relay(id=id, token_id=token_id, name="R", addresses=(address,), last_seen_at=at)
+        relay = Relay(
+            id=id,
+            token_id=token_id,
+            name="R",
+            failure_domain=domain,
+            addresses=(address,),
+            last_seen_at=at,
+        )
         tokens = [each for each in self.model.installation_tokens if each.id == token_id]
         given = self.ask(lambda store: store.put_relay(relay))
         if tokens and tokens[0].kind == "relay":

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from ipaddress import IPv4Address, IPv6Address
 from itertools import groupby
 from operator import itemgetter
@@ -39,6 +39,8 @@ from runtime.net.address import Address
 from runtime.randomness import Randomness
 from runtime.secret import Secret
 from tunnel.engine import Connected, Engine, Failed, LocalCandidates, PathChanged, PathLost
+from tunnel.flow_reports import FlowReports, FlowSweep
+from tunnel.flows import FlowTable
 from tunnel.packet import Header, runs
 
 SECOND_NS = 10**9
@@ -95,13 +97,21 @@ class TunnelAgent(ABC):
     """The common half of `ClientAgent` and `GatewayAgent`."""
 
     def __init__(
-        self, identity: AgentIdentity, engine: Engine, *, randomness: Randomness, now: int
+        self,
+        identity: AgentIdentity,
+        engine: Engine,
+        *,
+        randomness: Randomness,
+        now: int,
+        flow_interval_ns: int,
     ) -> None:
         self.engine = engine
         self.account_id: UUID | None = None
         self.own_id: UUID | None = None
         self.interface: Interface | None = None
         self.joined = False
+        self.reports = FlowReports(interval_ns=flow_interval_ns)
+        self._sweep = FlowSweep(self._flow_tables, now)
         self._identity = identity
         self._randomness = randomness
         self._started_ns = now
@@ -145,7 +155,21 @@ class TunnelAgent(ABC):
     def channel_lost(self, now: int) -> None:
         """The portal is away: what is held stays to the end of its lease."""
         self.joined = False
+        for outgoing in self._messages:
+            self.unsent(outgoing, now)
         self._messages.clear()
+
+    def unsent(self, outgoing: Outgoing, now: int) -> None:
+        """The channel did not take a message. Of all messages only reports of flows are kept."""
+        self.reports.put_back(outgoing.message, now)
+
+    def finish(self, now: int) -> None:
+        """The last thing that is asked of an agent: its flows end, and it tells of them."""
+        for table in self._flow_tables():
+            table.remove(lambda flow: True, "stopped", now)
+        if self.joined:
+            for report in self.reports.take_last(now):
+                self._send(report)
 
     # --- what a shell takes out ------------------------------------------------------------------
 
@@ -192,6 +216,30 @@ class TunnelAgent(ABC):
         self, connection_id: UUID, header: Header | None, run: Sequence[bytes], now: int
     ) -> None:
         """A run of packets (`tunnel.packet.runs`) that came out of a tunnel."""
+
+    @abstractmethod
+    def _flow_tables(self) -> Iterable[FlowTable]:
+        """All tables of flows; their parts go to `reports`."""
+
+    # --- flows -----------------------------------------------------------------------------------
+
+    def _flows_timeout(self) -> int | None:
+        """When `_tell_flows` is due."""
+        report_at = self.reports.poll_timeout() if self.joined else None
+        sweep_at = self._sweep.poll_timeout()
+        return sweep_at if report_at is None else min(sweep_at, report_at)
+
+    def _tell_flows(self, now: int) -> None:
+        """Look at flows, and report those that ended or go on for long."""
+        self._sweep.handle_timeout(now)
+        if self.joined and len(self._messages) < MAX_WAITING_MESSAGES:
+            report = self.reports.take(now)
+            if report is not None:
+                self._send(report)
+
+    def _flow_metrics(self) -> dict[str, int]:
+        counts = attrs.asdict(self.reports.counts)
+        return {f"flow_parts_{name}": value for name, value in counts.items()}
 
     # --- helpers of both -------------------------------------------------------------------------
 

@@ -95,8 +95,8 @@ class FieldChange:
     """One field of a step as a declaration has it; None where it is not there, or the default."""
 
     field: str
-    before: object = None
-    after: object = None
+    before: Any = None
+    after: Any = None
 
 
 @attrs.frozen(kw_only=True)

@@ -7,9 +7,9 @@ for the properties that it sees violated, and allows if one of them sees none. T
 deny: no candidate, no access; what is unknown (a zone, a network, an address, a country, a
 provider, a fact) is violated.
 
-Properties that do not depend on a policy (`account_disabled`, `principal_disabled`, `client`,
-`token`, `token_expired`) are violated for all candidates alike. The names in a denial are in the
-order of `PROPERTIES`; values (addresses, times, networks) never appear in it.
+Properties that do not depend on a policy (`OF_EVERYBODY`, and `OF_A_SESSION` where a token is
+looked at) are violated for all candidates alike. The names in a denial are in the order of
+`PROPERTIES`; values (addresses, times, networks) never appear in it.
 
 Expiry of one policy: the least of the end of its time window, its own `expires_at`, its lease
 counted from the instant, and the token's `expires_at`. Of several policies that allow, the one
@@ -30,6 +30,8 @@ from actors.policy.conditions import Facts, in_networks, parse_address
 from actors.policy.snapshot import CompiledPolicy, Gap, Snapshot
 
 __all__ = [
+    "OF_A_SESSION",
+    "OF_EVERYBODY",
     "PROPERTIES",
     "Allowed",
     "CompiledPolicy",
@@ -47,17 +49,20 @@ __all__ = [
     "in_networks",
     "parse_address",
     "principal_of",
+    "sign_in_violation",
     "token_expiry",
     "visible_resources",
 ]
 
+OF_EVERYBODY = ("account_disabled", "client", "principal", "principal_disabled")
+"""Violated whatever a policy says. `client` is asked of a device, `principal` of anybody else."""
+OF_A_SESSION = ("token", "token_expired", "token_source", "auth_provider_disabled", "identity")
+"""Violated whatever a policy says, and asked where a client names the token of its session. It is
+good from its `allowed_sources` (`token_source`), and, if it was made by a sign-in, while that
+provider is enabled and knows the principal by an identity."""
 PROPERTIES = (
-    "account_disabled",
-    "client",
-    "principal",
-    "principal_disabled",
-    "token",
-    "token_expired",
+    *OF_EVERYBODY,
+    *OF_A_SESSION,
     "policy",
     "policy_disabled",
     "policy_expired",
@@ -212,6 +217,22 @@ def principal_of(snapshot: Snapshot, request: Request) -> Principal | None:
     return _subject(snapshot, request)[1]
 
 
+def sign_in_violation(
+    snapshot: Snapshot, token: Token
+) -> Literal["auth_provider_disabled", "identity"] | None:
+    """What the sign-in by which a client's token was made lacks now; None if nothing does, or the
+    token was made by an administrator."""
+    provider_id, principal_id = token.auth_provider_id, token.principal_id
+    if provider_id is None:
+        return None
+    provider = snapshot.auth_providers.by_key.get(provider_id.int)
+    if provider is None or provider.disabled:
+        return "auth_provider_disabled"
+    if principal_id is None or not snapshot.has_identity(principal_id, provider_id):
+        return "identity"
+    return None
+
+
 def token_expiry(snapshot: Snapshot, request: Request) -> datetime | None:
     """When the token of the request ends, if it names one that does."""
     token = _subject(snapshot, request)[2]
@@ -290,8 +311,17 @@ def _common(
         or (principal is not None and token.principal_id != principal.id)
     ):
         violated.append("token")
-    elif token.expires_at is not None and token.expires_at <= instant:
+        return violated
+    if token.expires_at is not None and token.expires_at <= instant:
         violated.append("token_expired")
+    if token.allowed_sources and not (
+        request.remote_ip is not None and in_networks(token.allowed_sources, request.remote_ip)
+    ):
+        violated.append("token_source")
+    if token.auth_provider_id is not None:
+        lacking = sign_in_violation(snapshot, token)
+        if lacking is not None:
+            violated.append(lacking)
     return violated
 
 

@@ -16,6 +16,8 @@ from actors.model import EntityKind, Principal
 from actors.policy.conditions import Condition, Countries, Facts, Hours, Networks, Providers
 from actors.policy.conditions import Verified as VerifiedDevice
 from actors.policy.engine import (
+    OF_A_SESSION,
+    OF_EVERYBODY,
     CompiledPolicy,
     Decision,
     Denied,
@@ -107,11 +109,9 @@ def explain(
 ) -> Explanation:
     """Trace the decision on this request at this instant (aware)."""
     violated = set(common_violations(snapshot, request, instant))
-    names: tuple[str, ...] = ("account_disabled", "client", "principal_disabled")
+    names = tuple(name for name in OF_EVERYBODY if name != "principal") + OF_A_SESSION
     if request.principal_id is not None:
-        names = ("account_disabled", "principal", "principal_disabled")
-    else:
-        names += ("token", "token_expired")
+        names = tuple(name for name in OF_EVERYBODY if name != "client")
     decision = decide(snapshot, request, instant)
     return Explanation(
         decision=decision,

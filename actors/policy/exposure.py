@@ -20,7 +20,7 @@ from uuid import UUID
 import attrs
 
 from actors.policy.effort import OF_A_POLICY, Effort
-from actors.policy.engine import CompiledPolicy, Snapshot
+from actors.policy.engine import CompiledPolicy, Snapshot, sign_in_violation
 
 
 @attrs.frozen(kw_only=True)
@@ -82,6 +82,8 @@ def _lasts(
             continue
         for token in snapshot.sessions_of(principal):
             effort.spend(1)
+            if sign_in_violation(snapshot, token) is not None:
+                continue
             if token.expires_at is None or token.expires_at >= instant + bound:
                 return bound
             longest = max(longest, token.expires_at - instant)

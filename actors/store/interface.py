@@ -9,7 +9,7 @@ an id: instants and ids come with the call.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime, timedelta
 from typing import Annotated, Final, Protocol
@@ -86,6 +86,16 @@ class Invalid(StoreError):
         super().__init__(f"{kind}: {field} is not valid")
         self.kind = kind
         self.field = field
+
+
+class TooMany(StoreError):
+    """More entities of a kind would have the same value in `field` than the account's `limit`."""
+
+    def __init__(self, kind: str, field: str, limit: int) -> None:
+        super().__init__(f"{kind}: at most {limit} of one {field}")
+        self.kind = kind
+        self.field = field
+        self.limit = limit
 
 
 class Repeated(StoreError):
@@ -215,6 +225,7 @@ class Store(LeaseStore, Protocol):
         at: datetime,
         number: int | None = None,
         answer: Answer | None = None,
+        tell: Callable[[int], bytes] | None = None,
     ) -> tuple[Change, ...]:
         """Carry out all mutations in one transaction and return their changes in order.
 
@@ -225,9 +236,11 @@ class Store(LeaseStore, Protocol):
         `number`: only if the account's last change is this one (0 for none), else Outdated.
         `answer`: kept with the mutations under (token_id, key), which must be free or older than
         ANSWER_KEPT, else Repeated. It goes with its token. Where both speak, Repeated does first.
+        `tell` makes its body of the number of the last change, where it depends on that.
 
-        Raises Conflict, Invalid, InvalidReference, NotFound, Outdated, Repeated, Unavailable; then
-        nothing was done.
+        Raises Conflict, Invalid, InvalidReference, NotFound, Outdated, Repeated, TooMany,
+        Unavailable; then nothing was done. TooMany judges what all mutations together leave, and
+        only what gained by them.
         """
 
     async def answer_of(self, token_id: UUID, key: str) -> Answer | None:
@@ -267,7 +280,8 @@ class Store(LeaseStore, Protocol):
         self, account_id: UUID, *, after: int, limit: int = MAX_PAGE, equals: Equals = NO_FILTER
     ) -> tuple[Change, ...]:
         """Changes with numbers above `after`, in order, without gaps (but for those that `equals`
-        leaves out). Raises Pruned when the next one is not kept any more."""
+        leaves out); fewer than `limit` only where there are no more. Raises Pruned when the next
+        one is not kept any more."""
 
     async def last_number(self, account_id: UUID) -> int:
         """The number of the account's last change; 0 if there never was one."""
@@ -312,9 +326,9 @@ class Store(LeaseStore, Protocol):
 
     # --- devices ---
 
-    async def note_seen(self, account_id: UUID, seen: Seen) -> None:
-        """Remember when a client or gateway was last connected. Nothing happens when it was seen
-        later, or is gone."""
+    async def note_seen(self, account_id: UUID, seen: Sequence[Seen]) -> None:
+        """Remember when clients and gateways were last connected, each named once, at most MAX_IDS.
+        Nothing happens to one that was seen later, or is gone. Raises Invalid, ValueError."""
 
     async def seen(self, account_id: UUID, ids: Collection[UUID]) -> dict[UUID, Seen]:
         """When each of these devices was last connected; those that never were are left out. At

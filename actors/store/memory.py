@@ -75,6 +75,7 @@ class MemoryStore(MemoryRecords):
         at: datetime,
         number: int | None = None,
         answer: Answer | None = None,
+        tell: Callable[[int], bytes] | None = None,
     ) -> tuple[Change, ...]:
         """See `Store.apply`."""
         check_mutations(mutations, who=who, at=at, answer=answer)
@@ -90,6 +91,9 @@ class MemoryStore(MemoryRecords):
                 raise Outdated(f"account {account_id} is at change {book.number}")
             for mutation in mutations:
                 transaction.carry_out(mutation)
+            transaction.finish()
+            if answer is not None and tell is not None:
+                transaction.retell(answer, tell(book.number + len(transaction.changes)))
         except BaseException:
             transaction.undo()
             if not known:

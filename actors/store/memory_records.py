@@ -12,8 +12,8 @@ from actors.model import Account, Retention, Token
 from actors.store.interface import ANSWER_KEPT, Answer, Expired, InvalidReference
 from actors.store.memory_nodes import MemoryNodes
 from actors.store.memory_transaction import Book, Tables
-from actors.store.rules import check_ids, check_instant, check_limit, check_logs
-from actors.store.validity import check_filters, kind_of, validate
+from actors.store.rules import check_ids, check_instant, check_limit, check_logs, check_seen
+from actors.store.validity import check_filters, kind_of
 from runtime.clock import Clock
 
 _Rows = dict[tuple[UUID, UUID, datetime], Log]
@@ -72,17 +72,18 @@ class MemoryRecords(MemoryNodes):
             and self._tables.token_accounts.get(id) == account_id
         }
 
-    async def note_seen(self, account_id: UUID, seen: Seen) -> None:
+    async def note_seen(self, account_id: UUID, seen: Sequence[Seen]) -> None:
         """See `Store.note_seen`."""
-        validate(seen)
+        check_seen(seen)
         book = self._books.get(account_id)
-        if book is None or not any(
-            seen.device_id in book.entities[kind] for kind in ("client", "gateway")
-        ):
+        if book is None:
             return
-        known = book.seen.get(seen.device_id)
-        if known is None or known.at < seen.at:
-            book.seen[seen.device_id] = seen
+        for each in seen:
+            if not any(each.device_id in book.entities[kind] for kind in ("client", "gateway")):
+                continue
+            known = book.seen.get(each.device_id)
+            if known is None or known.at < each.at:
+                book.seen[each.device_id] = each
 
     async def seen(self, account_id: UUID, ids: Collection[UUID]) -> dict[UUID, Seen]:
         """See `Store.seen`."""

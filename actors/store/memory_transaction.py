@@ -23,6 +23,7 @@ from actors.model import (
     Entity,
     EntityKind,
     Gateway,
+    Policy,
     Resource,
     Site,
     Token,
@@ -46,9 +47,12 @@ from actors.store.rules import (
     REMOVAL_ORDER,
     SINGLE,
     UNIQUE,
+    check_policies,
+    gains_policy,
     without_member,
     without_secrets,
 )
+from actors.store.validity import validate
 
 
 @attrs.define
@@ -107,11 +111,18 @@ class Transaction:
         self._who = who
         self._at = at
         self._undo: list[Callable[[], None]] = []
+        self._with_more_policies: set[UUID] = set()
 
     def keep(self, answer: Answer) -> None:
         """Keep what is about to be answered. Raises Repeated, InvalidReference."""
         check_answer(self._tables, answer)
         self._set(self._tables.answers, (answer.token_id, answer.key), answer)
+
+    def retell(self, answer: Answer, body: bytes) -> None:
+        """Keep this body in place of that of an answer which is kept. Raises Invalid."""
+        told = attrs.evolve(answer, body=body)
+        validate(told)
+        self._set(self._tables.answers, (answer.token_id, answer.key), told)
 
     def carry_out(self, mutation: Mutation) -> None:
         match mutation:
@@ -121,6 +132,16 @@ class Transaction:
                 if id not in self._book.entities[kind]:
                     raise NotFound(f"{kind} {id}")
                 self._remove(kind, id)
+
+    def finish(self) -> None:
+        """What is judged by the state that all mutations together leave. Raises TooMany."""
+        account = self._book.entities["account"].get(self._account_id)
+        if account is None:
+            return
+        assert isinstance(account, Account)
+        for id in self._with_more_policies:
+            policies = self._book.entities["policy"].values()
+            check_policies(account, sum(_resource_of(each) == id for each in policies))
 
     def undo(self) -> None:
         while self._undo:
@@ -157,6 +178,9 @@ class Transaction:
             self._set(self._tables.token_accounts, entity.id, self._account_id)
         self._set(self._book.entities[kind], entity.id, entity)
         self._record(kind, entity.id, before, entity)
+        resource_id = gains_policy(before, entity)
+        if resource_id is not None:
+            self._with_more_policies.add(resource_id)
 
     def _claim(self, kind: EntityKind, key: Hashable, field: str, id: UUID) -> None:
         if key in self._tables.unique:
@@ -281,6 +305,11 @@ def _unique_keys(entity: Entity) -> dict[Hashable, str]:
     if kind in SINGLE and getattr(entity, "kind", None) == SINGLE[kind]:
         keys[scope, kind, SINGLE[kind]] = "kind"
     return keys | _address_keys(entity)
+
+
+def _resource_of(policy: Entity) -> UUID:
+    assert isinstance(policy, Policy)
+    return policy.resource_id
 
 
 def _address_keys(entity: Entity) -> dict[Hashable, str]:

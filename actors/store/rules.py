@@ -11,11 +11,23 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Sequence
 from datetime import datetime
 from typing import Any, TypeVar
+from uuid import UUID
 
 import attrs
 
-from actors.logs import Log
-from actors.model import ENTITIES, KIND_OF, MEMBERS, REFERENCES, Entity, EntityKind, SealedSecret
+from actors.limits import policies_per_resource
+from actors.logs import Log, Seen
+from actors.model import (
+    ENTITIES,
+    KIND_OF,
+    MEMBERS,
+    REFERENCES,
+    Account,
+    Entity,
+    EntityKind,
+    Policy,
+    SealedSecret,
+)
 from actors.store.interface import (
     MAX_IDS,
     MAX_LOGS,
@@ -24,6 +36,7 @@ from actors.store.interface import (
     Answer,
     Mutation,
     Put,
+    TooMany,
 )
 from actors.store.validity import SECRETS, UNPRINTABLE, validate
 from runtime.cluster.leases import MAX_NODE_LEASE_NS
@@ -119,6 +132,15 @@ def check_logs(rows: Sequence[Log]) -> None:
         validate(row)
 
 
+def check_seen(seen: Sequence[Seen]) -> None:
+    """Checks what `note_seen` is given. Raises Invalid, ValueError."""
+    check_ids(seen)
+    if len({each.device_id for each in seen}) < len(seen):
+        raise ValueError("a device is named twice")
+    for each in seen:
+        validate(each)
+
+
 def check_instant(at: datetime) -> None:
     """Raises ValueError for a naive one."""
     if at.tzinfo is None:
@@ -156,6 +178,22 @@ def check_ttl(ttl_ns: int) -> None:
     """Raises ValueError unless a node's lease may be that long."""
     if not 0 <= ttl_ns <= MAX_NODE_LEASE_NS:
         raise ValueError(f"a lease has 0 to {MAX_NODE_LEASE_NS} ns")
+
+
+def gains_policy(before: Entity | None, after: Entity) -> UUID | None:
+    """The resource that has one more policy when `after` stands in the place of `before`."""
+    if not isinstance(after, Policy):
+        return None
+    if isinstance(before, Policy) and before.resource_id == after.resource_id:
+        return None
+    return after.resource_id
+
+
+def check_policies(account: Account, count: int) -> None:
+    """Raises TooMany for a resource that gained a policy, and now has so many."""
+    limit = policies_per_resource(account)
+    if count > limit:
+        raise TooMany("policy", "resource_id", limit)
 
 
 def without_member(entity: E, field: str, id: object) -> E | None:

@@ -173,8 +173,8 @@ def _bad_fields(value: Value) -> Iterator[str]:
                 yield "ended_at"
             if UNPRINTABLE.search(value.end_reason):
                 yield "end_reason"
-        case Relay() if UNPRINTABLE.search(value.region):
-            yield "region"
+        case Relay():
+            yield from _unprintable(value, "region", "failure_domain")
         case FlowLog() if value.ended_at < value.started_at:
             yield "ended_at"
 

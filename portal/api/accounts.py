@@ -91,6 +91,7 @@ class LimitsBody(Body, frozen=True, kw_only=True):
     sites: Limit | None = None
     resources: Limit | None = None
     policies: Limit | None = None
+    policies_per_resource: Limit | None = None
     tokens: Limit | None = None
     clients: Limit | None = None
     gateways: Limit | None = None

@@ -45,7 +45,14 @@ from portal.api.documentation import documentation_page, openapi_document
 from portal.api.feeds import Feeds
 from portal.api.filters import FILTERS, provide_filters
 from portal.api.frontdoor import FrontDoor
-from portal.api.idempotency import REPLAY_HEADER, IdempotencyKeys, Replayed, claim_of, is_creation
+from portal.api.idempotency import (
+    REPLAY_HEADER,
+    IdempotencyKeys,
+    Replayed,
+    claim_of,
+    is_creation,
+    takes_key,
+)
 from portal.api.journal import RequestJournal
 from portal.api.office import (
     ACCOUNT_HEADER,
@@ -216,14 +223,15 @@ async def require_sense(
     connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler
 ) -> None:
     """Litestar guard: takes note of the headers by which a call makes conditions. Raises Problem;
-    Replayed for a creation that was carried out before."""
+    Replayed for what was carried out before."""
     if handler.opt.get(PUBLIC):
         return
     call = call_of(connection)
     call.preconditions = Preconditions.of(connection.headers)
-    if not is_creation(handler):
+    if not takes_key(handler):
         return
-    call.creates = handler.opt[NOUN]
+    if is_creation(handler):
+        call.creates = handler.opt[NOUN]
     caller = caller_of(connection)
     account = connection.headers.get(ACCOUNT_HEADER, str(caller.account_id))
     claim = claim_of(connection, caller.token_id, account, call.body_hash)
@@ -240,14 +248,16 @@ def answer_not_modified(request: Request[Any, Any, Any], found: NotModified) -> 
 
 
 def answer_again(request: Request[Any, Any, Any], replayed: Replayed) -> Response[bytes]:
-    """The answer that the same creation had before."""
-    body = replayed.answer.body
-    location = call_of(request).location_of(msgspec.json.decode(body)["id"])
+    """The answer that the same call had before."""
+    body, call = replayed.answer.body, call_of(request)
+    headers = {REPLAY_HEADER: "true"}
+    if call.creates:
+        headers["Location"] = call.location_of(msgspec.json.decode(body)["id"])
     return Response(
         body,
         status_code=replayed.answer.status,
         media_type="application/json",
-        headers={REPLAY_HEADER: "true", "Location": location},
+        headers=headers,
     )
 
 

@@ -31,11 +31,23 @@ from actors.model import KIND_OF, EntityKind, Principal, SealedSecret, Token
 from actors.policy.diff import Changed, diff
 from actors.policy.proposals import Proposal, newly_failing_tests, propose
 from actors.policy.snapshot import Snapshot
-from actors.store.interface import MAX_MUTATIONS, Contents, NotFound, Outdated, Put, Remove
+from actors.store.codec import to_json
+from actors.store.interface import (
+    ANSWER_KEPT,
+    MAX_ANSWER_BYTES,
+    MAX_MUTATIONS,
+    Contents,
+    NotFound,
+    Outdated,
+    Put,
+    Remove,
+    Repeated,
+)
 from actors.store.sealing import CannotOpen
 from actors.store.validity import SECRETS
 from portal.api.auth_providers import GOOGLE_ISSUER
 from portal.api.conditions import ConditionsBody, FactBody, conditions_of, facts_of
+from portal.api.idempotency import KEYED
 from portal.api.inject import TheDesk
 from portal.api.office import Desk
 from portal.api.problems import FieldError, Problem, invalid
@@ -91,10 +103,18 @@ class PlanView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Applied(msgspec.Struct, frozen=True, kw_only=True):
-    """What was done, and the number of the account's last change now."""
+    """What was done, and the number of the account's last change now. `steps` is null where it was
+    too long to be kept for an `Idempotency-Key` that is given again."""
 
     number: int
-    steps: tuple[Step, ...]
+    steps: tuple[Step, ...] | None
+
+    def kept(self) -> bytes:
+        """The body that is kept under a key."""
+        whole = to_json(self)
+        if len(whole) <= MAX_ANSWER_BYTES:
+            return whole
+        return to_json(Applied(number=self.number, steps=None))
 
 
 @get("/")
@@ -129,7 +149,7 @@ async def _rehearsed(desk: Desk, declaration: Declaration) -> PlanView:
     return await desk.work(rehearse)
 
 
-@post("/apply", status_code=200)
+@post("/apply", status_code=200, opt={KEYED: True})
 async def apply_declaration(desk: TheDesk, data: JSONBody[ApplyRequest]) -> Applied:
     """Make the account as declared, in one transaction. Sections that are left out are left alone.
 
@@ -137,7 +157,11 @@ async def apply_declaration(desk: TheDesk, data: JSONBody[ApplyRequest]) -> Appl
     or if the account changed since the `number` that is given.
     """
     async with desk.whole():
-        return await _applied(desk, data)
+        try:
+            return await _applied(desk, data)
+        except Outdated:
+            await _raise_if_applied(desk)
+            raise
 
 
 async def _applied(desk: Desk, data: ApplyRequest) -> Applied:
@@ -153,10 +177,32 @@ async def _applied(desk: Desk, data: ApplyRequest) -> Applied:
         )
     _check_caller(desk, contents, planned)
     await desk.check(planned.mutations)
-    changes = await desk.office.store.apply(
-        desk.account_id, planned.mutations, who=desk.caller.who, at=desk.now, number=planned.number
-    )
+    claim, now = desk.call.claim, desk.now
+    try:
+        changes = await desk.office.store.apply(
+            desk.account_id,
+            planned.mutations,
+            who=desk.caller.who,
+            at=now,
+            number=planned.number,
+            answer=None if claim is None or not planned.mutations else claim.answer(200, None, now),
+            tell=lambda number: Applied(number=number, steps=planned.steps).kept(),
+        )
+    except Repeated as repeated:
+        assert claim is not None
+        raise claim.replay(repeated.record) from None
     return Applied(number=changes[-1].number if changes else planned.number, steps=planned.steps)
+
+
+async def _raise_if_applied(desk: Desk) -> None:
+    """Raises Replayed if the account has changed by this very call, which another node carried
+    out meanwhile."""
+    claim = desk.call.claim
+    if claim is None:
+        return
+    known = await desk.office.store.answer_of(claim.token_id, claim.key)
+    if known is not None and known.at > desk.now - ANSWER_KEPT:
+        raise claim.replay(known)
 
 
 # --- below: planning ---

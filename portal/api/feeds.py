@@ -105,10 +105,14 @@ class Feeds:
                 next_check = trio.current_time() + PRESENCE_CHECK_S
                 for account_id in tuple(self._audiences):
                     await self._check_presence(account_id)
-            for reader in self._readers():
-                if reader.caller.account_id is None:  # no feed tells of an operator's token
-                    reader.recheck()
+            self.recheck_operators()  # at other nodes nothing else tells of it
             await trio.sleep(RECHECK_S)
+
+    def recheck_operators(self) -> None:
+        """A token of the installation was deleted: look at once at whom no feed tells of it."""
+        for reader in self._readers():
+            if reader.caller.account_id is None:
+                reader.recheck()
 
     async def follow(
         self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED

@@ -88,6 +88,8 @@ class FrontDoor:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != ScopeType.HTTP:
+            if scope["type"] == ScopeType.WEBSOCKET:  # answered by 403
+                await send({"type": "websocket.close", "code": 1000, "reason": None})
             return
         started_ns = self._clock.monotonic_ns()
         request_id = uuid7(self._clock, self._randomness)

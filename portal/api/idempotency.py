@@ -1,4 +1,4 @@
-"""Creations that may be sent again: the header `Idempotency-Key`.
+"""Creations, and whole declarations, that may be sent again: the header `Idempotency-Key`.
 
 A key belongs to the token that sends it, and is good for ANSWER_KEPT. The answer to a creation is
 kept in the transaction that creates, so there is no moment at which one exists without the other.
@@ -26,6 +26,8 @@ from portal.api.problems import FieldError, Problem, invalid
 from runtime.clock import Clock
 
 IDEMPOTENCY_HEADER: Final = "Idempotency-Key"
+KEYED: Final = "takes a key"
+"""The `opt` of a route that is no creation and takes a key all the same."""
 REPLAY_HEADER: Final = "Idempotency-Replayed"
 WITHHELD: Final = "The text of a token is shown once and never kept. If it was lost, make another."
 
@@ -33,7 +35,7 @@ _KEY = re.compile(rf"[!-~]{{1,{MAX_KEY}}}")
 
 
 class Replayed(Exception):
-    """This creation was carried out before: its answer is to be given again."""
+    """This call was carried out before: its answer is to be given again."""
 
     def __init__(self, answer: Answer) -> None:
         super().__init__(answer.key)
@@ -42,7 +44,7 @@ class Replayed(Exception):
 
 @attrs.frozen(kw_only=True)
 class Claim:
-    """The right to carry out the creation of this key, and to keep its answer."""
+    """The right to carry out the call of this key, and to keep its answer."""
 
     token_id: UUID
     key: str
@@ -71,7 +73,7 @@ class Claim:
         return Problem(
             422,
             "idempotency_key_reused",
-            "This key was used for another creation. Take a new key for each.",
+            "This key was used for another call. Take a new key for each.",
             errors=[FieldError(field=IDEMPOTENCY_HEADER, message="was used for another body")],
         )
 
@@ -116,10 +118,15 @@ class IdempotencyKeys:
 
 
 def is_creation(handler: BaseRouteHandler) -> bool:
-    """Whether a route makes something, so that a key is of use."""
+    """Whether a route makes something."""
     return isinstance(handler, HTTPRouteHandler) and (
         handler.http_methods == {"POST"} and handler.status_code == 201
     )
+
+
+def takes_key(handler: BaseRouteHandler) -> bool:
+    """Whether a route heeds IDEMPOTENCY_HEADER."""
+    return is_creation(handler) or bool(handler.opt.get(KEYED))
 
 
 def claim_of(

@@ -20,7 +20,7 @@ from portal.api.authentication import PUBLIC
 from portal.api.changes import MAX_NUMBER
 from portal.api.events import EVENT_STREAM, EVENTS, LAST_EVENT_ID, STREAM
 from portal.api.filters import FILTERS
-from portal.api.idempotency import IDEMPOTENCY_HEADER, REPLAY_HEADER, is_creation
+from portal.api.idempotency import IDEMPOTENCY_HEADER, REPLAY_HEADER, is_creation, takes_key
 from portal.api.office import ACCOUNT_HEADER
 from portal.api.pagination import DEFAULT_LIMIT, MAX_CURSOR_TEXT, MAX_LIMIT
 from portal.api.problems import MEDIA_TYPE, ProblemBody
@@ -170,7 +170,9 @@ def _successes(
     if _is_of_one(path, method, handler) and method != "DELETE":
         names.append("ETag")
     if is_creation(handler):
-        names += ["Location", REPLAY_HEADER]
+        names.append("Location")
+    if takes_key(handler):
+        names.append(REPLAY_HEADER)
     success: dict[str, Any] = {"description": "Done.", "headers": _headers(*names)}
     returned = handler.parsed_return_field.annotation
     if returned in schema_by_type:
@@ -239,9 +241,9 @@ def _parameters(path: str, method: str, handler: HTTPRouteHandler) -> list[dict[
             "The account to act on; operators need it for what is in one.",
         )
     )
-    if is_creation(handler):
+    if takes_key(handler):
         key = {"type": "string", "minLength": 1, "maxLength": MAX_KEY, "pattern": "^[!-~]+$"}
-        text = "Makes it safe to send a creation again: it is carried out once in 24 h."
+        text = "Makes it safe to send this again: it is carried out once in 24 h."
         found.append(_parameter(IDEMPOTENCY_HEADER, "header", key, text))
     elif _is_of_one(path, method, handler):
         text = "Entity tags, or *: only if the present state is one of these."

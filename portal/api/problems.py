@@ -22,6 +22,7 @@ from actors.store.interface import (
     Outdated,
     StorageFull,
     StoreError,
+    TooMany,
     Unavailable,
 )
 from actors.store.rules import UNIQUE
@@ -167,6 +168,16 @@ def of_store(error: StoreError) -> Problem:
             404,
             "not_found",
             f"{error.field} {message}. Check the id.",
+            errors=(FieldError(field=error.field, message=message),),
+        )
+    if isinstance(error, TooMany):
+        name = error.kind.replace("_", " ")
+        of = error.field.removesuffix("_id").replace("_", " ")
+        message = f"has a limit of {error.limit} of the kind {name}"
+        return Problem(
+            409,
+            "limit_reached",
+            f"One {of} {message}, and would have more. Delete some, or put several into one.",
             errors=(FieldError(field=error.field, message=message),),
         )
     if isinstance(error, Outdated):

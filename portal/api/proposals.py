@@ -17,9 +17,10 @@ from actors.store.interface import Invalid, Mutation, Put, Remove
 from actors.store.validity import validate
 from portal.api import groups, memberships, policies, policy_tests, principals, resources, sites
 from portal.api.call import Call
+from portal.api.misfits import misfits
 from portal.api.office import Desk
 from portal.api.problems import FieldError, Problem, invalid, not_found
-from portal.api.requests import Body, refused_field
+from portal.api.requests import Body
 
 E = TypeVar("E", bound=Entity)
 
@@ -141,8 +142,9 @@ async def _carry_out(desk: DraftDesk, proposed: Proposed) -> None:
     if field is not None:
         try:
             arguments["data"] = msgspec.convert(proposed.fields, field.annotation)
-        except msgspec.ValidationError as error:
-            raise invalid(refused_field(str(error), within="fields")) from None
+        except msgspec.ValidationError:
+            found = misfits(proposed.fields, field.annotation, within="fields")
+            raise invalid(*found) from None
     elif proposed.fields:
         raise invalid(FieldError(field="fields", message="has no place in a deletion"))
     await run(**arguments)

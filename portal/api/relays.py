@@ -26,6 +26,7 @@ class RelayView(msgspec.Struct, frozen=True, kw_only=True):
     token_id: UUID
     name: str
     region: str
+    failure_domain: str
     addresses: tuple[SocketAddress, ...]
     last_seen_at: datetime
     online: bool | None
@@ -36,7 +37,7 @@ class RelayView(msgspec.Struct, frozen=True, kw_only=True):
         return cls(**fields, online=None if online is None else relay.id in online)
 
 
-@get("/", opt=filters(Relay, "name", "region", "token_id"))
+@get("/", opt=filters(Relay, "name", "region", "failure_domain", "token_id"))
 async def list_relays(
     office: TheOffice, caller: TheCaller, page: ThePage, filters: TheFilters
 ) -> Page[RelayView]:

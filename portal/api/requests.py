@@ -19,8 +19,9 @@ from msgspec import UNSET, Meta, Struct
 
 from actors.store.validity import is_dns_pattern
 from channel.reserved import RESERVED
+from portal.api.misfits import misfits
 from portal.api.problems import FieldError, Problem, invalid
-from portal.api.wording import in_words
+from portal.api.wording import refused_field
 
 if TYPE_CHECKING:
     from litestar._openapi.schema_generation import SchemaCreator
@@ -52,7 +53,6 @@ NEVER_A_RESOURCE: Final = (
 MAX_DNS_NAME: Final = 253
 
 _HOST_LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
-_PATH_IN_MESSAGE = re.compile(r" - at `\$\.?(.*)`$", re.DOTALL)
 
 
 class Body(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -70,11 +70,13 @@ def changes_of(update: Body) -> dict[str, Any]:
 
 def decode_body(content: bytes, body_type: Any) -> Any:
     """The body as `body_type`. Raises Problem: 400 for what is not JSON, 422 for what does not
-    fit, with the path of the first field that was refused."""
+    fit, with the path of every field that was refused."""
     try:
-        return msgspec.json.decode(content, type=body_type)
-    except msgspec.ValidationError as error:
-        raise invalid(refused_field(str(error))) from None
+        try:
+            return msgspec.json.decode(content, type=body_type)
+        except msgspec.ValidationError as error:
+            found = misfits(msgspec.json.decode(content), body_type)
+            raise invalid(*(found or (refused_field(str(error)),))) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise Problem(
             400, "malformed_json", "The body is not JSON (UTF-8). Check its quotes and braces."
@@ -230,20 +232,3 @@ def canonical_source(text: str) -> IPv4Address | IPv6Address | None:
         return None
     mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
     return mapped or address
-
-
-def refused_field(message: str, *, within: str = "") -> FieldError:
-    """The field that msgspec did not like, by its message; `within` is where the value was."""
-    found = _PATH_IN_MESSAGE.search(message)
-    unknown = re.search(r"Object contains unknown field `(.*?)`", message, re.DOTALL)
-    path = found[1] if found else ""
-    text = _PATH_IN_MESSAGE.sub("", message)
-    if unknown:
-        path = f"{path}.{unknown[1]}" if path else unknown[1]
-        text = "is not a field here"
-    missing = re.search(r"missing required field `(.*?)`", text, re.DOTALL)
-    if missing:
-        path = f"{path}.{missing[1]}" if path else missing[1]
-        text = "is required"
-    path = ".".join(filter(None, (within, path)))
-    return FieldError(field=path[:200], message=in_words(text)[:500])

@@ -23,6 +23,7 @@ from actors.store.interface import Repeated
 from channel.credentials import SECRET_BYTES, encode_token, hash_token
 from portal.api.authentication import Caller
 from portal.api.call import Call
+from portal.api.feeds import Feeds
 from portal.api.filters import filters
 from portal.api.inject import PathId, TheCall, TheCaller, TheFilters, TheOffice, ThePage
 from portal.api.office import ACCOUNT_HEADER, Desk, Office, provide_desk
@@ -235,6 +236,8 @@ async def delete_token(
     await office.store.remove_installation_token(id, at=office.clock.utc_now())
     log.info("installation_token_deleted", kind=token.kind, id=str(id), who=caller.who)
     office.live.wake_relays()
+    feeds: Feeds = request.app.state.feeds
+    feeds.recheck_operators()
 
 
 async def create_token_at(desk: Desk, data: TokenCreate) -> TokenCreated:

@@ -9,9 +9,12 @@ from typing import Any, Final, get_args
 from msgspec import Meta
 
 from actors.model import FactName, NameField, Region, Scope, Slug
+from portal.api.problems import FieldError
 
 INSTANT: Final = "must be an instant with its offset, such as 2027-01-31T09:00:00Z"
 TIME: Final = "must be a time of day such as 09:30:00"
+
+_PATH_IN_MESSAGE = re.compile(r" - at `\$\.?(.*)`$", re.DOTALL)
 
 NO_LINE_FEED: Final = r"(?!\n)"
 """How patterns of the model end, which says nothing to a caller."""
@@ -66,3 +69,20 @@ def in_words(message: str) -> str:
         if found is not None:
             return words(found)
     return message
+
+
+def refused_field(message: str, *, within: str = "") -> FieldError:
+    """The field that msgspec did not like, by its message; `within` is where the value was."""
+    found = _PATH_IN_MESSAGE.search(message)
+    unknown = re.search(r"Object contains unknown field `(.*?)`", message, re.DOTALL)
+    path = found[1] if found else ""
+    text = _PATH_IN_MESSAGE.sub("", message)
+    if unknown:
+        path = f"{path}.{unknown[1]}" if path else unknown[1]
+        text = "is not a field here"
+    missing = re.search(r"missing required field `(.*?)`", text, re.DOTALL)
+    if missing:
+        path = f"{path}.{missing[1]}" if path else missing[1]
+        text = "is required"
+    path = f"{within}{path}" if path.startswith("[") else ".".join(filter(None, (within, path)))
+    return FieldError(field=path[:200], message=in_words(text)[:500])

@@ -27,13 +27,12 @@ What is decided here:
   (`QuicConnection.keepalive`, and `least_bytes` of the listener's socket).
 - **No 0-RTT and no resumption**: nothing is sent before the server's chain was checked.
 
-What reaches into aioquic for that is in `runtime.net.quic_core`.
+What reaches into aioquic for that is in `runtime.net.quic_core` and `runtime.net.quic_short`.
 """
 
 from __future__ import annotations
 
 import os
-import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -56,6 +55,7 @@ from runtime.net.quic_connection import (
 )
 from runtime.net.quic_core import LEAST_DATAGRAM_BYTES, QuicLimits, make_configuration
 from runtime.net.quic_endpoint import ClientEndpoint, QuicListenerStatistics, ServerEndpoint
+from runtime.net.tcp import route_to
 from runtime.net.udp import UdpSocket
 
 __all__ = [
@@ -183,7 +183,7 @@ async def connect_quic(
     limits = limits or QuicLimits()
     configuration = make_configuration(limits, alpn, is_client=True)
     configuration.server_name = server_name
-    _check_route(remote, mark)
+    route_to(remote, mark)  # without one it raises at once, instead of after a timeout
     configuration.verify_mode = ssl.CERT_NONE  # `verify` decides
     any_host = "::" if ":" in remote.host else "0.0.0.0"  # noqa: S104  # the kernel chooses
     local = Address(source or any_host, 0)
@@ -203,11 +203,3 @@ async def connect_quic(
             nursery.cancel_scope.cancel()
     if failure is not None:
         raise failure
-
-
-def _check_route(remote: Address, mark: int | None) -> None:
-    """Raise OSError at once where the kernel has no route, instead of after a timeout."""
-    with socket.socket(remote.family, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as probe:
-        if mark is not None:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
-        probe.connect(remote)

@@ -15,6 +15,7 @@ from aioquic.quic.stream import QuicStream
 from cryptography.x509 import Certificate
 
 from runtime.net.address import Address
+from runtime.net.connection import ConnectionClosed
 from runtime.net.quic_core import QuicCore, QuicLimits
 
 BAD_CERTIFICATE: Final = 0x100 + 42
@@ -26,24 +27,13 @@ PORT_CLOSED: Final = -4
 
 _KEEPALIVE: Final = b"\xff"
 """As that of IPsec (RFC 3948, section 2.3), which is for the NAT's sake."""
-_MAX_REASON_CHARACTERS: Final = 200
 _NS_PER_S: Final = 10**9
 
 
-class QuicClosed(Exception):
+class QuicClosed(ConnectionClosed):
     """The connection is over. `code` is the peer's or our own error code (RFC 9000, section 20),
     or IDLE_TIMEOUT, STATELESS_RESET, HANDSHAKE_TIMEOUT or PORT_CLOSED; `reason` is printable and
     short."""
-
-    def __init__(self, code: int, reason: str) -> None:
-        printable = "".join(c if c.isprintable() else "?" for c in reason[:_MAX_REASON_CHARACTERS])
-        super().__init__(f"{printable or 'closed'} (code {code})")
-        self.code = code
-        self.reason = printable
-
-    def anew(self) -> QuicClosed:
-        """Its like, to be raised: what was raised holds, by its traceback, all that was near."""
-        return QuicClosed(self.code, self.reason)
 
 
 class Driver(Protocol):
@@ -74,8 +64,8 @@ class QuicConnection:
         self._ended = False
         self._closed: QuicClosed | None = None
         self._lingering: tuple[int, str] | None = None
-        self._readable = trio.Event()
-        self._writable = trio.Event()
+        self._readable: trio.Event | None = None  # while somebody waits
+        self._writable: trio.Event | None = None
         self._established = False
         self._deadline = math.inf
         self._scheduled_at = math.inf
@@ -124,6 +114,8 @@ class QuicConnection:
         while not self.send(data):
             if self._closed is not None:
                 raise self._closed.anew()
+            if self._writable is None:
+                self._writable = trio.Event()
             await self._writable.wait()
 
     async def receive(self) -> bytes:
@@ -132,12 +124,14 @@ class QuicConnection:
         Raises QuicClosed when the connection is over otherwise, and everything was returned.
         Safe to cancel.
         """
-        await trio.lowlevel.checkpoint()
+        if self._received or self._ended or self._closed is not None:
+            await trio.lowlevel.checkpoint()
         while not self._received:
             if self._ended:
                 return b""
             if self._closed is not None:
                 raise self._closed.anew()
+            self._readable = trio.Event()
             await self._readable.wait()
         data = b"".join(self._received)
         self._received.clear()
@@ -194,14 +188,14 @@ class QuicConnection:
         self._wake_writer()
 
     def _wake_reader(self) -> None:
-        if self._readable.statistics().tasks_waiting:
+        if self._readable is not None:
             self._readable.set()
-            self._readable = trio.Event()
+            self._readable = None
 
     def _wake_writer(self) -> None:
-        if self._writable.statistics().tasks_waiting:
+        if self._writable is not None:
             self._writable.set()
-            self._writable = trio.Event()
+            self._writable = None
 
     def _handle(self, event: events.QuicEvent) -> None:
         if isinstance(event, events.StreamDataReceived):

@@ -1,43 +1,46 @@
 """aioquic's connection, bent where its public interface has no word for what is needed.
 
-Everything that reaches into aioquic is in this file: a receive window that follows the reader, one
-stream and no other, stateless resets (RFC 9000, section 10.3), the validated path, the peer's
-chain. The dependency is pinned; the tests on real sockets would show a change.
+Everything that reaches into aioquic is in this file and in `runtime.net.quic_short` (the common
+packets, written and read directly): a receive window that follows the reader, one stream and no
+other, stateless resets (RFC 9000, section 10.3), the validated path, the peer's chain. The
+dependency is pinned; the tests on real sockets would show a change.
 """
 
 from __future__ import annotations
 
 import hmac
+import math
 from collections.abc import Callable
 from functools import cache
-from typing import Final, cast
+from typing import Final
 
 import attrs
 from aioquic.quic import connection as aioquic_connection
 from aioquic.quic.configuration import SMALLEST_MAX_DATAGRAM_SIZE, QuicConfiguration
 from aioquic.quic.connection import (
     MAX_STREAM_DATA_FRAME_CAPACITY,
-    NetworkAddress,
-    QuicConnection,
     QuicConnectionState,
     QuicReceiveContext,
 )
-from aioquic.quic.events import ConnectionTerminated
+from aioquic.quic.events import ConnectionTerminated, QuicEvent
 from aioquic.quic.packet import QuicFrameType, QuicProtocolVersion
 from aioquic.quic.packet_builder import QuicPacketBuilder
 from aioquic.quic.stream import QuicStream
-from aioquic.tls import Epoch
 from cryptography.x509 import Certificate
 
-CID_BYTES: Final = 8
+from runtime.net.quic_short import CID_BYTES, ShortPackets
+
 RESET_TOKEN_BYTES: Final = 16
 MIN_RESET_BYTES: Final = 21
 LEAST_DATAGRAM_BYTES: Final = 21
 """Nothing shorter is a QUIC packet (RFC 9000, section 10.3): a server's socket need not take it."""
 
+TIMER_GRAIN_S: Final = 0.004
+"""Far below the 25 ms for which peers are told that acknowledgements may wait (`max_ack_delay`)."""
 _MAX_CIDS: Final = 3
 """Of a connection at a time. Each change of path takes one, which is replaced; aioquic makes 8."""
 _UNLIMITED: Final = 2**61
+_DRAINING: Final = QuicConnectionState.DRAINING
 _NS_PER_S: Final = 10**9
 
 # Every connection has a table of 33 frame types; most of it is these sets, of which there are few.
@@ -66,7 +69,7 @@ class QuicLimits:
     resets_per_s: int = 100
 
 
-class QuicCore(QuicConnection):
+class QuicCore(ShortPackets):
     """aioquic's connection, with a receive window that follows the reader and no other streams."""
 
     def __init__(
@@ -136,55 +139,30 @@ class QuicCore(QuicConnection):
         self._consumed += size
         return self._consumed + self._window - stream.max_stream_data_local >= self._window // 2
 
-    def datagrams_to_send(self, now: float) -> list[tuple[bytes, NetworkAddress]]:
-        """As aioquic's, which builds a packet to find that nothing stands in it: most connections
-        that are looked at have only taken an acknowledgement."""
-        if self._has_nothing_to_send(now):
-            self._pacing_at = None
-            return []
-        return super().datagrams_to_send(now)
-
-    def _has_nothing_to_send(self, now: float) -> bool:
-        """Whether a packet would be empty; False where that is not plain to see."""
-        path = self._network_paths[0] if len(self._network_paths) == 1 else None
-        if (
-            self._state is not QuicConnectionState.CONNECTED
-            or not self._handshake_confirmed
-            or self._handshake_done_pending
-            or self._close_pending
-            or path is None
-            or not path.is_validated
-            or path.remote_challenges
-            or self._probe_pending
-            or self._ping_pending
-            or self._retire_connection_ids
-            or self._streams_blocked_pending
-            or self._datagrams_pending
-        ):
-            return False
-        ack_at = self._spaces[Epoch.ONE_RTT].ack_at
-        if ack_at is not None and ack_at <= now:
-            return False
+    def _must_tell_limit(self, stream: QuicStream) -> bool:
+        limit = stream.max_stream_data_local
         return (
-            self._crypto_streams[Epoch.ONE_RTT].sender.buffer_is_empty
-            and all(cid.was_sent for cid in self._host_cids)
-            and all(self._is_idle(stream) for stream in self._streams.values())
-        )
-
-    def _is_idle(self, stream: QuicStream) -> bool:
-        sender, receiver = stream.sender, stream.receiver
-        return (
-            sender.buffer_is_empty
-            and not sender.reset_pending
-            and not receiver.stop_pending
-            and not stream.is_finished
-            and stream.max_stream_data_local_sent == stream.max_stream_data_local
-            and self._consumed + self._window - stream.max_stream_data_local < self._window // 2
+            stream.max_stream_data_local_sent != limit
+            or self._consumed + self._window - limit >= self._window // 2
         )
 
     def has_begun(self) -> bool:
         """Whether any packet of the peer could be read yet (a server's connection)."""
         return self._state is not QuicConnectionState.FIRSTFLIGHT
+
+    def next_event(self) -> QuicEvent | None:
+        return self._events.popleft() if self._events else None
+
+    def next_look(self) -> float:
+        """When `handle_timer` is to be called, if nothing comes before (seconds; infinity: never).
+        It is `get_timer`, put off to the next TIMER_GRAIN_S, so that the timers of thousands of
+        connections come up together; only where the pacer waits it is exact."""
+        timer = self.get_timer()
+        if timer is None:
+            return math.inf
+        if self._pacing_at is not None:
+            return timer
+        return math.ceil(timer / TIMER_GRAIN_S) * TIMER_GRAIN_S
 
     def probe(self) -> None:
         """Have the next packet ask for an answer, even beyond the congestion window."""
@@ -196,14 +174,15 @@ class QuicCore(QuicConnection):
 
     def ended_by_peer(self) -> ConnectionTerminated | None:
         """How the peer closed, at once: aioquic itself tells only after its draining period."""
-        return self._close_event if self._state is QuicConnectionState.DRAINING else None
+        return self._close_event if self._state is _DRAINING else None
 
     def validated_address(self) -> tuple[str, int] | None:
         """The address of the active path, None while that is being validated."""
         paths = self._network_paths
         if not paths or not paths[0].is_validated:
             return None
-        return cast(tuple[str, int], paths[0].addr)
+        address: tuple[str, int] = paths[0].addr
+        return address
 
     def peer_chain(self) -> tuple[Certificate, ...]:
         own = getattr(self.tls, "_peer_certificate", None) if hasattr(self, "tls") else None

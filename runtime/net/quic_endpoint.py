@@ -1,6 +1,6 @@
 """Endpoints: one UDP socket each, and the QUIC connections that live on it.
 
-The essay on what is decided is in `runtime.net.quic`. Some 660 lines, since the endpoints of a
+The essay on what is decided is in `runtime.net.quic`. Some 700 lines, since the endpoints of a
 server and of a client are one loop over one socket.
 """
 
@@ -14,8 +14,7 @@ import os
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Sequence
-from ipaddress import IPv6Address, ip_address
-from typing import Final, cast
+from typing import Final
 
 import attrs
 import trio
@@ -48,20 +47,25 @@ from runtime.net.quic_connection import (
     QuicConnection,
 )
 from runtime.net.quic_core import (
-    CID_BYTES,
     MIN_RESET_BYTES,
     RESET_TOKEN_BYTES,
     QuicCore,
     QuicLimits,
 )
 from runtime.net.quic_newcomers import Newcomer, Newcomers
+from runtime.net.quic_short import CID_BYTES
 from runtime.net.quic_suspicion import Suspicion
+from runtime.net.sources import source_of
 from runtime.net.udp import UdpSocket
 from runtime.service import get_logger
 
 _NO_APPLICATION_PROTOCOL: Final = 0x100 + 120
 _MAX_RESET_BYTES: Final = 43
 _REFUSALS_OF_A_DIAL: Final = 2
+_LONG_HEADER: Final = 0x80
+_BATCH: Final = 64
+"""So many datagrams are taken before anything else has its turn."""
+_BATCHES_BEFORE_TIMERS: Final = 32
 _NS_PER_S: Final = 10**9
 
 log = get_logger("quic")
@@ -96,6 +100,7 @@ class Endpoint(ABC):
         self.failures = 0
         self._marked: dict[QuicConnection, None] = {}
         self._wake = trio.Event()
+        self._reader_waits = False
         self._timers: list[tuple[float, int, QuicConnection]] = []
         self._timer_number = 0
 
@@ -162,7 +167,17 @@ class Endpoint(ABC):
             self._finish(connection, QuicClosed(STATELESS_RESET, "the server has forgotten us"))
             return
         try:
-            core.receive_datagram(data, sender, trio.current_time())
+            now = trio.current_time()
+            core.receive_datagram(data, sender, now)
+            # Mostly an acknowledgement of all there was: nothing is to be done about it, and the
+            # timer that is set leads to the next one.
+            if (
+                connection._lingering is None
+                and sender == connection._remote
+                and core.is_at_rest(now)
+            ):
+                connection._wake_writer()
+                return
         except Exception as error:
             self._fail(connection, error)
             return
@@ -185,8 +200,8 @@ class Endpoint(ABC):
             connection._follow_path()
             self._linger(connection, now)
             for data, remote in core.datagrams_to_send(now):
-                self.socket.send(data, cast(tuple[str, int], remote))
-            timer = core.get_timer()
+                self.socket.send(data, remote)
+            timer = core.next_look()
         except Exception as error:
             self._fail(connection, error)
             return
@@ -195,7 +210,7 @@ class Endpoint(ABC):
             return
         if connection.unacknowledged_bytes <= self.limits.send_buffer_bytes:
             connection._wake_writer()
-        self._schedule(connection, min(timer or math.inf, connection._deadline))
+        self._schedule(connection, min(timer, connection._deadline))
 
     # --- helpers -------------------------------------------------------------------------------
 
@@ -204,9 +219,10 @@ class Endpoint(ABC):
             if self.has_newcomers:
                 await trio.lowlevel.checkpoint()
             else:
+                self._reader_waits = True
                 await self.socket.wait_readable()
-            for data, sender in self.socket.receive_batch():
-                self.datagram(data, sender)
+                self._reader_waits = False
+            self._hear(1)
             # After the datagrams: what the peer said before its end is no answer to a probe.
             for remote in self.socket.take_refusals():
                 self.refused(remote)
@@ -217,11 +233,27 @@ class Endpoint(ABC):
         while True:
             # What other tasks send in this turn shares packets.
             await trio.lowlevel.checkpoint()
-            self._fire_timers()
+            if self._timers and self._timers[0][0] <= trio.current_time():
+                # To have told a thousand connections something takes a while, in which they have
+                # answered: that is read before their answers are missed.
+                self._hear(_BATCHES_BEFORE_TIMERS)
+                self._fire_timers()
             self.flush()
             self._wake = trio.Event()
+            if self._reader_waits and self.has_newcomers:  # of which it does not know
+                self.take_in()
+                self._wake.set()
             with trio.move_on_at(self._timers[0][0] if self._timers else math.inf):
                 await self._wake.wait()
+
+    def _hear(self, batches: int) -> None:
+        """Take what has come, at most so many batches of it."""
+        for _ in range(batches):
+            batch = self.socket.receive_batch(_BATCH)
+            for data, sender in batch:
+                self.datagram(data, sender)
+            if len(batch) < _BATCH:
+                return
 
     def _schedule(self, connection: QuicConnection, at: float) -> None:
         if at >= connection._scheduled_at:
@@ -247,12 +279,12 @@ class Endpoint(ABC):
 
     def _tick(self, connection: QuicConnection, now: float) -> None:
         try:
-            timer = connection._core.get_timer()
-            if timer is not None and timer > now:
+            timer = connection._core.next_look()
+            if now < timer < math.inf:
                 # An acknowledgement has put it off since it was set.
                 self._schedule(connection, min(timer, connection._deadline))
                 return
-            if timer is not None and timer <= now:
+            if timer <= now:
                 connection._core.handle_timer(now)
         except Exception as error:
             self._fail(connection, error)
@@ -425,6 +457,11 @@ class ServerEndpoint(Endpoint):
         self._accepted = self._refused = self._retries = self._resets = 0
 
     def datagram(self, data: bytes, sender: Address) -> None:
+        if len(data) > CID_BYTES and not data[0] & _LONG_HEADER:
+            connection = self._connection_by_cid.get(data[1 : 1 + CID_BYTES])
+            if connection is not None:
+                self.receive(connection, data, sender)
+                return
         try:
             header = pull_quic_header(Buffer(data=data), host_cid_length=CID_BYTES)
         except ValueError:
@@ -499,7 +536,7 @@ class ServerEndpoint(Endpoint):
             return
         if header.packet_type != QuicPacketType.INITIAL:
             return
-        source = _source(sender)
+        source = source_of(sender.host)
         waiting = self._newcomers.of_source(source)
         if (
             self._count_handshakes() >= self.limits.max_handshakes
@@ -648,12 +685,6 @@ def _count_down(counter: Counter[str], key: str) -> None:
     counter[key] -= 1
     if not counter[key]:
         del counter[key]
-
-
-def _source(sender: Address) -> str:
-    """Whom a connection counts against: an IPv4 address or an IPv6 /64 network."""
-    ip = ip_address(sender.host)
-    return ip.exploded[:19] if isinstance(ip, IPv6Address) else sender.host
 
 
 def _closed_by(event: events.ConnectionTerminated) -> QuicClosed:

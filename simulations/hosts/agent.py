@@ -350,9 +350,9 @@ class _WatchedGateway(GatewayAgent):
     on_forwarded: Callable[[UUID, Sequence[bytes]], None]
     on_granted: Callable[[Authorize], None]
 
-    def _forward(self, connection: _Connection, run: Sequence[bytes], now: int) -> None:
+    def _forward(self, connection: _Connection, run: Sequence[bytes], now: int) -> int:
         self.on_forwarded(connection.client.id, run)
-        super()._forward(connection, run, now)
+        return super()._forward(connection, run, now)
 
     def _grant(self, message: Authorize, now: int) -> None:
         super()._grant(message, now)

@@ -43,6 +43,7 @@ from simulations.hosts.agent import ENGINE_PORT, ClientHost, GatewayHost
 from simulations.hosts.inner import APP_PORT, ECHO_PORT, udp_packet
 from simulations.hosts.relay import RELAY_PORT, RelayHost
 from tunnel.agent import Outgoing
+from tunnel.flows import Ending
 
 EVERY_NS: Final = 200 * NS_PER_MS
 FLOOD: Final = 20
@@ -159,7 +160,7 @@ def _trespass(client: HostileClient) -> None:
 class _Keeper(ClientAgent):
     """Heeds no revocation, and no end of a lease."""
 
-    def _end(self, authorization_id: UUID, now: int) -> None:
+    def _end(self, authorization_id: UUID, now: int, ending: Ending = "") -> None:
         pass
 
     def _remove(self, resource_id: UUID, now: int) -> None:

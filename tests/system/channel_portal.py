@@ -2,11 +2,13 @@
 
 Usage: python -m tests.system.channel_portal PORT CHAIN_FILE KEY_FILE [DOOR...]
 
-It tells each agent the doors that are named.
+It tells each agent the doors that are named. With WEBSOCKET_ALONE in the environment agents reach
+it by WebSocket alone.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -14,13 +16,15 @@ import trio
 
 from channel.listener import Attachment, Channel, serve_channels
 from channel.messages import Challenge, DoorAddress, Portals
+from channel.websocket_listener import WebSocketDoor
 from runtime.clock import SystemClock
 from runtime.net.address import Address
 from runtime.randomness import SystemRandomness
+from tests.ports import free_port
 from tests.unit.channel.agents import Desk
 
 
-async def run(port: int, chain: bytes, key: bytes, doors: tuple[DoorAddress, ...]) -> None:
+async def run(port: int, chain: Path, key: Path, doors: tuple[DoorAddress, ...]) -> None:
     def accept(desk: Desk) -> None:
         desk.accept()
         if doors:
@@ -29,12 +33,13 @@ async def run(port: int, chain: bytes, key: bytes, doors: tuple[DoorAddress, ...
     def connected(channel: Channel, challenge: Challenge) -> Attachment:
         return Desk(channel, answer=accept)
 
+    by_websocket = bool(os.environ.get("WEBSOCKET_ALONE"))
     async with trio.open_nursery() as nursery:
         server = await nursery.start(
             lambda task_status: serve_channels(
-                Address("127.0.0.1", port),
-                chain,
-                key,
+                Address("127.0.0.1", 0 if by_websocket else port),
+                chain.read_bytes(),
+                key.read_bytes(),
                 connected,
                 portal="localhost",
                 clock=SystemClock(),
@@ -43,14 +48,18 @@ async def run(port: int, chain: bytes, key: bytes, doors: tuple[DoorAddress, ...
                 task_status=task_status,
             )
         )
-        print(server.address.port, flush=True)
+        if by_websocket:
+            port = port or free_port()
+            listen = Address("127.0.0.1", port)
+            await nursery.start(WebSocketDoor(server).serve, listen, chain, key)
+        print(port if by_websocket else server.address.port, flush=True)
 
 
 if __name__ == "__main__":
     trio.run(
         run,
         int(sys.argv[1]),
-        Path(sys.argv[2]).read_bytes(),
-        Path(sys.argv[3]).read_bytes(),
+        Path(sys.argv[2]),
+        Path(sys.argv[3]),
         tuple(map(DoorAddress, sys.argv[4:])),
     )

@@ -62,6 +62,21 @@ class Terminal:
         assert "Traceback" not in said, said
         return Ended(done.returncode, done.stdout.decode(), said)
 
+    async def answer(self, text: str, *argv: str) -> Ended:
+        """The same with somebody at the keyboard, who answers this."""
+        ours, theirs = os.openpty()
+        try:
+            os.write(ours, text.encode())
+            done = await trio.run_process(
+                [sys.executable, "-m", "holloway", "admin", *argv],
+                env=self.env, capture_stdout=True, capture_stderr=True, check=False, stdin=theirs,
+                cwd=ROOT,
+            )  # fmt: skip
+        finally:
+            os.close(ours)
+            os.close(theirs)
+        return Ended(done.returncode, done.stdout.decode(), done.stderr.decode())
+
 
 def environment(home: Path, **env: str) -> dict[str, str]:
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("HOLLOWAY_", "COLUMNS"))}
@@ -105,7 +120,8 @@ async def test_a_thing_is_made_shown_changed_and_removed_by_its_name(home: Path)
         assert renamed.json() == made | {"name": "Team"}
         late = await at.admin("groups", "delete", "Team", "--if-match", old)
         assert late.status == 3
-        assert (await at.admin("groups", "delete", made["id"])).status == 0
+        removed = await at.admin("groups", "delete", made["id"])
+        assert (removed.status, removed.out) == (0, f"deleted: group Team ({made['id']})\n")
         gone = await at.admin("groups", "get", made["id"])
         assert gone.status == 4
         assert "There is no such group here" in gone.err
@@ -123,9 +139,39 @@ async def test_lists_are_printed_for_people_and_for_programs(home: Path) -> None
         assert UUID(as_json[0]["group_id"])
         narrow = (await at.admin("policies", "list", COLUMNS="40")).out.splitlines()
         assert max(map(len, narrow)) <= 40
-        place = next(i for i, line in enumerate(narrow) if line.startswith("id"))
-        width = narrow[place].index("group")
-        assert "".join(line[:width].strip() for line in narrow[place + 1 :]) == as_json[0]["id"]
+        assert [line.split()[0] for line in narrow] == ["id", as_json[0]["id"]]
+        assert "not shown (-o wide): " in (await at.admin("policies", "list", COLUMNS="40")).err
+        wide = (await at.admin("policies", "list", "-o", "wide", COLUMNS="40")).out.splitlines()
+        assert {"account", "created_at", "resource"} <= set(wide[0].split())
+        assert len(wide) == 2
+
+
+async def test_every_list_fits_a_terminal_of_eighty_columns(home: Path) -> None:
+    async with terminal(home) as at:
+        for noun in ("resources", "tokens", "policies"):
+            listed = await at.admin(noun, "list", COLUMNS="80")
+            assert listed.status == 0, listed.err
+            lines = listed.out.splitlines()
+            count = len((await at.admin(noun, "list", "-o", "json")).json())
+            assert len(lines) == 1 + count, listed.out  # no cell was folded
+            assert max(map(len, lines)) <= 80
+
+
+async def test_whoever_sits_at_a_terminal_is_asked_before_something_is_deleted(home: Path) -> None:
+    async with terminal(home) as at:
+        made = (await at.admin("sites", "create", "--name", "Rome", "-o", "json")).json()
+        asked = await at.answer("no\n", "sites", "delete", "Rome")
+        assert asked.status == 1
+        assert f"Delete site Rome ({made['id']}), with all that refers to it?" in asked.err
+        assert "nothing was done" in asked.err
+        assert (await at.admin("sites", "get", "Rome")).status == 0
+        done = await at.answer("yes\n", "sites", "delete", "Rome", "-o", "json")
+        assert done.json() == made
+        assert (await at.admin("sites", "get", made["id"])).status == 4
+        await at.admin("sites", "create", "--name", "Rome")
+        unasked = await at.answer("", "sites", "delete", "Rome", "--yes")
+        assert unasked.status == 0
+        assert "Delete" not in unasked.err
 
 
 async def test_every_list_there_is_can_be_printed(home: Path) -> None:

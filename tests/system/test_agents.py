@@ -13,12 +13,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 import pytest
 
 from channel.credentials import encode_token
-from simulations.installation import GATEWAYS, WEB, Installation, wait_until
+from simulations.installation import GATEWAYS, PAGE, WEB, Installation, wait_until
 from simulations.kernel.lab import Host, Lab
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(240)]
@@ -164,6 +165,50 @@ def test_icmp_fragments_and_ipv6_pass(it: Installation) -> None:
         assert answers("-c", "3", "-s", "3000", "fd00:20::80")
 
 
+def flow_rows(it: Installation, protocol: str, ending: str) -> dict[str, dict[str, Any]]:
+    """The newest row of each reporter of flows to the web host."""
+    newest: dict[str, dict[str, Any]] = {}
+    for row in it.admin.call("GET", "/v1/logs/flows?limit=100")["items"]:
+        if (row["destination"], row["protocol"], row["ending"]) == (WEB, protocol, ending):
+            newest.setdefault(row["reporter"], row)
+    return newest
+
+
+def test_a_fetched_page_stands_in_the_flow_log_from_both_sides(it: Installation) -> None:
+    before = flow_rows(it, "tcp", "closed")
+    assert it.fetch_page()
+
+    def both() -> tuple[dict[str, Any], dict[str, Any]] | None:
+        rows = flow_rows(it, "tcp", "closed")
+        if not {"client", "gateway"} <= rows.keys():
+            return None
+        same = rows["client"]["source_port"] == rows["gateway"]["source_port"]
+        fresh = all(rows[side] != before.get(side) for side in rows)
+        return (rows["client"], rows["gateway"]) if same and fresh else None
+
+    by_client, by_gateway = wait_until(both, what="both sides told of the flow", every_s=0.5)
+    assert by_client["destination_port"] == by_gateway["destination_port"] == 80
+    assert by_client["authorization_id"] == by_gateway["authorization_id"]
+    assert by_client["resource_id"] == it.ids["resource"]
+    assert by_client["bytes_received"] == by_gateway["bytes_received"] > len(PAGE)
+    assert by_client["packets_sent"] == by_gateway["packets_sent"] >= 4
+    assert by_client["flows"] == by_gateway["flows"] == 1
+
+
+@contextlib.contextmanager
+def last_words(it: Installation, side: str) -> Iterator[None]:
+    """A download is under way as the block begins, and the agent that ends in the block is to tell
+    of it."""
+    with it.download("--limit-rate", "200k") as (_, target):
+        wait_until(lambda: target.exists() and target.stat().st_size, what="the download began")
+        yield
+    wait_until(
+        lambda: side in flow_rows(it, "tcp", "stopped"),
+        what=f"the {side} told of the flow at its end",
+        every_s=0.5,
+    )
+
+
 def test_a_client_tells_what_its_device_is(it: Installation) -> None:
     def reported() -> dict[str, object]:
         changes = it.admin.call("GET", "/v1/changes?limit=1000")["items"]
@@ -280,9 +325,10 @@ def test_a_killed_client_starts_again_and_leaves_one_rule(it: Installation) -> N
 
 def test_down_takes_everything_back(it: Installation) -> None:
     component = it.components["laptop"]
-    it.laptop.run(*HOLLOWAY, "down", "--state-dir", str(it.directory / "laptop"))
-    assert component.process is not None
-    assert component.process.wait(timeout=30) == 0
+    with last_words(it, "client"):
+        it.laptop.run(*HOLLOWAY, "down", "--state-dir", str(it.directory / "laptop"))
+        assert component.process is not None
+        assert component.process.wait(timeout=30) == 0
     assert "26727" not in rules(it.laptop)
     assert tun_devices(it.laptop) == []
     assert not (it.directory / "laptop" / "control.sock").exists()
@@ -296,9 +342,10 @@ def test_a_gateway_that_is_told_to_end_leaves_the_machine_as_it_was(it: Installa
     used = next(peer["name"] for peer in it.status()["peers"] if peer["path"])
     host, component = it.gateway_hosts[used], it.components[used]
     assert host.run("sysctl", "-n", "net.ipv4.ip_forward").strip() == "1"
-    component.signal(signal.SIGTERM)
-    assert component.process is not None
-    assert component.process.wait(timeout=30) == 0
+    with last_words(it, "gateway"):
+        component.signal(signal.SIGTERM)
+        assert component.process is not None
+        assert component.process.wait(timeout=30) == 0
     assert host.run("sysctl", "-n", "net.ipv4.ip_forward").strip() == "0"
     assert host.run("nft", "list", "tables").strip() == ""
     assert tun_devices(host) == []

@@ -257,13 +257,14 @@ async def test_draining_sends_agents_away_and_takes_no_new_one() -> None:
 
 @contextmanager
 def portal_process(
-    port: int, directory: Path, *doors: str
+    port: int, directory: Path, *doors: str, websocket: bool = False
 ) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
     (directory / "chain").write_bytes(CHAIN)
     (directory / "key").write_bytes(KEY)
     arguments = [str(port), str(directory / "chain"), str(directory / "key"), *doors]
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.system.channel_portal", *arguments],
+        env=os.environ | ({"WEBSOCKET_ALONE": "1"} if websocket else {}),
         stdout=subprocess.PIPE,
         cwd=Path(__file__).parents[2],
     )

@@ -318,6 +318,67 @@ async def test_one_key_at_two_nodes_makes_one_thing(tmp_path: Path) -> None:
             assert len(sites) == 1
 
 
+async def test_a_declaration_that_is_sent_again_is_applied_once(tmp_path: Path) -> None:
+    async with installation(tmp_path) as here:
+        _, admin = await here.admin_of("acme")
+        async with here.client(admin) as client:
+            key = {"idempotency-key": "k-1"}
+            number = (await client.post("/v1/declaration/plan", json={"declaration": {}})).json()
+            body = {"declaration": {"sites": [{"name": "Paris"}]}, "number": number["number"]}
+            first = await client.post("/v1/declaration/apply", json=body, headers=key)
+            assert first.status_code == 200, first.text
+            sites = (await client.get("/v1/sites", params={"name": "Paris"})).json()["items"]
+            await client.delete(f"/v1/sites/{sites[0]['id']}")  # somebody else's change
+            again = await client.post("/v1/declaration/apply", json=body, headers=key)
+            assert (again.status_code, again.json()) == (200, first.json())
+            assert again.headers["idempotency-replayed"] == "true"
+            assert "location" not in again.headers
+            assert not (await client.get("/v1/sites", params={"name": "Paris"})).json()["items"]
+            other = {"declaration": {"sites": [{"name": "Lyon"}]}}
+            reused = await client.post("/v1/declaration/apply", json=other, headers=key)
+            assert reused.json()["code"] == "idempotency_key_reused"
+
+
+async def test_of_a_long_declaration_the_steps_are_not_kept(tmp_path: Path) -> None:
+    async with installation(tmp_path) as here:
+        _, admin = await here.admin_of("acme")
+        async with here.client(admin) as client:
+            key = {"idempotency-key": "k-1"}
+            groups = [{"name": f"group {number:04} {'x' * 200}"} for number in range(300)]
+            body = {"declaration": {"groups": groups}}
+            first = await client.post("/v1/declaration/apply", json=body, headers=key)
+            assert len(first.json()["steps"]) == 300
+            again = await client.post("/v1/declaration/apply", json=body, headers=key)
+            assert again.json() == {"number": first.json()["number"], "steps": None}
+
+
+async def test_one_declaration_at_two_nodes_is_applied_once(tmp_path: Path) -> None:
+    store = PausingStore()
+    async with (
+        installation(tmp_path / "a", store=store) as here,
+        installation(tmp_path / "b", store=store) as there,
+    ):
+        _, admin = await here.admin_of("acme")
+        answers: list[httpx.Response] = []
+        async with here.client(admin) as one, there.client(admin) as other:
+            planned = (await one.post("/v1/declaration/plan", json={"declaration": {}})).json()
+            body = {"declaration": {"sites": [{"name": "Paris"}]}, "number": planned["number"]}
+
+            async def send(http: httpx.AsyncClient) -> None:
+                key = {"idempotency-key": "k-1"}
+                answers.append(await http.post("/v1/declaration/apply", json=body, headers=key))
+
+            store.pauses = True
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(send, one)
+                nursery.start_soon(send, other)
+                await store.reached.wait()
+                await trio.sleep(0.1)
+                store.may_go.set()
+            assert [answer.status_code for answer in answers] == [200, 200]
+            assert answers[0].json() == answers[1].json()
+
+
 async def test_a_key_is_free_again_after_a_day(tmp_path: Path) -> None:
     async with installation(tmp_path) as here:
         account_id, admin = await here.admin_of("acme")

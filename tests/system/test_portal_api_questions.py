@@ -102,7 +102,7 @@ async def test_a_proposal_says_who_gains_and_who_loses_and_changes_nothing(tmp_p
             "mutations[1].action",
         ),
         (
-            {"action": "create", "noun": "groups", "fields": {"colour": 1}},
+            {"action": "create", "noun": "groups", "fields": {"name": "New", "colour": 1}},
             422,
             "mutations[1].fields.colour",
         ),
@@ -345,6 +345,22 @@ async def test_an_account_has_no_more_of_a_kind_than_it_may(tmp_path: Path) -> N
             sites = (await client.get("/v1/sites?name=Paris")).json()["items"]
             assert (await client.delete(f"/v1/sites/{sites[0]['id']}")).status_code == 204
             await made(client, "sites", name="Lyon")
+
+
+async def test_a_resource_has_no_more_policies_than_its_account_allows(tmp_path: Path) -> None:
+    async with installation(tmp_path) as here:
+        account_id, admin = await here.admin_of("acme")
+        async with here.client(admin) as client, here.client(here.operator_token) as operator:
+            ids = await world(here, client)
+            limits = {"policies_per_resource": 2}
+            changed = await operator.patch(f"/v1/accounts/{account_id}", json={"limits": limits})
+            assert changed.json()["limits"]["policies_per_resource"] == 2
+            policy = {"group_id": ids["groups"], "resource_id": ids["resources"]}
+            await made(client, "policies", **policy)
+            refused = await client.post("/v1/policies", json=policy)
+            assert (refused.status_code, refused.json()["code"]) == (409, "limit_reached")
+            assert [each["field"] for each in refused.json()["errors"]] == ["resource_id"]
+            assert "2" in refused.json()["detail"]
 
 
 async def test_of_many_at_once_no_more_are_made_than_there_may_be(

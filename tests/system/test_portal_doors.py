@@ -52,6 +52,9 @@ async def test_more_connections_than_allowed_are_closed_and_places_come_back(
 ) -> None:
     async with installation(tmp_path, max_connections=3) as here:
         held = [await raw_stream(here) for _ in range(3)]
+        for stream in held:
+            await begin_call(stream)
+        await in_calls(here, 3)
         extra = await trio.open_tcp_stream(*here.door.address)
         assert await all_that_comes(extra) == b""
         assert here.door.statistics().refused == 1
@@ -63,6 +66,50 @@ async def test_more_connections_than_allowed_are_closed_and_places_come_back(
             assert (await client.get("/healthz")).status_code == 200
         for stream in held:
             await trio.aclose_forcefully(stream)
+
+
+async def begin_call(stream: trio.SSLStream[trio.SocketStream]) -> None:
+    """A call whose body does not come."""
+    await stream.send_all(
+        b"POST /v1/sites HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+        b"content-length: 100\r\n\r\n"
+    )
+
+
+async def in_calls(here: Installation, count: int) -> None:
+    with trio.fail_after(PATIENCE_S):
+        while sum(not each.idle for each in here.door._streams) != count:
+            await trio.sleep(0.01)
+
+
+async def test_a_stranger_who_holds_all_that_he_may_keeps_nobody_out(tmp_path: Path) -> None:
+    async with installation(tmp_path, max_connections_per_source=4) as here:
+        greeting = [await trio.open_tcp_stream(*here.door.address) for _ in range(2)]
+        with trio.fail_after(PATIENCE_S):
+            while here.door.statistics().connections < 2:
+                await trio.sleep(0.01)
+        silent = await raw_stream(here)
+        calling = await raw_stream(here)
+        await begin_call(calling)
+        await in_calls(here, 1)
+        for number, stream in enumerate([*greeting, silent], 1):
+            newcomer = await raw_stream(here)  # the oldest that is in no call gives way
+            await begin_call(newcomer)
+            await in_calls(here, 1 + number)
+            assert await all_that_comes(stream) == b""
+            assert here.door.statistics().displaced == number
+        refused = await trio.open_tcp_stream(*here.door.address)
+        assert await all_that_comes(refused) == b""
+        assert here.door.statistics().refused == 1
+        assert here.door.statistics().connections == 4
+
+
+async def test_a_call_after_a_call_is_no_idle_one(tmp_path: Path) -> None:
+    async with installation(tmp_path) as here, here.client() as client:
+        for _ in range(2):
+            assert (await client.get("/healthz")).status_code == 200
+            await in_calls(here, 0)
+        assert here.door.statistics().accepted == 1
 
 
 async def test_headers_without_end_are_refused(tmp_path: Path) -> None:

@@ -116,7 +116,7 @@ def relay(folder: Path, portal_port: int, port: int) -> Iterator[subprocess.Pope
         process = subprocess.Popen(
             [sys.executable, "-m", "holloway", "relay", "--listen", f"127.0.0.1:{port}",
              "--allowed-peer-ranges", "127.0.0.0/8", "--observability", "", "--name", "lyon",
-             "--region", "eu"],
+             "--region", "eu", "--failure-domain", "rack-7"],
             env=os.environ | {"HOLLOWAY_RELAY_TOKEN_FILE": str(token)},
             stderr=log,
             cwd=ROOT,
@@ -173,7 +173,7 @@ async def test_a_relay_joins_and_serves_whom_the_portal_sends(tmp_path: Path) ->
             await until(lambda: bool(desk.loads), "the relay reports its load")
             (join,) = desk.joins
             assert join.addresses == (SocketAddress(address=IpText("127.0.0.1"), port=port),)
-            assert (join.name, join.region) == ("lyon", "eu")
+            assert (join.name, join.region, join.failure_domain) == ("lyon", "eu", "rack-7")
             assert desk.loads[0] == Load(allocations=0, load=0.0)
             with UdpSocket.bind(Address("127.0.0.1", 0)) as socket:
                 client = client_with(join.stamp_secret, port)

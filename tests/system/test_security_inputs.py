@@ -29,6 +29,7 @@ from runtime.net.udp import UdpSocket
 from runtime.randomness import SystemRandomness
 from tests.unit.channel.agents import Agent, Desk
 from tests.unit.channel.certificates import Authority
+from tunnel.agent import Outgoing
 from tunnel.engine import Engine
 from tunnel.shell.driver import EngineDriver
 from tunnel.shell.tun import TunDevice
@@ -103,6 +104,8 @@ class _FailingAgent:
         return None
 
     def handle_timeout(self, now: int) -> None: ...
+    def finish(self, now: int) -> None: ...
+    def unsent(self, outgoing: Outgoing, now: int) -> None: ...
     def drain_messages(self) -> list[Any]:
         return []
 

@@ -11,8 +11,10 @@ from uuid import UUID
 import attrs
 import pytest
 
+from actors.limits import POLICIES_PER_RESOURCE
 from actors.model import (
     Account,
+    AccountLimits,
     Authorization,
     Client,
     Gateway,
@@ -37,6 +39,7 @@ from actors.store.interface import (
     Put,
     Remove,
     Store,
+    TooMany,
 )
 from actors.store.memory import MemoryStore
 from actors.store.postgres import PostgresStore
@@ -344,6 +347,44 @@ async def test_a_transaction_sees_its_own_steps_in_order(store: Store) -> None:
 
 
 # --- reading -------------------------------------------------------------------------------------
+
+
+def policies_on(resource: Resource, count: int, first: int = 0x1000) -> list[Mutation]:
+    return [
+        Put(attrs.evolve(POLICY, id=UUID(int=first + number), resource_id=resource.id))
+        for number in range(count)
+    ]
+
+
+async def test_a_resource_has_no_more_policies_than_it_may(store: Store) -> None:
+    other = attrs.evolve(WEB, id=UUID(int=0x51), name="other")
+    await apply(store, *map(Put, [ACME, STAFF, HALL, WEB, other]))
+    await apply(store, *policies_on(WEB, POLICIES_PER_RESOURCE))
+    elsewhere = attrs.evolve(POLICY, resource_id=other.id)
+    await apply(store, Put(elsewhere))
+    number = (await store.contents(ACME.id)).number
+    for one_more in (policies_on(WEB, 1, 0x2000), [Put(attrs.evolve(POLICY, resource_id=WEB.id))]):
+        with pytest.raises(TooMany) as refused:
+            await apply(store, *one_more)
+        assert (refused.value.kind, refused.value.field) == ("policy", "resource_id")
+        assert refused.value.limit == POLICIES_PER_RESOURCE
+    assert (await store.contents(ACME.id)).number == number
+    await apply(store, Put(attrs.evolve(POLICY, id=UUID(int=0x1000), disabled=True)))
+    # What all mutations together leave is what counts.
+    await apply(store, *policies_on(WEB, 1, 0x2000), Remove("policy", UUID(int=0x1000)))
+
+
+async def test_an_account_may_allow_fewer_policies_of_a_resource(store: Store) -> None:
+    few = attrs.evolve(ACME, limits=AccountLimits(policies_per_resource=2))
+    await apply(store, *map(Put, [ACME, STAFF, HALL, WEB]), *policies_on(WEB, 3))
+    await apply(store, Put(few))  # those that are there stay, and may change
+    await apply(store, Put(attrs.evolve(POLICY, id=UUID(int=0x1000), disabled=True)))
+    with pytest.raises(TooMany):
+        await apply(store, *policies_on(WEB, 1, 0x2000))
+    await apply(store, *(Remove("policy", UUID(int=0x1000 + number)) for number in range(2)))
+    await apply(store, *policies_on(WEB, 1, 0x2000))
+    with pytest.raises(TooMany):
+        await apply(store, *policies_on(WEB, 1, 0x2001))
 
 
 async def test_another_accounts_entities_are_not_found(store: Store) -> None:

@@ -13,13 +13,15 @@ import psycopg
 import pytest
 import trio
 
-from actors.logs import LOG_FILTERS, LOG_KINDS, FlowLog, Log, RequestLog, SessionLog
-from actors.model import Account, Change, Group, Principal, Retention, Site, Token
+from actors.logs import LOG_FILTERS, LOG_KINDS, FlowLog, Log, RequestLog, Seen, SessionLog
+from actors.model import Account, Change, Client, Group, Principal, Retention, Site, Token
 from actors.store.embedded import EmbeddedPostgres
 from actors.store.interface import (
     ANSWER_KEPT,
+    MAX_ANSWER_BYTES,
     Answer,
     Conflict,
+    Invalid,
     Outdated,
     Pruned,
     Put,
@@ -92,7 +94,7 @@ def every_kind(at: datetime, number: int) -> list[Log]:
         FlowLog(
             id=some, account_id=ACME.id, at=at, reporter="gateway", authorization_id=some,
             client_id=some, gateway_id=some, resource_id=some, protocol="udp", source=here,
-            destination=here, started_at=at, ended_at=at,
+            destination=here, started_at=at, ended_at=at, ending="a_new_one", flows=2**63 - 1,
         ),
     ]  # fmt: skip
 
@@ -111,6 +113,30 @@ async def test_a_key_counts_once_and_tells_what_was_answered(store: Store) -> No
     late = attrs.evolve(ANSWER, status=202, at=AT + ANSWER_KEPT)
     await store.apply(ACME.id, [Put(site("Loft"))], who="t", at=AT, answer=late)
     assert await store.answer_of(API.id, "k") == late
+
+
+async def test_an_answer_may_tell_the_number_that_the_transaction_came_to(store: Store) -> None:
+    await fill(store)
+    number = (await store.contents(ACME.id)).number
+    two = [Put(site("Hall")), Put(site("Loft"))]
+    changes = await store.apply(
+        ACME.id, two, who="t", at=AT, answer=ANSWER, tell=lambda last: b"%d" % last
+    )
+    assert changes[-1].number == number + 2
+    told = attrs.evolve(ANSWER, body=b"%d" % (number + 2))
+    assert await store.answer_of(API.id, "k") == told
+    other = attrs.evolve(ANSWER, key="other")
+    with pytest.raises(Invalid):
+        await store.apply(
+            ACME.id,
+            [Put(site("Barn"))],
+            who="t",
+            at=AT,
+            answer=other,
+            tell=lambda _: bytes(MAX_ANSWER_BYTES + 1),
+        )
+    assert await store.answer_of(API.id, "other") is None
+    assert len(await store.list(ACME.id, "site")) == 2
 
 
 async def test_a_refused_transaction_leaves_its_key_free(store: Store) -> None:
@@ -250,6 +276,36 @@ async def test_logs_of_several_accounts_are_written_together_or_not_at_all(store
     await store.write_logs(rows)
     for account, row in ((ACME, rows[0]), (BETA, rows[1])):
         assert await store.logs(account.id, "request") == (row,)
+
+
+# --- sightings -----------------------------------------------------------------------------------
+
+
+async def test_devices_are_seen_together_and_one_that_is_gone_costs_no_other(store: Store) -> None:
+    await fill(store)
+    laptops = [
+        Client(
+            id=UUID(int=number), account_id=ACME.id, principal_id=ANN.id, token_id=API.id,
+            device_key=bytes([number]) * 32, name="laptop", ipv4=ACME.range_ipv4[number],
+            ipv6=ACME.range_ipv6[number], created_at=AT,
+        )
+        for number in range(10, 13)
+    ]  # fmt: skip
+    token = attrs.evolve(API, kind="client", scopes=(), id=UUID(int=3), hash=bytes(31) + b"1")
+    laptops = [attrs.evolve(each, token_id=token.id) for each in laptops]
+    await store.apply(ACME.id, [Put(token), *map(Put, laptops)], who="test", at=AT)
+    await store.apply(ACME.id, [Remove("client", laptops[1].id)], who="test", at=AT)
+    seen = [
+        Seen(device_id=each.id, at=AT, version=each.name, remote_ip=IpText("192.0.2.1"))
+        for each in reversed(laptops)
+    ]
+    await store.note_seen(ACME.id, seen)
+    kept = {each.device_id: each for each in seen if each.device_id != laptops[1].id}
+    assert await store.seen(ACME.id, [each.id for each in laptops]) == kept
+    with pytest.raises(ValueError, match="named twice"):
+        await store.note_seen(ACME.id, [seen[0], attrs.evolve(seen[0], at=AT + DAY)])
+    await store.note_seen(BETA.id, seen)
+    assert await store.seen(ACME.id, [each.id for each in laptops]) == kept
 
 
 # --- partitions ----------------------------------------------------------------------------------

@@ -29,6 +29,8 @@ SHELLS = {
     "channel/listener.py",
     "channel/own_token.py",
     "channel/presented.py",
+    "channel/reaching.py",
+    "channel/websocket_listener.py",
     "relays/command.py",
     "relays/daemon.py",
     "relays/settings.py",
@@ -51,6 +53,7 @@ RUNTIME_CORES = (
     "cluster/envelopes", "cluster/frames", "cluster/keyed", "cluster/leases", "cluster/link",
     "cluster/member", "cluster/node", "cluster/placement", "cluster/remote", "cluster/reporter",
     "cluster/tenure", "cluster/testing", "presence/crdt", "presence/tracker", "net/quic_core",
+    "net/sources", "net/websocket_core",
 )  # fmt: skip
 
 FORBIDDEN_MODULES = frozenset({

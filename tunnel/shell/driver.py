@@ -49,6 +49,8 @@ class DrivenAgent(Protocol):
     def pump(self, now: int) -> None: ...
     def poll_timeout(self) -> int | None: ...
     def handle_timeout(self, now: int) -> None: ...
+    def finish(self, now: int) -> None: ...
+    def unsent(self, outgoing: Outgoing, now: int) -> None: ...
     def drain_messages(self) -> list[Outgoing]: ...
     def drain_packets(self) -> list[bytes]: ...
     def drain_events(self) -> list[Any]: ...
@@ -143,11 +145,17 @@ class EngineDriver:
         for outgoing in agent.drain_messages():
             if self.sender is None or not self.sender.send(outgoing.message, ref=outgoing.ref):
                 self._unsent_messages += 1
+                agent.unsent(outgoing, self._clock.monotonic_ns())
         events = agent.drain_events()
         if events:
             self._events += events
             self._events_came.set()
         self._reschedule()
+
+    def finish(self) -> None:
+        """Let the agent say its last."""
+        self._agent.finish(self._clock.monotonic_ns())
+        self.flush()
 
     def statistics(self) -> DriverStatistics:
         return DriverStatistics(

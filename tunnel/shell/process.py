@@ -45,6 +45,7 @@ from tunnel.shell.tun import TunDevice
 DEVICE_SEED_BYTES = 32
 STOP_TIMEOUT_S = 20.0
 HEALTH_INTERVAL_S = 0.5
+LAST_WORDS_S = 0.1
 CONTROL_SOCKET = "control.sock"
 
 
@@ -243,16 +244,20 @@ class _Process:
                 "driver": attrs.asdict(self._driver.statistics()),
             }
         if command == "down":
-            self._log.info("ending", reason="down")
-            self._ending.deadline = trio.current_time() + 0.1  # once the answer has gone out
+            self._end("down")
             return {"ok": True}
         return {"error": f"no such command: {str(command)[:40]!r}"}
 
     async def _end_on_signal(self) -> None:
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
             number = await anext(signals)
-            self._log.info("ending", reason=signal.Signals(number).name)
-            self._ending.cancel()
+            self._end(signal.Signals(number).name)
+
+    def _end(self, reason: str) -> None:
+        """End soon: what the agent says last, and the answer to `down`, go out before."""
+        self._log.info("ending", reason=reason)
+        self._driver.finish()
+        self._ending.deadline = min(self._ending.deadline, trio.current_time() + LAST_WORDS_S)
 
     async def _watch_health(self) -> None:
         while True:

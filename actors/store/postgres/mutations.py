@@ -7,7 +7,7 @@ account cannot change under it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any, LiteralString
 from uuid import UUID
@@ -32,9 +32,12 @@ from actors.store.rules import (
     HOLDERS,
     REFERRERS,
     REMOVAL_ORDER,
+    check_policies,
+    gains_policy,
     without_member,
     without_secrets,
 )
+from actors.store.validity import validate
 
 # In one statement, so that what it finds and how far the changes are pruned belong together.
 _CHANGES: LiteralString = """
@@ -62,6 +65,10 @@ ON CONFLICT (token_id, key) DO UPDATE SET request_hash = excluded.request_hash,
     status = excluded.status, body = excluded.body, at = excluded.at
 WHERE answer.at <= %s RETURNING key
 """
+_RETELL: LiteralString = "UPDATE answer SET body = %s WHERE token_id = %s AND key = %s"
+_COUNT_POLICIES: LiteralString = (
+    "SELECT count(*) FROM policy WHERE account_id = %s AND resource_id = %s"
+)
 _INSERT_CHANGE: LiteralString = (
     "INSERT INTO change (account_id, number, at, who, kind, entity_id, before, after)"
     " VALUES (%s, %s, %s, %s, %s, %s, %s, %s)"
@@ -108,9 +115,11 @@ async def apply_mutations(
     at: datetime,
     expected: int | None,
     answer: Answer | None,
+    tell: Callable[[int], bytes] | None,
 ) -> tuple[Change, ...]:
     """Carry out checked mutations in the open transaction, if `expected` (a number that is not
-    None) is that of the last change. Raises NotFound, Outdated, Repeated, psycopg.Error."""
+    None) is that of the last change. Raises NotFound, Outdated, Repeated, TooMany, psycopg.Error.
+    """
     number = await _lock(connection, account_id)
     if answer is not None:
         await keep(connection, answer)
@@ -119,8 +128,13 @@ async def apply_mutations(
     work = _Work(connection, account_id, number, who, at)
     for mutation in mutations:
         await work.carry_out(mutation)
+    await work.finish()
     if work.changes:
         await work.log()
+    if answer is not None and tell is not None:
+        told = attrs.evolve(answer, body=tell(number + len(work.changes)))
+        validate(told)
+        await connection.execute(_RETELL, [told.body, told.token_id, told.key])
     return tuple(work.changes)
 
 
@@ -176,6 +190,7 @@ class _Work:
         self._who = who
         self._at = at
         self._account_exists = False
+        self._with_more_policies: set[UUID] = set()
 
     async def carry_out(self, mutation: Mutation) -> None:
         if isinstance(mutation, Put):
@@ -185,6 +200,18 @@ class _Work:
         if not entities:
             raise NotFound(f"{mutation.kind} {mutation.id}")
         await self._remove(mutation.kind, entities[0])
+
+    async def finish(self) -> None:
+        """What is judged by the state that all mutations together leave. Raises TooMany."""
+        if not self._with_more_policies:
+            return
+        for account in await self._find("account", "id", self._account_id):
+            assert isinstance(account, Account)
+            for id in sorted(self._with_more_policies):
+                cursor = await self._connection.execute(_COUNT_POLICIES, [self._account_id, id])
+                row = await cursor.fetchone()
+                assert row is not None
+                check_policies(account, row[0])
 
     async def log(self) -> None:
         """Write the changes and the new number; its trigger wakes the feed at the commit."""
@@ -219,6 +246,9 @@ class _Work:
                 await self._check_account()
             await self._connection.execute(table.insert, table.row(entity))
         self._record(kind, before, entity)
+        resource_id = gains_policy(before, entity)
+        if resource_id is not None:
+            self._with_more_policies.add(resource_id)
 
     async def _check_account(self) -> None:
         if not self._account_exists and not await self._find("account", "id", self._account_id):

@@ -4,7 +4,6 @@ logs. How long: `actors.store.postgres.retention`."""
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from contextlib import suppress
 from datetime import UTC, datetime
 from itertools import groupby
 from typing import LiteralString
@@ -24,8 +23,8 @@ from actors.store.postgres.transactions import (
     of_account,
     of_token,
 )
-from actors.store.rules import check_ids, check_instant, check_limit, check_logs
-from actors.store.validity import check_filters, validate
+from actors.store.rules import check_ids, check_instant, check_limit, check_logs, check_seen
+from actors.store.validity import check_filters
 from channel.messages import IpText
 
 _USE: LiteralString = (
@@ -43,11 +42,14 @@ _LAST_USED: LiteralString = (
 _NOTE_SEEN: LiteralString = """
 INSERT INTO seen (account_id, client_id, gateway_id, at, version, remote_ip)
 SELECT %(account_id)s, client.id, CASE WHEN client.id IS NULL THEN gateway.id END,
-    %(at)s, %(version)s, %(remote_ip)s
-FROM (SELECT %(device_id)s::uuid AS id) device
+    device.at, device.version, device.remote_ip
+FROM unnest(
+    %(device_ids)s::uuid[], %(ats)s::timestamptz[], %(versions)s::text[], %(remote_ips)s::inet[]
+) AS device (id, at, version, remote_ip)
 LEFT JOIN client ON client.account_id = %(account_id)s AND client.id = device.id
 LEFT JOIN gateway ON gateway.account_id = %(account_id)s AND gateway.id = device.id
 WHERE client.id IS NOT NULL OR gateway.id IS NOT NULL
+ORDER BY device.id
 ON CONFLICT (account_id, device_id) DO UPDATE SET at = excluded.at,
     version = excluded.version, remote_ip = excluded.remote_ip WHERE seen.at < excluded.at
 """
@@ -94,22 +96,26 @@ class PostgresRecords(Transactions):
         rows = await self._select(scope, _LAST_USED, [account_id, list(ids)])
         return {id: at.astimezone(UTC) for id, at in rows}
 
-    async def note_seen(self, account_id: UUID, seen: Seen) -> None:
+    async def note_seen(self, account_id: UUID, seen: Sequence[Seen]) -> None:
         """See `Store.note_seen`."""
-        validate(seen)
+        check_seen(seen)
         parameters = {
             "account_id": account_id,
-            "device_id": seen.device_id,
-            "at": seen.at,
-            "version": seen.version,
-            "remote_ip": str(seen.remote_ip),
+            "device_ids": [each.device_id for each in seen],
+            "ats": [each.at for each in seen],
+            "versions": [each.version for each in seen],
+            "remote_ips": [str(each.remote_ip) for each in seen],
         }
 
         async def note(connection: TrioConnection) -> None:
             await connection.execute(_NOTE_SEEN, parameters)
 
-        with suppress(InvalidReference):  # the device went at this moment
+        try:
             await self._transact(of_account(account_id), note)
+        except InvalidReference:  # a device went at this moment
+            if len(seen) > 1:
+                for each in seen:
+                    await self.note_seen(account_id, [each])
 
     async def seen(self, account_id: UUID, ids: Collection[UUID]) -> dict[UUID, Seen]:
         """See `Store.seen`."""

@@ -3,7 +3,7 @@ lost: `actors.store.postgres.transactions`."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from datetime import datetime
 from typing import LiteralString
@@ -111,6 +111,7 @@ class PostgresStore(PostgresRecords):
         at: datetime,
         number: int | None = None,
         answer: Answer | None = None,
+        tell: Callable[[int], bytes] | None = None,
     ) -> tuple[Change, ...]:
         """See `Store.apply`."""
         mutations = tuple(mutations)
@@ -123,7 +124,7 @@ class PostgresStore(PostgresRecords):
         return await self._transact(
             scope,
             lambda connection: apply_mutations(
-                connection, account_id, mutations, who, at, number, answer
+                connection, account_id, mutations, who, at, number, answer, tell
             ),
         )
 

@@ -13,6 +13,7 @@ from zoneinfo import ZoneInfo
 from actors.model import (
     ENTITIES,
     Account,
+    AuthProvider,
     AuthProviderCondition,
     Client,
     ClientPostureCondition,
@@ -23,6 +24,7 @@ from actors.model import (
     Fact,
     FactTest,
     Group,
+    Identity,
     Membership,
     Policy,
     Principal,
@@ -188,6 +190,8 @@ def decide(
         common.add("token")
     elif any(t.expires_at is not None and t.expires_at <= instant for t in tokens):
         common.add("token_expired")
+    for session in tokens if "token" not in common else ():
+        common |= faults_of_session(entities, session, remote_ip)
     if not owners:
         return None, common, set()
     violated = set(common)
@@ -243,6 +247,29 @@ def decide(
         return None, violated, set()
     latest = max(expiries.values())
     return latest, set(), {id for id, at in expiries.items() if at == latest}
+
+
+def faults_of_session(entities: list[Entity], token: Token, remote_ip: str | None) -> set[str]:
+    """From where a token is used, and what became of the sign-in by which it was made."""
+    faults = set()
+    if token.allowed_sources:
+        sources = RemoteIpCondition(operator="is_in", values=token.allowed_sources)
+        if not address_holds(sources, remote_ip):
+            faults.add("token_source")
+    if token.auth_provider_id is None:
+        return faults
+    enabled = [e.id for e in entities if isinstance(e, AuthProvider) and not e.disabled]
+    known = [
+        e
+        for e in entities
+        if isinstance(e, Identity)
+        and (e.principal_id, e.auth_provider_id) == (token.principal_id, token.auth_provider_id)
+    ]
+    if token.auth_provider_id not in enabled:
+        faults.add("auth_provider_disabled")
+    elif not known:
+        faults.add("identity")
+    return faults
 
 
 def in_group(entities: list[Entity], principal: Principal, group_id: object) -> bool:

@@ -214,6 +214,8 @@ def flow(authorization_id: UUID, **fields: Any) -> ReportedFlow:
         "packets_received": 4,
         "bytes_sent": 300,
         "bytes_received": 4_000,
+        "ending": "idle",
+        "flows": 2,
     }
     return ReportedFlow(**base | fields)
 
@@ -241,6 +243,7 @@ def test_both_sides_report_their_flows() -> None:
     assert by_client.started_at == START + timedelta(seconds=40)
     assert by_client.ended_at == START + timedelta(seconds=55)
     assert (by_client.packets_sent, by_client.bytes_received) == (3, 4_000)
+    assert (by_client.ending, by_client.flows) == ("idle", 2)
 
 
 def test_a_flow_of_an_authorisation_that_has_ended_counts_for_a_while() -> None:

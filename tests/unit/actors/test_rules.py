@@ -15,15 +15,12 @@ from actors.choice import Choosable, choose_gateway
 from actors.enrolment import (
     RESOLVER_RANGE,
     RangeExhausted,
-    TakenAddresses,
     allocate,
     refusal,
 )
 from actors.ledger import LAST_CALL_NS, Ledger, new_ice
-from actors.model import Account, Authorization, Client
-from actors.policy.snapshot import Snapshot
+from actors.model import Account, Authorization
 from actors.services import Bucket
-from actors.store.interface import Contents
 from channel.messages import IpText
 from runtime.randomness import SeededRandomness
 
@@ -93,31 +90,6 @@ def test_every_address_of_a_small_range_is_given_once_and_then_none() -> None:
         used |= {ipv4, ipv6}
     with pytest.raises(RangeExhausted):
         allocate(account, used, randomness())
-
-
-def test_an_address_is_taken_while_a_device_has_it_however_often_one_asks() -> None:
-    devices = [
-        Client(
-            id=UUID(int=100 + number),
-            account_id=ACCOUNT.id,
-            principal_id=UUID(int=2),
-            token_id=UUID(int=3),
-            device_key=number.to_bytes(32, "big"),
-            name="laptop",
-            ipv4=IPv4Address("100.64.0.0") + number,
-            ipv6=IPv6Address("fd48:4c57:5900::") + number,
-            created_at=START,
-        )
-        for number in range(1, 9)
-    ]
-    snapshot = Snapshot.of(Contents(ACCOUNT, tuple(devices), 8))
-    taken = TakenAddresses(snapshot)
-    for _ in range(2):
-        for device in devices:
-            assert device.ipv4 in taken
-            assert device.ipv6 in taken
-            assert device.ipv4 + 100 not in taken
-            assert device.ipv6 + 100 not in taken
 
 
 def test_the_resolver_s_range_is_never_given_to_a_device() -> None:

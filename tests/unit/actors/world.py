@@ -104,10 +104,12 @@ class Store(MemoryStore):
     def __init__(self, clock: VirtualClock) -> None:
         super().__init__(clock)
         self.is_away = False
+        self.feed_reads = 0
 
     async def changes(
         self, account_id: UUID, *, after: int, limit: int = MAX_PAGE
     ) -> tuple[Change, ...]:
+        self.feed_reads += 1
         self._reach()
         return await super().changes(account_id, after=after, limit=limit)
 
@@ -132,7 +134,7 @@ class Store(MemoryStore):
         self._reach()
         await super().write_logs(rows)
 
-    async def note_seen(self, account_id: UUID, seen: Seen) -> None:
+    async def note_seen(self, account_id: UUID, seen: Sequence[Seen]) -> None:
         self._reach()
         await super().note_seen(account_id, seen)
 
@@ -407,6 +409,7 @@ class RelayAgent(Agent):
     addresses: tuple[SocketAddress, ...] = (
         SocketAddress(address=IpText("203.0.113.50"), port=3478),
     )
+    region = failure_domain = ""
 
     def _join(self, challenge: Challenge) -> Any:
         return RelayJoin(
@@ -414,6 +417,8 @@ class RelayAgent(Agent):
             addresses=self.addresses,
             stamp_secret=bytes(32),
             name=self.name,
+            region=self.region,
+            failure_domain=self.failure_domain,
             incarnation=self.incarnation,
         )
 
@@ -684,8 +689,17 @@ class World:
         agent.join(**join)
         return agent
 
-    def relay(self, name: str = "relay") -> RelayAgent:
-        agent = RelayAgent(self, name, self.relay_token(), "203.0.113.50")
+    def relay(
+        self,
+        name: str = "relay",
+        *,
+        address: str = "203.0.113.50",
+        region: str = "",
+        failure_domain: str = "",
+    ) -> RelayAgent:
+        agent = RelayAgent(self, name, self.relay_token(), address)
+        agent.addresses = (SocketAddress(address=IpText(address), port=3478),)
+        agent.region, agent.failure_domain = region, failure_domain
         agent.join()
         return agent
 

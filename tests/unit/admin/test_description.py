@@ -30,6 +30,14 @@ def test_the_copy_is_what_the_api_says_of_itself() -> None:
     assert json.loads(done.stdout) == json.loads((ROOT / "admin" / "openapi.json").read_bytes())
 
 
+def test_whatever_may_be_anything_is_said_to_be_so() -> None:
+    """A step's field may be a text, a list, a number or nothing; `object` is told as a text."""
+    copy = json.loads((ROOT / "admin" / "openapi.json").read_bytes())
+    changed = copy["components"]["schemas"]["FieldChange"]["properties"]
+    assert changed["before"] == changed["after"] == {"default": None}
+    assert '"title": "object"' not in json.dumps(copy)
+
+
 def test_every_path_is_an_operation_of_its_own() -> None:
     copy = json.loads((ROOT / "admin" / "openapi.json").read_bytes())
     wanted = {

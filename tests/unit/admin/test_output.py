@@ -142,7 +142,7 @@ def test_what_has_an_inner_structure_is_told_in_lines(capsys: pytest.CaptureFixt
         "              operator: is_in",
         "              values: ::/8",
     ]
-    show_many([item], (), "table", as_it_is)
+    show_many([item], (), "wide", as_it_is)
     assert capsys.readouterr().out.splitlines()[1].split()[-1] == "remote_ip"
 
 

@@ -7,6 +7,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Any
 from uuid import UUID
 
+import attrs
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -35,6 +36,7 @@ from channel.messages import (
     Heartbeat,
     Interface,
     Resource,
+    ResourceRemoved,
     ResourceUpserted,
 )
 from tests.unit.channel.strategies import messages
@@ -87,6 +89,20 @@ def test_every_message_comes_back_as_it_was(
     assert decoder.feed(data) == [
         Frame(event=event, message=message, ref=ref, epoch=epoch, seq=seq)
     ]
+
+
+def test_what_many_are_told_is_to_each_as_if_it_were_told_alone() -> None:
+    """Its JSON is made once: for the same message, and for one that says the same."""
+    one, other = (
+        ResourceUpserted(resource=Resource(id=UUID(int=1), name=name, kind="cidr", address="x"))
+        for name in ("one", "other")
+    )
+    gone = ResourceRemoved(resource_id=UUID(int=1))
+    said = [one, one, other, gone, one, attrs.evolve(one), gone, other]
+    for number, message in enumerate(said):
+        (data,) = encode_parts(message, epoch=number + 7, seq=number, limit=PORTAL_FRAME_LIMIT)
+        (frame,) = FrameDecoder(TO_CLIENT, PORTAL_FRAME_LIMIT).feed(data)
+        assert (frame.message, frame.epoch, frame.seq) == (message, number + 7, number)
 
 
 @given(st.lists(messages(), max_size=4), st.data())
@@ -195,6 +211,24 @@ def test_unknown_events_and_fields_are_skipped_and_events_counted() -> None:
     assert [frame.message for frame in frames] == [Heartbeat(sent_ns=7)]
     assert decoder.statistics().unknown_events == 1
     assert decoder.statistics().frames == 2
+
+
+def test_a_report_of_an_older_or_a_newer_agent_is_understood() -> None:
+    older = {
+        "authorization_id": str(UUID(int=1)),
+        "protocol": "tcp",
+        "source": "100.64.0.1",
+        "destination": "10.0.0.1",
+        "began_ns_ago": 2,
+        "ended_ns_ago": 1,
+    }
+    newer = {**older, "ending": "of_another_kind", "flows": 0, "colour": "red"}
+    payload = {"flows": [older, newer]}
+    body = json.dumps({"event": "flow_log", "payload": payload}).encode()
+    for events in (FROM_CLIENT, FROM_GATEWAY):
+        [frame] = FrameDecoder(events, AGENT_FRAME_LIMIT).feed(framed(body))
+        told = [(flow.ending, flow.flows) for flow in frame.message.flows]  # type: ignore[attr-defined]
+        assert told == [("", 1), ("of_another_kind", 0)]
 
 
 def test_an_address_with_a_scope_or_as_a_number_is_refused() -> None:

@@ -24,6 +24,7 @@ from channel.messages import (
     Challenge,
     ClientInit,
     Filter,
+    FlowReport,
     GatewayInit,
     IceCredentials,
     IceParameters,
@@ -31,6 +32,7 @@ from channel.messages import (
     LiveAuthorization,
     Peer,
     Posture,
+    ReportedFlow,
     RequestAuthorization,
     Resource,
     Revoke,
@@ -95,6 +97,8 @@ class Stage:
         self.requests: list[RequestAuthorization] = []
         self.acks: list[Ack] = []
         self.postures: list[Posture] = []
+        self.flows: dict[bool, list[ReportedFlow]] = {True: [], False: []}
+        """What the client (True) and the gateways told of flows."""
         self.authorizations: dict[UUID, AuthorizationCreated] = {}
         self.to_client: list[bytes] = []
         self.to_servers: dict[int, list[bytes]] = {number: [] for number in range(gateways)}
@@ -201,6 +205,8 @@ class Stage:
                     if not silent and not self.portal_away:
                         moving = True
                         self._portal(agent, outgoing.message, outgoing.ref)
+                    else:
+                        agent.unsent(outgoing, self.now)
                 self.events.setdefault(str(number), []).extend(agent.drain_events())
             self.to_client += self.client.drain_packets()
             for number, gateway in enumerate(self.gateways):
@@ -249,6 +255,8 @@ class Stage:
                 self._ack(message, ref)
             case Posture():
                 self.postures.append(message)
+            case FlowReport():
+                self.flows[agent is self.client] += message.flows
             case Candidates():
                 number = self._gateway_of_connection.get(message.connection_id)
                 if number is None:

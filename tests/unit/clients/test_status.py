@@ -56,3 +56,14 @@ def test_names_are_no_markup() -> None:
     text = shown(peers=[{**RELAYED, "name": "[red]gateway[/blue]", "resources": [{"name": "[/]"}]}])
     assert "[red]gateway[/blue]" in text
     assert "[/]" in text
+
+
+def test_the_transport_to_the_portal_is_named_while_it_stands() -> None:
+    def line(**channel: object) -> str:
+        return shown(channel=channel).splitlines()[0]
+
+    assert line(connected=True, transport="quic").endswith("connected to the portal (QUIC)")
+    assert line(connected=True, transport="websocket").endswith(
+        "connected to the portal (WebSocket: UDP seems to be blocked)"
+    )
+    assert line(connected=False, transport="websocket").endswith("connected to the portal")

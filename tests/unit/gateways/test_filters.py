@@ -37,9 +37,10 @@ CLIENT = str(CLIENT_IPV4)
 
 
 def client_filter(*resources: Resource) -> ClientFilter:
-    made = ClientFilter(own_addresses(CLIENT_IPV4, CLIENT_IPV6), (RANGE_IPV4, RANGE_IPV6))
+    sources = own_addresses(CLIENT_IPV4, CLIENT_IPV6)
+    made = ClientFilter(sources, (RANGE_IPV4, RANGE_IPV6), lambda flow, ending, now: None)
     for resource in resources:
-        made.grant(resource)
+        made.grant(resource, 0)
     return made
 
 
@@ -52,7 +53,7 @@ def out(judge: ClientFilter, packet: bytes, now: int = 0) -> Verdict:
 def back(judge: ClientFilter, packet: bytes, now: int = 0) -> bool:
     header = parse(packet)
     assert header is not None
-    return judge.to_client(packet, header, now)
+    return judge.to_client(packet, header, now) is not None
 
 
 def test_what_is_granted_passes_and_is_answered() -> None:
@@ -142,7 +143,7 @@ def test_of_two_resources_with_one_network_either_permits() -> None:
     judge = client_filter(WEB, ssh)
     assert out(judge, tcp(SYN, ports=(40_000, 22))) is Verdict.FORWARD
     assert out(judge, tcp(SYN)) is Verdict.FORWARD
-    judge.withdraw(WEB.id)
+    judge.withdraw(WEB.id, 0)
     assert out(judge, tcp(SYN, ports=(40_001, 80))) is Verdict.PROHIBIT
     assert out(judge, tcp(ACK, ports=(40_000, 22))) is Verdict.FORWARD
 
@@ -150,7 +151,7 @@ def test_of_two_resources_with_one_network_either_permits() -> None:
 def test_withdrawing_a_resource_ends_its_flows_at_once() -> None:
     judge = client_filter(WEB)
     assert out(judge, udp()) is Verdict.FORWARD
-    assert [str(network) for network in judge.withdraw(WEB.id)] == ["10.0.0.0/24"]
+    assert [str(network) for network in judge.withdraw(WEB.id, 0)] == ["10.0.0.0/24"]
     assert judge.flows() == 0
     assert not back(judge, answer())
     assert out(judge, udp()) is Verdict.PROHIBIT
@@ -161,10 +162,10 @@ def test_new_filters_end_the_flows_that_they_forbid_and_no_others() -> None:
     assert out(judge, udp()) is Verdict.FORWARD
     assert out(judge, tcp(SYN)) is Verdict.FORWARD
     narrowed = attrs.evolve(WEB, filters=(Filter(protocol="tcp", port_start=80, port_end=80),))
-    assert judge.update(narrowed)
+    assert judge.update(narrowed, 0)
     assert not back(judge, answer())
     assert out(judge, tcp(ACK)) is Verdict.FORWARD
-    assert not judge.update(attrs.evolve(WEB, id=UUID(int=9)))
+    assert not judge.update(attrs.evolve(WEB, id=UUID(int=9)), 0)
 
 
 def test_tcp_of_a_flow_that_lived_elsewhere_is_reset() -> None:
@@ -209,7 +210,7 @@ def test_fragments_follow_the_first_of_their_packet() -> None:
     assert back(judge, fragment(answer(b"x" * 24), position=0, more=True))
     assert back(judge, answers)
     assert not back(judge, answers, 31 * SECOND)
-    judge.withdraw(WEB.id)
+    judge.withdraw(WEB.id, 0)
     assert out(judge, later) is Verdict.DROP
 
 
@@ -237,11 +238,11 @@ def test_the_filter_agrees_with_a_plain_reading(
     flows: set[tuple[int, str, int, str, int]] = set()
     for action, protocol, source, destination, source_port, destination_port in steps:
         if action == "grant":
-            judge.grant(WEB)
+            judge.grant(WEB, 0)
             granted = True
             continue
         if action == "withdraw":
-            judge.withdraw(WEB.id)
+            judge.withdraw(WEB.id, 0)
             granted = False
             flows.clear()
             continue

@@ -325,8 +325,8 @@ def test_a_flow_that_lived_in_another_gateway_is_reset_by_this_one() -> None:
     connected(stage)
     [connection_id] = stage.client.engine.connection_ids
     stage.client_sends(tcp(SYN))
-    stage.gateways[0]._connections[connection_id].filter.withdraw(WEB.id)
-    stage.gateways[0]._connections[connection_id].filter.grant(WEB)
+    stage.gateways[0]._connections[connection_id].filter.withdraw(WEB.id, stage.now)
+    stage.gateways[0]._connections[connection_id].filter.grant(WEB, stage.now)
     stage.client_sends(tcp(ACK, data=b"more"))
     assert stage.gateways[0].counts.reset == 1
     header = parse(stage.to_client[-1])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 
+import attrs
 import pytest
 
 from portal.ports import check_ports
@@ -79,3 +80,18 @@ def test_an_address_of_another_machine_is_named_too() -> None:
     listen = f"127.0.0.1:{free_ports(2)}"
     with pytest.raises(CannotListen, match=r"^--api-listen of portal-1: .*no such address"):
         check_ports(PortalSettings(nodes=2, listen=listen, api_listen="192.0.2.1:444"))
+
+
+def test_where_the_api_has_another_port_the_channels_is_looked_at_for_tcp_too() -> None:
+    first = free_ports(2)
+    settings = PortalSettings(
+        nodes=1, listen=f"127.0.0.1:{first}", api_listen=f"127.0.0.1:{first + 1}", observability=""
+    )
+    with socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        other.bind(("127.0.0.1", first))
+        other.listen()
+        with pytest.raises(CannotListen, match=rf"^--listen of .*127.0.0.1:{first} \(TCP\)"):
+            check_ports(settings)
+        check_ports(attrs.evolve(settings, websocket=False))
+    check_ports(settings)

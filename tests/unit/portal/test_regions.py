@@ -4,10 +4,11 @@ import os
 from pathlib import Path
 
 import pytest
+import trio
 
 from actors.policy.conditions import Regions
 from portal.node import open_regions
-from portal.regions import RegionDatabase, RegionsUnreadable
+from portal.regions import CHECK_S, RETRY_S, RegionDatabase, RegionsUnreadable, follow
 from portal.settings import SettingsError
 
 from .mmdb import database
@@ -113,6 +114,41 @@ def test_a_newer_file_is_taken_in_and_a_bad_one_leaves_what_is_there(tmp_path: P
     with pytest.raises(RegionsUnreadable):
         found.newer()
     assert found.country("203.0.113.7") == "FR"
+
+
+async def test_a_newer_file_is_taken_in_and_told_until_all_have_heard_of_it(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    path = tmp_path / "regions.mmdb"
+    found = opened(path, database({"203.0.113.0/24": "DE"}))
+    told: list[tuple[float, str | None]] = []
+    everybody = trio.Event()
+
+    def changed() -> bool:
+        told.append((trio.current_time(), found.country("203.0.113.7")))
+        if len(told) == 3:
+            everybody.set()
+        return len(told) >= 3  # an account was too busy twice
+
+    start = trio.current_time()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(follow, found, changed)
+        await trio.sleep(5 * CHECK_S)
+        assert not told  # nothing new, nothing told
+        replace(path, b"damaged")
+        await trio.sleep(2 * CHECK_S)
+        assert not told
+        assert found.country("203.0.113.7") == "DE"
+        replace(path, database({"203.0.113.0/24": "FR"}, built_at=1_800_000_000))
+        came = trio.current_time()
+        await everybody.wait()
+        assert came - start >= 7 * CHECK_S
+        assert told[0][0] - came <= CHECK_S
+        assert [country for _, country in told] == ["FR"] * 3
+        assert told[2][0] - told[0][0] == pytest.approx(2 * RETRY_S)
+        await trio.sleep(3 * CHECK_S)
+        assert len(told) == 3  # it is not told again
+        nursery.cancel_scope.cancel()
 
 
 def replace(path: Path, content: bytes) -> None:

@@ -72,6 +72,7 @@ def test_the_certificate_names_every_way_to_the_portal_once() -> None:
         ("address", "portal:x"),
         ("database_connections", 0),
         ("api_connections", -1),
+        ("api_connections_per_source", 0),
         ("drain_timeout_s", -1.0),
         ("link_listen", "nowhere"),
         ("link_address", "a b:x"),
@@ -80,6 +81,37 @@ def test_the_certificate_names_every_way_to_the_portal_once() -> None:
 def test_a_bad_setting_is_named(setting: str, value: Any) -> None:
     with pytest.raises(SettingsError, match=f"^{setting}: "):
         check(PortalSettings(**{setting: value}))
+
+
+@pytest.mark.parametrize(
+    ("listen", "api_listen", "place"),
+    [
+        ("[::]:443", "[::]:443", "api"),
+        ("192.0.2.1:443", "192.0.2.1:443", "api"),
+        ("192.0.2.1:443", "[::]:443", "api"),
+        ("192.0.2.1:443", "0.0.0.0:443", "api"),
+        ("192.0.2.1:443", "192.0.2.2:443", "own"),
+        ("[2001:db8::1]:443", "0.0.0.0:443", "own"),
+        ("[::]:443", "[::]:8443", "own"),
+        ("127.0.0.1:0", "127.0.0.1:0", "own"),
+    ],
+)
+def test_agents_come_by_websocket_where_the_api_is_or_at_a_socket_of_their_own(
+    listen: str, api_listen: str, place: str
+) -> None:
+    assert check(PortalSettings(listen=listen, api_listen=api_listen)).websocket == place
+    without = PortalSettings(listen=listen, api_listen=api_listen, websocket=False)
+    assert check(without).websocket == "nowhere"
+
+
+@pytest.mark.parametrize(
+    ("listen", "api_listen"),
+    [("[::]:443", "127.0.0.1:443"), ("0.0.0.0:443", "127.0.0.1:443"), ("[::]:443", "0.0.0.0:443")],
+)
+def test_an_api_at_a_part_of_the_channels_port_is_refused(listen: str, api_listen: str) -> None:
+    with pytest.raises(SettingsError, match=r"^api_listen: .*websocket to false"):
+        check(PortalSettings(listen=listen, api_listen=api_listen))
+    check(PortalSettings(listen=listen, api_listen=api_listen, websocket=False))
 
 
 def test_nodes_that_listen_everywhere_say_where_others_reach_them() -> None:

@@ -48,7 +48,12 @@ TOKEN = {"kind": "api", "name": "t"}
         ),
         (
             ConditionsBody,
-            {"current_time": {"zone": "UTC", "windows": [{"day": 0, "ranges": [{"start": "8"}]}]}},
+            {
+                "current_time": {
+                    "zone": "UTC",
+                    "windows": [{"day": 0, "ranges": [{"start": "8", "end": "09:00:00"}]}],
+                }
+            },
             "current_time.windows[0].ranges[0].start",
             "such as 09:30:00",
         ),

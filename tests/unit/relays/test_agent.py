@@ -26,6 +26,7 @@ def relay_agent() -> RelayAgent:
         stamp_secret=b"s" * 32,
         name="lyon",
         region="eu",
+        failure_domain="rack-7",
         software="test",
         incarnation=1000,
     )
@@ -37,6 +38,7 @@ def test_each_join_has_a_higher_incarnation_and_the_same_stamp_secret() -> None:
     assert 1000 < first.incarnation < second.incarnation
     assert first.stamp_secret == second.stamp_secret == b"s" * 32
     assert first.token == "hlw_relay_abc"
+    assert (first.region, first.failure_domain) == ("eu", "rack-7")
     assert "hlw_relay" not in repr(first)
 
 
@@ -120,6 +122,8 @@ def test_several_listeners_may_each_have_their_external_address() -> None:
         ({"listen": ("203.0.113.6:3478",), "relayed_ports": "many"}, "relayed_ports"),
         ({"listen": ("203.0.113.6:3478",), "allowed_peer_ranges": ("10/33",)}, "allowed_peer"),
         ({"listen": ("203.0.113.6:3478",), "alternate_server": ("x",)}, "alternate_server"),
+        ({"listen": ("203.0.113.6:3478",), "region": "x" * 65}, "region"),
+        ({"listen": ("203.0.113.6:3478",), "failure_domain": "a\nb"}, "failure_domain"),
         ({"standalone": True}, "users_file"),
     ],
 )

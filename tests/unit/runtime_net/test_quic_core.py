@@ -4,93 +4,31 @@ from __future__ import annotations
 
 import gc
 import random
-import ssl
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import attrs
 import pytest
-from aioquic.buffer import Buffer
-from aioquic.quic.connection import QuicConnection, QuicConnectionState
-from aioquic.quic.events import ConnectionTerminated, HandshakeCompleted
-from aioquic.quic.packet import pull_quic_header
-from aioquic.quic.stream import QuicStream
-from aioquic.tls import Epoch, load_pem_private_key, load_pem_x509_certificates
+from aioquic.quic.connection import NetworkAddress, QuicConnection, QuicConnectionState
+from aioquic.quic.events import ConnectionTerminated
+from aioquic.tls import Epoch
 
-from runtime.net.quic_core import CID_BYTES, QuicCore, QuicLimits, make_configuration
-from tests.unit.channel.certificates import Authority
-
-CHAIN, KEY = Authority("core").issue_pem("localhost")
-CLIENT, SERVER = ("192.0.2.1", 1), ("192.0.2.2", 2)
-LIMITS = QuicLimits()
+from runtime.net.quic_core import TIMER_GRAIN_S, QuicCore
+from tests.unit.runtime_net.quic_pair import Pair
 
 
-@attrs.define
-class Pair:
-    """Both ends of a connection, and the time; `stream` is that of the server."""
+class Watched(QuicCore):
+    """What it says by a look alone is held against aioquic itself."""
 
-    client: QuicCore
-    server: QuicCore
-    now: float = 0.0
-    stream: QuicStream | None = None
+    def datagrams_to_send(self, now: float) -> list[tuple[bytes, NetworkAddress]]:
+        if self._has_nothing_to_send(now):
+            assert QuicConnection.datagrams_to_send(self, now) == []
+        return super().datagrams_to_send(now)
 
-    @classmethod
-    def made(cls) -> Pair:
-        configuration = make_configuration(LIMITS, "test/1", is_client=True)
-        configuration.verify_mode = ssl.CERT_NONE
-        client = QuicCore(configuration, LIMITS.receive_window_bytes)
-        client.connect(SERVER, 0.0)
-        first = client.datagrams_to_send(0.0)
-        header = pull_quic_header(Buffer(data=first[0][0]), host_cid_length=CID_BYTES)
-        configuration = make_configuration(LIMITS, "test/1", is_client=False)
-        chain = load_pem_x509_certificates(CHAIN)
-        configuration.certificate, configuration.certificate_chain = chain[0], chain[1:]
-        configuration.private_key = load_pem_private_key(KEY)
-        server = QuicCore(
-            configuration,
-            LIMITS.receive_window_bytes,
-            lambda cid: bytes(16),
-            header.destination_cid,
-        )
-        pair = cls(client, server)
-        for data, _ in first:
-            server.receive_datagram(data, CLIENT, 0.0)
-        return pair
-
-    def exchange(self, lost: random.Random | None = None) -> None:
-        """Pass what is to be sent, back and forth, until both have nothing more; some of it is
-        lost. Timers fire as they are due."""
-        for _ in range(8):
-            self.now += 0.03
-            for sender, receiver, address in (
-                (self.client, self.server, CLIENT),
-                (self.server, self.client, SERVER),
-            ):
-                timer = sender.get_timer()
-                if timer is not None and timer <= self.now:
-                    sender.handle_timer(self.now)
-                for data, _ in sent(sender, self.now):
-                    if lost is None or lost.random() > 0.2:
-                        receiver.receive_datagram(data, address, self.now)
-
-    def establish(self) -> None:
-        for _ in range(3):
-            self.exchange()
-        for core in (self.client, self.server):
-            completed = 0
-            while (event := core.next_event()) is not None:
-                completed += isinstance(event, HandshakeCompleted)
-            assert completed == 1
-            core.forget_handshake()
-        self.stream = self.server.open_stream()
-
-
-def sent(core: QuicCore, now: float) -> list[tuple[bytes, object]]:
-    """What it wants to send; whatever it says by a look alone is held against aioquic itself."""
-    if core._has_nothing_to_send(now):
-        assert QuicConnection.datagrams_to_send(core, now) == []
-    return list(core.datagrams_to_send(now))
+    def get_timer(self) -> float | None:
+        timer = super().get_timer()
+        assert timer == QuicConnection.get_timer(self)
+        return timer
 
 
 @contextmanager
@@ -106,7 +44,7 @@ def without_collector() -> Iterator[None]:
 @pytest.mark.parametrize("seed", range(10))
 def test_that_there_is_nothing_to_send_is_said_only_where_aioquic_sends_nothing(seed: int) -> None:
     rng = random.Random(seed)
-    pair = Pair.made()
+    pair = Pair.made(Watched)
     pair.establish()
     assert pair.stream is not None
     looks = 0
@@ -182,3 +120,31 @@ def test_few_connection_ids_are_held_and_a_used_one_is_replaced() -> None:
         pair.client.change_connection_id()
         pair.exchange()
         assert pair.client._peer_cid.cid != before
+
+
+def test_timers_come_up_together_and_never_early() -> None:
+    pair = Pair.made()
+    pair.establish()
+    assert pair.stream is not None
+    for _ in range(50):
+        pair.stream.sender.write(bytes(3_000))
+        pair.now += 0.0137
+        pair.exchange()
+        for core in (pair.client, pair.server):
+            timer, look = core.get_timer(), core.next_look()
+            assert timer is not None
+            assert timer <= look < timer + TIMER_GRAIN_S
+            assert core._pacing_at is not None or look % TIMER_GRAIN_S in (
+                pytest.approx(0, abs=1e-9),
+                pytest.approx(TIMER_GRAIN_S, abs=1e-9),
+            )
+
+
+def test_a_timer_of_the_pacer_is_not_put_off() -> None:
+    pair = Pair.made()
+    pair.establish()
+    assert pair.stream is not None
+    pair.stream.sender.write(bytes(100_000))
+    assert pair.server.datagrams_to_send(pair.now)
+    assert pair.server._pacing_at is not None
+    assert pair.server.next_look() == pair.server.get_timer()

@@ -36,7 +36,7 @@ def test_a_table_that_keeps_packets_has_the_last_headers_of_tcp() -> None:
     header = parse(last)
     assert header is not None
     assert table.outbound(last, header, 0) is not None
-    [flow] = table.remove(lambda flow: True)
+    [flow] = table.remove(lambda flow: True, "stopped", 0)
     assert flow.last_packet == last[:40]
     assert len(table) == 0
 

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from actors.enrolment import owner_refusal
 from actors.model import (
     KIND_OF,
     Account,
@@ -32,7 +33,9 @@ from actors.policy.engine import (
     Gap,
     Request,
     Snapshot,
+    common_violations,
     decide,
+    expiry_by,
     in_networks,
     visible_resources,
 )
@@ -47,6 +50,7 @@ from .worlds import (
     COUNTRIES,
     DB,
     EVERYONE,
+    GOOGLE,
     INSTANTS,
     LAPTOP,
     OKTA,
@@ -64,6 +68,7 @@ from .worlds import (
     client,
     gateway,
     id_of,
+    identity,
     member,
     policy,
     token,
@@ -215,6 +220,82 @@ def test_a_token_that_is_unknown_or_of_another_denies(change: dict[str, UUID | N
     assert decide(state, asked, T0) == Denied("forbidden", ("token",))
 
 
+SIGNED_IN = attrs.evolve(TOKEN, auth_provider_id=OKTA.id)
+KNOWN = identity(0, USER, OKTA)
+
+
+@pytest.mark.parametrize(
+    ("entities", "violated"),
+    [
+        ((SIGNED_IN, OKTA, KNOWN), ()),
+        ((SIGNED_IN, attrs.evolve(OKTA, disabled=True), KNOWN), ("auth_provider_disabled",)),
+        ((SIGNED_IN, OKTA), ("identity",)),
+        ((SIGNED_IN, OKTA, GOOGLE, identity(0, USER, GOOGLE)), ("identity",)),
+        ((SIGNED_IN, OKTA, identity(0, ROBOT, OKTA)), ("identity",)),
+        ((attrs.evolve(TOKEN, allowed_sources=("203.0.113.0/24",)),), ()),
+        ((attrs.evolve(TOKEN, allowed_sources=("198.51.100.0/24",)),), ("token_source",)),
+    ],
+)
+def test_a_session_is_good_while_its_sign_in_is_and_from_its_sources(
+    entities: tuple[Entity, ...], violated: tuple[str, ...]
+) -> None:
+    state = snapshot(policy(0, EVERYONE), *entities)
+    decision = decide(state, ASK, T0)
+    told = explain(state, ASK, T0)
+    assert told.decision == decision
+    assert tuple(check.property for check in told.common if not check.holds) == violated
+    assert {check.property for check in told.common} >= {
+        "token_source",
+        "auth_provider_disabled",
+        "identity",
+    }
+    if violated:
+        assert decision == Denied("forbidden", violated)
+        assert violated[0] in summary(told)
+        assert not told.path
+    else:
+        assert isinstance(decision, Allowed)
+    assert (expiry_by(state, ASK, id_of(8, 0), T0) is None) == bool(violated)
+
+
+def test_of_a_principal_no_session_is_asked() -> None:
+    state = snapshot(policy(0, EVERYONE), SIGNED_IN, attrs.evolve(OKTA, disabled=True))
+    asked = Request(principal_id=USER.id, resource_id=WEB.id, remote_ip=None)
+    assert isinstance(decide(state, asked, T0), Allowed)
+    assert [check.property for check in explain(state, asked, T0).common] == [
+        "account_disabled",
+        "principal",
+        "principal_disabled",
+    ]
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    accounts(),
+    st.integers(0, 2),
+    st.sampled_from(["203.0.113.7", "198.51.100.1"]),
+    st.sampled_from(INSTANTS),
+)
+def test_whoever_may_not_join_may_reach_nothing(
+    drawn: tuple[Account, list[Entity]], number: int, remote_ip: str, instant: datetime
+) -> None:
+    """The life cycle's refusals and the engine's denials are one rule."""
+    account, entities = drawn
+    state = Snapshot.of(Contents(account, tuple(entities), 0), Atlas())
+    refused = owner_refusal(state, id_of(6, number), remote_ip, instant)
+    asked = Request(
+        client_id=id_of(7, number),
+        token_id=id_of(6, number),
+        resource_id=WEB.id,
+        remote_ip=remote_ip,
+    )
+    denied = set(common_violations(state, asked, instant)) - {"client"}
+    if asked.client_id in state.clients:
+        assert bool(denied) == (refused is not None)
+    else:
+        assert "client" in common_violations(state, asked, instant)
+
+
 def test_changes_apply_in_order_once_and_a_gap_raises() -> None:
     state = snapshot(policy(0, EVERYONE))
     new = policy(1, EVERYONE, DB)
@@ -341,7 +422,10 @@ def test_the_provider_is_that_of_the_session_and_a_session_of_none_fails(
     condition = AuthProviderCondition(operator=operator, values=(OKTA.id,))  # type: ignore[arg-type]
     conditions = Conditions(auth_provider=condition)
     session = attrs.evolve(TOKEN, auth_provider_id=signed_in_by)
-    decision = decide(snapshot(policy(0, EVERYONE, conditions=conditions), session), ASK, T0)
+    other = attrs.evolve(OKTA, id=UUID(int=404))
+    known = (identity(0, USER, OKTA), identity(1, USER, other))
+    state = snapshot(policy(0, EVERYONE, conditions=conditions), session, OKTA, other, *known)
+    decision = decide(state, ASK, T0)
     assert isinstance(decision, Allowed) == allowed
     if isinstance(decision, Denied):
         assert decision.violated == ("auth_provider",)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from datetime import time, timedelta
 from ipaddress import IPv4Address, IPv6Address
+from itertools import product
 from typing import Any
 from uuid import UUID
 
@@ -33,6 +34,7 @@ from actors.model import (
     FactTest,
     Gateway,
     Group,
+    Identity,
     Membership,
     Policy,
     Principal,
@@ -125,6 +127,20 @@ TOKEN = token(0, USER)
 LAPTOP = client(0, USER, TOKEN)
 OKTA = AuthProvider(id=id_of(10, 0), account_id=A, kind="okta", name="Okta", created_at=T0)
 GOOGLE = attrs.evolve(OKTA, id=id_of(10, 1), kind="google", name="Google")
+
+
+def identity(number: int, principal: Principal, provider: AuthProvider) -> Identity:
+    return Identity(
+        id=id_of(12, number),
+        account_id=A,
+        principal_id=principal.id,
+        auth_provider_id=provider.id,
+        issuer="https://id.example",
+        subject=str(number),
+        created_at=T0,
+    )
+
+
 OTHER = Principal(id=id_of(2, 2), account_id=A, name="other", created_at=T0)
 OPS = attrs.evolve(STAFF, id=id_of(3, 2), name="ops")
 BRANCH = attrs.evolve(SITE, id=id_of(4, 1), name="branch")
@@ -237,8 +253,19 @@ def accounts(draw: st.DrawFn) -> tuple[Account, list[Entity]]:
     principals = [attrs.evolve(each, disabled=draw(st.integers(0, 5)) == 0) for each in PRINCIPALS]
     signed_in = st.sampled_from([None, OKTA.id, GOOGLE.id])
     tokens = [
-        token(n, each, expires_at=draw(limits), auth_provider_id=draw(signed_in))
+        token(
+            n,
+            each,
+            expires_at=draw(limits),
+            auth_provider_id=draw(signed_in),
+            allowed_sources=(draw(st.sampled_from(NETWORKS)),) if draw(seldom) else (),
+        )
         for n, each in enumerate(principals)
+    ]
+    known = [
+        identity(n, each, provider)
+        for n, (each, provider) in enumerate(product(principals, (OKTA, GOOGLE)))
+        if draw(st.integers(0, 4)) > 0
     ]
     clients = [
         attrs.evolve(client(n, each, tokens[n]), verified=draw(st.booleans()), posture=draw(facts))
@@ -252,7 +279,8 @@ def accounts(draw: st.DrawFn) -> tuple[Account, list[Entity]]:
     return account, [
         *principals,
         OKTA,
-        GOOGLE,
+        attrs.evolve(GOOGLE, disabled=draw(seldom)),
+        *known,
         *GROUPS,
         SITE,
         BRANCH,
@@ -359,6 +387,7 @@ REMOVABLE = [
     *(id_of(9, n) for n in range(6)),
     *(id_of(6, n) for n in range(3)),
     *(id_of(7, n) for n in range(3)),
+    *(id_of(12, n) for n in range(6)),
 ]
 
 
