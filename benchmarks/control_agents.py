@@ -105,6 +105,8 @@ QUICK: Final = Size(clients=300, listeners=200, storm=150, changes=5, requests=5
 WITNESSES: Final = 20
 """One of so many listeners is timed."""
 STEP: Final = 5
+NOTED: Final = 1_000
+"""After so many that joined it is said how far they are."""
 
 
 @attrs.define
@@ -313,8 +315,11 @@ class Bench:
         figures["authorization_ms_p50"] = await self._authorization_ms()
         begun, cpu_s = time.monotonic(), self._usage().cpu_s
         here = watching * (WITNESSES - 1)
-        await join(self._crowd, here, size.clients - watching)
-        count = size.clients - watching - here
+        last = size.clients - watching
+        for first in range(here, last, NOTED):
+            await join(self._crowd, first, min(first + NOTED, last))
+            note({"joined": min(first + NOTED, last), "seconds": time.monotonic() - begun})
+        count = last - here
         figures["joins_per_s"] = count / (time.monotonic() - begun)
         figures["join_cpu_ms"] = (self._usage().cpu_s - cpu_s) / count * 1e3
         figures |= await self._at_rest(before)
