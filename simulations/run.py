@@ -10,10 +10,12 @@ Instants of the result count from zero as well, so what happens while settling i
 
 from __future__ import annotations
 
+import gc
 import resource as system_resource
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Final
 
 import attrs
@@ -32,6 +34,8 @@ from simulations.timeline import Timeline
 from simulations.traffic import SHOWS_NS, UNANSWERED, Pair, Traffic
 
 PROGRESS_STEPS: Final = 50
+COLLECTION: Final = (20_000, 50, 100)
+"""Thresholds of the garbage collector's generations while a world runs."""
 CHECK_EVERY_NS: Final = 10**9
 """So often a pair is asked for that a check names and no traffic touches."""
 CHECK_BYTES: Final = 64
@@ -90,13 +94,14 @@ class Run:
     def carry_out(self, progress: Progress | None = None) -> Result:
         """From the start to the result."""
         try:
-            self.settle()
-            self.begin()
-            for step in range(PROGRESS_STEPS):
-                until = self.zero + self.duration * (step + 1) // PROGRESS_STEPS
-                self.world.run_for(until - self.world.now)
-                if progress is not None:
-                    progress(self.world.now - self.zero, self.duration)
+            with rare_collection():
+                self.settle()
+                self.begin()
+                for step in range(PROGRESS_STEPS):
+                    until = self.zero + self.duration * (step + 1) // PROGRESS_STEPS
+                    self.world.run_for(until - self.world.now)
+                    if progress is not None:
+                        progress(self.world.now - self.zero, self.duration)
         except Exception as error:
             self.error = _told(error)
         return self.result()
@@ -288,6 +293,18 @@ class Run:
     def _tell_fault(self, now: int, fault: schema.Fault, text: str) -> None:
         if self.timeline is not None:
             self.timeline.fault(now, text)
+
+
+@contextmanager
+def rare_collection() -> Iterator[None]:
+    """Have the garbage collector look less often: a world makes many objects that live for the
+    whole run, and few cycles. A tenth less time for a thousand hosts."""
+    before = gc.get_threshold()
+    gc.set_threshold(*COLLECTION)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
 
 
 def _told(error: Exception) -> str:
