@@ -16,15 +16,17 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Final
+from typing import Any, Final
 
 import attrs
 
 from simulations.build import Installation, Slot
 from simulations.checks.expectations import Expectations, Zero
-from simulations.checks.interface import Observer
+from simulations.checks.interface import Observer, hears
 from simulations.expected import Judge
 from simulations.faults import Faults, Struck
+from simulations.hosts.agent import ENGINE_PORT
+from simulations.net.packets import Sighting
 from simulations.result import Injected, Result, Violation
 from simulations.result import Pair as PairResult
 from simulations.scenario import schema
@@ -41,6 +43,7 @@ CHECK_EVERY_NS: Final = 10**9
 CHECK_BYTES: Final = 64
 EXPIRY_NS: Final = 10**6
 """So long after its expiry a policy is over by every rounding."""
+MAX_BESIDE: Final = 100_000
 PROBED: Final = ("reach", "denied", "cut", "recovered", "uninterrupted")
 
 Progress = Callable[[int, int], None]
@@ -87,6 +90,9 @@ class Run:
         self.duration = duration_ns(scenario.duration)
         self.zero = 0
         self.error = ""
+        datagram = hears(self.monitors, "datagram")
+        if datagram:
+            self.world.watch(Wiretap(self.installation, datagram))
         hostile = [slot.name for slot in self.installation.slots.values() if slot.hostile]
         for monitor in self.monitors:
             monitor.began(self.world.now, scenario, seed, frozenset(hostile))
@@ -293,6 +299,30 @@ class Run:
     def _tell_fault(self, now: int, fault: schema.Fault, text: str) -> None:
         if self.timeline is not None:
             self.timeline.fault(now, text)
+
+
+class Wiretap:
+    """Has monitors see every datagram at every hop, but for those of a gateway and the services of
+    its network."""
+
+    def __init__(self, installation: Installation, listeners: tuple[Any, ...]) -> None:
+        self._listeners = listeners
+        self._services = frozenset(each.name for each in installation.scenario.services)
+        self._gateways = frozenset(each.name for each in installation.scenario.gateways)
+        self._beside: set[int] = set()
+
+    def __call__(self, seen: Sighting) -> None:
+        if seen.stream or seen.what == "copied" or seen.origin in self._services:
+            return
+        if seen.origin in self._gateways:
+            if seen.what == "sent" and seen.source.port != ENGINE_PORT:
+                if len(self._beside) > MAX_BESIDE:
+                    self._beside.clear()
+                self._beside.add(seen.number)
+            if seen.number in self._beside:
+                return
+        for listener in self._listeners:
+            listener(seen.now, seen.what, seen.where, seen.source, seen.destination, seen.data)
 
 
 @contextmanager
