@@ -22,7 +22,18 @@ from runtime.memory import keep_memory_private
 
 DEFAULT_CONFIG = Path("/etc/holloway/holloway.toml")
 USAGE = 2
-TABLES = ("portal", "cluster", "relay", "gateway", "up", "down", "status", "demo", "sim")
+TABLES = (
+    "portal",
+    "cluster",
+    "relay",
+    "gateway",
+    "up",
+    "down",
+    "status",
+    "netcheck",
+    "demo",
+    "sim",
+)
 
 app = App(
     name="holloway",
@@ -36,6 +47,7 @@ app.command("gateways.command:gateway", name="gateway", help="Run a gateway besi
 app.command("clients.command:up", name="up", help="Connect this device.")
 app.command("clients.command:down", name="down", help="Disconnect this device.")
 app.command("clients.command:status", name="status", help="Show what an agent here is doing.")
+app.command("clients.netcheck.command:netcheck", name="netcheck", help="Examine this network.")
 app.command("admin.command:app", name="admin", help="Call the JSON API of a portal.")
 app.command("simulations.command:demo", name="demo", help="Watch a whole access, end to end.")
 app.command("simulations.command:sim_app", name="sim", help="Rehearse networks, faults, policies.")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import ssl
 import sys
 import time
@@ -33,6 +32,7 @@ from channel.credentials import (
     pin_of,
     verify_portal,
 )
+from channel.presented import presented_chain
 from runtime.net.address import join_host_port, split_host_port
 from runtime.secret import Secret
 from runtime.service import SecretUnavailable, read_secret
@@ -324,25 +324,13 @@ def _trusting_pin(host: str, port: int, token: DecodedToken) -> ssl.SSLContext:
 
 def _presented(host: str, port: int) -> list[x509.Certificate]:
     """The certificates that a server presents, whoever it is."""
-    anybody = ssl.create_default_context()
-    anybody.check_hostname = False
-    anybody.verify_mode = ssl.CERT_NONE
     try:
-        with (
-            socket.create_connection((host, port), timeout=CONNECT_TIME_S) as raw,
-            anybody.wrap_socket(raw, server_hostname=host) as tls,
-        ):
-            # Public as `get_unverified_chain` of the socket from Python 3.13 on.
-            inner: Any = getattr(tls, "_sslobj", None)
-            presented = inner.get_unverified_chain() or ()
-            ders = [ssl.PEM_cert_to_DER_cert(each.public_bytes()) for each in presented]
+        return presented_chain(host, port, timeout_s=CONNECT_TIME_S)
     except OSError as error:
         raise Failure(
             UNAVAILABLE,
             f"no portal answers at {host}:{port} ({_reason(error)}); is it running?",
         ) from None
-    try:
-        return [x509.load_der_x509_certificate(der) for der in ders]
     except ValueError:
         raise Failure(
             UNTRUSTED, f"{host}:{port} presents no certificate that one can read"

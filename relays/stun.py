@@ -74,9 +74,10 @@ class Method(IntEnum):
 
 
 class Attribute(IntEnum):
-    """RFC 8489, section 18.3; RFC 8656, section 18; RFC 8445, section 16.1."""
+    """RFC 8489, section 18.3; RFC 8656, section 18; RFC 8445, section 16.1; RFC 5780, section 7."""
 
     MAPPED_ADDRESS = 0x0001
+    CHANGE_REQUEST = 0x0003
     USERNAME = 0x0006
     MESSAGE_INTEGRITY = 0x0008
     ERROR_CODE = 0x0009
@@ -106,6 +107,7 @@ class Attribute(IntEnum):
     FINGERPRINT = 0x8028
     ICE_CONTROLLED = 0x8029
     ICE_CONTROLLING = 0x802A
+    OTHER_ADDRESS = 0x802C
 
 
 # As plain numbers, which are compared for every attribute of every message.

@@ -10,17 +10,21 @@ A pure search over scenarios: `fails` is what runs one.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final, TypeVar
 
 import attrs
 
-from simulations.result import Result
+from simulations.checks.liveness import RULE
+from simulations.result import Result, Violation
 from simulations.scenario.schema import INTERNET, LinkQuality, NatBehaviour, Scenario
 from simulations.scenario.units import duration_ns
 
 MAX_RUNS: Final = 500
 LEAST_NS: Final = 10**9
+EARLIEST_NS: Final = 10 * 10**9
+"""The first fault stays at least so long after the start."""
 
 T = TypeVar("T")
 Named = TypeVar("Named", bound=Any)
@@ -36,7 +40,7 @@ class Failure:
     @classmethod
     def of(cls, result: Result) -> Failure | None:
         """None for a run in which everything held."""
-        signs = {f"rule {each.rule}" for each in result.violations}
+        signs = {_sign(each) for each in result.violations}
         signs |= {f"check {each.kind}" for each in result.checks if not each.held}
         if result.error:
             signs.add(f"error {result.error.split(':')[0]}")
@@ -47,6 +51,13 @@ class Failure:
 
     def __str__(self) -> str:
         return ", ".join(sorted(self.signs))
+
+
+def _sign(violation: Violation) -> str:
+    """The rule that was broken; of liveness also how: no path is another failure than no direct
+    one."""
+    how = re.search(r": (\w+, not \w+) ", violation.detail) if violation.rule == RULE else None
+    return f"rule {violation.rule}" + (f" ({how[1]})" if how else "")
 
 
 @attrs.frozen(kw_only=True)
@@ -176,14 +187,34 @@ def _simpler_ways(scenario: Scenario) -> Iterator[Scenario]:
 
 
 def _shorter_times(scenario: Scenario) -> Iterator[Scenario]:
-    """Half of each duration, and rounder ones."""
+    """Half of each fault's duration; the end as long after the last fault as it was at first, so
+    that what had time to recover still has."""
     for number, fault in enumerate(scenario.faults):
         if fault.duration and duration_ns(fault.duration) > LEAST_NS:
             yield _with_fault(scenario, number, duration=_half(fault.duration))
-    for field in ("duration", "settle"):
-        text = getattr(scenario, field)
-        if duration_ns(text) > 2 * LEAST_NS:
-            yield _evolved(scenario, **{field: _half(text)})
+    first = scenario.faults[0] if scenario.faults else None
+    early_ns = 0 if first is None else duration_ns(first.at) - EARLIEST_NS
+    if first is not None and early_ns > 0:
+        yield _earlier(scenario, early_ns)
+
+
+def _earlier(scenario: Scenario, by_ns: int) -> Scenario:
+    """All faults, checks and the end so much sooner."""
+    faults = tuple(_evolved(each, at=_sooner(each.at, by_ns)) for each in scenario.faults)
+    checks = tuple(
+        _evolved(
+            each,
+            at=_sooner(each.at, by_ns),
+            until=_sooner(each.until, by_ns) if each.until else "",
+        )
+        for each in scenario.checks
+    )
+    duration = _sooner(scenario.duration, by_ns)
+    return _evolved(scenario, faults=faults, checks=checks, duration=duration)
+
+
+def _sooner(text: str, by_ns: int) -> str:
+    return f"{max(0, duration_ns(text) - by_ns) // 10**6}ms"
 
 
 def _rounder_times(scenario: Scenario) -> Iterator[Scenario]:

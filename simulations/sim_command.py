@@ -33,6 +33,8 @@ from simulations.report.progress import watching
 from simulations.report.table import show
 from simulations.report.wording import budget
 from simulations.result import Result
+from simulations.scenario.capture import add as add_capture
+from simulations.scenario.capture import load_capture
 from simulations.scenario.load import ScenarioError, dump, load, ready, ready_names, save
 from simulations.scenario.schema import Scenario
 from simulations.scenario.structure import suggestion
@@ -86,6 +88,8 @@ def run(
     follow: str = "",
     json: Path | None = None,
     html: Path | None = None,
+    add: Annotated[tuple[Path, ...], Parameter(negative="")] = (),
+    as_: Annotated[str, Parameter(name="--as")] = "",
     stop_after: int = 0,
     save_to: Path | None = None,
     ray: Annotated[Ray | None, Parameter(name="*")] = None,
@@ -115,6 +119,11 @@ def run(
         Write the report to this file, for machines and for `holloway sim compare`.
     html
         Write the report to this file, as one page that stands alone.
+    add
+        A network that `holloway netcheck --export` captured: a client in it is added to the
+        scenario. May be said several times.
+    as_
+        Whose the added clients are: a user of the scenario, instead of those that the files name.
     stop_after
         End when so many runs did not hold; 0: run all seeds.
     save_to
@@ -125,7 +134,7 @@ def run(
     """
     configure_logging("text", log_level)
     with _exits():
-        found = find(scenario)
+        found = with_captures(find(scenario), add, as_)
         numbers = _seeds(found, seed, seeds)
         job = Job(
             scenario=dump(found),
@@ -356,6 +365,15 @@ def find(scenario: str) -> Scenario:
         f"there is no file and no ready-made scenario {scenario!r}{near} "
         "(`holloway sim list` shows them)"
     )
+
+
+def with_captures(scenario: Scenario, files: Sequence[Path], user: str) -> Scenario:
+    """The scenario with the captured networks of these files. Raises ScenarioError, Unusable."""
+    if user and not files:
+        raise Unusable("--as says whose the clients of --add are: there is none")
+    for file in files:
+        scenario = add_capture(scenario, load_capture(file), user=user, name=str(file))
+    return scenario
 
 
 def is_valid(scenario: Scenario) -> bool:

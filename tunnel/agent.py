@@ -35,6 +35,7 @@ from channel.messages import (
     RelayServer,
 )
 from channel.reserved import RESERVED
+from runtime.net.address import Address
 from runtime.randomness import Randomness
 from runtime.secret import Secret
 from tunnel.engine import Connected, Engine, Failed, LocalCandidates, PathChanged, PathLost
@@ -237,6 +238,20 @@ class TunnelAgent(ABC):
             message.connection_id, deque(maxlen=MAX_UNSENT_CANDIDATES)
         )
         unsent.append(message)
+
+    def told_relays(self) -> list[dict[str, object]]:
+        """The relays that the portal named, as a status shows them: without their credentials."""
+        return [
+            {
+                "id": str(relay.id),
+                "addresses": [
+                    str(Address(each.address, each.port))
+                    for each in relay.addresses
+                    if each.transport == "udp"
+                ],
+            }
+            for relay in self._relay_by_id.values()
+        ]
 
     def _path_status(self, connection_id: UUID) -> dict[str, object] | None:
         """The path of a connection as a status shows it; None while there is none."""

@@ -407,8 +407,8 @@ class PlaintextRule(Observer):
         self._open = {each.name for each in scenario.services}
 
     def asked(self, now: int, client: str, resource: str, packet: bytes) -> None:
-        mark = payload_of(packet)[-MARK_BYTES:]
-        if len(mark) == MARK_BYTES and len(set(mark)) > 4:
+        mark = payload_of(packet)[:MARK_BYTES]
+        if len(mark) == MARK_BYTES:
             self._marks.append(mark)
 
     def datagram(

@@ -46,21 +46,35 @@ class ScenarioError(Exception):
 
 def load(file: Path) -> Scenario:
     """The scenario in a file. Raises ScenarioError, also where the file cannot be read."""
+    return loads(_read_file(file), str(file))
+
+
+def load_part(file: Path) -> Scenario:
+    """A part of a scenario in a file, for `capture`: every field is well formed, but names may
+    refer to what is elsewhere. Raises ScenarioError."""
+    return _loads(_read_file(file), str(file), is_whole=False)
+
+
+def _read_file(file: Path) -> bytes:
+    """Not more than shows that it is too large. Raises ScenarioError."""
     try:
         with file.open("rb") as opened:
-            data = opened.read(MAX_FILE_BYTES + 1)
+            return opened.read(MAX_FILE_BYTES + 1)
     except OSError as error:
         problem = Problem("", error.strerror or str(error))
         raise ScenarioError(str(file), (problem,), 1) from None
-    return loads(data, str(file))
 
 
 def loads(data: bytes | str, name: str = "scenario") -> Scenario:
     """The scenario that TOML text says; `name` is for messages. Raises ScenarioError."""
+    return _loads(data, name, is_whole=True)
+
+
+def _loads(data: bytes | str, name: str, *, is_whole: bool) -> Scenario:
     problems = Problems()
     found = MISSING
     if (document := _document(data, problems)) is not None:
-        found = _scenario(document, problems)
+        found = _scenario(document, problems, is_whole=is_whole)
     if problems.total:
         raise ScenarioError(name, tuple(problems.found), problems.total)
     scenario: Scenario = found
@@ -128,7 +142,7 @@ def _document(data: bytes | str, problems: Problems) -> Mapping[str, Any] | None
     return None
 
 
-def _scenario(document: Mapping[str, Any], problems: Problems) -> Any:
+def _scenario(document: Mapping[str, Any], problems: Problems, *, is_whole: bool) -> Any:
     if document.get("format") != FORMAT or isinstance(document.get("format"), bool):
         problems.note("format", f"this release reads files with `format = {FORMAT}`")
         return MISSING
@@ -137,7 +151,7 @@ def _scenario(document: Mapping[str, Any], problems: Problems) -> Any:
     except RecursionError:
         problems.note("", "is no scenario: tables within tables within tables")
         return MISSING
-    if scenario is not MISSING:
+    if scenario is not MISSING and is_whole:
         check(scenario, problems)  # what could be read of it, so that one run tells all
     return scenario
 

@@ -118,6 +118,18 @@ def test_a_start_without_a_token_or_with_a_wrong_one_says_so_in_one_line(tmp_pat
     assert "allow: 10.0.0.1/8 has host bits set" in said
 
 
+def test_netcheck_asks_the_relays_that_the_running_client_was_told_of(it: Installation) -> None:
+    said = it.laptop.run(
+        *HOLLOWAY, "netcheck", "--json", "--state-dir", str(it.directory / "laptop"),
+        "--token-file", str(it.directory / "client-token"),
+    )  # fmt: skip
+    found = json.loads(said)
+    assert [each["address"] for each in found["ipv4"]["servers"]] == ["203.0.113.6:3478"]
+    assert (found["ipv4"]["udp"], found["ipv4"]["nat"]["present"]) == ("works", True)
+    assert (found["portal"]["reachable"], found["portal"]["proved"]) == (True, True)
+    assert "password" not in json.dumps(it.status()).lower()
+
+
 def test_status_without_a_running_client_says_so(tmp_path: Path) -> None:
     code, said = attempt("status", "--state-dir", str(tmp_path))
     assert code == 1

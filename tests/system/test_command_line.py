@@ -137,3 +137,17 @@ def test_a_database_that_cannot_be_reached_is_waited_for_in_whole_lines_of_json(
     assert "Connection refused Is the server running" in first["error"]
     assert "opensesame" not in str(first) + said
     assert all(json.loads(line) for line in said.splitlines())
+
+
+def test_netcheck_without_a_server_or_with_a_wrong_word_says_what_to_do(tmp_path: Path) -> None:
+    nothing = ("netcheck", "--state-dir", str(tmp_path))
+    for argv, words in (
+        ((), "name servers by --stun HOST:PORT"),
+        (("--stun", "host:x"), "--stun: no port in 'host:x'"),
+        (("--stun", "127.0.0.1", "--export", "/nowhere/file"), "there is no directory /nowhere"),
+        (("--stun", "127.0.0.1", "--export", str(tmp_path / "f"), "--name", "My Flat"), "--name"),
+        (("--token-file", str(tmp_path / "none")), "--token-file"),
+    ):
+        code, said = attempt(*nothing, *argv)
+        assert code == 2
+        assert words in said

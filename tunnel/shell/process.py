@@ -54,6 +54,7 @@ class Agent(ChannelAgent, DrivenAgent, Protocol):
     joined: bool
 
     def status(self, now: int) -> dict[str, Any]: ...
+    def told_relays(self) -> list[dict[str, Any]]: ...
     def metrics(self) -> Mapping[str, int]: ...
     def sizes(self) -> Mapping[str, int]: ...
 
@@ -236,6 +237,7 @@ class _Process:
         if command == "status":
             return {
                 **self._agent.status(self._clock.monotonic_ns()),
+                "relays": self._agent.told_relays(),
                 "interface": self._tun.name,
                 "channel": attrs.asdict(self._dialer.statistics()),
                 "driver": attrs.asdict(self._driver.statistics()),

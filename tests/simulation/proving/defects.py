@@ -1,7 +1,7 @@
 """Deliberate defects: what somebody might once get wrong, as a change of the source text.
 
 Each is applied to a copy of the source (`mutated`), where a run of the proving ground has to find
-it within `seeds` seeds. `signs` are those of `simulations.shrink.Failure`; one of them has to show.
+it within `seeds` seeds.
 """
 
 from __future__ import annotations
@@ -36,7 +36,9 @@ class Defect:
     name: str
     edits: tuple[Edit, ...]
     signs: frozenset[str]
+    """How the failures begin that count (`simulations.shrink.Failure`)."""
     seeds: int = 2
+    ground: str = "ground"
 
 
 def defect(name: str, file: str, old: str, new: str, *signs: str, seeds: int = 2) -> Defect:
@@ -116,6 +118,8 @@ DEFECTS: Final = (
             ),
         ),
         signs=frozenset({"rule owners"}),
+        seeds=4,
+        ground="fencing",
     ),
     Defect(
         name="a disabled policy allows",

@@ -9,6 +9,7 @@ import attrs
 from simulations.chaos import draw
 from simulations.result import Checked, Result, Violation
 from simulations.scenario.schema import Check, Client, Fault, NatBehaviour, Scenario, Traffic
+from simulations.scenario.units import duration_ns
 from simulations.shrink import Failure, shrink, size, tidy
 from tests.small_scenario import SCENARIO
 
@@ -96,7 +97,32 @@ def test_ways_and_times_become_simpler() -> None:
     failure = Failure(frozenset({"rule no_plaintext"}))
     shrunk = shrink(LARGE, failure, run, is_valid=lambda each: True)
     assert [each.nat for each in shrunk.scenario.networks] == [NatBehaviour()]
-    assert shrunk.scenario.duration in ("1875ms", "2s", "1s")
+
+
+def test_time_to_recover_is_kept() -> None:
+    late = Fault(at="60s", kind="pause", targets=("gateway",), duration="8s")
+    scenario = attrs.evolve(LARGE, faults=(late,), duration="120s")
+
+    def fails(it: Scenario) -> Violation | None:
+        is_there = any(fault.kind == "pause" for fault in it.faults)
+        end = max((duration_ns(fault.at) for fault in it.faults), default=0)
+        return LEAK if is_there and duration_ns(it.duration) - end >= 60 * 10**9 else None
+
+    failure = Failure(frozenset({"rule no_plaintext"}))
+    shrunk = shrink(scenario, failure, runner(fails), is_valid=lambda each: True)
+    assert shrunk.scenario.faults[0].at == "10s"
+    assert shrunk.scenario.duration == "70000ms"
+
+
+def test_no_path_is_another_failure_than_no_direct_one() -> None:
+    def failed(how: str) -> Failure:
+        violation = Violation(at_ns=1, rule="liveness", detail=f"a to b (x to y): {how} (so); 1")
+        found = Failure.of(Result(scenario="x", seed=1, violations=(violation,)))
+        assert found is not None
+        return found
+
+    assert not failed("failed, not relayed").is_like(failed("relayed, not direct"))
+    assert failed("failed, not relayed").is_like(failed("failed, not relayed"))
 
 
 def test_a_failure_is_known_by_its_rules_checks_and_error() -> None:
