@@ -11,7 +11,7 @@ import time
 
 import attrs
 
-from simulations.run import Run
+from simulations.run import Run, rare_collection
 from simulations.scenario.schema import (
     Account,
     Client,
@@ -113,20 +113,12 @@ def measure(clients: int, seed: int = 1) -> Crowd:
     scenario = crowd(clients)
     began, cpu = time.perf_counter(), time.process_time()
     run = Run(scenario, seed)
-    run.settle()
-    run.begin()
-    joined_cpu = time.process_time()
-    resources = [each.name for each in scenario.account.resources]
-    pairs = [
-        run.traffic.pair(client.name, resources[n % len(resources)])
-        for n, client in enumerate(scenario.clients)
-    ]
-    for n, pair in enumerate(pairs):
-        run.world.after(n * BEGIN_WITHIN_NS // clients, run.traffic.ask, pair)
-    run.world.run_until(
-        lambda: run.traffic.answers >= clients, limit_ns=PATIENCE_NS, check_every_ns=NS // 10
-    )
-    done_cpu = time.process_time()
+    with rare_collection():
+        run.settle()
+        run.begin()
+        joined_cpu = time.process_time()
+        _let_all_ask(run)
+        done_cpu = time.process_time()
     result = run.result()
     return Crowd(
         hosts=len(run.installation.slots),
@@ -138,6 +130,18 @@ def measure(clients: int, seed: int = 1) -> Crowd:
         real_s=time.perf_counter() - began,
         bytes_per_host=(_resident_bytes() - before_bytes) // len(run.installation.slots),
         events=result.counters["events"],
+    )
+
+
+def _let_all_ask(run: Run) -> None:
+    """Each client once; until the last answer."""
+    clients = run.scenario.clients
+    resources = [each.name for each in run.scenario.account.resources]
+    for n, client in enumerate(clients):
+        pair = run.traffic.pair(client.name, resources[n % len(resources)])
+        run.world.after(n * BEGIN_WITHIN_NS // len(clients), run.traffic.ask, pair)
+    run.world.run_until(
+        lambda: run.traffic.answers >= len(clients), limit_ns=PATIENCE_NS, check_every_ns=NS // 10
     )
 
 

@@ -69,11 +69,8 @@ class Observer:
         self, now: int, event: str, hop: str, source: Address, destination: Address, data: bytes
     ) -> None:
         """A UDP datagram at one hop of its way (a host, or a network's router). `event` is
-        `sent` (by a host), `translated`, `delivered` (to a host) or `dropped`."""
-
-    def stream(self, now: int, host: str, peer: Address, data: bytes) -> None:
-        """A host gave bytes to a stream (a control channel, a link of nodes), before they are
-        enciphered: never to be looked for on the wire."""
+        `sent` (by a host), `translated`, `delivered` (to a host) or `dropped`. Left out is what a
+        gateway and the services of its network say to each other, outside of every tunnel."""
 
     def asked(self, now: int, client: str, resource: str, packet: bytes) -> None:
         """An application on a client sends this inner packet to a resource."""

@@ -55,8 +55,13 @@ def ends_of(packet: bytes) -> tuple[bytes, bytes, int, int, int] | None:
 
 
 def question(pair: int, number: int, size: int) -> bytes:
-    """The data of a question, `size` bytes (LEAST_BYTES at least)."""
-    return _MARK + _NUMBERS.pack(pair, number) + bytes(max(0, size - LEAST_BYTES))
+    """The data of a question, `size` bytes (LEAST_BYTES at least): words that can be looked for."""
+    head = _MARK + _NUMBERS.pack(pair, number)
+    if size <= LEAST_BYTES:
+        return head
+    words = b"pair %d asks for the %dth time; " % (pair, number)
+    wanted = size - LEAST_BYTES
+    return head + (words * (wanted // len(words) + 1))[:wanted]
 
 
 def numbers_of(data: bytes) -> tuple[int, int] | None:

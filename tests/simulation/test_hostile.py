@@ -26,11 +26,13 @@ MALLORY = "mallory"
 
 
 def with_mallory(habit: str, **changes: Any) -> Result:
-    """The laptop as ever, and a hostile client whose user may reach the same service."""
+    """The laptop as ever, and a hostile client whose user may reach the same service, unless it
+    looks for gateways that it was never told of."""
+    groups = () if habit == "scans" else ("engineers",)
     account = Account(
         users=(
             User(name="grace", groups=("engineers",)),
-            User(name=MALLORY, groups=("engineers",)),
+            User(name=MALLORY, groups=groups),
         ),
         sites=("hq",),
         resources=(Resource(name="web", sites=("hq",), service="echo"),),
