@@ -21,7 +21,7 @@ a revocation may come late, but never later than the end of the lease (rule `acc
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from hashlib import blake2b
 from ipaddress import IPv4Address, IPv6Address, ip_network
 from typing import Any, Final
@@ -43,6 +43,7 @@ DRIFT_SHARE: Final = 50
 """A gateway's clock may run slower by a fiftieth: so much longer it takes a lease for good."""
 MARK_BYTES: Final = 12
 """So many bytes of an application's words are looked for on the wire."""
+BEGINNING_BYTES: Final = 8
 MAX_MARKS: Final = 256
 MAX_REMEMBERED: Final = 4_096
 
@@ -396,11 +397,12 @@ class OwnersRule(Observer):
 
 class PlaintextRule(Observer):
     """Looks for the newest words of applications in every datagram, but for those between a gateway
-    and its own network."""
+    and its own network. Words that begin alike are looked for together."""
 
     def __init__(self) -> None:
         super().__init__()
         self._marks: deque[bytes] = deque(maxlen=MAX_MARKS)
+        self._beginnings: Counter[bytes] = Counter()
         self._open: set[str] = set()
 
     def began(self, now: int, scenario: Scenario, seed: int, hostile: frozenset[str]) -> None:
@@ -408,18 +410,25 @@ class PlaintextRule(Observer):
 
     def asked(self, now: int, client: str, resource: str, packet: bytes) -> None:
         mark = payload_of(packet)[:MARK_BYTES]
-        if len(mark) == MARK_BYTES:
-            self._marks.append(mark)
+        if len(mark) < MARK_BYTES:
+            return
+        if len(self._marks) == MAX_MARKS:
+            oldest = self._marks[0][:BEGINNING_BYTES]
+            self._beginnings[oldest] -= 1
+            if not self._beginnings[oldest]:
+                del self._beginnings[oldest]
+        self._marks.append(mark)
+        self._beginnings[mark[:BEGINNING_BYTES]] += 1
 
     def datagram(
         self, now: int, event: str, hop: str, source: Address, destination: Address, data: bytes
     ) -> None:
         if event != "sent" or hop in self._open:
             return
-        for mark in self._marks:
-            if mark in data:
-                self.broken(now, "plaintext", f"{hop} sent an application's words in the clear")
-                return
+        if any(begin in data for begin in self._beginnings) and any(
+            mark in data for mark in self._marks
+        ):
+            self.broken(now, "plaintext", f"{hop} sent an application's words in the clear")
 
 
 class NoncesRule(Observer):

@@ -38,6 +38,7 @@ SUSPECT_INTERVALS_NS: Final = tuple(ms * NS_PER_MS for ms in (100, 150, 150, 200
 SUSPECT_AFTER_NS: Final = 500 * NS_PER_MS
 DISTRUST_AFTER_NS: Final = 350 * NS_PER_MS
 VERDICT_AFTER_NS: Final = 900 * NS_PER_MS
+SLOWEST_ROUND_TRIP_NS: Final = 400 * NS_PER_MS
 DORMANT_INTERVAL_NS: Final = 15 * NS_PER_S
 CONSENT_INTERVAL_NS: Final = NS_PER_S
 CONSENT_IDLE_INTERVAL_NS: Final = 15 * NS_PER_S
@@ -138,6 +139,12 @@ class Pair:
         return self.state in USABLE
 
     @property
+    def _round_trip_ns(self) -> int:
+        """What an answer is given time for. One that once came very late (its way was broken, or
+        whoever relays it holds it back) must not keep a dead pair alive for seconds."""
+        return min(self.rtt_ns or 0, SLOWEST_ROUND_TRIP_NS)
+
+    @property
     def relayed(self) -> bool:
         return self.base.server is not None or self.remote.kind == "relay"
 
@@ -154,7 +161,7 @@ class Pair:
         self.due = now
         if self.state is PairState.SUSPECTED:
             self.doubted_at = now
-            self.verdict_at = now + max(VERDICT_AFTER_NS, 3 * (self.rtt_ns or 0))
+            self.verdict_at = now + max(VERDICT_AFTER_NS, 3 * self._round_trip_ns)
         elif self.state is PairState.PROBING:
             self.unanswered_since = None
             self.rtt_ns = None
@@ -163,7 +170,7 @@ class Pair:
         """Whether several probes went unanswered: a pair that answers is preferred to it."""
         if self.state is not PairState.SUSPECTED:
             return False
-        return now - self.doubted_at >= max(DISTRUST_AFTER_NS, 2 * (self.rtt_ns or 0))
+        return now - self.doubted_at >= max(DISTRUST_AFTER_NS, 2 * self._round_trip_ns)
 
     @property
     def suspect_at(self) -> int | None:
@@ -171,7 +178,7 @@ class Pair:
         trips where that is longer."""
         if self.unanswered_since is None or self.state is not PairState.CONSENTED:
             return None
-        return self.unanswered_since + max(SUSPECT_AFTER_NS, 2 * (self.rtt_ns or 0))
+        return self.unanswered_since + max(SUSPECT_AFTER_NS, 2 * self._round_trip_ns)
 
     @property
     def expires_at(self) -> int | None:

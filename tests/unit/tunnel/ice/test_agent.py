@@ -482,6 +482,16 @@ def test_a_path_without_data_is_doubted_too_when_a_check_stays_unanswered() -> N
     assert made.path() is None
 
 
+def test_an_answer_that_once_came_very_late_keeps_no_dead_path() -> None:
+    made = agent()
+    trickle(made, PEER)
+    (_, check), *_ = run(made, 0)
+    answer_to(check, made, 3 * NS_PER_S)
+    assert made.path() is not None
+    run(made, 6 * NS_PER_S)
+    assert made.path() is None
+
+
 def test_a_path_that_carries_data_is_checked_within_a_second() -> None:
     made = agent(controlling=False)
     trickle(made, PEER)
