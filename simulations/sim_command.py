@@ -24,6 +24,8 @@ from runtime.service import configure_logging
 from simulations.farm.job import MAX_SEEDS, Job, perform, runner_of, written_out
 from simulations.farm.local import FarmError, FarmOptions, cores, run_local
 from simulations.farm.seeds import Gone
+from simulations.kernel.against import Comparison, shown
+from simulations.kernel.against import compare as compare_backends
 from simulations.report import compare as comparing
 from simulations.report.merged import Merger, Report, report_from_json, report_to_json
 from simulations.report.page import write_page
@@ -101,7 +103,8 @@ def run(
     jobs
         Processes side by side, for many seeds; by default one for each core (on Ray: its CPUs).
     on
-        Where: in virtual time, or on network namespaces with real processes.
+        Where: in virtual time, or on network namespaces with real processes. What came of each pair
+        there is compared with virtual time, and the exit status is 1 where they differ.
     follow
         CLIENT:RESOURCE, whose packets are listed one by one in the report.
     json
@@ -123,14 +126,16 @@ def run(
             backend=on,
             follow=_follow(found, numbers[0], follow, wanted=html is not None),
         )
-        _check_backend(job)
+        console = Console(stderr=True)
+        _check_backend(job, found, numbers, ray or Ray(), console)
         _check_places(json, html)
         merger = Merger(found.name, found.description)
         status = HELD
-        options = FarmOptions(jobs=jobs or cores(), stop_after=stop_after)
-        console = Console(stderr=True)
+        alone = on == "kernel"  # an installation that others run beside is not the one of the file
+        options = FarmOptions(jobs=jobs or (1 if alone else cores()), stop_after=stop_after)
+        compared: list[Comparison] = []
         try:
-            _run_all(job, numbers, options, jobs, ray or Ray(), merger, console)
+            _run_all(job, numbers, options, jobs, ray or Ray(), merger, console, compared)
         except KeyboardInterrupt:
             console.print("interrupted; this is what there is so far", markup=False)
             status = INTERRUPTED
@@ -139,6 +144,10 @@ def run(
             status = INTERNAL
         report = merger.report()
         _give(report, json, html)
+        for each in compared:
+            output_console().print(shown(each))
+        if not all(each.agrees for each in compared):
+            status = status or FAILED
         sys.exit(status or status_of(report))
 
 
@@ -409,12 +418,24 @@ def first_pair(scenario: Scenario) -> tuple[str, str] | None:
     return None
 
 
-def _check_backend(job: Job) -> None:
+def _check_backend(
+    job: Job, scenario: Scenario, seeds: Sequence[int], ray: Ray, console: Console
+) -> None:
+    """Whatever keeps it from running is said before anything is made."""
     if job.backend == "kernel":
         from simulations.kernel.lab import missing_requirements
+        from simulations.kernel.twin import REQUIRED_PROGRAMS, liberties, obstacles
 
-        if missing := missing_requirements():
+        if ray.ray_address:
+            raise Unusable("--on kernel: namespaces are of this machine, not of a Ray")
+        if missing := missing_requirements(REQUIRED_PROGRAMS):
             raise Unusable("--on kernel: " + "; ".join(missing))
+        written = [written_out(scenario, seed) for seed in seeds]
+        found = {line: None for each in written for line in obstacles(each)}
+        if found:
+            raise Unusable("\n".join(f"--on kernel: {line}" for line in found))
+        for line in {line: None for each in written for line in liberties(each)}:
+            console.print(f"on the kernel, {line}", markup=False, highlight=False)
     try:
         runner_of(job)
     except (ImportError, AttributeError):
@@ -439,14 +460,18 @@ def _run_all(
     ray: Ray,
     merger: Merger,
     console: Console,
+    compared: list[Comparison] | None = None,
 ) -> None:
-    """Raises FarmError, Unusable, KeyboardInterrupt; the merger has what there is then."""
+    """Raises FarmError, Unusable, KeyboardInterrupt; the merger has what there is then, and
+    `compared` what came of each run on the kernel beside one in virtual time."""
 
     def take(outcome: Result | Gone) -> None:
         if isinstance(outcome, Gone):
             merger.lose(outcome.seed, outcome.why)
-        else:
-            merger.add(outcome)
+            return
+        merger.add(outcome)
+        if compared is not None and outcome.backend == "kernel":
+            compared.append(compare_backends(beside(job, outcome.seed), outcome))
 
     title = job.name if len(numbers) == 1 else f"{job.name}, {len(numbers):,} seeds"
     if ray.ray_address:
@@ -466,6 +491,15 @@ def _run_all(
     else:
         with watching(console, title, len(numbers), steps=True) as watcher:
             run_local(job, numbers, options, take, watcher)
+
+
+def beside(job: Job, seed: int) -> Result:
+    """The run in virtual time of what a job runs on the kernel, with the networks of that."""
+    from simulations.kernel.obstacles import as_built
+    from simulations.scenario.load import loads
+
+    scenario = as_built(written_out(loads(job.scenario, job.name), seed))
+    return perform(Job(scenario=dump(scenario), name=job.name), seed)
 
 
 def _give(report: Report, json: Path | None, html: Path | None) -> None:
