@@ -3,7 +3,7 @@
 The internet is one router; a network is a namespace with a LAN, with a NAT or without one, behind
 the internet or behind another such (a carrier's, say). A long way to the internet is of its router,
 and one to another network's NAT has a router of its own, so that no NAT sees a packet before it
-arrives.
+arrives. Names of routers have a dot, which those of a file cannot have.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Topology:
 
     def __init__(self, lab: Lab, scenario: Scenario) -> None:
         self._lab = lab
-        self.core = lab.router("core")
+        self.core = lab.router("core.")
         self._public = _links_of(PUBLIC)
         self._ways = _links_of(WAYS)
         self._networks = {network.name: network for network in scenario.networks}
@@ -300,12 +300,12 @@ table netdev {table} {{
             outer = self._build(self._networks[network.behind])
             if quality != Quality() or network.name in self._changing:
                 address = self._address(network.behind, "")
-                attached = self._lab.way(f"way-{network.name}", outer.router, str(address))
+                attached = self._lab.way(f"way.{network.name}", outer.router, str(address))
                 way_address, wan = str(address.ip), next(self._ways)
             else:
                 attached, wan = outer.router, self._address(network.behind, "")
         router = self._lab.nat(
-            f"nat-{network.name}",
+            f"nat.{network.name}",
             attached,
             wan=str(wan),
             lan=f"{next(lan.hosts())}/{lan.prefixlen}",

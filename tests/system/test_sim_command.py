@@ -174,3 +174,28 @@ def test_an_interrupted_run_tells_what_there_is_and_leaves_no_process(tmp_path: 
     assert json.loads(file.read_bytes())["kind"] == "holloway simulation report"
     assert "did NOT hold" not in told
     assert not [pid for pid in workers if Path(f"/proc/{pid}").exists()]
+
+
+def test_what_the_kernel_cannot_run_is_refused_with_a_line_for_each_reason(tmp_path: Path) -> None:
+    slow = ('uplink = { latency = "4ms" }', 'uplink = { latency = "4ms", duplication = "5%" }')
+    file = written(tmp_path, slow, ('name = "tablet"\n', 'name = "tablet"\nhostile = "floods"\n'))
+    done = sim("run", file, "--on", "kernel")
+    assert done.returncode == 2, done.stdout
+    first, second = sorted(done.stderr.splitlines())
+    assert first == "holloway sim: --on kernel: network office: an uplink with duplication"
+    assert "tablet: hostile hosts" in second
+
+
+def test_on_the_kernel_outcomes_are_set_beside_those_of_virtual_time(tmp_path: Path) -> None:
+    soon = [('duration = "60s"', 'duration = "12s"'), ('at = "40s"', 'at = "6s"'),
+            ('at = "39s"', 'at = "5s"')]  # fmt: skip
+    text = written(tmp_path, *soon[:1]).read_text()
+    for before, after in soon[1:]:
+        text = text.replace(before, after)
+    file = tmp_path / "soon.toml"
+    file.write_text(text)
+    done = sim("run", file, "--on", "kernel", "--json", tmp_path / "kernel.json")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "on the kernel, bounds of checks" in done.stderr
+    assert "virtual time and the kernel agree, seed 1:" in done.stdout
+    assert json.loads((tmp_path / "kernel.json").read_bytes())["backend"] == "kernel"
