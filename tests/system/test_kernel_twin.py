@@ -3,6 +3,9 @@ virtual time, and what cannot be built is said beforehand."""
 
 from __future__ import annotations
 
+from itertools import product
+from typing import get_args
+
 import attrs
 import pytest
 
@@ -14,7 +17,25 @@ from simulations.kernel.twin import run
 from simulations.report.merged import reasons
 from simulations.result import Result, from_json, to_json
 from simulations.scenario.load import dump, ready, ready_names
-from simulations.scenario.schema import Fault, LinkQuality, Policy, Scenario
+from simulations.scenario.schema import (
+    Account,
+    Behaviour,
+    Client,
+    Fault,
+    Gateway,
+    LinkQuality,
+    NatBehaviour,
+    Network,
+    Policy,
+    Portal,
+    PortAssignment,
+    Relay,
+    Resource,
+    Scenario,
+    Service,
+    Traffic,
+    User,
+)  # fmt: skip
 from simulations.scenario.units import duration_ns
 
 pytestmark = pytest.mark.system
@@ -83,6 +104,64 @@ def test_a_commuter_stays_connected_in_both_worlds() -> None:
     _, kernel = in_both_worlds(hastened(ready("roaming-commuter"), 3))
     assert [fault.kind for fault in kernel.faults] == ["roam", "roam", "roam", "rebind"]
     assert kernel.pairs[0].client_nat == "EI/EI", "it is in the cafe at the end"
+
+
+# --- the oracle ----------------------------------------------------------------------------------
+
+BEHAVIOURS: tuple[Behaviour, ...] = get_args(Behaviour)
+NINE = list(product(BEHAVIOURS, BEHAVIOURS))
+
+
+def nat(mapping: Behaviour, filtering: Behaviour) -> NatBehaviour:
+    """Ports in sequence where they change: two random ones of one NAT may be the same."""
+    ports: PortAssignment = "preserve" if mapping == "endpoint_independent" else "sequential"
+    return NatBehaviour(mapping=mapping, filtering=filtering, ports=ports)
+
+
+def all_pairs() -> Scenario:
+    """A client behind each of the nine NATs, each of whom may reach a gateway behind each."""
+    homes = [Network(name=f"home-{n}", nat=nat(*each)) for n, each in enumerate(NINE)]
+    offices = [
+        Network(name=f"office-{n}", prefix=f"10.20.{n}.0/24", nat=nat(*each))
+        for n, each in enumerate(NINE)
+    ]
+    numbers = range(len(NINE))
+    return Scenario(
+        format=1,
+        name="all pairs of NATs",
+        duration="30s",
+        settle="120s",
+        networks=(*homes, *offices),
+        portals=(Portal(name="portal"),),
+        relays=(Relay(name="relay"),),
+        gateways=tuple(
+            Gateway(name=f"gateway-{n}", network=f"office-{n}", site=f"site-{n}") for n in numbers
+        ),
+        services=tuple(Service(name=f"echo-{n}", network=f"office-{n}") for n in numbers),
+        clients=tuple(
+            Client(name=f"client-{n}", network=f"home-{n}", user="grace") for n in numbers
+        ),
+        account=Account(
+            users=(User(name="grace"),),
+            sites=tuple(f"site-{n}" for n in numbers),
+            resources=tuple(
+                Resource(name=f"web-{n}", sites=(f"site-{n}",), service=f"echo-{n}")
+                for n in numbers
+            ),
+            policies=tuple(
+                Policy(name=f"all-{n}", group="everyone", resource=f"web-{n}") for n in numbers
+            ),
+        ),
+        traffic=(Traffic(every="2s"),),
+    )
+
+
+def test_the_oracle_agrees_with_real_processes_on_all_81_pairs_of_nats() -> None:
+    virtual, kernel = in_both_worlds(all_pairs())
+    for result in (virtual, kernel):
+        assert len(result.pairs) == 81
+        assert [pair for pair in result.pairs if pair.outcome != pair.expected] == []
+    assert {pair.outcome for pair in kernel.pairs} == {"direct", "relayed"}
 
 
 # --- what cannot be ------------------------------------------------------------------------------
