@@ -6,6 +6,8 @@ beside it: the portal that is looked at is not its own judge.
 
 from __future__ import annotations
 
+import contextlib
+import http.client
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -20,6 +22,8 @@ from simulations.scenario.schema import Change, Policy, Scenario
 from simulations.scenario.units import duration_ns
 
 MAX_PAGE: Final = 200
+NO_ANSWER: Final = (OSError, ValueError, http.client.HTTPException)
+"""What becomes of a call to a node that is going, or not there yet."""
 
 
 class KernelAccount:
@@ -199,16 +203,12 @@ class KernelAccount:
     def online(self) -> set[str]:
         """The names of all agents that the portal sees."""
         found: set[str] = set()
-        for api, noun in (
-            (self.operator(), "relays"),
-            (self.admin(), "gateways"),
-            (self.admin(), "clients"),
+        for who, noun in (
+            (self.operator, "relays"),
+            (self.admin, "gateways"),
+            (self.admin, "clients"),
         ):
-            try:
-                items = api.call("GET", f"/v1/{noun}?limit={MAX_PAGE}")["items"]
-            except (OSError, InstallationError):
-                continue
-            for item in items:
-                if item["online"]:
-                    found.add(str(item["name"]))
+            with contextlib.suppress(InstallationError, *NO_ANSWER):
+                items = who().call("GET", f"/v1/{noun}?limit={MAX_PAGE}")["items"]
+                found.update(str(item["name"]) for item in items if item["online"])
         return found

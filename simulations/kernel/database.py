@@ -1,7 +1,7 @@
 """A PostgreSQL of a lab, apart from the portals, so that it can stand still without them.
 
-It listens on a Unix socket in a directory of the lab, which every namespace reaches, and believes
-everybody who gets there.
+It listens on a Unix socket in a directory of the lab (0700), which root reaches from any namespace,
+and believes whoever gets there. It is a process of a namespace, so that it ends with the lab.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from actors.store.embedded import ACCOUNTS, find_programs
 from simulations.installation import wait_until
-from simulations.kernel.lab import LabError, die_with_parent
+from simulations.kernel.lab import Host, LabError
 
 OWNER: Final = "holloway"
 READY_S: Final = 60.0
@@ -27,8 +27,9 @@ STOP_S: Final = 20.0
 class LabDatabase:
     """One cluster. `url_file` is for `holloway portal --database-url-file`."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, host: Host) -> None:
         self._directory = directory
+        self._host = host
         self.url_file = directory.with_suffix(".url")
         self._process: subprocess.Popen[bytes] | None = None
         self._stopped: list[int] = []
@@ -50,11 +51,11 @@ class LabDatabase:
         argv = [str(programs / "postgres"), "-D", str(data)]
         for name, value in options.items():
             argv += ["-c", f"{name}={value}"]
+        account = ["setpriv", f"--reuid={identity['user']}", f"--regid={identity['group']}"]
         with (self._directory / "log").open("wb") as log:
-            self._process = subprocess.Popen(
-                argv, cwd=self._directory, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                start_new_session=True, preexec_fn=die_with_parent, **identity,
-            )  # fmt: skip
+            self._process = self._host.spawn(
+                [*account, "--clear-groups", *argv], cwd=self._directory, stdout=log, stderr=log
+            )
         asked = [str(programs / "psql"), "-h", str(self._directory), "-U", OWNER, "-d", "postgres"]
         wait_until(
             lambda: (
@@ -89,7 +90,7 @@ class LabDatabase:
         if process is None:
             return
         self.resume()
-        process.send_signal(signal.SIGQUIT)
+        process.send_signal(signal.SIGINT)
         try:
             process.wait(STOP_S)
         except subprocess.TimeoutExpired:

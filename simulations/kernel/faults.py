@@ -7,6 +7,7 @@ from typing import Final
 
 from simulations.faults import RESTART_NS, Struck, sentence_of
 from simulations.installation import CHANNEL_PORT, InstallationError
+from simulations.kernel.account import NO_ANSWER
 from simulations.kernel.lab import Host, LabError
 from simulations.kernel.links import Impairment, Quality
 from simulations.kernel.parts import Parts
@@ -64,7 +65,7 @@ class KernelFaults:
         try:
             undo = act(fault)
             struck.text = sentence_of(fault)
-        except (ValueError, KeyError, LabError, InstallationError, OSError) as error:
+        except (KeyError, LabError, InstallationError, *NO_ANSWER) as error:
             undo, struck.text = None, f"nothing: {error}"
         if undo is not None and duration is not None:
             self._schedule.after(now + duration - self._schedule.now, undo)

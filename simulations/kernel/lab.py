@@ -128,7 +128,7 @@ class Host:
             stderr=stderr,
             cwd=cwd,
             start_new_session=True,
-            preexec_fn=die_with_parent,
+            preexec_fn=_die_with_parent,
         )
 
     def nft(self, rules: str) -> None:
@@ -388,8 +388,7 @@ def _search_path() -> str:
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def die_with_parent() -> None:
-    """For a child, before its program begins: it is killed when its maker's thread ends."""
+def _die_with_parent() -> None:
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 

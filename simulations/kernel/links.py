@@ -45,13 +45,14 @@ class Impairment:
         self._router = router
         self._hosts = [host for host, _ in links]
         self._limited: set[str] = set()
+        self._delayed: set[int] = set()
         self._process: subprocess.Popen[bytes] | None = None
 
     def change(self, host: Host, quality: Quality) -> None:
         """The link of one of the hosts behaves so from now on. Raises LabError if it was not among
         those that can be delayed."""
         number = self._hosts.index(host)
-        if self._process is None or self._process.stdin is None:
+        if number not in self._delayed or self._process is None or self._process.stdin is None:
             raise LabError(f"{host.short_name}: its link was not made to be changed")
         delays = " ".join(str(_delay(2 * number + way, quality)) for way in (0, 1))
         self._process.stdin.write(delays.encode() + b"\n")
@@ -81,6 +82,7 @@ def impaired(
     rules: list[str] = []
     for number, (host, quality) in enumerate(links):
         if quality.delayed or host.name in changing:
+            made._delayed.add(number)
             for way, chain in enumerate(("PREROUTING -i", "POSTROUTING -o")):
                 queue = 2 * number + way
                 delays.append(_delay(queue, quality))

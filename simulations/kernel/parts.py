@@ -25,7 +25,7 @@ from simulations.installation import (
     InstallationError,
     wait_until,
 )
-from simulations.kernel.account import KernelAccount
+from simulations.kernel.account import NO_ANSWER, KernelAccount
 from simulations.kernel.database import LabDatabase
 from simulations.kernel.lab import Lab
 from simulations.kernel.obstacles import agents_of
@@ -75,7 +75,7 @@ class Parts:
         self._topology = topology
         self._state = lab.directory / "portal"
         self._online: tuple[float, set[str]] = (0.0, set())
-        self.database = LabDatabase(lab.directory / "database")
+        self.database = LabDatabase(lab.directory / "database", topology.core)
         self.parts: dict[str, Part] = {}
         self.account: KernelAccount
         portals = scenario.portals or (Portal(name="portal"),)
@@ -176,7 +176,7 @@ class Parts:
     def _is_ready(self, node: Part) -> bool:
         if not node.is_up:
             raise InstallationError(f"{node.name} ended at its start:\n{node.component.tail()}")
-        with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(*NO_ANSWER):
             if (self._state / "operator-token").exists():
                 return self._api_of(node.name, "").try_call("GET", "/readyz")[0] == 200
         return False
@@ -230,7 +230,7 @@ class Parts:
         if part.kind == "service":
             return True
         if part.kind == "portal":
-            with contextlib.suppress(OSError, ValueError):
+            with contextlib.suppress(*NO_ANSWER):
                 return self._api_of(name, "").try_call("GET", "/readyz")[0] == 200
             return False
         asked_at, known = self._online

@@ -194,8 +194,10 @@ def test_on_the_kernel_outcomes_are_set_beside_those_of_virtual_time(tmp_path: P
         text = text.replace(before, after)
     file = tmp_path / "soon.toml"
     file.write_text(text)
-    done = sim("run", file, "--on", "kernel", "--json", tmp_path / "kernel.json")
+    page = tmp_path / "kernel.html"
+    done = sim("run", file, "--on", "kernel", "--json", tmp_path / "kernel.json", "--html", page)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "on the kernel, bounds of checks" in done.stderr
     assert "virtual time and the kernel agree, seed 1:" in done.stdout
     assert json.loads((tmp_path / "kernel.json").read_bytes())["backend"] == "kernel"
+    assert "kernel namespaces" in page.read_text()
