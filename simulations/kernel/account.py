@@ -22,6 +22,10 @@ from simulations.scenario.schema import Change, Policy, Scenario
 from simulations.scenario.units import duration_ns
 
 MAX_PAGE: Final = 200
+TOO_MANY: Final = 429
+FIRST_ERROR: Final = 400
+TRIES: Final = 60
+AGAIN_S: Final = 0.5
 NO_ANSWER: Final = (OSError, ValueError, http.client.HTTPException)
 """What becomes of a call to a node that is going, or not there yet."""
 
@@ -147,13 +151,26 @@ class KernelAccount:
             body["expires_at"] = (datetime.now(UTC) + lasts).isoformat()
         self._make("policy", policy.name, "policies", body)
 
+    @staticmethod
+    def _call(api: Api, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
+        """A call that waits while there are too many. Raises InstallationError."""
+        for _ in range(TRIES):
+            status, answer = api.try_call(method, path, body)
+            if status != TOO_MANY:
+                break
+            time.sleep(AGAIN_S)
+        if status >= FIRST_ERROR:
+            raise InstallationError(f"{method} {path}: {status}: {answer}")
+        return answer
+
     def _make(self, kind: str, name: str, noun: str, body: dict[str, Any]) -> str:
-        made: str = self.admin().call("POST", f"/v1/{noun}", body)["id"]
+        made: str = self._call(self.admin(), "POST", f"/v1/{noun}", body)["id"]
         self._ids[kind, name] = made
         return made
 
     def _token(self, api: Api, name: str, kind: str, body: dict[str, Any]) -> None:
-        made = api.call("POST", "/v1/tokens", {"kind": kind, "name": name, **body})
+        body = {"kind": kind, "name": name, **body}
+        made = self._call(api, "POST", "/v1/tokens", body)
         self._ids["token", name] = made["id"]
         path = self.token_file(name)
         path.touch(mode=0o600)
@@ -178,7 +195,7 @@ class KernelAccount:
                 self._delete("principals", "user", first)
             case "disable_user":
                 path = f"/v1/principals/{self._ids['user', first]}"
-                self.admin().call("PATCH", path, {"disabled": True})
+                self._call(self.admin(), "PATCH", path, {"disabled": True})
             case "delete_token":
                 self._delete("tokens", "token", f"user-{first}")
             case "remove_resource":
@@ -190,13 +207,14 @@ class KernelAccount:
         if known is None:
             self._add_policy(self._policies[name], disabled=disabled)
         else:
-            self.admin().call("PATCH", f"/v1/policies/{known}", {"disabled": disabled})
+            body = {"disabled": disabled}
+            self._call(self.admin(), "PATCH", f"/v1/policies/{known}", body)
 
     def _delete(self, noun: str, kind: str, name: str) -> None:
         id = self._ids.pop((kind, name), None)
         if id is None:
             raise ValueError(f"there is no {kind} {name!r}")
-        self.admin().call("DELETE", f"/v1/{noun}/{id}")
+        self._call(self.admin(), "DELETE", f"/v1/{noun}/{id}")
 
     # --- who is online ---------------------------------------------------------------------------
 

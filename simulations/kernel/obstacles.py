@@ -68,6 +68,8 @@ def _liberties_of(network: Network) -> Iterator[str]:
             yield "traffic from outside keeps a binding, too"
         if not (nat.inbound_binding or nat.reply_binding):
             yield "answers leave from where the question came in"
+    if network.prefix6:
+        yield "there is no IPv6"
     if network.lan != LAN:
         yield "nothing is slow or lost between hosts of one network"
 
@@ -80,7 +82,12 @@ def agents_of(scenario: Scenario) -> tuple[Relay | Gateway | Client, ...]:
 def as_built(scenario: Scenario) -> Scenario:
     """The scenario with its networks as they are on the kernel."""
     networks = tuple(
-        attrs.evolve(each, lan=LAN, nat=None if each.nat is None else _nat_as_built(each.nat))
+        attrs.evolve(
+            each,
+            lan=LAN,
+            prefix6="",
+            nat=None if each.nat is None else _nat_as_built(each.nat),
+        )
         for each in scenario.networks
     )
     return attrs.evolve(scenario, networks=networks)
@@ -125,8 +132,6 @@ def _of_networks(scenario: Scenario) -> Iterator[str]:
             yield f"{name}: without a NAT it needs a prefix of its own"
         if network.nat is not None and (reason := unsupported(kernel_nat(network.nat))):
             yield f"{name}: {reason}"
-        if network.prefix6:
-            yield f"{name}: IPv6 is not built on the kernel"
         if what := _unbuildable(network.uplink):
             yield f"{name}: an uplink with {what}"
     if scenario.links:
@@ -157,7 +162,9 @@ def _of_hosts(scenario: Scenario) -> Iterator[str]:
         if not resource.service:
             yield f"resource {resource.name}: only those of a service are asked"
     for service in scenario.services:
-        if service.network == INTERNET and service.address:
+        if ":" in service.address:
+            yield f"service {service.name}: IPv6 is not built on the kernel"
+        elif service.network == INTERNET and service.address:
             yield f"service {service.name}: addresses on the internet itself cannot be chosen"
 
 

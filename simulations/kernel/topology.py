@@ -31,6 +31,8 @@ WAYS: Final = IPv4Network("198.19.0.0/16")
 """Where the two ends of a long way to a NAT have addresses."""
 DEFAULT_LAN: Final = "192.168.1.0/24"
 FIRST_HOST: Final = 10
+SMALL: Final = 27
+"""In a network with so long a prefix hosts begin after the router."""
 NS_PER_US: Final = 1_000
 
 
@@ -339,7 +341,7 @@ table netdev {table} {{
     def _address(self, network: str, address: str) -> IPv4Interface:
         lan = _lan(self._networks[network])
         while not address:
-            number = self._next_host.get(network, FIRST_HOST)
+            number = self._next_host.get(network, FIRST_HOST if lan.prefixlen < SMALL else 2)
             self._next_host[network] = number + 1
             address = str(lan[number]) if str(lan[number]) not in self._taken else ""
         return IPv4Interface(f"{address}/{lan.prefixlen}")
