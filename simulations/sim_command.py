@@ -32,7 +32,16 @@ from simulations.report.page import write_page
 from simulations.report.progress import watching
 from simulations.report.table import show
 from simulations.result import Result
-from simulations.scenario.load import ScenarioError, dump, load, ready, ready_names, save
+from simulations.scenario.load import (
+    ScenarioError,
+    checked,
+    dump,
+    load,
+    loads,
+    ready,
+    ready_names,
+    save,
+)
 from simulations.scenario.schema import Scenario
 from simulations.scenario.structure import suggestion
 
@@ -357,8 +366,6 @@ def find(scenario: str) -> Scenario:
 
 def is_valid(scenario: Scenario) -> bool:
     """Whether a made scenario makes sense."""
-    from simulations.scenario.load import checked
-
     try:
         checked(scenario)
     except ScenarioError:
@@ -424,6 +431,7 @@ def _check_backend(
     """Whatever keeps it from running is said before anything is made."""
     if job.backend == "kernel":
         from simulations.kernel.lab import missing_requirements
+        from simulations.kernel.obstacles import as_built
         from simulations.kernel.twin import REQUIRED_PROGRAMS, liberties, obstacles
 
         if ray.ray_address:
@@ -434,6 +442,8 @@ def _check_backend(
         found = {line: None for each in written for line in obstacles(each)}
         if found:
             raise Unusable("\n".join(f"--on kernel: {line}" for line in found))
+        for each in written:
+            checked(as_built(each))
         for line in {line: None for each in written for line in liberties(each)}:
             console.print(f"on the kernel, {line}", markup=False, highlight=False)
     try:
@@ -496,7 +506,6 @@ def _run_all(
 def beside(job: Job, seed: int) -> Result:
     """The run in virtual time of what a job runs on the kernel, with the networks of that."""
     from simulations.kernel.obstacles import as_built
-    from simulations.scenario.load import loads
 
     scenario = as_built(written_out(loads(job.scenario, job.name), seed))
     return perform(Job(scenario=dump(scenario), name=job.name), seed)
