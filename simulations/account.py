@@ -77,7 +77,7 @@ class AccountBook:
         self.account_id = self.id("account", scenario.name)
         self.user_by_client = {client.name: client.user for client in scenario.clients}
         self._snapshot: tuple[int, Snapshot] | None = None
-        later = _added_later(scenario)
+        later = added_later(scenario)
         self._apply([Put(self._account(scenario.name))])
         self._put(self._group(name) for name in (EVERYONE, *_groups(scenario)))
         self._put(self._site(name) for name in scenario.account.sites)
@@ -312,7 +312,7 @@ def _groups(scenario: schema.Scenario) -> tuple[str, ...]:
     return tuple(name for name in dict.fromkeys(names) if name != EVERYONE)
 
 
-def _added_later(scenario: schema.Scenario) -> frozenset[tuple[str, str]]:
+def added_later(scenario: schema.Scenario) -> frozenset[tuple[str, str]]:
     """What the first change of a policy or membership adds, and so is not there before."""
     first: dict[tuple[str, str], bool] = {}
     for fault in sorted(scenario.faults, key=lambda each: duration_ns(each.at)):

@@ -25,7 +25,7 @@ from simulations.scenario.schema import (
     LinkQuality,
     Scenario,
 )
-from simulations.scenario.units import PPM, duration_ns, share_ppm
+from simulations.scenario.units import duration_ns, share_ppm
 
 NS_PER_MS: Final = 10**6
 SHORTEST_NS: Final = 100 * NS_PER_MS
@@ -38,6 +38,7 @@ class _Topology:
     """Names by what can happen to them."""
 
     hosts: tuple[str, ...]
+    agents: tuple[str, ...]
     portals: tuple[str, ...]
     relays: tuple[str, ...]
     edges: tuple[str, ...]
@@ -52,6 +53,11 @@ class _Topology:
         edges = [each.name for each in scenario.networks if each.name != INTERNET]
         return cls(
             hosts=tuple(each.name for each in scenario.hosts if each.name not in services),
+            agents=(
+                *(each.name for each in scenario.relays),
+                *(each.name for each in scenario.gateways),
+                *(each.name for each in scenario.clients),
+            ),
             portals=tuple(each.name for each in scenario.portals),
             relays=tuple(each.name for each in scenario.relays),
             edges=tuple(edges),
@@ -204,16 +210,16 @@ def _partition(about: _About) -> list[Fault]:
 def _link(about: _About) -> list[Fault]:
     """A bad link: slow, lossy, out of order, corrupting, or all of these."""
     randomness, budget = about.randomness, about.budget
-    loss = randomness.integer(share_ppm(budget.worst_loss) + 1) / PPM
+    loss = f"{randomness.integer(share_ppm(budget.worst_loss) + 1)}ppm"
     worst_ns = duration_ns(budget.worst_latency)
     quality = LinkQuality(
         latency=_text(randomness.integer(worst_ns + 1)),
         jitter=_text(randomness.integer(worst_ns // 4 + 1)),
         loss=loss,
         burst=float(1 + randomness.integer(8)),
-        duplication=randomness.integer(50_000) / PPM,
-        reordering=randomness.integer(100_000) / PPM,
-        corruption=randomness.integer(20_000) / PPM,
+        duplication=f"{randomness.integer(50_000)}ppm",
+        reordering=f"{randomness.integer(100_000)}ppm",
+        corruption=f"{randomness.integer(20_000)}ppm",
     )
     return [about.fault("link", about.one_of(about.topology.edges), quality=quality)]
 
@@ -264,7 +270,7 @@ def _upgrade(about: _About) -> list[Fault]:
 
 
 def _reconnect(about: _About) -> list[Fault]:
-    return [about.fault("reconnect", *about.some_of(about.topology.hosts[1:]), lasts=False)]
+    return [about.fault("reconnect", *about.some_of(about.topology.agents), lasts=False)]
 
 
 def _change(about: _About) -> list[Fault]:
@@ -289,6 +295,6 @@ _MAKERS: Final[dict[FaultKind, _Maker]] = {
     "drain": _Maker(lambda it: (*it.portals, *it.relays), _drain),
     "database": _Maker(lambda it: it.portals, _database),
     "upgrade": _Maker(lambda it: it.portals, _upgrade),
-    "reconnect": _Maker(lambda it: len(it.hosts) > 1, _reconnect),
+    "reconnect": _Maker(lambda it: it.agents, _reconnect),
     "change": _Maker(lambda it: it.policies, _change),
 }

@@ -122,4 +122,5 @@ def _nat(written: schema.NatBehaviour) -> oracle.Nat:
         hairpinning=written.hairpinning,
         filters_per="mapping",
         inbound_binding=written.inbound_binding,
+        reply_binding=written.reply_binding,
     )

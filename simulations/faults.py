@@ -77,7 +77,7 @@ class Faults:
         act: Callable[[schema.Fault], Undo | None] = getattr(self, f"_{fault.kind}")
         try:
             undo = act(fault)
-            struck.text = self._sentence(fault)
+            struck.text = sentence_of(fault)
         except ValueError as error:
             undo, struck.text = None, f"nothing: {error}"
         self._world.note("fault", fault.kind, fault.targets, struck.text)
@@ -91,19 +91,6 @@ class Faults:
         undo()
         self._world.note("fault over", fault.kind, fault.targets)
         self._log(self._world.now, fault, f"{fault.kind} is over")
-
-    @staticmethod
-    def _sentence(fault: schema.Fault) -> str:
-        parts = [fault.kind, *fault.targets]
-        if fault.change:
-            parts = [fault.change, *fault.subject]
-        if fault.others:
-            parts += ["from", *fault.others]
-        if fault.to:
-            parts += ["to", fault.to]
-        if fault.duration:
-            parts += ["for", fault.duration]
-        return " ".join(parts)
 
     # --- hosts -----------------------------------------------------------------------------------
 
@@ -317,6 +304,20 @@ class Faults:
     def _place(self, name: str) -> Host | Network:
         slot = self._installation.slots.get(name)
         return slot.host if slot is not None else self._network(name)
+
+
+def sentence_of(fault: schema.Fault) -> str:
+    """A fault in words."""
+    parts = [fault.kind, *fault.targets]
+    if fault.change:
+        parts = [fault.change, *fault.subject]
+    if fault.others:
+        parts += ["from", *fault.others]
+    if fault.to:
+        parts += ["to", fault.to]
+    if fault.duration:
+        parts += ["for", fault.duration]
+    return " ".join(parts)
 
 
 def _start_all(slots: Sequence[Slot]) -> None:

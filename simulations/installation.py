@@ -51,8 +51,17 @@ class InstallationError(Exception):
 class Api:
     """The portal's JSON API, called from inside a namespace with the installation's own CA."""
 
-    def __init__(self, host: Host, ca_file: Path, token: str, *, port: int = API_PORT) -> None:
+    def __init__(
+        self,
+        host: Host,
+        ca_file: Path,
+        token: str,
+        *,
+        port: int = API_PORT,
+        address: str = PORTAL,
+    ) -> None:
         self._host = host
+        self._address = address
         self._token = token
         self._port = port
         self._context = ssl.create_default_context(cafile=str(ca_file))
@@ -67,9 +76,9 @@ class Api:
 
     def try_call(self, method: str, path: str, body: object | None = None) -> tuple[int, Any]:
         """One request; returns its status and decoded answer (None for an empty one)."""
-        plain = self._host.connect((PORTAL, self._port))
-        with self._context.wrap_socket(plain, server_hostname=PORTAL) as stream:
-            connection = http.client.HTTPConnection(PORTAL, self._port)
+        plain = self._host.connect((self._address, self._port))
+        with self._context.wrap_socket(plain, server_hostname=self._address) as stream:
+            connection = http.client.HTTPConnection(self._address, self._port)
             connection.sock = stream
             connection.request(
                 method,

@@ -20,31 +20,29 @@ from typing import Any, Final
 
 import attrs
 
+from simulations.asked import CHECK_BYTES, CHECK_EVERY_NS, asked_by, probed_by
 from simulations.build import Installation, Slot
 from simulations.checks.expectations import Expectations, Zero
 from simulations.checks.interface import Observer, hears
 from simulations.expected import Judge
-from simulations.faults import Faults, Struck
+from simulations.faults import Faults
 from simulations.hosts.agent import ENGINE_PORT
 from simulations.net.packets import Sighting
-from simulations.result import Injected, Result, Violation
+from simulations.recoveries import injected
 from simulations.result import Pair as PairResult
+from simulations.result import Result, Violation
 from simulations.scenario import schema
 from simulations.scenario.population import expand
 from simulations.scenario.units import duration_ns
 from simulations.timeline import Timeline
-from simulations.traffic import SHOWS_NS, UNANSWERED, Pair, Traffic
+from simulations.traffic import UNANSWERED, Pair, Traffic
 
 PROGRESS_STEPS: Final = 50
 COLLECTION: Final = (20_000, 50, 100)
 """Thresholds of the garbage collector's generations while a world runs."""
-CHECK_EVERY_NS: Final = 10**9
-"""So often a pair is asked for that a check names and no traffic touches."""
-CHECK_BYTES: Final = 64
 EXPIRY_NS: Final = 10**6
 """So long after its expiry a policy is over by every rounding."""
 MAX_BESIDE: Final = 100_000
-PROBED: Final = ("reach", "denied", "cut", "recovered", "uninterrupted")
 
 Progress = Callable[[int, int], None]
 """Given the virtual time since zero, and the duration (ns)."""
@@ -146,11 +144,9 @@ class Run:
     # --- traffic ---------------------------------------------------------------------------------
 
     def _begin_traffic(self, traffic: schema.Traffic) -> None:
-        clients = traffic.source or [slot.name for slot in self.installation.of_kind("client")]
         pairs = [
-            self.traffic.pair(client, resource)
-            for client in clients
-            for resource in traffic.to or self.installation.visible(client)
+            self.traffic.pair(*names)
+            for names in asked_by(traffic, self.scenario, self.installation.visible)
         ]
         end = self.zero + self.duration
         until = min(end, self.zero + duration_ns(traffic.until)) if traffic.until else end
@@ -158,26 +154,8 @@ class Run:
 
     def _begin_probes(self) -> None:
         """Ask for what checks name and no traffic touches, so that there is something to judge."""
-        touched = {
-            (client, resource)
-            for traffic in self.scenario.traffic
-            for client in traffic.source or [c.name for c in self.scenario.clients]
-            for resource in traffic.to
-        }
-        everything = any(not each.to for each in self.scenario.traffic)
-        wanted = {
-            (client, resource): None
-            for check in self.scenario.checks
-            if check.kind in PROBED
-            for client in check.source
-            for resource in check.to
-            if (client, resource) not in touched
-        }
-        pairs = [
-            self.traffic.pair(client, resource)
-            for client, resource in wanted
-            if not (everything and resource in self.installation.visible(client))
-        ]
+        names = probed_by(self.scenario, self.installation.visible)
+        pairs = [self.traffic.pair(*each) for each in names]
         end = self.zero + self.duration
         if pairs:
             self.traffic.ask_again_and_again(pairs, CHECK_EVERY_NS, end, CHECK_BYTES)
@@ -197,7 +175,10 @@ class Run:
             trace=self.world.trace,
             virtual_ns=self.world.now - self.zero,
             pairs=self._pairs(zero),
-            faults=tuple(self._injected(struck, zero) for struck in self.faults.struck),
+            faults=tuple(
+                injected(struck, self.traffic.pairs, zero, self.faults.struck)
+                for struck in self.faults.struck
+            ),
             checks=self.expectations.judge(zero),
             violations=self._violations(),
             nodes=self.installation.nodes(),
@@ -244,32 +225,6 @@ class Run:
         found = (each.name for each in self.scenario.gateways if each.site in sites)
         name = next(found, None)
         return None if name is None else self.installation.slots[name]
-
-    def _injected(self, struck: Struck, zero: Zero) -> Injected:
-        over_at = struck.at if struck.over_at is None else min(struck.over_at, zero.end)
-        shows_until = self._shows_until(over_at)
-        recoveries = [
-            pair.recovered_ns(struck.at, over_at, zero.end, shows_until)
-            for pair in self.traffic.pairs
-            if pair.may_throughout(struck.at, min(shows_until, zero.end))
-            and pair.worked_before(struck.at)
-        ]
-        known = [each for each in recoveries if each is not None]
-        duration = None if struck.over_at is None else struck.over_at - struck.at
-        return Injected(
-            at_ns=struck.at - self.zero,
-            kind=struck.fault.kind,
-            targets=struck.fault.targets or struck.fault.subject,
-            duration_ns=duration,
-            recovery_ns=None if len(known) < len(recoveries) else max(known, default=0),
-            text=struck.text,
-        )
-
-    def _shows_until(self, over_at: int) -> int:
-        """What is lost after a fault is blamed on it until the next one begins or ends."""
-        instants = [at for each in self.faults.struck for at in (each.at, each.over_at)]
-        later = [at for at in instants if at is not None and at > over_at]
-        return min([over_at + SHOWS_NS, *later])
 
     def _violations(self) -> tuple[Violation, ...]:
         return tuple(

@@ -23,9 +23,11 @@ from rich.text import Text
 from admin.safety import printable
 from runtime.service import configure_logging
 from simulations.chaos import describe
-from simulations.farm.job import MAX_SEEDS, Job, perform, written_out
+from simulations.farm.job import MAX_SEEDS, Job, perform, runner_of, written_out
 from simulations.farm.local import FarmError, FarmOptions, cores, run_local
 from simulations.farm.seeds import Gone
+from simulations.kernel.against import Comparison, shown
+from simulations.kernel.against import compare as compare_backends
 from simulations.report import compare as comparing
 from simulations.report.merged import Merger, Report, report_from_json, report_to_json
 from simulations.report.page import write_page
@@ -35,7 +37,16 @@ from simulations.report.wording import budget
 from simulations.result import Result
 from simulations.scenario.capture import add as add_capture
 from simulations.scenario.capture import load_capture
-from simulations.scenario.load import ScenarioError, dump, load, ready, ready_names, save
+from simulations.scenario.load import (
+    ScenarioError,
+    checked,
+    dump,
+    load,
+    loads,
+    ready,
+    ready_names,
+    save,
+)
 from simulations.scenario.schema import Scenario
 from simulations.scenario.structure import suggestion
 
@@ -111,8 +122,8 @@ def run(
     jobs
         Processes side by side, for many seeds; by default one for each core (on Ray: its CPUs).
     on
-        Where: in virtual time, or on network namespaces with real processes, as root; there every
-        pair is asked once, and its outcome compared with that of virtual time.
+        Where: in virtual time, or on network namespaces with real processes. What came of each pair
+        there is compared with virtual time, and the exit status is 1 where they differ.
     follow
         CLIENT:RESOURCE, whose packets are listed one by one in the report.
     json
@@ -142,14 +153,16 @@ def run(
             backend=on,
             follow=_follow(found, numbers[0], follow, wanted=html is not None),
         )
-        _check_backend(job, written_out(found, numbers[0]), len(numbers))
+        console = Console(stderr=True)
+        _check_backend(job, found, numbers, ray or Ray(), console)
         _check_places(json, html, save_to)
         merger = _merger(found)
         status = HELD
-        options = FarmOptions(jobs=jobs or cores(), stop_after=stop_after)
-        console = Console(stderr=True)
+        alone = on == "kernel"  # an installation that others run beside is not the one of the file
+        options = FarmOptions(jobs=jobs or (1 if alone else cores()), stop_after=stop_after)
+        compared: list[Comparison] = []
         try:
-            _run_all(job, numbers, options, jobs, ray or Ray(), merger, console)
+            _run_all(job, numbers, options, jobs, ray or Ray(), merger, console, compared)
         except KeyboardInterrupt:
             console.print("interrupted; this is what there is so far", markup=False)
             status = INTERRUPTED
@@ -160,6 +173,10 @@ def run(
         _give(report, json, html)
         if save_to is not None:
             _save_failures(report, found, save_to)
+        for each in compared:
+            output_console().print(shown(each))
+        if not all(each.agrees for each in compared):
+            status = status or FAILED
         sys.exit(status or status_of(report))
 
 
@@ -378,8 +395,6 @@ def with_captures(scenario: Scenario, files: Sequence[Path], user: str) -> Scena
 
 def is_valid(scenario: Scenario) -> bool:
     """Whether a made scenario makes sense."""
-    from simulations.scenario.load import checked
-
     try:
         checked(scenario)
     except ScenarioError:
@@ -439,22 +454,31 @@ def first_pair(scenario: Scenario) -> tuple[str, str] | None:
     return None
 
 
-def _check_backend(job: Job, scenario: Scenario, seeds: int) -> None:
-    """What stands in the way of a run on the kernel is told before anything is made."""
-    if job.backend == "virtual":
-        return
-    from simulations.kernel import compared
-    from simulations.kernel.lab import missing_requirements
-    from simulations.kernel.twin import REQUIRED_PROGRAMS
+def _check_backend(
+    job: Job, scenario: Scenario, seeds: Sequence[int], ray: Ray, console: Console
+) -> None:
+    """Whatever keeps it from running is said before anything is made."""
+    if job.backend == "kernel":
+        from simulations.kernel.lab import missing_requirements
+        from simulations.kernel.obstacles import as_built
+        from simulations.kernel.twin import REQUIRED_PROGRAMS, liberties, obstacles
 
-    if seeds != 1:
-        raise Unusable("--on kernel: one seed at a time")
-    found = [*missing_requirements(REQUIRED_PROGRAMS), *compared.obstacles(scenario)]
-    if found:
-        raise Unusable("\n".join(f"--on kernel: {each}" for each in found))
-    if left_out := compared.left_out(scenario):
-        parts = ", ".join(left_out)
-        sys.stderr.write(f"on the kernel every pair is asked once; left out: {parts}\n")
+        if ray.ray_address:
+            raise Unusable("--on kernel: namespaces are of this machine, not of a Ray")
+        if missing := missing_requirements(REQUIRED_PROGRAMS):
+            raise Unusable("--on kernel: " + "; ".join(missing))
+        written = [written_out(scenario, seed) for seed in seeds]
+        found = {line: None for each in written for line in obstacles(each)}
+        if found:
+            raise Unusable("\n".join(f"--on kernel: {line}" for line in found))
+        for each in written:
+            checked(as_built(each))
+        for line in {line: None for each in written for line in liberties(each)}:
+            console.print(f"on the kernel, {line}", markup=False, highlight=False)
+    try:
+        runner_of(job)
+    except (ImportError, AttributeError):
+        raise Unusable(f"--on {job.backend}: this release cannot run scenarios there") from None
 
 
 def _check_places(*files: Path | None) -> None:
@@ -494,14 +518,18 @@ def _run_all(
     ray: Ray,
     merger: Merger,
     console: Console,
+    compared: list[Comparison] | None = None,
 ) -> None:
-    """Raises FarmError, Unusable, KeyboardInterrupt; the merger has what there is then."""
+    """Raises FarmError, Unusable, KeyboardInterrupt; the merger has what there is then, and
+    `compared` what came of each run on the kernel beside one in virtual time."""
 
     def take(outcome: Result | Gone) -> None:
         if isinstance(outcome, Gone):
             merger.lose(outcome.seed, outcome.why)
-        else:
-            merger.add(outcome)
+            return
+        merger.add(outcome)
+        if compared is not None and outcome.backend == "kernel":
+            compared.append(compare_backends(beside(job, outcome.seed), outcome))
 
     title = job.name if len(numbers) == 1 else f"{job.name}, {len(numbers):,} seeds"
     if ray.ray_address:
@@ -521,6 +549,14 @@ def _run_all(
     else:
         with watching(console, title, len(numbers), steps=True) as watcher:
             run_local(job, numbers, options, take, watcher)
+
+
+def beside(job: Job, seed: int) -> Result:
+    """The run in virtual time of what a job runs on the kernel, with the networks of that."""
+    from simulations.kernel.obstacles import as_built
+
+    scenario = as_built(written_out(loads(job.scenario, job.name), seed))
+    return perform(Job(scenario=dump(scenario), name=job.name), seed)
 
 
 def _give(report: Report, json: Path | None, html: Path | None) -> None:

@@ -85,6 +85,7 @@ def nat_of(written: schema.NatBehaviour) -> nats.NatBehaviour:
         timeout_ns=duration_ns(written.timeout),
         inbound_refresh=written.inbound_refresh,
         inbound_binding=written.inbound_binding,
+        reply_binding=written.reply_binding,
         public_addresses=written.addresses,
     )
 

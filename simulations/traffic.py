@@ -159,6 +159,16 @@ class Pair:
         return "unasked"
 
 
+def select(pairs: Iterable[Pair], clients: Sequence[str], resources: Sequence[str]) -> list[Pair]:
+    """Those of these names; all where none are given."""
+    some, others = frozenset(clients), frozenset(resources)
+    return [
+        pair
+        for pair in pairs
+        if (not some or pair.client in some) and (not others or pair.resource in others)
+    ]
+
+
 class Traffic:
     """All pairs of a run, and the asking. Times of `every` and so on in ns."""
 
@@ -191,12 +201,7 @@ class Traffic:
         if clients and resources:
             found = (self._by_names.get((c, r)) for c in clients for r in resources)
             return [pair for pair in found if pair is not None]
-        some, others = frozenset(clients), frozenset(resources)
-        return [
-            pair
-            for pair in self.pairs
-            if (not some or pair.client in some) and (not others or pair.resource in others)
-        ]
+        return select(self.pairs, clients, resources)
 
     def policy_changed(self) -> None:
         """Ask the policy engine anew who may what."""

@@ -31,6 +31,7 @@ HEAVY: Final = (
     "tests/system/test_portal_api_events_cluster.py",
     "tests/system/test_demo.py",
     "tests/system/test_farm_on_ray.py",
+    "tests/system/test_kernel_twin.py",
 )
 """Files that start a Ray, or several installations at once. They come first, and are one worker's:
 none of them ever runs beside another."""

@@ -6,15 +6,15 @@ is not looked at.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Final
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final, Protocol
 
 import attrs
 
 from simulations.result import Checked, Outcome
 from simulations.scenario import schema
 from simulations.scenario.units import PPM, duration_ns, share_ppm
-from simulations.traffic import Pair, Traffic
+from simulations.traffic import Pair
 
 MS: Final = 10**6
 SHOWN: Final = 5
@@ -39,6 +39,14 @@ class Zero:
 
     def until(self, written: str) -> int:
         return self.begin + duration_ns(written) if written else self.end
+
+
+class Traffic(Protocol):
+    """The pairs of a run, in virtual time or on the kernel."""
+
+    def select(self, clients: Sequence[str], resources: Sequence[str], /) -> list[Pair]:
+        """Those of these names; all where none are given."""
+        ...
 
 
 class Expectations:

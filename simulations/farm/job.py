@@ -26,7 +26,7 @@ MAX_TRACEBACK: Final = 4_000
 
 RUNNERS: Final[dict[Backend, str]] = {
     "virtual": "simulations.run:run",
-    "kernel": "simulations.kernel.compared:run",
+    "kernel": "simulations.kernel.twin:run",
 }
 """Functions `(scenario, seed, *, follow, progress, monitors) -> Result`."""
 

@@ -8,7 +8,8 @@ the namespace of the router whose packets it delays, one process for all queues 
 
 Each argument is a queue with its latency and jitter in microseconds and its loss in parts per
 10,000. Jitter is drawn evenly from 0 on, so packets overtake each other by it. A line "ready" is
-printed once all queues are bound; the process ends when its standard input does.
+printed once all queues are bound. A line of such arguments on standard input changes what becomes
+of their queues from then on; the process ends when its standard input does.
 
 The protocol is nfnetlink's (linux/netfilter/nfnetlink_queue.h): a netlink header, four bytes of
 family, version and queue, then attributes; numbers in attributes are big-endian.
@@ -47,6 +48,8 @@ MAX_HELD: Final = 100_000
 """Packets that a queue may hold; the kernel drops what is more."""
 RECEIVE_BUFFER_BYTES: Final = 8 << 20
 PARTS: Final = 10_000
+MAX_LINE: Final = 4_096
+"""Bytes of a line on standard input; pipes keep such ones whole."""
 
 
 class DelayError(Exception):
@@ -165,9 +168,18 @@ class Delayer:
             for descriptor, _ in poll.poll(wait_ms):
                 if descriptor == self.socket.fileno():
                     self._take()
-                elif not os.read(sys.stdin.fileno(), 1):
+                elif line := os.read(sys.stdin.fileno(), MAX_LINE):
+                    self.change(line.decode().split())
+                else:
                     return
             self._release()
+
+    def change(self, arguments: list[str]) -> None:
+        """From now on some of the queues behave so. Raises ValueError for one that is not bound."""
+        for delay in map(parse, arguments):
+            if delay.queue not in self._delays:
+                raise ValueError(f"queue {delay.queue} is not bound")
+            self._delays[delay.queue] = delay
 
     def _take(self) -> None:
         for _ in range(64):

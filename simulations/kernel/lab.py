@@ -245,11 +245,18 @@ class Lab:
         return host
 
     def nat(
-        self, name: str, router: Host, *, wan: str, lan: str, kind: NatKind = "port_restricted"
+        self,
+        name: str,
+        router: Host,
+        *,
+        wan: str,
+        lan: str,
+        kind: NatKind | None = "port_restricted",
     ) -> Host:
         """A NAT between the router and a LAN; `lan` is its own inside address with prefix.
 
-        `router` may be a NAT itself (a carrier's): then `wan` is an address on its LAN.
+        `router` may be a NAT itself (a carrier's): then `wan` is an address on its LAN. Without a
+        `kind` it translates nothing; who is to find the LAN needs a route.
         """
         host = self._namespace(name)
         host.run("sysctl", "-qw", "net.ipv4.ip_forward=1")
@@ -260,7 +267,15 @@ class Lab:
         host.ip("link add lan type bridge", f"addr add {lan} dev lan", "link set lan up")
         host._lan_network = lan
         host.wan_address = str(ip_interface(wan).ip)
-        host.set_nat(kind)
+        if kind is not None:
+            host.set_nat(kind)
+        return host
+
+    def way(self, name: str, nat: Host, address: str) -> Host:
+        """A router on the LAN behind a NAT that does nothing but forward: for links that are
+        impaired on their way to a further NAT. Who is to find what is behind it needs a route."""
+        host = self.host(name, nat, address)
+        host.run("sysctl", "-qw", "net.ipv4.ip_forward=1")
         return host
 
     def host(self, name: str, nat: Host, address: str) -> Host:
@@ -269,6 +284,17 @@ class Lab:
         host = self._namespace(name)
         self._join_lan(host, "eth0", nat, address)
         return host
+
+    def move(self, host: Host, nat: Host, address: str) -> None:
+        """A host of a LAN, or a public one, is on the LAN behind a NAT from now on."""
+        assert nat._lan_network is not None, f"{nat.short_name} is no NAT"
+        host.ip("link del eth0")
+        self._join_lan(host, "eth0", nat, address)
+
+    def move_out(self, host: Host, router: Host, *addresses: str) -> None:
+        """A host has public addresses from now on."""
+        host.ip("link del eth0")
+        self._link(host, "eth0", router, addresses)
 
     def route_ipv6(self, nat: Host, router: Host, *, wan: str, lan: str) -> None:
         """Give a NAT an IPv6 prefix to route, without translation; `ipv6` then gives addresses."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 import attrs
@@ -38,37 +38,69 @@ class Quality:
         return bool(self.latency_us or self.jitter_us or self.loss)
 
 
+class Impairment:
+    """The links of one router, while they are impaired (see `impaired`)."""
+
+    def __init__(self, router: Host, links: Sequence[tuple[Host, Quality]]) -> None:
+        self._router = router
+        self._hosts = [host for host, _ in links]
+        self._limited: set[str] = set()
+        self._delayed: set[int] = set()
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def change(self, host: Host, quality: Quality) -> None:
+        """The link of one of the hosts behaves so from now on. Raises LabError if it was not among
+        those that can be delayed."""
+        number = self._hosts.index(host)
+        if number not in self._delayed or self._process is None or self._process.stdin is None:
+            raise LabError(f"{host.short_name}: its link was not made to be changed")
+        delays = " ".join(str(_delay(2 * number + way, quality)) for way in (0, 1))
+        self._process.stdin.write(delays.encode() + b"\n")
+        self._process.stdin.flush()
+        self._limit_both(host, quality)
+
+    def _limit_both(self, host: Host, quality: Quality) -> None:
+        for end, device in ((self._router, host.uplink), (host, host.device)):
+            if quality.rate_bit_s:
+                _limit(end, device, quality)
+                self._limited.add(host.name)
+            elif host.name in self._limited:
+                end.run("tc", "qdisc", "del", "dev", device, "root", check=False)
+
+
 @contextlib.contextmanager
-def impaired(router: Host, links: Sequence[tuple[Host, Quality]]) -> Iterator[None]:
+def impaired(
+    router: Host, links: Sequence[tuple[Host, Quality]], *, changing: Collection[str] = ()
+) -> Iterator[Impairment]:
     """Within this block the links of these hosts to the router behave so, in each direction.
+    `changing`: names of those that may be told to behave otherwise meanwhile.
 
     Raises LabError where something is missing or refused.
     """
+    made = Impairment(router, links)
     delays: list[Delay] = []
     rules: list[str] = []
     for number, (host, quality) in enumerate(links):
-        if quality.delayed:
+        if quality.delayed or host.name in changing:
+            made._delayed.add(number)
             for way, chain in enumerate(("PREROUTING -i", "POSTROUTING -o")):
                 queue = 2 * number + way
                 delays.append(_delay(queue, quality))
                 rules.append(f"-A {chain} {host.uplink} -j NFQUEUE --queue-num {queue}")
-    limited = [(host, quality) for host, quality in links if quality.rate_bit_s]
-    ends = [(router, host.uplink, q) for host, q in limited]
-    ends += [(host, host.device, q) for host, q in limited]
     with contextlib.ExitStack() as stack:
         if delays:
-            stack.enter_context(_delaying(router, delays))
+            made._process = stack.enter_context(_delaying(router, delays))
             for program in ("iptables-nft-restore", "ip6tables-nft-restore"):
                 stack.callback(_restore, router, program, [])
                 _restore(router, program, rules)
-        for host, device, quality in ends:
-            stack.callback(host.run, "tc", "qdisc", "del", "dev", device, "root", check=False)
-            _limit(host, device, quality)
-        yield
+        for host, quality in links:
+            stack.callback(made._limit_both, host, Quality())
+            made._limit_both(host, quality)
+        yield made
 
 
 @contextlib.contextmanager
-def _delaying(router: Host, delays: list[Delay]) -> Iterator[None]:
+def _delaying(router: Host, delays: list[Delay]) -> Iterator[subprocess.Popen[bytes]]:
     process = router.spawn(
         [sys.executable, "-m", "simulations.kernel.delay", *map(str, delays)],
         stdin=subprocess.PIPE,
@@ -81,7 +113,7 @@ def _delaying(router: Host, delays: list[Delay]) -> Iterator[None]:
         try:
             if process.stdout.readline().strip() != b"ready":
                 raise LabError(f"{router.short_name}: the delaying process did not start")
-            yield
+            yield process
         finally:
             process.stdin.close()
             process.wait(timeout=30)

@@ -287,6 +287,41 @@ def _unasked_dropped() -> str:
   }"""
 
 
+# --- firewalls ------------------------------------------------------------------------------------
+
+
+def install_firewall(
+    host: Host,
+    *,
+    udp: Literal["pass", "drop", "reject"] = "pass",
+    udp_ports: tuple[int, ...] = (),
+    tcp_ports: tuple[int, ...] = (),
+) -> None:
+    """What a router of a lab with `lan` and `wan` lets out, beside its NAT, from now on. `udp` is
+    of all UDP, both ways; lists of ports are those to which it goes out alone, if there are any."""
+    lines = []
+    refused = "reject with icmp type admin-prohibited" if udp == "reject" else "drop"
+    if udp != "pass":
+        lines.append(f'oifname "wan" meta l4proto udp {refused}')
+        lines.append('iifname "wan" meta l4proto udp drop')
+    for protocol, ports in (("udp", udp_ports), ("tcp", tcp_ports)):
+        if ports:
+            those = ", ".join(map(str, ports))
+            new = f'oifname "wan" ct direction original {protocol} dport'
+            lines.append(f"{new} != {{ {those} }} drop")
+    body = "\n    ".join(lines)
+    host.nft(f"""
+table ip firewall_of_lab
+delete table ip firewall_of_lab
+table ip firewall_of_lab {{
+  chain forward {{
+    type filter hook forward priority filter - 20;
+    {body}
+  }}
+}}
+""")
+
+
 # --- IPv6 -----------------------------------------------------------------------------------------
 
 

@@ -1,179 +1,374 @@
 """The networks of a scenario file, made of namespaces: the ground of the kernel twin.
 
-The internet is one router; a network with a NAT is a namespace with a LAN, behind the internet or
-behind another such (a carrier's). What the kernel cannot be made to do, or what is not built here
-yet, is said by `obstacles`, before anything is made.
+The internet is one router; a network is a namespace with a LAN, with a NAT or without one, behind
+the internet or behind another such (a carrier's, say). A long way to the internet is of its router,
+and one to another network's NAT has a router of its own, so that no NAT sees a packet before it
+arrives. Names of routers have a dot, which those of a file cannot have.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from ipaddress import IPv4Interface, IPv4Network, ip_network
+from collections.abc import Iterator, Sequence
+from ipaddress import IPv4Interface, IPv4Network, ip_interface, ip_network
+from itertools import count
 from typing import Final
 
 import attrs
 
-from simulations.kernel.lab import Host, Lab
+from simulations.build import nat_label
+from simulations.kernel.lab import Host, Lab, LabError
 from simulations.kernel.links import Quality
-from simulations.kernel.nats import KernelNat, install, unsupported
+from simulations.kernel.nats import install, install_firewall
+from simulations.kernel.obstacles import kernel_nat
 from simulations.kernel.punch import Place
 from simulations.oracle import Nat, Side
 from simulations.scenario.schema import INTERNET, LinkQuality, Network, Scenario
 from simulations.scenario.units import duration_ns, rate_bit_per_s, share_ppm, size_bytes
 
-PUBLIC: Final = ("203.0.113.0/24", "198.51.100.0/24", "192.0.2.0/24")
-"""Where public addresses are taken from, a /30 each (RFC 5737)."""
+PUBLIC: Final = IPv4Network("198.18.0.0/16")
+"""Where public addresses are taken from, a /30 each; as in virtual time (RFC 2544)."""
+WAYS: Final = IPv4Network("198.19.0.0/16")
+"""Where the two ends of a long way to a NAT have addresses."""
 DEFAULT_LAN: Final = "192.168.1.0/24"
 FIRST_HOST: Final = 10
+SMALL: Final = 27
+"""In a network with so long a prefix hosts begin after the router."""
 NS_PER_US: Final = 1_000
 
 
-def obstacles(scenario: Scenario) -> list[str]:
-    """Why the networks of this scenario cannot be built, a sentence each; empty if they can."""
-    found = []
-    networks = {network.name: network for network in scenario.networks}
-    for network in scenario.networks:
-        if network.nat is None:
-            found.append(f"network {network.name}: one without a NAT is not built on the kernel")
-        elif network.nat.ports == "range" or network.nat.addresses > 1:
-            found.append(f"network {network.name}: blocks of ports, or of addresses")
-        elif reason := unsupported(_kernel_nat(network)):
-            found.append(f"network {network.name}: {reason}")
-        if network.firewall.udp_ports or network.firewall.tcp_ports or network.prefix6:
-            found.append(f"network {network.name}: lists of ports, and IPv6, are not built yet")
-        if network.behind != INTERNET and (
-            network.behind not in networks or _quality(network.uplink).delayed
-        ):
-            found.append(f"network {network.name}: a long way to a carrier's NAT is not built yet")
-    if scenario.links:
-        found.append("further links between networks are not built on the kernel")
-    return found
+@attrs.define(eq=False)
+class Built:
+    """A network that stands. `attached`: the router by which it hangs on the one outside."""
+
+    network: Network
+    router: Host
+    attached: Host
+    way_address: str = ""
+    """That of a router of its own on the way, in the network outside."""
+    blocked: int = 0
 
 
 class Topology:
-    """The networks, and hosts as they are asked for. `first` has the first public address;
-    `uplinks` is for `links.impaired`."""
+    """The networks, and hosts as they are asked for. `links`: by their router, those that may be
+    impaired (for `links.impaired`)."""
 
-    def __init__(self, lab: Lab, scenario: Scenario, *, first: str) -> None:
+    def __init__(self, lab: Lab, scenario: Scenario) -> None:
         self._lab = lab
-        self.core = lab.router("core")
-        self._public = _public_addresses()
-        self.first = self.host(first, INTERNET)
+        self.core = lab.router("core.")
+        self._public = _links_of(PUBLIC)
+        self._ways = _links_of(WAYS)
         self._networks = {network.name: network for network in scenario.networks}
-        self._nats: dict[str, Host] = {}
+        self._built: dict[str, Built] = {}
         self._next_host: dict[str, int] = {}
-        self.uplinks: list[tuple[Host, Quality]] = []
+        self._taken = {service.address for service in scenario.services}
+        self._changing = {
+            name for fault in scenario.faults if fault.kind == "link" for name in fault.targets
+        }
+        self._hosts: dict[str, tuple[Place, str]] = {}
+        self._rules = count(1)
+        self.links: dict[str, tuple[Host, list[tuple[Host, Quality]]]] = {}
         for network in scenario.networks:
-            self._nat_of(network)
+            self._build(network)
+
+    # --- hosts -----------------------------------------------------------------------------------
 
     def host(self, name: str, network: str, address: str = "") -> Place:
         """A host, at the address or the next one of its network."""
         if network == INTERNET:
-            public = next(self._public)
-            return Place(self._lab.public_host(name, self.core, str(public)), str(public))
-        text = str(self._address(network, address))
-        return Place(self._lab.host(name, self._nats[network], text), text)
+            public = str(next(self._public))
+            place = Place(self._lab.public_host(name, self.core, public), public)
+        else:
+            text = str(self._address(network, address))
+            place = Place(self._lab.host(name, self._built[network].router, text), text)
+        self._hosts[name] = place, network
+        return place
 
-    def side(self, network: str) -> Side:
+    def place(self, name: str) -> Place:
+        """Where a host is now."""
+        return self._hosts[name][0]
+
+    def address_of(self, name: str) -> str:
+        """The address of a host now, without its prefix."""
+        return ip_of(self.place(name))
+
+    def network_of(self, name: str) -> str:
+        """In which network a host is now."""
+        return self._hosts[name][1]
+
+    def move(self, name: str, network: str) -> None:
+        """A host is in another network from now on, with another address."""
+        place, present = self._hosts[name]
+        if present == network:
+            return
+        if network == INTERNET:
+            text = str(next(self._public))
+            self._lab.move_out(place.host, self.core, text)
+        else:
+            text = str(self._address(network, ""))
+            self._lab.move(place.host, self._built[network].router, text)
+        self._hosts[name] = Place(place.host, text), network
+
+    def outside(self, name: str) -> str:
+        """The address by which the internet sees a host."""
+        place, network = self._hosts[name]
+        seen = ip_of(place)
+        for built in self._way_out(network):
+            if built.network.nat is not None:
+                seen = built.router.wan_address
+        return seen
+
+    # --- networks --------------------------------------------------------------------------------
+
+    def router(self, network: str) -> Host:
+        """The router of a network."""
+        return self._built[network].router
+
+    def link_of(self, network: str) -> tuple[Host, Host, Quality]:
+        """By which router the uplink of a network is impaired, whose link it is, and what it is
+        like by the file."""
+        built = self._built[network]
+        return built.attached, built.router, quality_of(built.network.uplink)
+
+    def rebind(self, network: str, *, renumber: bool) -> None:
+        """The NAT of a network forgets everything; `renumber`: it gets another address."""
+        built = self._built[network]
+        if built.network.nat is None:
+            return
+        if renumber:
+            self._renumber(built)
+        install(built.router, kernel_nat(built.network.nat))
+
+    def _renumber(self, built: Built) -> None:
+        nat, attached = built.router, built.attached
+        if attached is self.core or built.way_address:
+            new = next(self._ways if built.way_address else self._public)
+            attached.ip(f"addr add {next(new.network.hosts())}/30 dev {nat.uplink}")
+        else:
+            new = self._address(built.network.behind, "")
+        gateway = next(new.network.hosts())
+        nat.ip("addr flush dev wan", f"addr add {new} dev wan",
+               f"route replace default via {gateway}")  # fmt: skip
+        nat.wan_address = str(new.ip)
+        if built.way_address:
+            self._route(new.network, built)
+
+    def block_udp(self, network: str, *, blocked: bool) -> None:
+        """No UDP passes between a network and the outside, while anybody blocks it."""
+        built = self._built[network]
+        built.blocked += 1 if blocked else -1
+        self._set_firewall(built)
+
+    def _set_firewall(self, built: Built) -> None:
+        firewall = built.network.firewall
+        udp = "drop" if built.blocked and firewall.udp == "pass" else firewall.udp
+        install_firewall(
+            built.router, udp=udp, udp_ports=firewall.udp_ports, tcp_ports=firewall.tcp_ports
+        )
+
+    def hosts_within(self, place: str) -> list[str]:
+        """The host of this name, or all hosts that are in the network or behind it."""
+        if place in self._hosts:
+            return [place]
+        return [
+            name
+            for name, (_, network) in self._hosts.items()
+            if any(built.network.name == place for built in self._way_out(network))
+        ]
+
+    def part(self, targets: Sequence[str], others: Sequence[str]) -> list[tuple[Host, str]]:
+        """No packet passes between two sets of hosts; the tables that make it so, for `join`.
+
+        What is dropped is told by the addresses of the others, so raises LabError where some of
+        these stand behind one NAT with a host that is not meant.
+        """
+        made: list[tuple[Host, str]] = []
+        try:
+            for ours, theirs in ((targets, others), (others, targets)):
+                for name in ours:
+                    made.append(self._shut(name, theirs))
+        except LabError:
+            self.join(made)
+            raise
+        return made
+
+    @staticmethod
+    def join(parted: Sequence[tuple[Host, str]]) -> None:
+        """The end of `part`."""
+        for host, table in parted:
+            host.nft(f"delete table netdev {table}\n")
+
+    def _shut(self, name: str, others: Sequence[str]) -> tuple[Host, str]:
+        seen = {self._seen(other, name) for other in others}
+        for bystander in self._hosts.keys() - {name, *others}:
+            if self._seen(bystander, name) in seen:
+                raise LabError(f"{name} cannot tell {bystander} from those it is parted from")
+        host = self._hosts[name][0].host
+        table = f"parted{next(self._rules)}"
+        those = ", ".join(sorted(seen))
+        # not the hook of output, which tells the sender
+        host.nft(f"""
+table netdev {table} {{
+  chain inward {{
+    type filter hook ingress device "eth0" priority 0;
+    ip saddr {{ {those} }} drop
+  }}
+  chain outward {{
+    type filter hook egress device "eth0" priority 0;
+    ip daddr {{ {those} }} drop
+  }}
+}}
+""")
+        return host, table
+
+    def _seen(self, name: str, by: str) -> str:
+        """The address by which one host sees another."""
+        if self._realm(name) == self._realm(by):
+            return ip_of(self._hosts[name][0])
+        return self.outside(name)
+
+    def _realm(self, name: str) -> str:
+        """The innermost network with a NAT that a host is behind."""
+        for built in self._way_out(self._hosts[name][1]):
+            if built.network.nat is not None:
+                return built.network.name
+        return INTERNET
+
+    # --- the oracle's view -----------------------------------------------------------------------
+
+    def side(self, network: str, *, relay_port: int) -> Side:
         """What the oracle has to know of a host in this network."""
-        nats, udp = [], "open"
-        while network != INTERNET:
-            found = self._networks[network]
-            kernel = _kernel_nat(found)
-            nats.append(
-                Nat(
-                    mapping=kernel.mapping,
-                    filtering=kernel.filtering,
-                    ports=kernel.assigned,
-                    hairpinning=kernel.hairpinning,
-                    filters_per=kernel.filters_per,
-                    inbound_binding=kernel.racing,
-                    reply_binding=not kernel.racing,
+        nats: list[Nat] = []
+        udp = "open"
+        for built in self._way_out(network):
+            if (written := built.network.nat) is not None:
+                kernel = kernel_nat(written)
+                nats.append(
+                    Nat(
+                        mapping=kernel.mapping,
+                        filtering=kernel.filtering,
+                        ports=kernel.assigned,
+                        hairpinning=kernel.hairpinning,
+                        filters_per=kernel.filters_per,
+                        inbound_binding=kernel.racing,
+                        reply_binding=not kernel.racing,
+                    )
                 )
-            )
-            if found.firewall.udp != "pass":
+            firewall = built.network.firewall
+            ports = firewall.udp_ports
+            if firewall.udp != "pass" or built.blocked or (ports and relay_port not in ports):
                 udp = "blocked"
-            network = found.behind
-        return Side(nats=tuple(nats), udp="blocked" if udp == "blocked" else "open")
+            elif ports and udp == "open":
+                udp = "relays"
+        if udp == "open":
+            return Side(nats=tuple(nats))
+        return Side(nats=tuple(nats), udp="relays" if udp == "relays" else "blocked")
 
     def describe(self, network: str) -> str:
-        """The NATs on the way out, from the host outwards."""
-        kinds = (self._networks[name].nat for name in self._way_out(network))
-        return ", ".join(f"{nat.mapping}/{nat.filtering}" for nat in kinds if nat is not None)
+        """The NATs on the way out, from the host outwards, and where UDP is kept in; in short."""
+        labels = []
+        for built in self._way_out(network):
+            if built.network.nat is not None:
+                labels.append(nat_label(built.network.nat))
+            if built.network.firewall.udp != "pass":
+                labels.append("no UDP")
+        return ", ".join(labels)
 
     def shared_nats(self, one: str, other: str) -> int:
         """How many NATs are on the ways out of both networks."""
-        return len(set(self._way_out(one)) & set(self._way_out(other)))
+        ours, theirs = (
+            {built.network.name for built in self._way_out(network) if built.network.nat}
+            for network in (one, other)
+        )
+        return len(ours & theirs)
 
-    def _way_out(self, network: str) -> list[str]:
-        names = []
+    def _way_out(self, network: str) -> Iterator[Built]:
         while network != INTERNET:
-            names.append(network)
-            network = self._networks[network].behind
-        return names
+            built = self._built[network]
+            yield built
+            network = built.network.behind
 
-    def _nat_of(self, network: Network) -> Host:
-        made = self._nats.get(network.name)
-        if made is not None:
-            return made
-        lan = f"{next(_lan(network).hosts())}/{_lan(network).prefixlen}"
+    # --- building --------------------------------------------------------------------------------
+
+    def _build(self, network: Network) -> Built:
+        built = self._built.get(network.name)
+        if built is not None:
+            return built
+        lan = _lan(network)
+        quality = quality_of(network.uplink)
+        way_address = ""
         if network.behind == INTERNET:
-            router, wan = self.core, str(next(self._public))
+            attached, wan = self.core, next(self._public)
         else:
-            router = self._nat_of(self._networks[network.behind])
-            wan = str(self._address(network.behind, ""))
-        nat = self._lab.nat(f"nat-{network.name}", router, wan=wan, lan=lan)
-        self._nats[network.name] = nat
-        install(nat, _kernel_nat(network))
-        quality = _quality(network.uplink)
-        if quality.delayed or quality.rate_bit_s:
-            self.uplinks.append((nat, quality))
-        return nat
+            outer = self._build(self._networks[network.behind])
+            if quality != Quality() or network.name in self._changing:
+                address = self._address(network.behind, "")
+                attached = self._lab.way(f"way.{network.name}", outer.router, str(address))
+                way_address, wan = str(address.ip), next(self._ways)
+            else:
+                attached, wan = outer.router, self._address(network.behind, "")
+        router = self._lab.nat(
+            f"nat.{network.name}",
+            attached,
+            wan=str(wan),
+            lan=f"{next(lan.hosts())}/{lan.prefixlen}",
+            kind=None,
+        )
+        built = self._built[network.name] = Built(network, router, attached, way_address)
+        if way_address:
+            self._route(wan.network, built)
+        if network.nat is not None:
+            install(router, kernel_nat(network.nat))
+        else:
+            self._route(lan, built)
+        self._set_firewall(built)
+        if way_address or attached is self.core:
+            self.links.setdefault(attached.name, (attached, []))[1].append((router, quality))
+        return built
+
+    def _route(self, prefix: IPv4Network, built: Built) -> None:
+        """Let all routers of the realm outside of a network find what is at or behind it."""
+        hop = built.router.wan_address
+        if prefix != ip_interface(f"{hop}/30").network:
+            built.attached.ip(f"route replace {prefix} via {hop}")
+        if built.network.behind == INTERNET:
+            return
+        outer = self._built[built.network.behind]
+        if built.way_address:
+            outer.router.ip(f"route replace {prefix} via {built.way_address}")
+        if outer.network.nat is None:
+            self._route(prefix, outer)
 
     def _address(self, network: str, address: str) -> IPv4Interface:
         lan = _lan(self._networks[network])
-        if not address:
-            number = self._next_host.get(network, FIRST_HOST)
+        while not address:
+            number = self._next_host.get(network, FIRST_HOST if lan.prefixlen < SMALL else 2)
             self._next_host[network] = number + 1
-            address = str(lan[number])
+            address = str(lan[number]) if str(lan[number]) not in self._taken else ""
         return IPv4Interface(f"{address}/{lan.prefixlen}")
 
 
-def _public_addresses() -> Iterator[IPv4Interface]:
-    for prefix in PUBLIC:
-        for link in IPv4Network(prefix).subnets(new_prefix=30):
-            yield IPv4Interface(f"{link[2]}/30")
+def ip_of(place: Place) -> str:
+    """The address of a host, without its prefix."""
+    return place.network.partition("/")[0]
 
 
-def _lan(network: Network) -> IPv4Network:
-    lan = ip_network(network.prefix or DEFAULT_LAN)
-    assert isinstance(lan, IPv4Network), network.name
-    return lan
-
-
-def _kernel_nat(network: Network) -> KernelNat:
-    nat = network.nat
-    assert nat is not None, network.name
-    timeout_s = max(1, duration_ns(nat.timeout) // 10**9)
-    kept = nat.ports == "preserve" and nat.mapping != "endpoint_independent"
-    return KernelNat(
-        mapping=nat.mapping,
-        filtering=nat.filtering,
-        ports=None if kept or nat.ports == "range" else nat.ports,
-        hairpinning=nat.hairpinning,
-        udp=network.firewall.udp,
-        timeout_s=timeout_s,
-        stream_timeout_s=timeout_s,
-        racing=nat.inbound_binding,
-    )
-
-
-def _quality(link: LinkQuality) -> Quality:
-    return attrs.evolve(
-        Quality(),
+def quality_of(link: LinkQuality) -> Quality:
+    """What of the quality of a link the kernel is made to do."""
+    return Quality(
         latency_us=duration_ns(link.latency) // NS_PER_US,
         jitter_us=duration_ns(link.jitter) // NS_PER_US,
         loss=share_ppm(link.loss) / 10**6,
         rate_bit_s=rate_bit_per_s(link.bandwidth) if link.bandwidth else 0,
         queue_bytes=size_bytes(link.queue),
     )
+
+
+def _links_of(pool: IPv4Network) -> Iterator[IPv4Interface]:
+    for link in pool.subnets(new_prefix=30):
+        yield IPv4Interface(f"{link[2]}/30")
+
+
+def _lan(network: Network) -> IPv4Network:
+    lan = ip_network(network.prefix or DEFAULT_LAN)
+    assert isinstance(lan, IPv4Network), network.name
+    return lan

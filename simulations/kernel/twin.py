@@ -1,385 +1,304 @@
 """The kernel twin of a scenario: the same file on namespaces, with the real processes.
 
-The portal with its PostgreSQL, relays, gateways and clients are started as an operator would start
-them, the account is made through the API, and each client then sends datagrams to each resource,
-until one is echoed. What came of each pair goes into the same `Result` as that of a run in virtual
-time, with the oracle's word beside it.
+The portal nodes with a PostgreSQL, relays, gateways and clients are started as an operator would
+start them, the account is made through the API, and from then on, in real time, the file's traffic,
+faults and checks go their way as they do in virtual time. What came of it is the same `Result`,
+with the oracle's word beside each pair.
 
-This is the thin path: no faults, no checks, no populations, one portal; `obstacles` says what of a
-scenario stands in the way, and nothing is left out in silence.
+`obstacles` says what of a scenario stands in the way, and `liberties` what is built otherwise;
+nothing is left out in silence. Bounds of checks are for an idle world of which every packet is
+known: here they are multiplied by SLACK_FACTOR, and SLACK_NS more.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
-import os
-import select
-import signal
-import socket
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from typing import Any, Final
+from collections.abc import Callable, Sequence
+from typing import Final
 
-from simulations.installation import (
-    API_PORT,
-    CHANNEL_PORT,
-    HOLLOWAY,
-    PORTAL,
-    ROOT,
-    Api,
-    Component,
-    wait_until,
-)
-from simulations.kernel import topology
+import attrs
+
+from simulations.asked import CHECK_BYTES, CHECK_EVERY_NS, Names, asked_by, probed_by
+from simulations.build import nat_label
+from simulations.checks.expectations import Expectations, Zero
+from simulations.kernel.asking import Asked
+from simulations.kernel.faults import KernelFaults
 from simulations.kernel.lab import Lab, LabError, missing_requirements
-from simulations.kernel.links import impaired
-from simulations.kernel.punch import Place
+from simulations.kernel.links import Impairment, impaired
+from simulations.kernel.obstacles import liberties, obstacles
+from simulations.kernel.parts import ECHO_PORT, RELAY_PORT, Parts
+from simulations.kernel.schedule import Schedule
 from simulations.kernel.topology import Topology
 from simulations.oracle import judge
-from simulations.result import Outcome, Pair, Result
-from simulations.scenario.schema import Client, Gateway, Relay, Resource, Scenario, Service
+from simulations.recoveries import injected
+from simulations.result import Checked, Node, Pair, Result
+from simulations.scenario.population import expand
+from simulations.scenario.schema import INTERNET, Check, Gateway, Scenario, Traffic
+from simulations.scenario.units import duration_ns
+from simulations.traffic import UNANSWERED
+from simulations.traffic import Pair as Record
+
+__all__ = ["liberties", "obstacles", "run"]
 
 REQUIRED_PROGRAMS: Final = {"iptables-nft": "iptables", "tc": "iproute2"}
-ECHO_PORT: Final = 7_007
-RELAY_PORT: Final = 3_478
-EVERY_S: Final = 0.2
-PATIENCE_S: Final = 20.0
-"""How long a pair that may is asked before it counts as failed."""
-REFUSED_S: Final = 3.0
-"""How long a pair that may not is asked."""
-SETTLE_S: Final = 8.0
-"""How long after its first answer a pair may still move from the relay to a direct path."""
-_ECHO: Final = f"""
-import socket
-s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-s.bind(("", {ECHO_PORT}))
-while True:
-    data, source = s.recvfrom(2048)
-    s.sendto(data, source)
-"""
+LEAST_SETTLE_NS: Final = 60 * 10**9
+"""Processes take their time to start, however short the file's `settle` is."""
+LOOK_NS: Final = 200 * 10**6
+WATCH_NS: Final = 500 * 10**6
+"""So often each client is asked by which ways it goes."""
+STEPS: Final = 50
+SLACK_FACTOR: Final = 2
+SLACK_NS: Final = 3 * 10**9
+
+Progress = Callable[[int, int], object]
 
 
-def obstacles(scenario: Scenario) -> list[str]:
-    """Why this scenario cannot run on the kernel (yet), a sentence each; empty if it can."""
-    found = topology.obstacles(scenario)
-    if len(scenario.portals) > 1:
-        found.append("several portals")
-    for what in ("faults", "checks", "populations", "traffic"):
-        if getattr(scenario, what):
-            found.append(f"{what} are not carried out on the kernel yet")
-    if scenario.chaos is not None:
-        found.append("chaos is not carried out on the kernel yet")
-    agents: tuple[Relay | Gateway | Client, ...] = (
-        *scenario.relays,
-        *scenario.gateways,
-        *scenario.clients,
-    )
-    for each in agents:
-        if each.hostile or not each.starts:
-            found.append(f"{each.name}: hostile hosts, and ones that start later")
-    for policy in scenario.account.policies:
-        if policy.lease or policy.expires_in or policy.disabled:
-            found.append(f"policy {policy.name}: leases, expiries and disabled ones")
-    for resource in scenario.account.resources:
-        if not resource.service:
-            found.append(f"resource {resource.name}: only those of a service are asked")
-    return found
+def run(
+    scenario: Scenario,
+    seed: int,
+    *,
+    follow: tuple[str, str] | None = None,
+    progress: Progress | None = None,
+    monitors: Sequence[object] = (),
+) -> Result:
+    """Build it, start everything, let it run for its duration, and take it down again.
 
-
-def run(scenario: Scenario, seed: int) -> Result:
-    """Build it, start everything, ask for every pair once, and take it down again.
-
-    Raises LabError for a scenario with `obstacles`, or a machine that lacks something, and
+    `follow` and `monitors` are for virtual time, where every packet is seen; nothing comes of them
+    here. Raises LabError for a scenario with `obstacles`, or a machine that lacks something, and
     InstallationError if a part does not start.
     """
+    scenario = expand(scenario, seed)
     if found := obstacles(scenario) or missing_requirements(REQUIRED_PROGRAMS):
         raise LabError("; ".join(found))
-    began = time.monotonic_ns()
+    began = time.monotonic()
     with Lab() as lab, contextlib.ExitStack() as stack:
         twin = _Twin(lab, scenario, stack)
         twin.start()
-        pairs = tuple(twin.pairs())
-    took_ns = time.monotonic_ns() - began
-    return Result(
-        scenario=scenario.name,
-        seed=seed,
-        backend="kernel",
-        virtual_ns=took_ns,
-        pairs=pairs,
-        cost={"wall_s": took_ns / 1e9},
-    )
+        twin.carry_out(progress)
+        result = twin.result()
+    return attrs.evolve(result, seed=seed, cost={"wall_s": time.monotonic() - began})
 
 
 class _Twin:
     def __init__(self, lab: Lab, scenario: Scenario, stack: contextlib.ExitStack) -> None:
-        self._lab = lab
         self._scenario = scenario
         self._stack = stack
-        self._topology = Topology(lab, scenario, first="portal")
-        self._places: dict[str, Place] = {}
-        self._ids: dict[str, str] = {}
-        self._components: dict[str, Component] = {}
-        self._operator: Api
-        self._admin: Api
+        self._schedule = Schedule()
+        self._topology = Topology(lab, scenario)
+        self._parts = Parts(lab, scenario, self._topology)
+        stack.callback(self._parts.end)
+        self._asked = Asked(self._may)
+        stack.callback(self._asked.finish, kill=True)
+        self._expectations = Expectations(map(with_slack, scenario.checks), self._asked)
+        self._impairments: dict[str, Impairment] = {}
+        self._faults = KernelFaults(
+            self._parts, self._topology, self._schedule, self._impairments, self._policy_changed
+        )
+        self._zero = self._end = 0
 
-    # --- starting ---
+    # --- running ---------------------------------------------------------------------------------
 
     def start(self) -> None:
-        scenario = self._scenario
-        placed: tuple[Relay | Gateway | Client, ...] = (
-            *scenario.relays,
-            *scenario.gateways,
-            *scenario.clients,
-        )
-        for each in placed:
-            self._places[each.name] = self._topology.host(each.name, each.network)
-        for service in scenario.services:
-            self._start_service(service)
-        self._start_portal()
-        self._make_account()
-        for relay in scenario.relays:
-            address = f"{_ip(self._places[relay.name])}:{RELAY_PORT}"
-            self._agent(relay.name, ["relay", "--listen", address], "RELAY", "relay")
-        for gateway in scenario.gateways:
-            argv = ["gateway", *self._named(gateway.name)]
-            self._agent(gateway.name, argv, "GATEWAY", f"site-{gateway.site}")
-        for client in scenario.clients:
-            argv = ["up", *self._named(client.name)]
-            self._agent(client.name, argv, "UP", f"user-{client.user}")
-        self._stack.enter_context(impaired(self._topology.core, self._topology.uplinks))
-        wait_until(self._all_online, what="all agents are online", timeout_s=60)
+        """Everything that starts at once is online, or `settle` is over."""
+        self._parts.start()
+        changing = {
+            self._topology.router(name).name
+            for fault in self._scenario.faults
+            if fault.kind == "link"
+            for name in fault.targets
+        }
+        for router, links in self._topology.links.values():
+            context = impaired(router, links, changing=changing)
+            self._impairments[router.name] = self._stack.enter_context(context)
+        limit = self._schedule.now + max(duration_ns(self._scenario.settle), LEAST_SETTLE_NS)
+        while not self._parts.all_online() and self._schedule.now < limit:
+            self._schedule.run_until(self._schedule.now + LOOK_NS)
 
-    def _start_service(self, service: Service) -> None:
-        place = self._topology.host(service.name, service.network, service.address)
-        self._places[service.name] = place
-        process = place.host.spawn([sys.executable, "-c", _ECHO])
-        self._stack.callback(_end, process)
+    def carry_out(self, progress: Progress | None) -> None:
+        """From instant zero to the end."""
+        schedule, scenario = self._schedule, self._scenario
+        duration = duration_ns(scenario.duration)
+        self._zero = schedule.now
+        self._end = self._zero + duration
+        self._expectations.watch(schedule.after, self._parts.is_online, lambda: schedule.now)
+        self._faults.schedule(scenario.faults)
+        for traffic in scenario.traffic:
+            schedule.after(duration_ns(traffic.at), self._begin_traffic, traffic)
+        schedule.after(0, self._begin_probes)
+        schedule.after(WATCH_NS, self._watch_ways)
+        for step in range(STEPS):
+            schedule.run_until(self._zero + duration * (step + 1) // STEPS)
+            if progress is not None:
+                progress(min(duration, schedule.now - self._zero), duration)
+        self._look_at_ways()
+        self._asked.finish()
+        self._asked.note_paths()
+        self._note_denials()
 
-    def _start_portal(self) -> None:
-        place = self._topology.first
-        state = self._lab.directory / "portal"
-        self._spawn(
-            "portal",
-            place,
-            ["portal", "--state-dir", str(state)],
-            {
-                "HOLLOWAY_PORTAL_LISTEN": f"{PORTAL}:{CHANNEL_PORT}",
-                "HOLLOWAY_PORTAL_API_LISTEN": f"{PORTAL}:{API_PORT}",
-                "HOLLOWAY_PORTAL_ADDRESS": f"{PORTAL}:{CHANNEL_PORT}",
+    def _begin_traffic(self, traffic: Traffic) -> None:
+        until = self._zero + duration_ns(traffic.until) if traffic.until else self._end
+        names = asked_by(traffic, self._scenario, self._visible)
+        self._ask(names, duration_ns(traffic.every), min(self._end, until), traffic.size)
+
+    def _begin_probes(self) -> None:
+        names = probed_by(self._scenario, self._visible)
+        self._ask(names, CHECK_EVERY_NS, self._end, CHECK_BYTES)
+
+    def _ask(self, names: Sequence[Names], every: int, until: int, size: int) -> None:
+        now = self._schedule.now
+        targets = {
+            each.name: (self._topology.address_of(each.service), ECHO_PORT)
+            for each in self._scenario.account.resources
+        }
+        for client in dict.fromkeys(client for client, _ in names):
+            pairs = [self._asked.pair(*each, now) for each in names if each[0] == client]
+            host = self._topology.place(client).host
+            self._asked.ask(
+                host, pairs, targets, first=now, every=every, until=until, size=size
+            )  # fmt: skip
+
+    def _watch_ways(self) -> None:
+        self._look_at_ways()
+        self._schedule.after(WATCH_NS, self._watch_ways)
+
+    def _look_at_ways(self) -> None:
+        for client in self._scenario.clients:
+            status = self._parts.status(client.name)
+            self._asked.saw(client.name, self._schedule.now, status)
+
+    # --- policy ----------------------------------------------------------------------------------
+
+    def _may(self, client: str, resource: str) -> bool:
+        return self._parts.account.may(client, resource, self._topology.outside(client))
+
+    def _visible(self, client: str) -> list[str]:
+        return [
+            resource.name
+            for resource in self._scenario.account.resources
+            if self._may(client, resource.name)
+        ]
+
+    def _policy_changed(self) -> None:
+        self._asked.policy_changed(self._schedule.now)
+
+    def _note_denials(self) -> None:
+        """At the end: which pairs the portal refused last, as their clients know it."""
+        for client in self._scenario.clients:
+            status = self._parts.status(client.name)
+            known = {resource["name"] for resource in status.get("resources", [])}
+            refused = {denial["resource"] for denial in status.get("denials", [])}
+            for pair in self._asked.select([client.name], []):
+                if status.get("connected_to_portal"):
+                    pair.denied = pair.resource not in known or pair.resource in refused
+                else:
+                    pair.denied = not pair.may()
+
+    # --- the result ------------------------------------------------------------------------------
+
+    def result(self) -> Result:
+        """What there is to say at the end."""
+        zero = Zero(begin=self._zero, end=self._end)
+        pairs = self._asked.pairs
+        struck = self._faults.struck
+        checks = self._expectations.judge(zero)
+        return Result(
+            scenario=self._scenario.name,
+            seed=0,
+            backend="kernel",
+            virtual_ns=self._end - self._zero,
+            pairs=tuple(self._pair(pair, zero) for pair in pairs),
+            faults=tuple(injected(each, pairs, zero, struck) for each in struck),
+            checks=tuple(map(_told, checks, self._scenario.checks)),
+            nodes=self._nodes(),
+            counters={
+                "questions": sum(len(pair.asked) for pair in pairs),
+                "answers": sum(_answers(pair) for pair in pairs),
+                "strays": self._asked.strays,
+                "hosts": len(self._parts.parts),
+                "networks": len(self._scenario.networks),
             },
         )
 
-        def ready() -> bool:
-            with contextlib.suppress(OSError, ValueError):
-                if (state / "operator-token").exists():
-                    return (
-                        Api(place.host, state / "ca.pem", "").try_call("GET", "/readyz")[0] == 200
-                    )
-            return False
-
-        wait_until(ready, what="the portal is ready", timeout_s=60)
-        token = (state / "operator-token").read_text().strip()
-        self._operator = Api(place.host, state / "ca.pem", token)
-
-    def _make_account(self) -> None:
-        account = self._operator.call("POST", "/v1/accounts", {"name": "Twin", "slug": "twin"})
-        self._operator.headers["Holloway-Account"] = account["id"]
-        admin = self._operator.call(
-            "POST", "/v1/principals", {"name": "Admin", "role": "admin", "kind": "user"}
+    def _pair(self, pair: Record, zero: Zero) -> Pair:
+        gateway = self._gateway(pair)
+        found = Pair(
+            client=pair.client,
+            resource=pair.resource,
+            gateway=pair.gateway,
+            client_nat=self._nats(pair.client),
+            gateway_nat="" if gateway is None else self._nats(gateway.name),
+            outcome=pair.outcome(zero.end),
+            first_answer_ns=pair.first_answer_ns(),
+            round_trip_ns=pair.round_trip_ns(),
+            asked=len(pair.asked),
+            answered=_answers(pair),
+            longest_gap_ns=pair.longest_gap_ns(zero.begin, zero.end),
         )
-        token = self._operator.call(
-            "POST", "/v1/tokens", {"kind": "api", "name": "Admin's", "principal_id": admin["id"]}
-        )
-        ca_file = self._lab.directory / "portal" / "ca.pem"
-        self._admin = Api(self._topology.first.host, ca_file, token["token"])
-        self._token(self._operator, "relay", "relay", {})
-        wanted = self._scenario.account
-        for site in wanted.sites:
-            body = {"site_id": self._make(f"site-{site}", "sites", {"name": site})}
-            self._token(self._admin, f"site-{site}", "gateway", body)
-        groups = {group for user in wanted.users for group in user.groups}
-        groups |= {policy.group for policy in wanted.policies}
-        for group in sorted(groups):
-            self._make(f"group-{group}", "groups", {"name": group})
-        for user in wanted.users:
-            body = {"principal_id": self._make(f"user-{user.name}", "principals",
-                                               {"name": user.name, "kind": "user"})}  # fmt: skip
-            self._token(self._admin, f"user-{user.name}", "client", body)
-            for group in user.groups:
-                self._make("", "memberships", {"group_id": self._ids[f"group-{group}"], **body})
-        for resource in wanted.resources:
-            self._make(
-                f"resource-{resource.name}",
-                "resources",
-                {
-                    "name": resource.name,
-                    "kind": "cidr",
-                    "address": f"{_ip(self._places[resource.service])}/32",
-                    "site_ids": [self._ids[f"site-{site}"] for site in resource.sites],
-                    "filters": list(resource.filters),
-                },
-            )
-        for policy in wanted.policies:
-            self._make(
-                f"policy-{policy.name}",
-                "policies",
-                {
-                    "group_id": self._ids[f"group-{policy.group}"],
-                    "resource_id": self._ids[f"resource-{policy.resource}"],
-                },
-            )
-
-    def _make(self, name: str, noun: str, body: dict[str, Any]) -> str:
-        made: str = self._admin.call("POST", f"/v1/{noun}", body)["id"]
-        self._ids[name] = made
-        return made
-
-    def _token(self, api: Api, name: str, kind: str, body: dict[str, Any]) -> None:
-        made = api.call("POST", "/v1/tokens", {"kind": kind, "name": name, **body})
-        path = self._lab.directory / f"token-{name}"
-        path.touch(mode=0o600)
-        path.write_text(made["token"])
-
-    def _named(self, name: str) -> list[str]:
-        return ["--name", name, "--state-dir", str(self._lab.directory / name)]
-
-    def _agent(self, name: str, argv: list[str], kind: str, token: str) -> None:
-        path = self._lab.directory / f"token-{token}"
-        self._spawn(name, self._places[name], argv, {f"HOLLOWAY_{kind}_TOKEN_FILE": str(path)})
-
-    def _spawn(self, name: str, place: Place, argv: list[str], env: dict[str, str]) -> None:
-        component = Component(
-            name=name,
-            host=place.host,
-            argv=[*HOLLOWAY, *argv],
-            env={"PYTHONPATH": str(ROOT), **env},
-            log=self._lab.directory / f"{name}.log",
-        )
-        component.start()
-        self._components[name] = component
-
-    def _all_online(self) -> bool:
-        scenario = self._scenario
-        return all(
-            sum(entry["online"] for entry in api.call("GET", f"/v1/{noun}")["items"]) >= wanted
-            for api, noun, wanted in (
-                (self._operator, "relays", len(scenario.relays)),
-                (self._admin, "gateways", len(scenario.gateways)),
-                (self._admin, "clients", len(scenario.clients)),
-            )
-        )
-
-    # --- asking ---
-
-    def pairs(self) -> Iterator[Pair]:
-        """One after the other, in the order of the file."""
-        groups = {user.name: set(user.groups) for user in self._scenario.account.users}
-        for client in self._scenario.clients:
-            for resource in self._scenario.account.resources:
-                allowed = any(
-                    policy.resource == resource.name and policy.group in groups[client.user]
-                    for policy in self._scenario.account.policies
-                )
-                yield self._pair(client, resource, allowed=allowed)
-
-    def _pair(self, client: Client, resource: Resource, *, allowed: bool) -> Pair:
-        gateways = [each for each in self._scenario.gateways if each.site in resource.sites]
-        asked, first_ns, round_trip_ns = self._ask(client, resource, allowed=allowed)
-        outcome: Outcome = "failed" if allowed else "denied"
-        used = ""
-        if first_ns is not None:
-            used, outcome = self._path(client, {each.name for each in gateways})
-        nats = {name: self._topology.side(name) for name in self._networks(client, gateways)}
-        gateway = next((each for each in gateways if each.name == used), gateways[0])
+        if not pair.may() or not self._parts.parts[pair.client].is_up or self._faults.is_parted:
+            return found
+        if gateway is None or not self._parts.parts[gateway.name].is_up:
+            return attrs.evolve(found, expected="none", why="no gateway of the resource is up")
+        here, there = (self._topology.network_of(name) for name in (pair.client, gateway.name))
+        has_relay = any(self._parts.parts[each.name].is_up for each in self._scenario.relays)
         verdict = judge(
-            nats[client.network],
-            nats[gateway.network],
-            shared_nats=self._topology.shared_nats(client.network, gateway.network),
-            same_lan=client.network == gateway.network,
-            relay_transports=("udp",) if self._scenario.relays else (),
+            self._topology.side(here, relay_port=RELAY_PORT),
+            self._topology.side(there, relay_port=RELAY_PORT),
+            shared_nats=self._topology.shared_nats(here, there),
+            same_lan=here == there != INTERNET,
+            relay_transports=("udp",) if has_relay else (),
         )
-        return Pair(
-            client=client.name,
-            resource=resource.name,
-            gateway=used,
-            client_nat=self._topology.describe(client.network),
-            gateway_nat=self._topology.describe(gateway.network),
-            expected=verdict.path if allowed else "",
-            why=verdict.why if allowed else "",
-            outcome=outcome,
-            first_answer_ns=first_ns,
-            round_trip_ns=round_trip_ns,
-            asked=asked,
-            answered=int(first_ns is not None) + int(round_trip_ns is not None),
-        )
+        return attrs.evolve(found, expected=verdict.path, why=verdict.why)
 
-    @staticmethod
-    def _networks(client: Client, gateways: list[Gateway]) -> list[str]:
-        return [client.network, *(gateway.network for gateway in gateways)]
+    def _gateway(self, pair: Record) -> Gateway | None:
+        """The one that carried the pair, if it is up; else one that could."""
+        sites = {each.name: each.sites for each in self._scenario.account.resources}[pair.resource]
+        able = [each for each in self._scenario.gateways if each.site in sites]
+        up = [each for each in able if self._parts.parts[each.name].is_up]
+        for each in up:
+            if each.name == pair.gateway:
+                return each
+        return next(iter(up or able), None)
 
-    def _ask(
-        self, client: Client, resource: Resource, *, allowed: bool
-    ) -> tuple[int, int | None, int | None]:
-        """How many datagrams were sent; after what time the first was answered; a round trip."""
-        address = (_ip(self._places[resource.service]), ECHO_PORT)
-        with self._places[client.name].host.entered():
-            asking = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        with asking:
-            began = time.monotonic_ns()
-            deadline = time.monotonic() + (PATIENCE_S if allowed else REFUSED_S)
-            asked = 0
-            while time.monotonic() < deadline:
-                asked += 1
-                if _answered(asking, address, asked, EVERY_S):
-                    first_ns = time.monotonic_ns() - began
-                    sent_at = time.monotonic_ns()
-                    again = _answered(asking, address, asked + 1, 2.0)
-                    return asked + 1, first_ns, time.monotonic_ns() - sent_at if again else None
-            return asked, None, None
+    def _nats(self, host: str) -> str:
+        return self._topology.describe(self._topology.network_of(host))
 
-    def _path(self, client: Client, gateways: set[str]) -> tuple[str, Outcome]:
-        """The gateway that carries it and by which kind of path: direct at once, or what it is
-        after `SETTLE_S`."""
-        deadline = time.monotonic() + SETTLE_S
-        while True:
-            for peer in self._status(client.name).get("peers", []):
-                if peer["name"] in gateways and peer.get("path"):
-                    kind = peer["path"]["kind"]
-                    if kind == "direct" or time.monotonic() > deadline:
-                        return peer["name"], kind
-            if time.monotonic() > deadline + PATIENCE_S:
-                return "", "failed"
-            select.select([], [], [], EVERY_S)
-
-    def _status(self, name: str) -> dict[str, Any]:
-        done = subprocess.run(
-            ["ip", "netns", "exec", self._places[name].host.name, *HOLLOWAY, "status", "--json",
-             "--state-dir", str(self._lab.directory / name)],
-            capture_output=True,
-            text=True,
-            cwd=ROOT,
-        )  # fmt: skip
-        status: dict[str, Any] = json.loads(done.stdout) if done.returncode == 0 else {}
-        return status
+    def _nodes(self) -> tuple[Node, ...]:
+        networks = [
+            Node(
+                name=each.name,
+                kind="network",
+                behind=each.behind,
+                label=each.prefix if each.nat is None else nat_label(each.nat),
+            )
+            for each in self._scenario.networks
+        ]
+        hosts = [
+            Node(
+                name=name,
+                kind=part.kind,
+                behind=self._topology.network_of(name),
+                label=self._topology.address_of(name),
+            )
+            for name, part in self._parts.parts.items()
+        ]
+        return (Node(name=INTERNET, kind="network"), *networks, *hosts)
 
 
-def _answered(asking: socket.socket, address: tuple[str, int], number: int, wait_s: float) -> bool:
-    asking.settimeout(wait_s)
-    with contextlib.suppress(OSError):
-        asking.sendto(b"%d" % number, address)
-        return bool(asking.recv(100))
-    select.select([], [], [], wait_s)  # no route yet: it is tried again
-    return False
+def with_slack(check: Check) -> Check:
+    """A check as the kernel is held to it."""
+    if not check.within:
+        return check
+    return attrs.evolve(
+        check, within=f"{(duration_ns(check.within) * SLACK_FACTOR + SLACK_NS) // 10**6}ms"
+    )
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+def _told(checked: Checked, check: Check) -> Checked:
+    if not check.within:
+        return checked
+    return attrs.evolve(checked, text=f"{checked.text} (with slack; {check.within} by the file)")
 
 
-def _ip(place: Place) -> str:
-    return place.network.partition("/")[0]
+def _answers(pair: Record) -> int:
+    return sum(at != UNANSWERED for at in pair.answered)

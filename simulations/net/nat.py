@@ -11,7 +11,11 @@ Packets go in with the instant; a translated address comes out, or None and `ref
   `inbound_refresh`) a mapping is gone, and so is each peer that it lets in, by its own last packet.
 - With `inbound_binding` a packet from outside that is dropped leaves an entry of its own, as the
   connection tracking of Linux does with masquerade: for `block_ns` after it, a flow from inside to
-  that peer cannot use that outside port, and is mapped to another one, for this peer alone.
+  that peer cannot use that outside port, and is mapped to another one, for this peer alone; and the
+  peer does not get in at that port, whatever the filter would say.
+- With `reply_binding` what goes to a peer leaves from where the last packet of that peer came in,
+  whatever the mapping would be (as of a flow that connection tracking knows), until `timeout_ns`
+  went by without a packet of the two or that mapping is over.
 """
 
 from __future__ import annotations
@@ -56,6 +60,7 @@ class NatBehaviour:
     tcp_timeout_ns: int = 7_440 * NS  # RFC 5382, REQ-5
     inbound_refresh: bool = False
     inbound_binding: bool = False
+    reply_binding: bool = False
     block_ns: int = 30 * NS  # the kernel's nf_conntrack_udp_timeout
     public_addresses: int = 1
     keeps_parity: bool = False
@@ -109,6 +114,7 @@ class NatStatistics:
 
     mappings: int
     blocks: int
+    replies: int
     translated_out: int
     translated_in: int
     filtered: int
@@ -130,10 +136,11 @@ class Nat:
         self._by_inside: dict[tuple[int, Address, object], Mapping] = {}
         self._by_outside: dict[tuple[int, Address], Mapping] = {}
         self._blocks: dict[tuple[int, Address, Address], int] = {}  # until when
+        self._replies: dict[tuple[int, Address, Address], tuple[Mapping, int]] = {}  # and when
         self._pairs: dict[str, str] = {}  # inside host -> its public address
         self._ranges: dict[str, int] = {}  # inside host -> first port of its block
         self._next_port = 0
-        self._sweep_at = self._sweep_blocks_at = 64
+        self._sweep_at = self._sweep_blocks_at = self._sweep_replies_at = 64
         self._has_blocked = False
         self._out = self._in = self._filtered = self._unmapped = self._exhausted = 0
 
@@ -144,13 +151,14 @@ class Nat:
     ) -> Address | None:
         """The outside source of a packet from inside; makes or refreshes its mapping (REQ-6).
         None when there is no port or no room."""
-        behaviour = self.behaviour
-        part = _part(destination, behaviour.mapping)
-        mapping = self._by_inside.get((protocol, source, part))
-        if mapping is None or self._is_over(mapping, now):
-            mapping = self._map(protocol, source, part, destination, now)
-        if mapping is not None and self._has_blocked:
-            mapping = self._beside_blocks(mapping, destination, now)
+        mapping = self._reply(protocol, source, destination, now) if self._replies else None
+        if mapping is None:
+            part = _part(destination, self.behaviour.mapping)
+            mapping = self._by_inside.get((protocol, source, part))
+            if mapping is None or self._is_over(mapping, now):
+                mapping = self._map(protocol, source, part, destination, now)
+            if mapping is not None and self._has_blocked:
+                mapping = self._beside_blocks(mapping, destination, now)
         if mapping is None:
             self._exhausted += 1
             return None
@@ -167,7 +175,8 @@ class Nat:
             self._unmapped += 1
             self._refuse("nat no mapping", protocol, source, destination, now)
             return None
-        if not self._admits(mapping, source, now):
+        shut_out = self._has_blocked and self._is_blocked(protocol, destination, source, now)
+        if shut_out or not self._admits(mapping, source, now):
             self._filtered += 1
             self._refuse("nat filter", protocol, source, destination, now)
             return None
@@ -176,6 +185,8 @@ class Nat:
             for peer in (source, source.host):
                 if peer in mapping.peers:
                     mapping.peers[peer] = now
+        if self.behaviour.reply_binding:
+            self._note_reply(mapping, source, now)
         self._in += 1
         return mapping.inside
 
@@ -202,6 +213,7 @@ class Nat:
         self._by_inside.clear()
         self._by_outside.clear()
         self._blocks.clear()
+        self._replies.clear()
         self._pairs.clear()
         self._ranges.clear()
 
@@ -214,6 +226,7 @@ class Nat:
         return NatStatistics(
             mappings=len(self._by_outside),
             blocks=len(self._blocks),
+            replies=len(self._replies),
             translated_out=self._out,
             translated_in=self._in,
             filtered=self._filtered,
@@ -363,6 +376,38 @@ class Nat:
             address = self.addresses[len(self._pairs) % len(self.addresses)]
             self._pairs[inside_host] = address
         return address
+
+    # --- answers ---
+
+    def _reply(self, protocol: int, inside: Address, peer: Address, now: int) -> Mapping | None:
+        """The mapping by which this peer came in, while that is remembered."""
+        key = (protocol, inside, peer)
+        known = self._replies.get(key)
+        if known is None:
+            return None
+        if not self._is_remembered(*known, now):
+            del self._replies[key]
+            return None
+        self._replies[key] = known[0], now
+        return known[0]
+
+    def _note_reply(self, mapping: Mapping, peer: Address, now: int) -> None:
+        most = self.behaviour.max_mappings
+        if len(self._replies) >= min(self._sweep_replies_at, most):
+            self._replies = {
+                key: known
+                for key, known in self._replies.items()
+                if self._is_remembered(*known, now)
+            }
+            self._sweep_replies_at = max(64, 2 * len(self._replies))
+            if len(self._replies) >= most:
+                return
+        self._replies[mapping.protocol, mapping.inside, peer] = mapping, now
+
+    def _is_remembered(self, mapping: Mapping, at: int, now: int) -> bool:
+        holds = self._by_outside.get((mapping.protocol, mapping.outside)) is mapping
+        lasts_ns = self._timeout_ns(mapping.protocol)
+        return holds and now - at <= lasts_ns and not self._is_over(mapping, now)
 
     # --- entries of dropped packets ---
 

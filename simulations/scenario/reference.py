@@ -105,6 +105,11 @@ NOTES: Final[dict[tuple[type, str], str]] = {
         "inbound_binding",
     ): "A packet from outside that is dropped takes the port "
     "that the flow would have had (the race of Linux' masquerade).",
+    (
+        schema.NatBehaviour,
+        "reply_binding",
+    ): "What goes to a peer leaves from where that peer came in, whatever the mapping of other "
+    "packets is (connection tracking).",
     (schema.NatBehaviour, "addresses"): "Public addresses; each inside host keeps one.",
     (schema.Firewall, "udp"): "What becomes of UDP to the outside.",
     (schema.Firewall, "udp_ports"): "If any: UDP goes out to these ports only.",

@@ -107,7 +107,9 @@ class LinkQuality:
 class NatBehaviour:
     """A NAT in the terms of RFC 4787. `timeout` is without outbound traffic, unless
     `inbound_refresh`. `inbound_binding`: a packet from outside that finds no binding takes the
-    place of one, as with Linux' masquerade. `addresses`: public ones, paired with inside hosts."""
+    place of one, as with Linux' masquerade. `reply_binding`: what goes to a peer leaves from where
+    that peer came in, as with connection tracking. `addresses`: public ones, paired with inside
+    hosts."""
 
     mapping: Behaviour = "endpoint_independent"
     filtering: Behaviour = "address_and_port_dependent"
@@ -116,6 +118,7 @@ class NatBehaviour:
     timeout: Quantity = "30s"
     inbound_refresh: bool = False
     inbound_binding: bool = False
+    reply_binding: bool = False
     addresses: Annotated[int, Meta(ge=1, le=64)] = 1
 
 

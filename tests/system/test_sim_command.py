@@ -212,19 +212,28 @@ def test_failures_are_saved_as_files_that_fail_again(tmp_path: Path) -> None:
     assert "it fails again with seed 2" in again.stdout
 
 
-def test_on_the_kernel_every_pair_comes_out_as_in_virtual_time() -> None:
-    done = sim("run", "symmetric-to-symmetric", "--on", "kernel")
+def test_what_the_kernel_cannot_run_is_refused_with_a_line_for_each_reason(tmp_path: Path) -> None:
+    slow = ('uplink = { latency = "4ms" }', 'uplink = { latency = "4ms", duplication = "5%" }')
+    file = written(tmp_path, slow, ('name = "tablet"\n', 'name = "tablet"\nhostile = "floods"\n'))
+    done = sim("run", file, "--on", "kernel")
+    assert done.returncode == 2, done.stdout
+    first, second = sorted(done.stderr.splitlines())
+    assert first == "holloway sim: --on kernel: network office: an uplink with duplication"
+    assert "tablet: hostile hosts" in second
+
+
+def test_on_the_kernel_outcomes_are_set_beside_those_of_virtual_time(tmp_path: Path) -> None:
+    soon = [('duration = "60s"', 'duration = "12s"'), ('at = "40s"', 'at = "6s"'),
+            ('at = "39s"', 'at = "5s"')]  # fmt: skip
+    text = written(tmp_path, *soon[:1]).read_text()
+    for before, after in soon[1:]:
+        text = text.replace(before, after)
+    file = tmp_path / "soon.toml"
+    file.write_text(text)
+    page = tmp_path / "kernel.html"
+    done = sim("run", file, "--on", "kernel", "--json", tmp_path / "kernel.json", "--html", page)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "left out: checks, traffic" in done.stderr
-    assert "symmetric-to-symmetric, seed 1 (kernel): held" in done.stdout
-    assert "laptop to wiki is relayed, as in virtual time" in done.stdout
-    assert "desktop to wiki is direct, as in virtual time" in done.stdout
-
-
-def test_what_the_kernel_cannot_do_is_told_before_anything_is_made() -> None:
-    done = sim("run", "partition", "--on", "kernel")
-    assert done.returncode == 2
-    assert "--on kernel: several portals" in done.stderr
-    done = sim("run", "home-office", "--on", "kernel", "--seeds", "3")
-    assert done.returncode == 2
-    assert "one seed at a time" in done.stderr
+    assert "on the kernel, bounds of checks" in done.stderr
+    assert "virtual time and the kernel agree, seed 1:" in done.stdout
+    assert json.loads((tmp_path / "kernel.json").read_bytes())["backend"] == "kernel"
+    assert "kernel namespaces" in page.read_text()

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from simulations.chaos import describe, draw
+from simulations.scenario.load import dump, loads
 from simulations.scenario.schema import Chaos, Fault, Portal, Relay, Scenario
 from simulations.scenario.units import duration_ns, share_ppm
 from tests.small_scenario import CHAOS, SCENARIO
@@ -33,6 +34,15 @@ def test_all_that_is_drawn_lies_within_the_budget(seed: int) -> None:
         if fault.quality is not None:
             assert share_ppm(fault.quality.loss) <= share_ppm(CHAOS.worst_loss)
             assert duration_ns(fault.quality.latency) <= duration_ns(CHAOS.worst_latency)
+
+
+def test_what_is_drawn_can_be_saved_and_read_again() -> None:
+    several = attrs.evolve(
+        SCENARIO, portals=tuple(Portal(name=f"portal-{number}") for number in range(3))
+    )
+    for seed in range(200):
+        drawn = draw(several, seed)
+        assert loads(dump(drawn), "drawn") == drawn
 
 
 @given(seed=st.integers(0, 2**62))

@@ -388,6 +388,59 @@ def test_strict_rfc_4787_has_no_masquerade_race() -> None:
     assert out(box, SECOND, NS).port == INSIDE.port
 
 
+def test_who_was_dropped_stays_out_at_that_port_whatever_the_filter_says() -> None:
+    box = nat(attrs.evolve(MASQUERADE, filtering="address_dependent"))
+    early = Address(PUBLIC, INSIDE.port)
+    assert box.inbound(UDP, FIRST, early, 0) is None
+    assert out(box, FIRST_OTHER_PORT, NS) == early
+    assert box.inbound(UDP, FIRST, early, 2 * NS) is None
+    assert box.refusal == "nat filter"
+    assert box.inbound(UDP, FIRST_OTHER_PORT, early, 2 * NS) == INSIDE
+    out(box, FIRST_OTHER_PORT, 25 * NS)
+    assert box.inbound(UDP, FIRST, early, 33 * NS) == INSIDE
+
+
+REPLYING = attrs.evolve(SYMMETRIC, filtering="endpoint_independent", reply_binding=True)
+
+
+def test_with_reply_binding_an_answer_leaves_from_where_the_question_came_in() -> None:
+    box = nat(REPLYING)
+    known = out(box, FIRST)
+    assert box.inbound(UDP, SECOND, known, 0) == INSIDE
+    assert out(box, SECOND, NS) == known
+    assert out(box, FIRST_OTHER_PORT, NS) != known
+    assert out(box, FIRST, NS) == known
+    plain = nat(attrs.evolve(REPLYING, reply_binding=False))
+    known = out(plain, FIRST)
+    assert plain.inbound(UDP, SECOND, known, 0) == INSIDE
+    assert out(plain, SECOND, NS) != known
+
+
+def test_a_reply_binding_lasts_while_packets_go_and_its_mapping_holds() -> None:
+    box = nat(attrs.evolve(REPLYING, inbound_refresh=False))
+    known = out(box, FIRST)
+    box.inbound(UDP, SECOND, known, 0)
+    for second in (20, 40, 60):
+        assert out(box, SECOND, second * NS) == known
+    assert out(box, SECOND, 91 * NS) != known
+    other = out(box, FIRST, 91 * NS)
+    box.inbound(UDP, SECOND, other, 91 * NS)
+    box.forget()
+    assert box.statistics().replies == 0
+    assert out(box, SECOND, 92 * NS) != other
+
+
+def test_reply_bindings_are_bounded() -> None:
+    box = nat(attrs.evolve(REPLYING, max_mappings=100))
+    known = out(box, FIRST)
+    for port in range(1, 1_000):
+        assert box.inbound(UDP, Address("203.0.113.7", port), known, 0) == INSIDE
+    assert box.statistics().replies == 100
+    out(box, FIRST, 30 * NS)
+    box.inbound(UDP, SECOND, known, 31 * NS)
+    assert box.statistics().replies == 1
+
+
 def test_entries_of_dropped_packets_are_bounded() -> None:
     box = nat(attrs.evolve(MASQUERADE, max_mappings=100))
     for port in range(1, 1_000):

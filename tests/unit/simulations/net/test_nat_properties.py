@@ -31,6 +31,7 @@ behaviours = st.builds(
     hairpinning=st.sampled_from(["none", "internal", "external"]),
     inbound_refresh=st.booleans(),
     inbound_binding=st.booleans(),
+    reply_binding=st.booleans(),
     public_addresses=st.sampled_from([1, 2]),
     keeps_parity=st.booleans(),
     timeout_ns=st.just(TIMEOUT),
@@ -55,13 +56,15 @@ steps = st.lists(
 
 @attrs.define
 class Crossing:
-    """A packet that left: who, to whom, as whom, and when it (or what it let in) moved last."""
+    """A packet that left: who, to whom, as whom, and when it (or what it let in) moved last. An
+    `answer` left from where it was reached, which says nothing of mappings."""
 
     protocol: int
     inside: Address
     peer: Address
     outside: Address
     at: int
+    answer: bool = False
 
 
 @attrs.define
@@ -70,6 +73,8 @@ class History:
 
     behaviour: NatBehaviour
     crossings: list[Crossing] = attrs.field(factory=list)
+    dropped: list[Crossing] = attrs.field(factory=list)
+    questions: list[Crossing] = attrs.field(factory=list)
 
     def live(self, protocol: int, now: int) -> list[Crossing]:
         return [c for c in self.crossings if c.protocol == protocol and now - c.at <= TIMEOUT]
@@ -90,6 +95,26 @@ class History:
                 return source.host in {peer.host for peer in sent}
             case _:
                 return source in sent
+
+    def shuts_out(self, protocol: int, outside: Address, source: Address, now: int) -> bool:
+        """The race of masquerade: what was dropped holds its place for a while."""
+        return self.behaviour.inbound_binding and any(
+            (c.protocol, c.outside, c.peer) == (protocol, outside, source) and now - c.at <= TIMEOUT
+            for c in self.dropped
+        )
+
+    def answers_from(
+        self, protocol: int, inside: Address, peer: Address, now: int
+    ) -> Address | None:
+        """Connection tracking: where the last packet of that peer came in, while that is known and
+        its mapping has held all the time."""
+        if not self.behaviour.reply_binding:
+            return None
+        for c in reversed(self.questions):
+            if (c.protocol, c.inside, c.peer) == (protocol, inside, peer):
+                holds = self.holder(protocol, c.outside, now) == inside
+                return c.outside if holds and now - c.at <= TIMEOUT else None
+        return None
 
     def came_in(self, protocol: int, outside: Address, source: Address, now: int) -> None:
         """Section 4.3, inbound refresh: of the mapping, and of the flow to that peer or host."""
@@ -143,10 +168,21 @@ def leave(
     box: Nat, history: History, protocol: int, inside: Address, peer: Address, now: int
 ) -> None:
     behaviour = history.behaviour
+    bound = history.answers_from(protocol, inside, peer, now)
+    if bound is not None:
+        assert box.outbound(protocol, inside, peer, now) == bound
+        history.crossings.append(Crossing(protocol, inside, peer, bound, now, answer=True))
+        for question in history.questions:
+            if (question.protocol, question.inside, question.peer) == (protocol, inside, peer):
+                question.at = now
+        return
     alike = [
         c
         for c in history.live(protocol, now)
-        if c.inside == inside and c.peer.port > 0 and same_mapping(behaviour, c.peer, peer)
+        if c.inside == inside
+        and c.peer.port > 0
+        and not c.answer
+        and same_mapping(behaviour, c.peer, peer)
     ]
     outside = box.outbound(protocol, inside, peer, now)
     if outside is None:
@@ -169,7 +205,7 @@ def same_or_remapped(
 ) -> bool:
     """Whether all that uses an outside address belongs to the mapping of that peer."""
     return all(
-        c.peer.port < 0 or same_mapping(history.behaviour, c.peer, peer)
+        c.peer.port < 0 or c.answer or same_mapping(history.behaviour, c.peer, peer)
         for c in history.live(protocol, now)
         if c.outside == outside
     )
@@ -186,9 +222,14 @@ def enter(
     if holder is None:
         assert got is None
         assert box.refusal == "nat no mapping"
-    elif history.admits(protocol, outside, source, now):
+    elif history.admits(protocol, outside, source, now) and not history.shuts_out(
+        protocol, outside, source, now
+    ):
         assert got == holder
         history.came_in(protocol, outside, source, now)
+        history.questions.append(Crossing(protocol, holder, source, outside, now))
     else:
         assert got is None
         assert box.refusal == "nat filter"
+    if got is None:
+        history.dropped.append(Crossing(protocol, outside, source, outside, now))
