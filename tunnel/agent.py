@@ -10,7 +10,6 @@ and timers are the shell's to move.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections import deque
 from collections.abc import Sequence
 from ipaddress import IPv4Address, IPv6Address
 from itertools import groupby
@@ -44,7 +43,6 @@ from tunnel.packet import Header, runs
 SECOND_NS = 10**9
 SHORTEST_RANGE_IPV4 = 8
 SHORTEST_RANGE_IPV6 = 32
-MAX_UNSENT_CANDIDATES = 8
 MAX_WAITING_MESSAGES = 10_000
 
 EngineEvent = LocalCandidates | Connected | PathChanged | PathLost | Failed
@@ -110,7 +108,7 @@ class TunnelAgent(ABC):
         self._messages: list[Outgoing] = []
         self._packets: list[bytes] = []
         self._events: list[Any] = []
-        self._unsent_candidates: dict[UUID, deque[Candidates]] = {}
+        self._untold: dict[UUID, None] = {}
 
     # --- ChannelAgent ----------------------------------------------------------------------------
 
@@ -145,6 +143,8 @@ class TunnelAgent(ABC):
     def channel_lost(self, now: int) -> None:
         """The portal is away: what is held stays to the end of its lease."""
         self.joined = False
+        for outgoing in self._messages:
+            self._note_untold(outgoing.message)
         self._messages.clear()
 
     # --- what a shell takes out ------------------------------------------------------------------
@@ -219,10 +219,8 @@ class TunnelAgent(ABC):
             self._events.append(InterfaceChanged(interface=interface))
         self._relay_by_id = {relay.id: relay for relay in relays}
         self.engine.set_relays(list(self._relay_by_id.values()), now)
-        unsent, self._unsent_candidates = self._unsent_candidates, {}
-        for messages in unsent.values():
-            for message in messages:
-                self._send(message)
+        untold, self._untold = self._untold, {}
+        self.engine.tell_again(untold, now)
 
     def _change_relays(self, message: Relays, now: int) -> None:
         for relay_id in message.removed:
@@ -232,12 +230,13 @@ class TunnelAgent(ABC):
         self.engine.set_relays(list(self._relay_by_id.values()), now)
 
     def _trickle(self, message: Candidates) -> None:
-        if self._send(message):
-            return
-        unsent = self._unsent_candidates.setdefault(
-            message.connection_id, deque(maxlen=MAX_UNSENT_CANDIDATES)
-        )
-        unsent.append(message)
+        if not self._send(message):
+            self._note_untold(message)
+
+    def _note_untold(self, message: object) -> None:
+        """Candidates that do not reach the portal are told after the next join."""
+        if isinstance(message, Candidates):
+            self._untold[message.connection_id] = None
 
     def told_relays(self) -> list[dict[str, object]]:
         """The relays that the portal named, as a status shows them: without their credentials."""
@@ -267,7 +266,7 @@ class TunnelAgent(ABC):
         }
 
     def _close(self, connection_id: UUID, now: int) -> None:
-        self._unsent_candidates.pop(connection_id, None)
+        self._untold.pop(connection_id, None)
         self.engine.close(connection_id, now)
 
 

@@ -95,6 +95,7 @@ class Stage:
         self.requests: list[RequestAuthorization] = []
         self.acks: list[Ack] = []
         self.postures: list[Posture] = []
+        self.candidates: list[Candidates] = []
         self.authorizations: dict[UUID, AuthorizationCreated] = {}
         self.to_client: list[bytes] = []
         self.to_servers: dict[int, list[bytes]] = {number: [] for number in range(gateways)}
@@ -250,6 +251,7 @@ class Stage:
             case Posture():
                 self.postures.append(message)
             case Candidates():
+                self.candidates.append(message)
                 number = self._gateway_of_connection.get(message.connection_id)
                 if number is None:
                     return

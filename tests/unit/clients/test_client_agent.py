@@ -20,6 +20,7 @@ from channel.messages import (
 )
 from clients.agent import RoutesChanged
 from clients.requests import MAX_WAITING_PACKETS
+from runtime.net.address import Address
 from tests.unit.clients.stage import (
     ACK,
     CLIENT_IPV4,
@@ -217,6 +218,49 @@ def test_an_answer_that_never_comes_ends_the_wait() -> None:
     assert stage.to_client == []
     stage.advance(2)
     assert is_prohibited(stage.to_client[0])
+
+
+def test_candidates_that_were_lost_with_a_channel_are_told_after_the_next_join() -> None:
+    stage = Stage()
+    stage.client_sends(udp())
+    stage.run_until(lambda: stage.to_servers[0])
+    stage.portal_away = True  # the channel is dead, and nobody knows it yet
+    stage.client.engine.add_socket(Address("192.0.2.99", 1_111), stage.now)
+    stage.settle()
+    stage.client.channel_lost(stage.now)
+    stage.portal_away = False
+    stage.candidates.clear()
+    stage.advance(30)
+    stage.tell(stage.client, stage.client_init())
+    stage.settle()
+    (told,) = stage.candidates
+    assert {each.address for each in told.add} == {"192.0.2.1", "192.0.2.99"}
+
+
+def test_candidates_that_a_channel_never_took_are_told_after_the_next_join() -> None:
+    stage = Stage()
+    stage.client_sends(udp())
+    stage.run_until(lambda: stage.to_servers[0])
+    stage.client.channel_lost(stage.now)
+    stage.client.engine.add_socket(Address("192.0.2.99", 1_111), stage.now)
+    stage.advance(120)
+    stage.candidates.clear()
+    stage.tell(stage.client, stage.client_init())
+    stage.settle()
+    (told,) = stage.candidates
+    assert {each.address for each in told.add} == {"192.0.2.1", "192.0.2.99"}
+
+
+def test_a_join_tells_no_candidates_where_the_path_is_direct_and_all_was_told_long_ago() -> None:
+    stage = Stage()
+    stage.client_sends(udp())
+    stage.run_until(lambda: stage.to_servers[0])
+    stage.advance(120)
+    stage.client.channel_lost(stage.now)
+    stage.candidates.clear()
+    stage.tell(stage.client, stage.client_init())
+    stage.settle()
+    assert stage.candidates == []
 
 
 def test_a_second_resource_joins_the_connection_that_stands() -> None:
