@@ -17,7 +17,7 @@ from typing import Any, Final, TypeVar
 import attrs
 
 from simulations.checks.liveness import RULE
-from simulations.result import Result, Violation
+from simulations.result import Checked, Result, Violation
 from simulations.scenario.schema import INTERNET, LinkQuality, NatBehaviour, Scenario
 from simulations.scenario.units import duration_ns
 
@@ -32,8 +32,8 @@ Named = TypeVar("Named", bound=Any)
 
 @attrs.frozen
 class Failure:
-    """How a run failed: the names of broken rules, the kinds of checks that did not hold, the kind
-    of error. Two runs fail the same way where they have one of these in common."""
+    """How a run failed: the names of broken rules, the kinds of checks that did not hold and how,
+    the kind of error. Two runs fail the same way where they have one of these in common."""
 
     signs: frozenset[str]
 
@@ -41,7 +41,7 @@ class Failure:
     def of(cls, result: Result) -> Failure | None:
         """None for a run in which everything held."""
         signs = {_sign(each) for each in result.violations}
-        signs |= {f"check {each.kind}" for each in result.checks if not each.held}
+        signs |= {sign for each in result.checks if not each.held for sign in _signs(each)}
         if result.error:
             signs.add(f"error {result.error.split(':')[0]}")
         return cls(frozenset(signs)) if signs else None
@@ -58,6 +58,16 @@ def _sign(violation: Violation) -> str:
     one."""
     how = re.search(r": (\w+, not \w+) ", violation.detail) if violation.rule == RULE else None
     return f"rule {violation.rule}" + (f" ({how[1]})" if how else "")
+
+
+def _signs(check: Checked) -> set[str]:
+    """The kind of a check and how it did not hold, without names and figures: never an answer is
+    another failure than a late one."""
+    hows = set()
+    for problem in check.detail.split("; "):
+        how = re.sub(r"^\S+ to \S+ ", "", problem)
+        hows.add(re.sub(r"[\d.]+", "N", how))
+    return {f"check {check.kind}" + (f" ({how})" if how else "") for how in hows}
 
 
 @attrs.frozen(kw_only=True)

@@ -145,3 +145,17 @@ def test_tidying_leaves_out_what_names_something_that_is_gone() -> None:
     tidied = tidy(scenario)
     assert [fault.targets for fault in tidied.faults] == [("laptop-1",)]
     assert [each.source for each in tidied.traffic] == [("laptop-1",), ("laptop-3",)]
+
+
+def test_a_check_that_does_not_hold_otherwise_is_another_failure() -> None:
+    def failed(detail: str) -> Failure:
+        check = Checked(number=1, kind="reach", text="a reaches b", held=False, detail=detail)
+        found = Failure.of(Result(scenario="x", seed=1, checks=(check,)))
+        assert found is not None
+        return found
+
+    late = failed("laptop to wiki had its first answer after 23662 ms")
+    never = "laptop to wiki is denied; laptop to wiki had its first answer after never"
+    assert late.is_like(failed("tablet to intranet had its first answer after 900 ms"))
+    assert not late.is_like(failed(never))
+    assert str(late) == "check reach (had its first answer after N ms)"
