@@ -191,8 +191,8 @@ class GatewayAgent(TunnelAgent):
 
     def poll_timeout(self) -> int | None:
         """When `handle_timeout` is due."""
-        lease = self._leases.next()
-        return self._stats_at if lease is None else min(lease, self._stats_at)
+        instants = (self._leases.next(), self._stats_at, self._unnamed_relays.next())
+        return min(at for at in instants if at is not None)
 
     def handle_timeout(self, now: int) -> None:
         """End leases that ran out; report the load."""
@@ -207,6 +207,7 @@ class GatewayAgent(TunnelAgent):
                     bytes_out=self.bytes_out,
                 )
             )
+        self._drop_unnamed_relays(now)
 
     # --- the portal ------------------------------------------------------------------------------
 

@@ -12,9 +12,12 @@ from channel.frames import RemoteProtocolError
 from channel.messages import (
     AuthorizationDenied,
     AuthorizationRenewed,
+    ClientInit,
     ConfigChanged,
     Filter,
+    GatewayInit,
     NameSettings,
+    Relays,
     ResourceRemoved,
     ResourceUpserted,
 )
@@ -42,7 +45,8 @@ from tests.unit.clients.stage import (
     tcp,
     udp,
 )
-from tunnel.agent import InterfaceChanged
+from tests.unit.tunnel.network import relay_server
+from tunnel.agent import InterfaceChanged, TunnelAgent
 from tunnel.packet import ICMP, TCP, parse, tcp_flags
 
 
@@ -261,6 +265,40 @@ def test_a_join_tells_no_candidates_where_the_path_is_direct_and_all_was_told_lo
     stage.tell(stage.client, stage.client_init())
     stage.settle()
     assert stage.candidates == []
+
+
+def agent_with_a_relay(stage: Stage, kind: str) -> tuple[TunnelAgent, ClientInit | GatewayInit]:
+    """An agent that was told of one relay, and what it hears after a join: of none."""
+    agent: TunnelAgent = stage.client if kind == "client" else stage.gateways[0]
+    stage.tell(agent, Relays(added=(relay_server(),)))
+    return agent, stage.client_init() if kind == "client" else stage.gateway_init(0)
+
+
+@pytest.mark.parametrize("kind", ["client", "gateway"])
+def test_a_relay_that_a_new_portal_does_not_know_yet_is_used_on_for_a_while(kind: str) -> None:
+    stage = Stage()
+    agent, init = agent_with_a_relay(stage, kind)
+    agent.channel_lost(stage.now)
+    stage.tell(agent, init)
+    stage.advance(29)
+    assert agent.engine.statistics().gathering["relays"] == 1
+    stage.tell(agent, init)  # a second join gives it no more time
+    stage.advance(2)
+    assert agent.engine.statistics().gathering["relays"] == 0
+    assert agent.told_relays() == []
+
+
+@pytest.mark.parametrize("kind", ["client", "gateway"])
+def test_a_relay_that_is_named_in_time_stays_and_one_that_is_taken_away_goes(kind: str) -> None:
+    stage = Stage()
+    agent, init = agent_with_a_relay(stage, kind)
+    stage.tell(agent, init)
+    stage.tell(agent, Relays(added=(relay_server(),)))
+    stage.advance(60)
+    assert agent.engine.statistics().gathering["relays"] == 1
+    stage.tell(agent, init)
+    stage.tell(agent, Relays(removed=(relay_server().id,)))
+    assert agent.engine.statistics().gathering["relays"] == 0
 
 
 def test_a_second_resource_joins_the_connection_that_stands() -> None:
