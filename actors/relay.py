@@ -1,5 +1,9 @@
 """Relays: an actor for each that is connected, and the directory that hands them out.
 
+A relay whose channel is only moving (its portal node drains, or died, or is parted from this one)
+serves as before meanwhile, so it is handed out on: else agents would give up allocations that are
+as good as ever. One that went away by itself, or was sent away, is not.
+
 A relay's stamp secret lives in memory only, here and in the relay; from it the directory makes TURN
 credentials for one agent and one relay. An address that a relay announced is handed out only after
 it was proven that a relay answers there.
@@ -18,6 +22,7 @@ from actors.channel_owner import ChannelOwner
 from actors.enrolment import refusal, token_refusal
 from actors.messages import (
     DIRECTORY,
+    DRAINING,
     RELAY_OWNERS,
     RELAYS,
     REVOCATIONS,
@@ -52,12 +57,16 @@ from channel.messages import (
 )
 from runtime.actor import Actor, ActorRef, CallError, Down, NamedRef, Timer, handles
 from runtime.cluster.tenure import RosterChanged
+from runtime.links import NO_CONNECTION
 from runtime.randomness import uuid7
 from runtime.secret import Secret
 
 PROVE_DEADLINE_NS = 10 * 10**9
 REGISTER_DEADLINE_NS = 10**9
 REGISTER_AGAIN_NS = AGAIN_NS
+AWAY_NS = 30 * 10**9
+"""So long a relay whose channel was lost with its node, or its node with the way to it, may take to
+come back. An agent that is told of one that is dead finds out, and has another."""
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 _log = structlog.get_logger("holloway.relays")
@@ -72,6 +81,18 @@ class _Entry:
     relay: Relay
     stamp: Secret
     load: float
+    away_since_ns: int | None = None
+    """Its actor is gone or out of reach, and it is expected to come back."""
+
+
+@attrs.frozen
+class _Awaited:
+    """Whether the relay has come back since. `incarnation`: of the node that it was at, if that
+    lives, and is only out of reach."""
+
+    relay_id: UUID
+    since_ns: int
+    incarnation: int | None
 
 
 class RelayDirectory(Actor):
@@ -100,7 +121,7 @@ class RelayDirectory(Actor):
         self._by_id[message.relay.id] = _Entry(
             ref=caller.ref, relay=message.relay, stamp=message.stamp, load=message.load
         )
-        if before is None or before.ref != caller.ref:
+        if before is None or before.ref != caller.ref or before.away_since_ns is not None:
             self.monitor(caller.ref)
         self.publish(RELAYS, RelaysChanged())
         return RelayRegistered(self.context.ref)
@@ -113,11 +134,36 @@ class RelayDirectory(Actor):
 
     @handles(Down)
     def _on_down(self, message: Down) -> None:
-        gone = [id for id, entry in self._by_id.items() if entry.ref == message.ref]
-        for id in gone:
-            del self._by_id[id]
-        if gone:
-            self.publish(RELAYS, RelaysChanged())
+        lost = [id for id, entry in self._by_id.items() if entry.ref == message.ref]
+        for id in lost:
+            if message.reason in (DRAINING, NO_CONNECTION):
+                self._await(id, self._by_id[id], parted=message.reason == NO_CONNECTION)
+            else:
+                self._remove(id)
+
+    def _await(self, relay_id: UUID, entry: _Entry, *, parted: bool) -> None:
+        now = self.context.now()
+        row = self._services.tenure.row(entry.ref.node) if parted else None
+        incarnation = None if row is None else row.incarnation
+        self._by_id[relay_id] = attrs.evolve(entry, away_since_ns=now)
+        self.send_after(AWAY_NS, _Awaited(relay_id, now, incarnation))
+
+    @handles(_Awaited)
+    def _on_awaited(self, message: _Awaited) -> None:
+        entry = self._by_id.get(message.relay_id)
+        if entry is None or entry.away_since_ns != message.since_ns:
+            return
+        row = self._services.tenure.row(entry.ref.node)
+        if message.incarnation is not None and row and row.incarnation == message.incarnation:
+            # Its node lives. `Down` follows if that is out of reach still, or the relay has gone.
+            self._by_id[message.relay_id] = attrs.evolve(entry, away_since_ns=None)
+            self.monitor(entry.ref)
+        else:
+            self._remove(message.relay_id)
+
+    def _remove(self, relay_id: UUID) -> None:
+        del self._by_id[relay_id]
+        self.publish(RELAYS, RelaysChanged())
 
     @handles(AssignRelays)
     def _on_assign(self, message: AssignRelays) -> tuple[AssignedRelay, ...]:

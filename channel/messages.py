@@ -232,13 +232,15 @@ class Candidates:
     """Trickled candidates of one connection. The sender is known from the channel alone.
 
     `generation` rises each time the sender gathers anew; a receiver drops older generations.
-    `remove` names candidates of the same generation that are gone.
+    `remove` names candidates of the same generation that are gone. `wants_answer`: the sender
+    joined anew and may have missed some, so the receiver is to tell all of its own again.
     """
 
     connection_id: UUID
     generation: Annotated[int, Meta(ge=0, le=2**31 - 1)]
     add: Annotated[tuple[Candidate, ...], Meta(max_length=MAX_CANDIDATES)] = ()
     remove: Annotated[tuple[Candidate, ...], Meta(max_length=MAX_CANDIDATES)] = ()
+    wants_answer: bool = False
 
 
 MAX_FLOWS = 64

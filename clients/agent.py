@@ -277,7 +277,7 @@ class ClientAgent(TunnelAgent):
     def poll_timeout(self) -> int | None:
         """When `handle_timeout` is due."""
         instants = [self._expiries.next(), self._requests.poll_timeout(self.joined)]
-        instants.append(self._flows_timeout())
+        instants += (self._flows_timeout(), self._unnamed_relays.next())
         instants += [each.renewal.check_at_ns for each in self._connections.values()]
         if self._survey is not None and self.joined:
             instants.append(self._survey_at)
@@ -295,6 +295,7 @@ class ClientAgent(TunnelAgent):
         if now >= self._survey_at:
             self._report(now)
         self._tell_flows(now)
+        self._drop_unnamed_relays(now)
         self._ask(now)
 
     def _flow_tables(self) -> Iterable[FlowTable]:

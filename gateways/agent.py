@@ -212,7 +212,12 @@ class GatewayAgent(TunnelAgent):
 
     def poll_timeout(self) -> int | None:
         """When `handle_timeout` is due."""
-        instants = (self._leases.next(), self._stats_at, self._flows_timeout())
+        instants = (
+            self._leases.next(),
+            self._stats_at,
+            self._flows_timeout(),
+            self._unnamed_relays.next(),
+        )
         return min(at for at in instants if at is not None)
 
     def handle_timeout(self, now: int) -> None:
@@ -229,6 +234,7 @@ class GatewayAgent(TunnelAgent):
                 )
             )
         self._tell_flows(now)
+        self._drop_unnamed_relays(now)
 
     # --- flows -----------------------------------------------------------------------------------
 

@@ -7,6 +7,9 @@ it has: the allocation a minute before its end, permissions every 4 minutes (the
 every 9 (they live 10). Requests go again after 100 ms, 200 ms, 400 ms and so on (RFC 8489, section
 6.2.1, from a shorter start), seven times in all; when none is answered, or the relay says that
 there is no such allocation, `Lost` is the last event and the client is to be thrown away.
+An allocation that the relay holds for this 5-tuple already (437) is one that nobody uses any more,
+of this agent before it crashed or thought it lost, or of whoever had this port of a NAT before: it
+is given back (Refresh with a lifetime of 0), and Allocate is sent once more.
 
     client = TurnClient(server=…, username=…, password=…, family="ipv4", randomness=…, now=now)
     for datagram in client.drain_datagrams(): socket.send(datagram, server)
@@ -66,6 +69,7 @@ MAX_RECEIVED_QUEUE: Final = 4096
 
 ErrorCode = int
 NO_ANSWER: Final[ErrorCode] = 0
+_NO_LIFETIME: Final = ((Attribute.LIFETIME, bytes(4)),)
 
 
 @attrs.frozen(kw_only=True)
@@ -175,13 +179,11 @@ class TurnClient:
         self._resting_channels: deque[tuple[int, int]] = deque()
         self._refresh_at_ns: int | None = None
         self._deadline_ns: int | None = None
+        self._gave_back = False
         self._datagrams: list[bytes] = []
         self._events: list[Event] = []
         self._dropped = 0
-        attributes = [(int(Attribute.REQUESTED_TRANSPORT), bytes((TRANSPORT_UDP, 0, 0, 0)))]
-        if family == "ipv6":
-            attributes.append((Attribute.REQUESTED_ADDRESS_FAMILY, bytes((FAMILY_IPV6, 0, 0, 0))))
-        self._request(Method.ALLOCATE, attributes, now)
+        self._allocate(now)
         self._reschedule()
 
     @property
@@ -287,7 +289,7 @@ class TurnClient:
         self._state = "over"
         if was_allocated:
             self._state = "closing"
-            self._request(Method.REFRESH, ((Attribute.LIFETIME, bytes(4)),), now)
+            self._request(Method.REFRESH, _NO_LIFETIME, now)
         self._reschedule()
 
     # --- what comes from outside -------------------------------------------------------------
@@ -396,7 +398,7 @@ class TurnClient:
             return
         del self._transaction_by_id[message.transaction_id]
         if error is not None:
-            self._fail(transaction, *error)
+            self._fail(transaction, *error, now)
         else:
             self._succeed(transaction, lifetime_s, now)
 
@@ -432,6 +434,9 @@ class TurnClient:
             if self._state == "closing":
                 self._state = "over"
                 return
+            if self._state == "allocating" and transaction.method is Method.REFRESH:
+                self._allocate(now)
+                return
             self._schedule_refresh(lifetime_s, now)
             if transaction.method is Method.ALLOCATE:
                 self._begin(now)
@@ -463,9 +468,13 @@ class TurnClient:
         self._events.extend(Permitted(peer=peer) for peer in sorted(permission.asking))
         permission.asking.clear()
 
-    def _fail(self, transaction: _Transaction, code: int, reason: str) -> None:
+    def _fail(self, transaction: _Transaction, code: int, reason: str, now: int) -> None:
         if self._state == "closing":
             self._state = "over"
+            return
+        if self._state == "allocating" and code == 437 and not self._gave_back:
+            self._gave_back = True
+            self._request(Method.REFRESH, _NO_LIFETIME, now)
             return
         peer = transaction.peer
         if peer is None or code in (437, 441):
@@ -499,6 +508,12 @@ class TurnClient:
         self._refresh_at_ns = None
 
     # --- requests ----------------------------------------------------------------------------
+
+    def _allocate(self, now: int) -> None:
+        attributes = [(int(Attribute.REQUESTED_TRANSPORT), bytes((TRANSPORT_UDP, 0, 0, 0)))]
+        if self.family == "ipv6":
+            attributes.append((Attribute.REQUESTED_ADDRESS_FAMILY, bytes((FAMILY_IPV6, 0, 0, 0))))
+        self._request(Method.ALLOCATE, attributes, now)
 
     def _ask_permission(self, host: str, now: int) -> None:
         self._permission_by_host[host].refresh_at_ns = None

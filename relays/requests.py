@@ -139,7 +139,7 @@ class Requests:
             return self._allocate(listener, message, source, username, allocation, now)
         if allocation is None:
             raise _Refusal(437, "Allocation Mismatch")
-        if allocation.username != username:
+        if allocation.username != username and not _gives_back(message):
             raise _Refusal(441, "Wrong Credentials")
         if message.method == Method.REFRESH:
             return self._refresh(message, allocation, now)
@@ -249,7 +249,7 @@ class Requests:
         if family is not None and family >> 24 != allocation.family:
             raise _Refusal(443, "Peer Address Family Mismatch")
         lifetime_s = _lifetime_s(message)
-        if message.integer(Attribute.LIFETIME, 4) == 0:
+        if _gives_back(message):
             lifetime_s = 0
             self._table.remove(allocation)
         else:
@@ -385,6 +385,12 @@ class _Refusal(Exception):
         self.code = code
         self.reason = reason
         self.attributes = attributes
+
+
+def _gives_back(message: StunMessage) -> bool:
+    """Whether it ends an allocation. Any user may who is at the other end of its 5-tuple, as his
+    nonce shows: nobody else receives there any more, and it stands in the way of a new one."""
+    return message.method == Method.REFRESH and message.integer(Attribute.LIFETIME, 4) == 0
 
 
 def _lifetime_s(message: StunMessage) -> int:

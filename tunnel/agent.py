@@ -10,7 +10,6 @@ and timers are the shell's to move.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections import deque
 from collections.abc import Iterable, Sequence
 from ipaddress import IPv4Address, IPv6Address
 from itertools import groupby
@@ -38,6 +37,7 @@ from channel.reserved import RESERVED
 from runtime.net.address import Address
 from runtime.randomness import Randomness
 from runtime.secret import Secret
+from tunnel.deadlines import Deadlines
 from tunnel.engine import Connected, Engine, Failed, LocalCandidates, PathChanged, PathLost
 from tunnel.flow_reports import FlowReports, FlowSweep
 from tunnel.flows import FlowTable
@@ -46,8 +46,9 @@ from tunnel.packet import Header, runs
 SECOND_NS = 10**9
 SHORTEST_RANGE_IPV4 = 8
 SHORTEST_RANGE_IPV6 = 32
-MAX_UNSENT_CANDIDATES = 8
 MAX_WAITING_MESSAGES = 10_000
+# A portal that has just started learns of its relays within seconds.
+UNNAMED_RELAY_NS = 30 * SECOND_NS
 
 EngineEvent = LocalCandidates | Connected | PathChanged | PathLost | Failed
 
@@ -117,10 +118,11 @@ class TunnelAgent(ABC):
         self._started_ns = now
         self._incarnation = identity.incarnation
         self._relay_by_id: dict[UUID, RelayServer] = {}
+        self._unnamed_relays: Deadlines[UUID] = Deadlines()
         self._messages: list[Outgoing] = []
         self._packets: list[bytes] = []
         self._events: list[Any] = []
-        self._unsent_candidates: dict[UUID, deque[Candidates]] = {}
+        self._untold: dict[UUID, None] = {}
 
     # --- ChannelAgent ----------------------------------------------------------------------------
 
@@ -156,6 +158,7 @@ class TunnelAgent(ABC):
         """The portal is away: what is held stays to the end of its lease."""
         self.joined = False
         for outgoing in self._messages:
+            self._note_untold(outgoing.message)
             self.unsent(outgoing, now)
         self._messages.clear()
 
@@ -265,27 +268,50 @@ class TunnelAgent(ABC):
         if interface != self.interface:
             self.interface = interface
             self._events.append(InterfaceChanged(interface=interface))
-        self._relay_by_id = {relay.id: relay for relay in relays}
+        self._name_relays(relays, now)
+        untold, self._untold = self._untold, {}
+        self.engine.tell_again(untold, now)
+
+    def _name_relays(self, relays: tuple[RelayServer, ...], now: int) -> None:
+        """These are named by a portal that may know of no others yet: those of before are used on
+        for a while, since they may carry what would stand still else."""
+        named = {relay.id: relay for relay in relays}
+        for relay_id in self._relay_by_id:
+            if relay_id in named:
+                self._unnamed_relays.cancel(relay_id)
+            elif self._unnamed_relays.get(relay_id) is None:
+                self._unnamed_relays.set(relay_id, now + UNNAMED_RELAY_NS)
+        self._relay_by_id = named | {
+            relay_id: relay
+            for relay_id, relay in self._relay_by_id.items()
+            if relay_id not in named
+        }
         self.engine.set_relays(list(self._relay_by_id.values()), now)
-        unsent, self._unsent_candidates = self._unsent_candidates, {}
-        for messages in unsent.values():
-            for message in messages:
-                self._send(message)
+
+    def _drop_unnamed_relays(self, now: int) -> None:
+        dropped = self._unnamed_relays.take_due(now)
+        for relay_id in dropped:
+            self._relay_by_id.pop(relay_id, None)
+        if dropped:
+            self.engine.set_relays(list(self._relay_by_id.values()), now)
 
     def _change_relays(self, message: Relays, now: int) -> None:
         for relay_id in message.removed:
             self._relay_by_id.pop(relay_id, None)
+            self._unnamed_relays.cancel(relay_id)
         for relay in message.added:
             self._relay_by_id[relay.id] = relay
+            self._unnamed_relays.cancel(relay.id)
         self.engine.set_relays(list(self._relay_by_id.values()), now)
 
     def _trickle(self, message: Candidates) -> None:
-        if self._send(message):
-            return
-        unsent = self._unsent_candidates.setdefault(
-            message.connection_id, deque(maxlen=MAX_UNSENT_CANDIDATES)
-        )
-        unsent.append(message)
+        if not self._send(message):
+            self._note_untold(message)
+
+    def _note_untold(self, message: object) -> None:
+        """Candidates that do not reach the portal are told after the next join."""
+        if isinstance(message, Candidates):
+            self._untold[message.connection_id] = None
 
     def told_relays(self) -> list[dict[str, object]]:
         """The relays that the portal named, as a status shows them: without their credentials."""
@@ -315,7 +341,7 @@ class TunnelAgent(ABC):
         }
 
     def _close(self, connection_id: UUID, now: int) -> None:
-        self._unsent_candidates.pop(connection_id, None)
+        self._untold.pop(connection_id, None)
         self.engine.close(connection_id, now)
 
 

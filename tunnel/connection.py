@@ -12,7 +12,7 @@ would wait five seconds: the receiver takes the first copy and refuses the other
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Final, Literal, NamedTuple
 from uuid import UUID
 
@@ -135,6 +135,7 @@ class Connection:
         self._repeats: list[tuple[int, bytes]] = []
         self._announced: dict[Candidate, None] = {}
         self._announced_generation = -1
+        self._announced_at = 0
         self._outgoing: list[Outgoing] = []
         self._trains: list[Train] = []
         self._events: list[Event] = []
@@ -193,22 +194,42 @@ class Connection:
 
     # --- candidates ---------------------------------------------------------------------------
 
-    def announce(self, candidates: Iterable[Candidate], generation: int) -> None:
-        """Tell the peer what it has not been told of this generation."""
-        if generation != self._announced_generation:
-            first = self._announced_generation < 0
+    def announce(
+        self,
+        candidates: Sequence[Candidate],
+        generation: int,
+        now: int,
+        *,
+        anew: bool = False,
+        wants_answer: bool = False,
+    ) -> None:
+        """Tell the peer what it has not been told of this generation; `anew`: all of it, since
+        some may not have come to it. `wants_answer`: it is to tell all of its own."""
+        first = self._announced_generation < 0
+        if anew or generation != self._announced_generation:
             self._announced_generation = generation
             self._announced = {}
-            new = tuple(candidates)
-            if first and not new:
-                return
-        else:
-            new = tuple(c for c in candidates if c not in self._announced)
-            if not new:
-                return
+        elif all(candidate in self._announced for candidate in candidates):
+            return
+        new = tuple(c for c in candidates if c not in self._announced)
+        if first and not new:
+            return
         self._announced.update(dict.fromkeys(new))
-        message = Candidates(connection_id=self.id, generation=generation, add=new)
+        self._announced_at = now
+        message = Candidates(
+            connection_id=self.id, generation=generation, add=new, wants_answer=wants_answer
+        )
         self._events.append(LocalCandidates(message=message))
+
+    def announced_within(self, span_ns: int, now: int) -> bool:
+        """Whether the peer was told something within this time."""
+        return self._announced_generation >= 0 and now - self._announced_at < span_ns
+
+    @property
+    def is_direct(self) -> bool:
+        """Whether data takes a direct path at present."""
+        path = self.agent.path()
+        return path is not None and path.kind == "direct"
 
     # --- time and output ------------------------------------------------------------------------
 

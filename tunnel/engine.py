@@ -16,7 +16,7 @@ nothing raises; what is refused is counted.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Container, Hashable, Iterable, Iterator, Sequence
 from itertools import groupby
 from operator import itemgetter
 from typing import Final
@@ -70,6 +70,8 @@ __all__ = [
 
 MAX_CONNECTIONS: Final = 50_000
 REST_AFTER_NS: Final = 60 * NS_PER_S
+# A control channel that died carried nothing to its end for up to 15 s before that was seen.
+TOLD_ANEW_NS: Final = 60 * NS_PER_S
 
 _MIN_WIREGUARD_BYTES: Final = 32
 _WIREGUARD_RESERVED: Final = b"\0\0\0"
@@ -198,7 +200,7 @@ class Engine:
         self._rest_at = None
         self._gatherer.start(now)
         agent.set_bases(self._gatherer.bases(), now)
-        connection.announce(self._gatherer.candidates(), self._gatherer.generation)
+        connection.announce(self._gatherer.candidates(), self._gatherer.generation, now)
         self._touch(connection)
         self._settle(now)
 
@@ -220,7 +222,30 @@ class Engine:
             self._counts.unknown_connection += 1
             return
         connection.agent.add_candidates(message, now)
+        if message.wants_answer:
+            candidates = self._gatherer.candidates()
+            connection.announce(candidates, self._gatherer.generation, now, anew=True)
         self._touch(connection)
+        self._settle(now)
+
+    def tell_again(self, untold: Container[UUID], now: int) -> None:
+        """The way to the peers stands anew: tell those of `untold`, those who were told something
+        in the last `TOLD_ANEW_NS`, and those to whom there is no direct path, all candidates."""
+        candidates = self._gatherer.candidates()
+        for connection in self._connections.values():
+            is_certain = connection.id not in untold and not connection.announced_within(
+                TOLD_ANEW_NS, now
+            )
+            if connection.is_direct and is_certain:
+                continue
+            connection.announce(
+                candidates,
+                self._gatherer.generation,
+                now,
+                anew=True,
+                wants_answer=not connection.is_direct,
+            )
+            self._touch(connection)
         self._settle(now)
 
     @property
@@ -433,7 +458,7 @@ class Engine:
         bases, candidates = self._gatherer.bases(), self._gatherer.candidates()
         for connection in self._connections.values():
             connection.agent.set_bases(bases, now)
-            connection.announce(candidates, self._gatherer.generation)
+            connection.announce(candidates, self._gatherer.generation, now)
             self._touch(connection)
 
     def _settle_device(self, now: int) -> None:

@@ -99,6 +99,7 @@ class Stage:
         self.postures: list[Posture] = []
         self.flows: dict[bool, list[ReportedFlow]] = {True: [], False: []}
         """What the client (True) and the gateways told of flows."""
+        self.candidates: list[Candidates] = []
         self.authorizations: dict[UUID, AuthorizationCreated] = {}
         self.to_client: list[bytes] = []
         self.to_servers: dict[int, list[bytes]] = {number: [] for number in range(gateways)}
@@ -258,6 +259,7 @@ class Stage:
             case FlowReport():
                 self.flows[agent is self.client] += message.flows
             case Candidates():
+                self.candidates.append(message)
                 number = self._gateway_of_connection.get(message.connection_id)
                 if number is None:
                     return

@@ -12,14 +12,18 @@ from channel.frames import RemoteProtocolError
 from channel.messages import (
     AuthorizationDenied,
     AuthorizationRenewed,
+    ClientInit,
     ConfigChanged,
     Filter,
+    GatewayInit,
     NameSettings,
+    Relays,
     ResourceRemoved,
     ResourceUpserted,
 )
 from clients.agent import RoutesChanged
 from clients.requests import MAX_WAITING_PACKETS
+from runtime.net.address import Address
 from tests.unit.clients.stage import (
     ACK,
     CLIENT_IPV4,
@@ -41,7 +45,8 @@ from tests.unit.clients.stage import (
     tcp,
     udp,
 )
-from tunnel.agent import InterfaceChanged
+from tests.unit.tunnel.network import relay_server
+from tunnel.agent import InterfaceChanged, TunnelAgent
 from tunnel.packet import ICMP, TCP, parse, tcp_flags
 
 
@@ -217,6 +222,83 @@ def test_an_answer_that_never_comes_ends_the_wait() -> None:
     assert stage.to_client == []
     stage.advance(2)
     assert is_prohibited(stage.to_client[0])
+
+
+def test_candidates_that_were_lost_with_a_channel_are_told_after_the_next_join() -> None:
+    stage = Stage()
+    stage.client_sends(udp())
+    stage.run_until(lambda: stage.to_servers[0])
+    stage.portal_away = True  # the channel is dead, and nobody knows it yet
+    stage.client.engine.add_socket(Address("192.0.2.99", 1_111), stage.now)
+    stage.settle()
+    stage.client.channel_lost(stage.now)
+    stage.portal_away = False
+    stage.candidates.clear()
+    stage.advance(30)
+    stage.tell(stage.client, stage.client_init())
+    stage.settle()
+    (told,) = stage.candidates
+    assert {each.address for each in told.add} == {"192.0.2.1", "192.0.2.99"}
+
+
+def test_candidates_that_a_channel_never_took_are_told_after_the_next_join() -> None:
+    stage = Stage()
+    stage.client_sends(udp())
+    stage.run_until(lambda: stage.to_servers[0])
+    stage.client.channel_lost(stage.now)
+    stage.client.engine.add_socket(Address("192.0.2.99", 1_111), stage.now)
+    stage.advance(120)
+    stage.candidates.clear()
+    stage.tell(stage.client, stage.client_init())
+    stage.settle()
+    (told,) = stage.candidates
+    assert {each.address for each in told.add} == {"192.0.2.1", "192.0.2.99"}
+
+
+def test_a_join_tells_no_candidates_where_the_path_is_direct_and_all_was_told_long_ago() -> None:
+    stage = Stage()
+    stage.client_sends(udp())
+    stage.run_until(lambda: stage.to_servers[0])
+    stage.advance(120)
+    stage.client.channel_lost(stage.now)
+    stage.candidates.clear()
+    stage.tell(stage.client, stage.client_init())
+    stage.settle()
+    assert stage.candidates == []
+
+
+def agent_with_a_relay(stage: Stage, kind: str) -> tuple[TunnelAgent, ClientInit | GatewayInit]:
+    """An agent that was told of one relay, and what it hears after a join: of none."""
+    agent: TunnelAgent = stage.client if kind == "client" else stage.gateways[0]
+    stage.tell(agent, Relays(added=(relay_server(),)))
+    return agent, stage.client_init() if kind == "client" else stage.gateway_init(0)
+
+
+@pytest.mark.parametrize("kind", ["client", "gateway"])
+def test_a_relay_that_a_new_portal_does_not_know_yet_is_used_on_for_a_while(kind: str) -> None:
+    stage = Stage()
+    agent, init = agent_with_a_relay(stage, kind)
+    agent.channel_lost(stage.now)
+    stage.tell(agent, init)
+    stage.advance(29)
+    assert agent.engine.statistics().gathering["relays"] == 1
+    stage.tell(agent, init)  # a second join gives it no more time
+    stage.advance(2)
+    assert agent.engine.statistics().gathering["relays"] == 0
+    assert agent.told_relays() == []
+
+
+@pytest.mark.parametrize("kind", ["client", "gateway"])
+def test_a_relay_that_is_named_in_time_stays_and_one_that_is_taken_away_goes(kind: str) -> None:
+    stage = Stage()
+    agent, init = agent_with_a_relay(stage, kind)
+    stage.tell(agent, init)
+    stage.tell(agent, Relays(added=(relay_server(),)))
+    stage.advance(60)
+    assert agent.engine.statistics().gathering["relays"] == 1
+    stage.tell(agent, init)
+    stage.tell(agent, Relays(removed=(relay_server().id,)))
+    assert agent.engine.statistics().gathering["relays"] == 0
 
 
 def test_a_second_resource_joins_the_connection_that_stands() -> None:

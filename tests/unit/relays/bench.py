@@ -283,12 +283,13 @@ class Wire:
         password: str | None = None,
         family: str = "ipv4",
     ) -> TurnClient:
+        life = "again " if source in self.clients else ""
         client = TurnClient(
             server=SERVER,
             username=username,
             password=USERS[username] if password is None else password,
             family="ipv6" if family == "ipv6" else "ipv4",
-            randomness=SeededRandomness(self.bench.seed, f"client {source}"),
+            randomness=SeededRandomness(self.bench.seed, f"{life}client {source}"),
             now=self.bench.now,
         )
         self.clients[source] = client

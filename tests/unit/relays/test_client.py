@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from relays.authentication import StaticCredentials
+from relays.authentication import ClientCredentials, StaticCredentials
 from relays.client import Allocated, Lost, Permitted, Received, Refused, TurnClient
 from relays.peers import PeerPolicy
 from relays.requests import ServerLimits
@@ -157,6 +157,60 @@ def test_a_relay_that_started_anew_is_noticed_by_a_probe() -> None:
     (event,) = wire.events[SOURCE]
     assert isinstance(event, Lost)
     assert event.code == 437
+
+
+@pytest.mark.parametrize("username", ["alice", "bob"])
+def test_what_was_left_on_this_port_is_given_back_before_an_allocation_is_made(
+    username: str,
+) -> None:
+    wire = Wire(Bench.of())
+    _, before = connected(wire)
+    wire.client(SOURCE, username=username)  # the process died, and is there again
+    wire.settle()
+    (event,) = wire.events[SOURCE]
+    assert isinstance(event, Allocated)
+    assert event.relayed != before
+    assert wire.bench.server.allocations == 1
+
+
+def test_what_was_left_on_this_port_is_given_back_through_loss_too() -> None:
+    wire = Wire(Bench.of(seed=1))
+    connected(wire)
+    wire.client(SOURCE)
+    wire.is_cut = True
+    wire.run(1)
+    wire.is_cut = False
+    wire.run(5)
+    assert [type(event) for event in wire.events[SOURCE]] == [Allocated]
+
+
+def test_a_relay_that_will_not_give_up_an_allocation_is_left_alone() -> None:
+    wire = Wire(Bench.of())
+    connected(wire)
+    client = wire.client(SOURCE)
+    refused = 0
+    while client.state == "allocating":
+        for datagram in client.drain_datagrams():
+            request = StunMessage.decode(datagram)
+            if Attribute.USERNAME not in request:
+                (answer,) = wire.bench.from_client(datagram, SOURCE)
+                client.receive(answer, wire.bench.now)
+                key = ClientCredentials(username="alice", password="opensesame")
+                key.learn(StunMessage.decode(answer))
+                continue
+            refused += 1
+            code = 437 if request.method == Method.ALLOCATE else 441
+            error = StunMessage(
+                method=request.method,
+                message_class=MessageClass.ERROR,
+                transaction_id=request.transaction_id,
+                attributes=((Attribute.ERROR_CODE, error_value(code)),),
+            )
+            client.receive(error.encode(key=key.key, integrity=key.integrity), wire.bench.now)
+    (event,) = client.drain_events()
+    assert isinstance(event, Lost)
+    assert event.code == 441
+    assert refused == 2
 
 
 def test_a_path_that_is_gone_is_noticed_by_a_probe() -> None:

@@ -397,10 +397,19 @@ def test_another_user_on_the_same_five_tuple_gets_441() -> None:
     bench = Bench.of()
     Caller(bench).allocate()
     thief = Caller(bench, username="bob")
-    assert code_of(thief.refresh(LIFETIME_0)) == 441
+    assert code_of(thief.refresh()) == 441
     assert code_of(thief.permit(PEER.host)) == 441
     assert code_of(thief.bind(0x4000, PEER)) == 441
     assert bench.server.allocations == 1
+
+
+def test_who_is_at_a_five_tuple_now_may_give_back_what_another_user_left_there() -> None:
+    bench = Bench.of()
+    Caller(bench).allocate()
+    heir = Caller(bench, username="bob")
+    assert heir.refresh(LIFETIME_0).integer(Attribute.LIFETIME, 4) == 0
+    assert not bench.sockets.open_ports
+    heir.allocate()
 
 
 def test_requests_without_an_allocation_get_437() -> None:

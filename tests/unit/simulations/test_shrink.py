@@ -5,10 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import attrs
+import pytest
 
 from simulations.chaos import draw
 from simulations.result import Checked, Result, Violation
-from simulations.scenario.schema import Check, Client, Fault, NatBehaviour, Scenario, Traffic
+from simulations.scenario.schema import (
+    Check,
+    Client,
+    Fault,
+    NatBehaviour,
+    Network,
+    Scenario,
+    Traffic,
+)
 from simulations.scenario.units import duration_ns
 from simulations.shrink import Failure, shrink, size, tidy
 from tests.small_scenario import SCENARIO
@@ -145,3 +154,29 @@ def test_tidying_leaves_out_what_names_something_that_is_gone() -> None:
     tidied = tidy(scenario)
     assert [fault.targets for fault in tidied.faults] == [("laptop-1",)]
     assert [each.source for each in tidied.traffic] == [("laptop-1",), ("laptop-3",)]
+
+
+def test_a_check_that_does_not_hold_otherwise_is_another_failure() -> None:
+    def failed(detail: str) -> Failure:
+        check = Checked(number=1, kind="reach", text="a reaches b", held=False, detail=detail)
+        found = Failure.of(Result(scenario="x", seed=1, checks=(check,)))
+        assert found is not None
+        return found
+
+    late = failed("laptop to wiki had its first answer after 23662 ms")
+    never = "laptop to wiki is denied; laptop to wiki had its first answer after never"
+    assert late.is_like(failed("tablet to intranet had its first answer after 900 ms"))
+    assert not late.is_like(failed(never))
+    assert str(late) == "check reach (had its first answer after N ms)"
+
+
+@pytest.mark.parametrize(("prefix", "keeps"), [("203.0.113.0/24", False), ("10.20.0.0/16", True)])
+def test_a_network_of_private_addresses_keeps_its_nat(prefix: str, keeps: bool) -> None:
+    network = Network(name="office", prefix=prefix, nat=NatBehaviour(ports="random"))
+    shrunk = shrink(
+        attrs.evolve(LARGE, networks=(network,)),
+        Failure(frozenset({"rule no_plaintext"})),
+        runner(lambda _: LEAK),
+        is_valid=lambda scenario: len(scenario.networks) == 1,
+    )
+    assert shrunk.scenario.networks[0].nat == (NatBehaviour() if keeps else None)

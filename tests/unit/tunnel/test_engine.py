@@ -137,3 +137,22 @@ def test_candidates_are_told_as_they_are_found_in_one_generation() -> None:
     assert [[c.kind for c in message.add] for message in told] == [["host"], ["srflx"], ["relay"]]
     assert {message.generation for message in told} == {told[0].generation}
     assert all(message.connection_id == CONNECTION for message in told)
+
+
+def test_without_a_direct_path_both_tell_all_candidates_again_when_one_has_joined_anew() -> None:
+    network = Network()
+    client, gateway = pair_of_hosts(network, SYMMETRIC, SYMMETRIC)
+    connect(client, gateway)
+    assert network.run(10 * NS_PER_S, lambda: client.path_kind() == "relayed")
+    network.run(120 * NS_PER_S)
+    client.events.clear()
+    gateway.events.clear()
+    client.engine.tell_again((), network.now)
+    client.flush()
+    network.run(5 * NS_PER_S)
+    (told,) = (e.message for e in client.events if isinstance(e, LocalCandidates))
+    (answer,) = (e.message for e in gateway.events if isinstance(e, LocalCandidates))
+    assert told.wants_answer
+    assert not answer.wants_answer
+    for message in (told, answer):
+        assert [candidate.kind for candidate in message.add] == ["host", "srflx", "relay"]
