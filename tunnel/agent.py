@@ -158,12 +158,13 @@ class TunnelAgent(ABC):
         """The portal is away: what is held stays to the end of its lease."""
         self.joined = False
         for outgoing in self._messages:
-            self._note_untold(outgoing.message)
             self.unsent(outgoing, now)
         self._messages.clear()
 
     def unsent(self, outgoing: Outgoing, now: int) -> None:
-        """The channel did not take a message. Of all messages only reports of flows are kept."""
+        """The channel did not take a message. Reports of flows are kept, and candidates are told
+        after the next join."""
+        self._note_untold(outgoing.message)
         self.reports.put_back(outgoing.message, now)
 
     def finish(self, now: int) -> None:

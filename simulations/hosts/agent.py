@@ -181,7 +181,8 @@ class AgentHost:
 
     def _say(self, outgoing: Outgoing) -> None:
         """A message of the agent for the portal."""
-        self.channel.send(outgoing.message, ref=outgoing.ref)
+        if not self.channel.send(outgoing.message, ref=outgoing.ref):
+            self.agent.unsent(outgoing, self.now)
 
     # --- channel owner ---------------------------------------------------------------------------
 
