@@ -41,10 +41,12 @@ class Defect:
     ground: str = "ground"
 
 
-def defect(name: str, file: str, old: str, new: str, *signs: str, seeds: int = 2) -> Defect:
+def defect(
+    name: str, file: str, old: str, new: str, *signs: str, seeds: int = 2, ground: str = "ground"
+) -> Defect:
     """One that is a single edit."""
     edits = (Edit(file=file, old=old, new=new),)
-    return Defect(name=name, edits=edits, signs=frozenset(signs), seeds=seeds)
+    return Defect(name=name, edits=edits, signs=frozenset(signs), seeds=seeds, ground=ground)
 
 
 DEFECTS: Final = (
@@ -55,6 +57,7 @@ DEFECTS: Final = (
         "        return self.consent_until if self.state is PairState.CONSENTED else None\n",
         "            return None\n        return None\n",
         "check recovered", "rule liveness",
+        ground="dead-gateway",
     ),
     defect(
         "the source of a packet is not checked",
