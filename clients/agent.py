@@ -249,7 +249,7 @@ class ClientAgent(TunnelAgent):
             if resource_id not in self._resources:
                 self._requests.forget(resource_id)
                 continue
-            key = KemKey.generate(self._randomness)
+            key = self._requests.key_of(resource_id) or KemKey.generate(self._randomness)
             self._requests.asked(resource_id, key, now)
             self._send(
                 RequestAuthorization(

@@ -46,7 +46,7 @@ class Denial:
 
 @attrs.define(kw_only=True, eq=False)
 class Request:
-    """One resource that is wanted. `key` is the KEM key of the last question."""
+    """One resource that is wanted. `key` is the KEM key of the last question, if it was asked."""
 
     resource_id: UUID
     wanted_ns: int
@@ -61,6 +61,7 @@ class Requests:
     def __init__(self, now: int) -> None:
         self._request_by_resource: dict[UUID, Request] = {}
         self._asked_ns: dict[UUID, int] = {}
+        self._unanswered: dict[UUID, KemKey] = {}
         self._denial_by_resource: dict[UUID, Denial] = {}
         self._tokens_ns = ASK_BURST * SECOND_NS
         self._tokens_at = now
@@ -95,13 +96,23 @@ class Requests:
         request.key = key
         request.ask_at = now + ANSWER_WITHIN_NS
         self._tokens_ns -= SECOND_NS
+        if len(self._unanswered) >= MAX_REQUESTS and resource_id not in self._unanswered:
+            del self._unanswered[next(iter(self._unanswered))]
+        self._unanswered[resource_id] = key
         if len(self._asked_ns) >= MAX_REQUESTS:
             self._asked_ns.clear()
         self._asked_ns[resource_id] = now
 
+    def key_of(self, resource_id: UUID) -> KemKey | None:
+        """The key of a question that was not answered. It is asked again with the same: the answer
+        to the first one may still come, and another key would make of it a preshared key that the
+        gateway does not have, without a sign (ML-KEM rejects implicitly: FIPS 203, section 6.3)."""
+        return self._unanswered.get(resource_id)
+
     def answered(self, resource_id: UUID) -> Request | None:
         """An authorisation came: take the request with what waits. None: nobody asked."""
         self._denial_by_resource.pop(resource_id, None)
+        self._unanswered.pop(resource_id, None)
         return self._request_by_resource.pop(resource_id, None)
 
     def retry(self, request: Request, now: int) -> None:
@@ -112,6 +123,7 @@ class Requests:
 
     def deny(self, resource_id: UUID, denial: Denial, now: int) -> list[bytes]:
         """A denial came: remember it; answers the packets that waited."""
+        self._unanswered.pop(resource_id, None)
         shown = self._denial_by_resource
         for key in [key for key, old in shown.items() if now - old.at_ns > DENIAL_SHOWN_NS]:
             del shown[key]

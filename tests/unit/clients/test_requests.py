@@ -54,6 +54,45 @@ def test_while_the_channel_is_away_only_the_end_of_patience_is_waited_for() -> N
     assert requests.poll_timeout(True) is None
 
 
+def test_what_was_not_answered_is_asked_again_with_the_same_key() -> None:
+    requests = Requests(0)
+    requests.want(WEB, b"packet", 0)
+    assert requests.key_of(WEB) is None
+    ask(requests, 0)
+    requests.take_stale(ANSWER_WITHIN_NS)  # nobody waits any more, but an answer may still come
+    requests.want(WEB, b"packet", ANSWER_WITHIN_NS)
+    assert requests.key_of(WEB) is KEY
+    ask(requests, ANSWER_WITHIN_NS)
+    assert requests.answered(WEB) is not None
+    assert requests.key_of(WEB) is None
+
+
+def test_a_denial_and_an_answer_of_no_use_end_a_key() -> None:
+    for end in ("denied", "of no use"):
+        requests = Requests(0)
+        requests.want(WEB, b"packet", 0)
+        ask(requests, 0)
+        if end == "denied":
+            requests.deny(
+                WEB, Denial(at_ns=1, reason="forbidden", violated=(), retry_after_ns=0), 1
+            )
+        else:
+            request = requests.answered(WEB)
+            assert request is not None
+            requests.retry(request, 1)
+        assert requests.key_of(WEB) is None
+
+
+def test_keys_that_wait_for_an_answer_have_a_limit() -> None:
+    requests = Requests(0)
+    for number in range(MAX_REQUESTS + 10):
+        requests.want(UUID(int=number), None, 0)
+        requests.asked(UUID(int=number), KEY, 0)
+        requests.take_stale(ANSWER_WITHIN_NS)
+    kept = sum(requests.key_of(UUID(int=number)) is KEY for number in range(MAX_REQUESTS + 10))
+    assert kept == MAX_REQUESTS
+
+
 def test_a_lost_channel_makes_everything_due_again() -> None:
     requests = Requests(0)
     requests.want(WEB, b"packet", 0)
