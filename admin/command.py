@@ -17,7 +17,18 @@ from admin.failures import FAILED, Failure
 TheCommon = Annotated[Common | None, Parameter(name="*", group=CONNECTION)]
 File = Annotated[Path, Parameter(name=["--file", "-f"], allow_leading_hyphen=True)]
 
-OTHERS = ("cluster", "demo", "down", "gateway", "portal", "relay", "sim", "status", "up")
+OTHERS = (
+    "cluster",
+    "demo",
+    "down",
+    "gateway",
+    "netcheck",
+    "portal",
+    "relay",
+    "sim",
+    "status",
+    "up",
+)
 """The other subcommands of `holloway`: completed by name alone, since a machine need not have what
 they are made of."""
 WITHIN: dict[str, tuple[str, ...]] = {

@@ -43,9 +43,12 @@ NatKind = Literal["port_restricted", "symmetric"]
 _EASY = "masquerade"
 _HARD = "masquerade random,fully-random"
 _CLONE_NEWNET = 0x4000_0000
-_PR_SET_PDEATHSIG = 1
 PREFIX = "hlw-"
+DIES_WITH_PARENT = ("setpriv", "--pdeathsig", "KILL", "--")
+"""Before a command: it is killed when we die. (Not done by code between fork and exec: then CPython
+runs its callbacks of a fork in us, too, and a signal's exception that is raised in one is lost.)"""
 REQUIRED_PROGRAMS = {
+    "setpriv": "util-linux",
     "ip": "iproute2",
     "nft": "nftables",
     "conntrack": "conntrack",
@@ -121,14 +124,13 @@ class Host:
     ) -> subprocess.Popen[bytes]:
         """Start a process inside, in a session of its own; it is killed if the maker dies."""
         return subprocess.Popen(
-            ["ip", "netns", "exec", self.name, *argv],
+            [*DIES_WITH_PARENT, "ip", "netns", "exec", self.name, *argv],
             env=None if env is None else os.environ | env,
             stdin=stdin,
             stdout=stdout,
             stderr=stderr,
             cwd=cwd,
             start_new_session=True,
-            preexec_fn=_die_with_parent,
         )
 
     def nft(self, rules: str) -> None:
@@ -386,10 +388,6 @@ def _search_path() -> str:
 
 
 _libc = ctypes.CDLL(None, use_errno=True)
-
-
-def _die_with_parent() -> None:
-    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _setns(descriptor: int) -> None:
