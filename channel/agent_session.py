@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from typing import Final, Protocol
 
 import attrs
 
@@ -36,6 +36,8 @@ from runtime.clock import NS_PER_S
 from runtime.net.quic_core import QuicLimits
 from runtime.net.websocket_core import WebSocketLimits
 from runtime.randomness import Randomness
+
+LEAST_REDIAL_NS: Final = NS_PER_S
 
 
 class ChannelAgent(Protocol):
@@ -108,6 +110,12 @@ class Backoff:
         self._failures += 1
         jitter = self._randomness.integer(max(1, max(bound, retry_after_ns // 4)))
         return retry_after_ns + jitter
+
+    def window_ns(self, retry_after_ns: int = 0) -> tuple[int, int]:
+        """How long to wait at least, and at most: `delay_ns`, which news of the network may cut
+        short, but to no less than LEAST_REDIAL_NS and what the portal asked for."""
+        delay_ns = self.delay_ns(retry_after_ns)
+        return min(delay_ns, max(retry_after_ns, LEAST_REDIAL_NS)), delay_ns
 
     def succeeded(self) -> None:
         """The portal took us in: the next failure is the first."""

@@ -47,11 +47,6 @@ __all__ = [
 ]
 
 MAX_ADDRESSES: Final = 8
-MIN_REDIAL_NS: Final = NS_PER_S
-_ELSEWHERE: Final = ("draining", "shutting_down")
-"""With these reasons a node sends an agent to the others."""
-_UNABLE: Final = ("unavailable", "limits_exceeded")
-"""With these it says that it cannot serve now; another may."""
 _ROAMED: Final = "the network is another one"
 
 log = get_logger("dialer")
@@ -208,9 +203,7 @@ class Dialer:
     # --- helpers -------------------------------------------------------------------------------
 
     async def _pause(self, retry_after_ns: int) -> None:
-        delay_ns = self._backoff.delay_ns(retry_after_ns)
-        # A poke shortens the wait, but never what the portal asked for.
-        least_ns = min(delay_ns, max(retry_after_ns, MIN_REDIAL_NS))
+        least_ns, delay_ns = self._backoff.window_ns(retry_after_ns)  # a poke shortens the wait
         self._poked = trio.Event()
         await trio.sleep(least_ns / NS_PER_S)
         with trio.move_on_after((delay_ns - least_ns) / NS_PER_S):
@@ -223,8 +216,7 @@ class Dialer:
         if isinstance(outcome, str):
             self._totals.last_error = outcome
             log.warning("channel_lost", portal=self._portal, door=door, reason=outcome)
-            self._doors.failed(now)
-            return None
+            return self._doors.ended(outcome, now)
         self._totals.last_error = f"{outcome.reason} {outcome.detail}".strip()
         log.warning(
             "disconnected",
@@ -237,17 +229,7 @@ class Dialer:
         )
         if not outcome.retry:
             raise Refused(outcome.reason, outcome.detail)
-        if outcome.door is not None:
-            return None if self._doors.sent_on(outcome.door, now) else outcome.retry_after_ns
-        if outcome.reason in _ELSEWHERE:
-            self._doors.sent_away(now)
-            # What the node asks for is for those who come back to it.
-            return outcome.retry_after_ns if self._doors.round_is_over else None
-        if outcome.reason in _UNABLE:
-            self._doors.failed(now)
-        else:
-            self._doors.left(now)
-        return outcome.retry_after_ns
+        return self._doors.ended(outcome, now)
 
     async def _dial(self, door: str) -> Disconnect | str:
         """One attempt at a door, over each of its addresses until one answers; returns how it

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
-from channel.messages import MAX_DOORS
+from channel.messages import MAX_DOORS, Disconnect
 from runtime.clock import NS_PER_S
 from runtime.randomness import Randomness
 
@@ -23,11 +23,16 @@ STEADY_NS: Final = 10 * NS_PER_S
 TOKEN_DOOR_WITHIN: Final = 8
 """The token's door is among so many first ones of a round, however many were learned."""
 
+_ELSEWHERE: Final = ("draining", "shutting_down")
+"""With these reasons a node sends an agent to the others."""
+_UNABLE: Final = ("unavailable", "limits_exceeded")
+"""With these it says that it cannot serve now; another may."""
+
 
 class Doors:
-    """Ask `next` for a door, and tell what became of it by exactly one of `failed`, `sent_away`,
-    `sent_on` and `left`, after `entered` where the portal took us in. Times are monotonic
-    nanoseconds.
+    """Ask `next` for a door, and tell what became of it by `ended`, or by exactly one of `failed`,
+    `sent_away`, `sent_on` and `left`, after `entered` where the portal took us in. Times are
+    monotonic nanoseconds.
 
     When `round_is_over`, pause before the next call of `next`, which begins another round.
     """
@@ -106,6 +111,24 @@ class Doors:
         self._end(now)
         self._sent_on_to = None
         self._tried.update(self.known)
+
+    def ended(self, outcome: Disconnect | str, now: int) -> int | None:
+        """How an attempt or a stay at the current door ended: the portal's last word, or a text
+        where there was none. How long to wait because the portal said so, or None."""
+        if isinstance(outcome, str):
+            self.failed(now)
+            return None
+        if outcome.door is not None:
+            return None if self.sent_on(outcome.door, now) else outcome.retry_after_ns
+        if outcome.reason in _ELSEWHERE:
+            self.sent_away(now)
+            # What the node asks for is for those who come back to it.
+            return outcome.retry_after_ns if self.round_is_over else None
+        if outcome.reason in _UNABLE:
+            self.failed(now)
+        else:
+            self.left(now)
+        return outcome.retry_after_ns
 
     def learned(self, addresses: Iterable[str]) -> None:
         """These are all doors there are, besides the token's; of more than MAX_DOORS the first."""

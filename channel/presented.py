@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import socket
 import ssl
-from typing import Any
 
 from cryptography import x509
+
+from runtime.net.presented import chain_of
 
 
 def presented_chain(host: str, port: int, *, timeout_s: float) -> list[x509.Certificate]:
@@ -23,8 +24,4 @@ def presented_chain(host: str, port: int, *, timeout_s: float) -> list[x509.Cert
         socket.create_connection((host, port), timeout=timeout_s) as raw,
         anybody.wrap_socket(raw, server_hostname=host) as tls,
     ):
-        # Public as `get_unverified_chain` of the socket from Python 3.13 on.
-        inner: Any = getattr(tls, "_sslobj", None)
-        presented = inner.get_unverified_chain() or ()
-        ders = [ssl.PEM_cert_to_DER_cert(each.public_bytes()) for each in presented]
-    return [x509.load_der_x509_certificate(der) for der in ders]
+        return chain_of(tls)

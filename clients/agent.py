@@ -2,7 +2,7 @@
 
 How a resource is reached, from its first packet on:
 
-    packet for a resource without a lease -> buffered; `RequestAuthorization`, with a fresh KEM key
+    packet for a resource without a lease -> buffered; `RequestAuthorization`, with a KEM key
     AuthorizationCreated -> a lease on a connection (a new one, or one that stands); packets leave
     AuthorizationDenied  -> the packets are answered as prohibited; remembered for two seconds
     PathLost or Failed   -> what is in use is asked for again at once, without that gateway

@@ -36,8 +36,8 @@ from cryptography.hazmat.primitives.serialization import (
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from channel.credentials import pin_of
-from portal.files import write_file
 from runtime.clock import Clock
+from runtime.files import write_file
 from runtime.randomness import Randomness
 
 CA_LIFE: Final = timedelta(days=3650)

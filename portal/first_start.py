@@ -23,10 +23,10 @@ from channel.credentials import (
     decode_token,
     encode_token,
 )
-from portal.files import write_file
 from portal.settings import PortalSettings, SettingsError
 from runtime.clock import Clock
 from runtime.cluster.membership import make_secret
+from runtime.files import write_file
 from runtime.randomness import Randomness, uuid7
 from runtime.secret import Secret
 from runtime.service import get_logger, has_credential, read_secret

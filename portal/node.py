@@ -44,7 +44,6 @@ from portal.api.feeds import Feeds
 from portal.api.office import Office
 from portal.authority import Authority, ServerCertificate
 from portal.doors import Door
-from portal.files import write_file
 from portal.first_start import (
     check_key_ring,
     ensure_operator_token,
@@ -63,6 +62,7 @@ from runtime.clock import Clock, SystemClock
 from runtime.cluster.process import NodeProcess
 from runtime.cluster.tenure import Tenure
 from runtime.crashes import CrashJournal
+from runtime.files import write_file
 from runtime.host import TrioHost
 from runtime.net.address import Address
 from runtime.randomness import Randomness, SystemRandomness

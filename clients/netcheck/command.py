@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import sys
-import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Final, NoReturn
@@ -19,6 +17,7 @@ from clients.netcheck.output import render
 from clients.netcheck.shell import MAX_SERVERS, Wanted, check, may_mark
 from clients.settings import DEFAULT_MARK, DEFAULT_STATE_DIR
 from runtime.control import ControlUnavailable, ask_control
+from runtime.files import write_file
 from runtime.net.address import Address, split_host_port
 from runtime.service import SecretUnavailable, read_secret
 from tunnel.shell.process import CONTROL_SOCKET
@@ -97,7 +96,7 @@ def netcheck(
     if export is not None:
         text = to_fragment(report, name=name, user=user, at=datetime.now(UTC))
         try:
-            _write(export, text)
+            write_file(export, text.encode(), mode=0o644)
         except OSError as error:
             _end(f"--export: {export}: {error.strerror}")
         if not json:
@@ -111,18 +110,6 @@ def _check_export(export: Path, name: str, user: str) -> None:
     for flag, text in (("--name", name), ("--user", user)):
         if not is_name(text):
             _end(f"{flag}: {text!r} is no name of a scenario: lower-case letters, digits, - and _")
-
-
-def _write(file: Path, text: str) -> None:
-    descriptor, written = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
-    try:
-        with os.fdopen(descriptor, "w") as opened:
-            opened.write(text)
-        Path(written).chmod(0o644)
-        Path(written).replace(file)
-    except BaseException:
-        Path(written).unlink(missing_ok=True)
-        raise
 
 
 def _token(file: Path) -> DecodedToken:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hmac
 from collections import OrderedDict
 from datetime import datetime
-from ipaddress import IPv6Address, IPv6Network, ip_network
+from ipaddress import ip_network
 from typing import Any, Final, Literal
 from uuid import UUID
 
@@ -28,6 +28,7 @@ from portal.api.problems import Problem, too_many
 from portal.api.requests import canonical_source
 from portal.api.scopes import EVERYTHING
 from runtime.clock import Clock
+from runtime.net.sources import source_of
 
 CALLS_PER_S: Final = 50.0
 CALLS_BURST: Final = 200
@@ -258,9 +259,7 @@ def _check_source(token: Token, source: str) -> None:
 def network_of(source: str) -> str:
     """What counts as one source: an IPv4 address, or an IPv6 /64."""
     address = canonical_source(source)
-    if isinstance(address, IPv6Address):
-        return str(IPv6Network((address, 64), strict=False))
-    return str(address)
+    return "" if address is None else source_of(str(address))
 
 
 def _unauthorized(code: str, detail: str) -> Problem:

@@ -25,16 +25,16 @@ What is decided here:
 from __future__ import annotations
 
 import ssl
-import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, Final
+from typing import Final
 
 import trio
-from cryptography.x509 import Certificate, load_der_x509_certificate
+from cryptography.x509 import Certificate
 
 from runtime.guard import Guard
 from runtime.net.address import Address
+from runtime.net.presented import chain_of
 from runtime.net.tcp import connect_tcp
 from runtime.net.websocket_core import (
     HANDSHAKE_TIMEOUT,
@@ -354,18 +354,8 @@ def _client_stream(tcp: trio.SocketStream, server_name: str, verify: Verify) -> 
 
 
 def _peer_chain(tls: ssl.SSLObject) -> list[Certificate]:
-    """The chain that the server presented, its own certificate first; empty if there is no way to
-    know, or a certificate of it cannot be read, and whoever gets it trusts nobody then."""
-    shown: Any
-    if sys.version_info >= (3, 13):
-        shown = tls.get_unverified_chain()
-    else:
-        shown = [each.public_bytes(_DER) for each in tls._sslobj.get_unverified_chain() or ()]  # type: ignore[attr-defined]  # public from 3.13 on
+    """As `chain_of`, and empty where a certificate of it cannot be read."""
     try:
-        return [load_der_x509_certificate(each) for each in shown]
+        return chain_of(tls)
     except ValueError:
         return []
-
-
-_DER: Final = 2
-"""`_ssl.ENCODING_DER`, of Python below 3.13."""

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import signal
 import sys
-import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
-import msgspec
 from cyclopts import Parameter
 from rich.console import Console
 from rich.table import Table
@@ -19,7 +17,8 @@ from simulations.drill.drill import Drill
 from simulations.drill.probes import probe_of
 from simulations.drill.processes import DrillError, Process, found
 from simulations.result import Result, to_json
-from simulations.scenario.schema import MAX_FILE_BYTES, Scenario
+from simulations.scenario.load import ScenarioError, load_part
+from simulations.scenario.schema import Scenario
 
 FAILED = 1
 UNUSABLE = 2
@@ -106,13 +105,9 @@ def _run(
 
 def _read(file: Path) -> Scenario:
     try:
-        with file.open("rb") as opened:
-            data = opened.read(MAX_FILE_BYTES + 1)
-        if len(data) > MAX_FILE_BYTES:
-            raise DrillError(f"{file}: larger than {MAX_FILE_BYTES} B")
-        return msgspec.convert(tomllib.loads(data.decode()), Scenario)
-    except (OSError, ValueError) as error:  # tomllib's and msgspec's are ValueErrors
-        raise DrillError(f"{file}: {error}") from None
+        return load_part(file)
+    except ScenarioError as error:
+        raise DrillError(str(error)) from None
 
 
 def _confirm(names: list[str], processes: dict[str, Process], console: Console) -> None:

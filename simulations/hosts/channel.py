@@ -9,10 +9,10 @@ that one event has an agent say leaves together.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Final, Literal, Protocol
+from typing import Literal, Protocol
 
 from channel.credentials import DecodedToken
-from channel.dialer import MIN_REDIAL_NS, AgentSession, Backoff, ChannelAgent, DialerOptions
+from channel.dialer import AgentSession, Backoff, ChannelAgent, DialerOptions
 from channel.doors import Doors
 from channel.frames import CLOSE_CODES, Frame, RemoteProtocolError
 from channel.messages import Challenge, Disconnect, Join, RelayJoin
@@ -24,9 +24,6 @@ from simulations.net.world import Host, World
 Transport = Literal["udp", "tcp"]
 Lookup = Callable[[str], Sequence[str]]
 """The addresses of a name, or of an address itself."""
-
-_ELSEWHERE: Final = ("draining", "shutting_down")
-_UNABLE: Final = ("unavailable", "limits_exceeded")
 
 
 class ChannelOwner(Protocol):
@@ -282,8 +279,7 @@ class AgentChannel:
         """When to dial next: `Dialer.run`."""
         self._deadline = self._earliest = now
         if retry_after_ns is not None or self._doors.round_is_over:
-            delay_ns = self._backoff.delay_ns(retry_after_ns or 0)
-            least_ns = min(delay_ns, max(retry_after_ns or 0, MIN_REDIAL_NS))
+            least_ns, delay_ns = self._backoff.window_ns(retry_after_ns or 0)
             self._earliest, self._deadline = now + least_ns, now + delay_ns
         elif was_there:
             jitter = self._randomness.integer(max(1, self._options.move_jitter_ns))
@@ -292,22 +288,10 @@ class AgentChannel:
 
     def _take_in(self, outcome: Disconnect | str, now: int) -> int | None:
         """`Dialer._take_in`: how long to wait because the portal said so, or None."""
-        doors = self._doors
-        if isinstance(outcome, str):
-            self.last_error = outcome
-            doors.failed(now)
-            return None
-        self.last_error = f"{outcome.reason} {outcome.detail}".strip()
-        if outcome.door is not None:
-            return None if doors.sent_on(outcome.door, now) else outcome.retry_after_ns
-        if outcome.reason in _ELSEWHERE:
-            doors.sent_away(now)
-            return outcome.retry_after_ns if doors.round_is_over else None
-        if outcome.reason in _UNABLE:
-            doors.failed(now)
-        else:
-            doors.left(now)
-        return outcome.retry_after_ns
+        self.last_error = (
+            outcome if isinstance(outcome, str) else f"{outcome.reason} {outcome.detail}".strip()
+        )
+        return self._doors.ended(outcome, now)
 
     def _now(self) -> int:
         return self._owner.host.clock.monotonic_ns()

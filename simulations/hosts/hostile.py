@@ -39,7 +39,7 @@ from runtime.clock import NS_PER_MS, NS_PER_S
 from runtime.net.address import Address
 from runtime.randomness import SeededRandomness
 from runtime.secret import Secret
-from simulations.hosts.agent import ENGINE_PORT, ClientHost, GatewayHost
+from simulations.hosts.agent import ENGINE_PORT, AgentHost, ClientHost, GatewayHost
 from simulations.hosts.inner import APP_PORT, ECHO_PORT, udp_packet
 from simulations.hosts.relay import RELAY_PORT, RelayHost
 from tunnel.agent import Outgoing
@@ -74,10 +74,24 @@ class _Recorder:
         return [self._kept[draws.integer(len(self._kept))] for _ in range(REPLAYED)]
 
 
+class _Recorded(AgentHost):
+    """An agent's host that keeps what it sends and is sent."""
+
+    record: _Recorder
+
+    def transmit(self, local: Address, remote: Address, data: bytes) -> None:
+        self.record.note(remote, data)
+        super().transmit(local, remote, data)
+
+    def _datagram(self, data: bytes, source: Address, local: Address) -> None:
+        self.record.note(source, data)
+        super()._datagram(data, source, local)
+
+
 # --- clients --------------------------------------------------------------------------------------
 
 
-class HostileClient(ClientHost):
+class HostileClient(_Recorded, ClientHost):
     """A client with one of the habits. `targets`: where gateways and relays are; `resources`: the
     packed addresses of resources."""
 
@@ -109,14 +123,6 @@ class HostileClient(ClientHost):
             self._act(self)
             self.world.touch(self)
         self.world.after(EVERY_NS, self._again)
-
-    def transmit(self, local: Address, remote: Address, data: bytes) -> None:
-        self.record.note(remote, data)
-        super().transmit(local, remote, data)
-
-    def _datagram(self, data: bytes, source: Address, local: Address) -> None:
-        self.record.note(source, data)
-        super()._datagram(data, source, local)
 
     def channel_refused(self, outcome: Disconnect) -> None:
         """Honest ones end; this one comes again."""
@@ -250,7 +256,7 @@ def _forged(token: Secret) -> Secret:
 # --- gateways -------------------------------------------------------------------------------------
 
 
-class HostileGateway(GatewayHost):
+class HostileGateway(_Recorded, GatewayHost):
     """A gateway with one of the habits. `resources` are packed addresses."""
 
     def __init__(self, *args: Any, habit: str, resources: Sequence[bytes], **keywords: Any) -> None:
@@ -294,14 +300,6 @@ class HostileGateway(GatewayHost):
     def _take_packets(self, packets: list[bytes]) -> None:
         if self.habit != "acknowledges_and_drops":
             super()._take_packets(packets)
-
-    def transmit(self, local: Address, remote: Address, data: bytes) -> None:
-        self.record.note(remote, data)
-        super().transmit(local, remote, data)
-
-    def _datagram(self, data: bytes, source: Address, local: Address) -> None:
-        self.record.note(source, data)
-        super()._datagram(data, source, local)
 
 
 # --- relays ---------------------------------------------------------------------------------------

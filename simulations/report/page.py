@@ -8,12 +8,11 @@ drawing has its figures in a table too.
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
+from runtime.files import write_file
 from simulations.report import charts
 from simulations.report.distribution import Distribution
 from simulations.report.markup import Child, Element, render, tag
@@ -33,15 +32,7 @@ MAX_FAULTS: Final = 200
 
 def write_page(report: Report, file: Path) -> None:
     """Write the page in one step. Raises OSError."""
-    descriptor, written = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as opened:
-            opened.write(page(report))
-        Path(written).chmod(0o644)
-        Path(written).replace(file)
-    except BaseException:
-        Path(written).unlink(missing_ok=True)
-        raise
+    write_file(file, page(report).encode(), mode=0o644)
 
 
 def page(report: Report) -> str:

@@ -7,8 +7,6 @@ can be run without reading it first.
 
 from __future__ import annotations
 
-import os
-import tempfile
 import tomllib
 from collections.abc import Mapping
 from importlib.resources import files
@@ -19,6 +17,7 @@ import attrs
 
 from admin.safety import printable
 from admin.toml import to_toml
+from runtime.files import write_file
 from simulations.scenario.checking import check
 from simulations.scenario.schema import FORMAT, MAX_FILE_BYTES, Scenario
 from simulations.scenario.structure import MISSING, Problem, Problems, read
@@ -50,8 +49,8 @@ def load(file: Path) -> Scenario:
 
 
 def load_part(file: Path) -> Scenario:
-    """A part of a scenario in a file, for `capture`: every field is well formed, but names may
-    refer to what is elsewhere. Raises ScenarioError."""
+    """A part of a scenario in a file, as a capture is or a drill: every field is well formed, but
+    names may refer to what is elsewhere. Raises ScenarioError."""
     return _loads(_read_file(file), str(file), is_whole=False)
 
 
@@ -96,15 +95,7 @@ def save(scenario: Scenario, file: Path, *, head: str = "") -> None:
     """Write a file in one step, with `head` in comments above it. Raises OSError."""
     comments = "".join(f"# {printable(line)}".rstrip() + "\n" for line in head.splitlines())
     text = (comments + "\n" if comments else "") + dump(scenario)
-    descriptor, written = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
-    try:
-        with os.fdopen(descriptor, "w") as opened:
-            opened.write(text)
-        Path(written).chmod(0o644)
-        Path(written).replace(file)
-    except BaseException:
-        Path(written).unlink(missing_ok=True)
-        raise
+    write_file(file, text.encode(), mode=0o644)
 
 
 # --- those that come with Holloway ---------------------------------------------------------------

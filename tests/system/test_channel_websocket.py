@@ -1,4 +1,7 @@
-"""The control channel over WebSocket on loopback, where UDP is blocked and where it works again."""
+"""The control channel over WebSocket on loopback, where UDP is blocked and where it works again.
+
+Longer than other files: both ends, and what strangers do at the door, need the same portal.
+"""
 
 from __future__ import annotations
 

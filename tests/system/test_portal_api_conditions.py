@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -254,6 +255,16 @@ class PausingStore(MemoryStore):
         self.reached, self.may_go = trio.Event(), trio.Event()
         self.pauses = False
 
+    async def meet(self, *calls: Callable[[], Awaitable[object]]) -> None:
+        """Carry out calls, of which one at least is in the midst of it when the others come."""
+        self.pauses = True
+        async with trio.open_nursery() as nursery:
+            for call in calls:
+                nursery.start_soon(call)
+            await self.reached.wait()
+            await trio.sleep(0.1)
+            self.may_go.set()
+
     async def apply(self, *args: Any, **options: Any) -> Any:
         if self.pauses:
             self.reached.set()
@@ -305,13 +316,7 @@ async def test_one_key_at_two_nodes_makes_one_thing(tmp_path: Path) -> None:
                 key = {"idempotency-key": "k-1"}
                 answers.append(await http.post("/v1/sites", json={"name": "Paris"}, headers=key))
 
-            store.pauses = True
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(send, one)
-                nursery.start_soon(send, other)
-                await store.reached.wait()
-                await trio.sleep(0.1)
-                store.may_go.set()
+            await store.meet(partial(send, one), partial(send, other))
             assert [answer.status_code for answer in answers] == [201, 201]
             assert answers[0].json() == answers[1].json()
             sites = (await one.get("/v1/sites", params={"name": "Paris"})).json()["items"]
@@ -368,13 +373,7 @@ async def test_one_declaration_at_two_nodes_is_applied_once(tmp_path: Path) -> N
                 key = {"idempotency-key": "k-1"}
                 answers.append(await http.post("/v1/declaration/apply", json=body, headers=key))
 
-            store.pauses = True
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(send, one)
-                nursery.start_soon(send, other)
-                await store.reached.wait()
-                await trio.sleep(0.1)
-                store.may_go.set()
+            await store.meet(partial(send, one), partial(send, other))
             assert [answer.status_code for answer in answers] == [200, 200]
             assert answers[0].json() == answers[1].json()
 

@@ -21,7 +21,6 @@ from portal.answers import CLUSTER, control_socket
 from portal.asking import ask_cluster, find_cluster
 from portal.cluster_command import drain, restart, start, status
 from portal.command import reseal, tree
-from portal.files import write_file
 from portal.first_start import (
     check_key_ring,
     ensure_operator_token,
@@ -31,6 +30,7 @@ from portal.first_start import (
 )
 from portal.settings import PortalSettings, SettingsError, check
 from runtime.clock import VirtualClock
+from runtime.files import write_file
 from runtime.randomness import SeededRandomness
 from runtime.service import SecretUnavailable
 
