@@ -18,7 +18,7 @@ from simulations.result import Node
 MAX_DRAWN: Final = 160
 """Nodes that are drawn one by one; with more, those that are alike are one."""
 MAX_ROWS: Final = 200
-ROW: Final = 30.0
+ROW: Final = 40.0
 GAP: Final = 64.0
 SYMBOLS: Final = {
     "portal": "M0 -8L8 0L0 8L-8 0Z",
