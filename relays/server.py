@@ -121,6 +121,7 @@ class Server:
         self._strangers = RateLimiter(
             per_second=UNANSWERED_PER_HOST, burst=UNANSWERED_PER_HOST, max_keys=UNANSWERED_HOSTS
         )
+        self._reliable_listeners: set[int] = set()
         self._unix_offset_s = 0
         self.relayed_packets = 0
         self.relayed_bytes = 0
@@ -129,9 +130,19 @@ class Server:
 
     # --- the owner's side ----------------------------------------------------------------------
 
-    def add_listener(self, listener: int) -> None:
-        """The socket `listener` takes requests of clients."""
+    def add_listener(self, listener: int, *, reliable: bool = False) -> None:
+        """The socket `listener` takes requests of clients. `reliable`: each has a connection, so
+        that its address is proved and an answer without credentials floods nobody."""
         self._table.add_listener(listener)
+        if reliable:
+            self._reliable_listeners.add(listener)
+
+    def client_gone(self, listener: int, client: tuple[str, int]) -> None:
+        """The connection of a client at a reliable listener ended, and with it its allocation
+        (RFC 8656, section 7: TCP is part of the 5-tuple)."""
+        allocation = self._table.by_client[listener].get(client)
+        if allocation is not None:
+            self._table.remove(allocation)
 
     def synchronise(self, now: int, unix_s: int) -> None:
         self._unix_offset_s = unix_s - now // NS
@@ -352,6 +363,9 @@ class Server:
     ) -> None:
         """Send unless the prefix of the source had enough, or the answer would amplify."""
         encoded = answer.encode(fingerprint=message.has_fingerprint)
+        if listener in self._reliable_listeners:
+            self.transmits.append((listener, encoded, source))
+            return
         headers = 48 if ":" in source[0] else 28
         if len(encoded) + headers > 2 * (size + headers):
             self.counters["answers_too_large"] += 1

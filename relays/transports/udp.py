@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import select
 import socket
-from typing import Final
+from typing import Final, Protocol
 
 import trio
 
@@ -33,6 +33,14 @@ _SO_SNDBUFFORCE: Final = 32
 _SO_RCVBUFFORCE: Final = 33
 
 
+class Outlet(Protocol):
+    """A listener that is no UDP socket: each client there has a connection."""
+
+    def send(self, data: bytes | memoryview, destination: tuple[str, int]) -> bool:
+        """Queue `data` for the client `destination`, copying it; never waits. False: it was
+        dropped, since the client is gone or too much is under way to it."""
+
+
 class UdpSockets:
     """Owns the sockets; is what the core calls `Sockets`, and moves datagrams while `run` runs.
 
@@ -47,6 +55,7 @@ class UdpSockets:
         self._socket_by_number: dict[int, socket.socket] = {}
         self._number_by_descriptor: dict[int, int] = {}
         self._listeners: set[int] = set()
+        self._outlet_by_number: dict[int, Outlet] = {}
         self._next_number = 1
         self._buffer = bytearray(_MAX_DATAGRAM_BYTES)
         self._view = memoryview(self._buffer)
@@ -63,6 +72,18 @@ class UdpSockets:
         self._listeners.add(number)
         name = self._socket_by_number[number].getsockname()
         return number, Address(name[0], name[1])
+
+    def attach(self, outlet: Outlet) -> int:
+        """A number for a listener of another transport: what the core sends from there is given
+        to `outlet`. Whoever calls `Server.receive` for it calls `flush` thereafter."""
+        number, self._next_number = self._next_number, self._next_number + 1
+        self._outlet_by_number[number] = outlet
+        return number
+
+    def flush(self, server: Server) -> None:
+        """Send all that the core has to send."""
+        if server.transmits:
+            self._send(server)
 
     def open(self, family: int, port: int) -> int | None:
         """See `relays.allocations.Sockets`."""
@@ -175,6 +196,9 @@ class UdpSockets:
         for number, data, destination in transmits:
             sending = self._socket_by_number.get(number)
             if sending is None:
+                outlet = self._outlet_by_number.get(number)
+                if outlet is not None and not outlet.send(data, destination):
+                    self._dropped_full += 1
                 continue
             try:
                 sending.sendto(data, destination)

@@ -27,6 +27,7 @@ from runtime.net.address import Address
 from runtime.randomness import SeededRandomness
 from tests.unit.relays.bench import (
     LIFETIME_0,
+    LISTENER,
     RELAY_HOST,
     RELAY_HOST_IPV6,
     UDP,
@@ -507,3 +508,27 @@ def test_permissions_and_channels_of_one_allocation_are_limited() -> None:
     assert code_of(caller.bind(0x4002, ("192.0.2.1", 2002))) == 508
     bench.advance(301)
     assert code_of(caller.permit("192.0.2.3", "192.0.2.4")) == 0
+
+
+# --- listeners with connections ------------------------------------------------------------------
+
+
+def test_a_connection_is_answered_in_full_and_as_often_as_it_asks() -> None:
+    bench = Bench.of(limits=ServerLimits(unauthenticated_per_second=1, unauthenticated_burst=1))
+    bench.server.add_listener(LISTENER, reliable=True)
+    bare = bytes.fromhex("000300002112a442") + bytes(12)  # an Allocate request of 20 bytes
+    for _ in range(5):
+        (answer,) = bench.from_client(bare, SOURCE)
+        assert len(answer) > 2 * len(bare)
+
+
+def test_an_allocation_ends_with_its_connection() -> None:
+    bench = Bench.of()
+    bench.server.add_listener(LISTENER, reliable=True)
+    Caller(bench, SOURCE).allocate()
+    bench.server.client_gone(LISTENER, ("198.51.100.3", 1))
+    assert bench.server.allocations == 1
+    bench.server.client_gone(LISTENER, SOURCE)
+    bench.server.client_gone(LISTENER, SOURCE)
+    assert bench.server.allocations == 0
+    assert bench.sockets.open_ports == {}
