@@ -270,7 +270,7 @@ def _listen_by_transport(settings: RelaySettings) -> dict[Transport, tuple[Addre
         raise SettingsError("tls_certificate, tls_key: both or neither")
     if settings.tls_certificate is not None and not tls:
         raise SettingsError("tls_certificate: nothing listens for TLS, set listen_tls")
-    if both := set(tcp) & set(tls):
+    if both := {each for each in tcp if each in tls and each.port}:
         raise SettingsError(f"listen_tcp, listen_tls: {min(both)} cannot be both")
     return {"udp": udp, "tcp": tcp, "tls": tls}
 
