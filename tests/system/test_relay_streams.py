@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pty
 import re
 import signal
 import socket
@@ -19,7 +20,12 @@ from pathlib import Path
 import attrs
 import pytest
 
+from relays.client import Allocated
+from runtime.net.address import Address
+from runtime.net.tcp import connect_tcp
 from simulations.kernel.lab import Host, Lab
+from tests.ports import free_port
+from tests.system.stream_relay import StreamClient
 from tests.unit.channel.certificates import Authority
 
 pytestmark = pytest.mark.system
@@ -261,6 +267,40 @@ def test_sigterm_ends_connections_when_the_time_is_over(network: Network) -> Non
                 process.send_signal(signal.SIGTERM)
                 assert process.wait(timeout=20) == 0
                 assert idle.recv(100) == b""
+
+
+@pytest.mark.parametrize("way", ["variable", "file", "credential", "terminal"])
+async def test_a_user_gets_in_whose_password_came_by_any_way(tmp_path: Path, way: str) -> None:
+    password, port = tmp_path / "holloway-relay-password", free_port()
+    password.touch(mode=0o600)
+    password.write_text("opensesame\n")
+    environment = {key: value for key, value in os.environ.items() if "HOLLOWAY" not in key}
+    environment |= {
+        "variable": {"HOLLOWAY_RELAY_PASSWORD": "opensesame"},
+        "credential": {"CREDENTIALS_DIRECTORY": str(tmp_path)},
+    }.get(way, {})
+    terminal, its_end = pty.openpty()
+    argv = [sys.executable, "-m", "holloway", "relay", "--standalone", "--user", "alice",
+            "--listen", f"127.0.0.1:{port}", "--observability", "",
+            *(("--password-file", str(password)) if way == "file" else ())]  # fmt: skip
+    with (
+        (tmp_path / "log").open("wb") as log,
+        running(
+            subprocess.Popen(
+                argv, cwd=ROOT, env=environment, stdin=its_end, stderr=log, start_new_session=True
+            )
+        ),
+    ):
+        said = (tmp_path / "log").read_text
+        if way == "terminal":
+            wait_until(lambda: "Password of alice:" in said(), "it asks")
+            os.write(terminal, b"opensesame\n")
+        wait_until(lambda: said().count("listening") == 2, "the relay listens")
+        async with await connect_tcp(Address("127.0.0.1", port)) as stream:
+            await StreamClient(stream, Address("127.0.0.1", port)).event(Allocated)
+        assert "opensesame" not in said()
+    os.close(terminal)
+    os.close(its_end)
 
 
 @pytest.mark.parametrize(
