@@ -401,7 +401,7 @@ class PortalNode:
 
     # --- effects ---------------------------------------------------------------------------------
 
-    async def _prove(self, announced: SocketAddress) -> bool:
+    async def _prove(self, announced: SocketAddress, pins: tuple[str, ...]) -> bool:
         """`portal.probe.prove_address`, over the world's paths."""
         if announced.transport != "udp":
             return False

@@ -16,8 +16,15 @@ from uuid import UUID
 import attrs
 import pytest
 import trio
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-from channel.credentials import encode_token, turn_password, turn_username, turn_username_of
+from channel.credentials import (
+    encode_token,
+    pin_of,
+    turn_password,
+    turn_username,
+    turn_username_of,
+)
 from channel.frames import Frame
 from channel.listener import Channel, ChannelServer, serve_channels
 from channel.messages import (
@@ -26,11 +33,13 @@ from channel.messages import (
     Drain,
     IpText,
     Load,
+    Rejoining,
     RelayInit,
     RelayJoin,
     RevokeUser,
     SocketAddress,
 )
+from portal.probe import prove_address
 from relays.client import Allocated, Event, Lost, TurnClient
 from runtime.clock import SystemClock
 from runtime.net.address import Address
@@ -58,6 +67,7 @@ class Desk:
     channel: Channel | None = None
     joins: list[RelayJoin] = attrs.field(factory=list)
     loads: list[Load] = attrs.field(factory=list)
+    farewells: list[Rejoining] = attrs.field(factory=list)
     closed_reasons: list[str] = attrs.field(factory=list)
 
     def connected(self, channel: Channel, challenge: Challenge) -> Desk:
@@ -75,6 +85,8 @@ class Desk:
             self.channel.send(RelayInit(relay_id=RELAY_ID), epoch=1)
         elif isinstance(frame.message, Load):
             self.loads.append(frame.message)
+        elif isinstance(frame.message, Rejoining):
+            self.farewells.append(frame.message)
 
     def heard(self) -> None:
         pass
@@ -107,7 +119,9 @@ async def portal(desk: Desk, port: int = 0) -> AsyncIterator[int]:
 
 
 @contextmanager
-def relay(folder: Path, portal_port: int, port: int) -> Iterator[subprocess.Popen[bytes]]:
+def relay(
+    folder: Path, portal_port: int, port: int, *flags: str
+) -> Iterator[subprocess.Popen[bytes]]:
     token = folder / "relay-token"
     text = encode_token("relay", UUID(int=1), SECRET, f"localhost:{portal_port}", AUTHORITY.pin)
     token.write_bytes(text.reveal())
@@ -116,7 +130,7 @@ def relay(folder: Path, portal_port: int, port: int) -> Iterator[subprocess.Pope
         process = subprocess.Popen(
             [sys.executable, "-m", "holloway", "relay", "--listen", f"127.0.0.1:{port}",
              "--allowed-peer-ranges", "127.0.0.0/8", "--observability", "", "--name", "lyon",
-             "--region", "eu", "--failure-domain", "rack-7"],
+             "--region", "eu", "--failure-domain", "rack-7", *flags],
             env=os.environ | {"HOLLOWAY_RELAY_TOKEN_FILE": str(token)},
             stderr=log,
             cwd=ROOT,
@@ -172,7 +186,12 @@ async def test_a_relay_joins_and_serves_whom_the_portal_sends(tmp_path: Path) ->
         with relay(tmp_path, portal_port, port):
             await until(lambda: bool(desk.loads), "the relay reports its load")
             (join,) = desk.joins
-            assert join.addresses == (SocketAddress(address=IpText("127.0.0.1"), port=port),)
+            here = IpText("127.0.0.1")
+            assert join.addresses == (
+                SocketAddress(address=here, port=port),
+                SocketAddress(address=here, port=port, transport="tcp"),
+            )
+            assert join.certificate_pins == ()
             assert (join.name, join.region, join.failure_domain) == ("lyon", "eu", "rack-7")
             assert desk.loads[0] == Load(allocations=0, load=0.0)
             with UdpSocket.bind(Address("127.0.0.1", 0)) as socket:
@@ -185,6 +204,44 @@ async def test_a_relay_joins_and_serves_whom_the_portal_sends(tmp_path: Path) ->
     log = (tmp_path / "relay.log").read_text()
     assert "joined" in log
     assert "hlw_relay_" not in log
+
+
+def write_certificate(folder: Path) -> str:
+    """A new one for the relay; its pin."""
+    certificate, key = Authority("any").issue("relay.example")
+    for name, content in (
+        ("chain.pem", certificate.public_bytes(Encoding.PEM)),
+        ("key.pem", key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())),
+    ):
+        (folder / name).touch(mode=0o600)
+        (folder / name).write_bytes(content)
+    return pin_of(certificate).hex()
+
+
+async def test_a_relay_with_a_new_certificate_tells_the_portal_at_once(tmp_path: Path) -> None:
+    desk, port, tls_port = Desk(), free_port(), free_port()
+    flags = ("--listen-tls", f"127.0.0.1:{tls_port}", "--tls-certificate",
+             str(tmp_path / "chain.pem"), "--tls-key", str(tmp_path / "key.pem"))  # fmt: skip
+    pin = write_certificate(tmp_path)
+    async with portal(desk) as portal_port:
+        with relay(tmp_path, portal_port, port, *flags) as process:
+            await until(lambda: bool(desk.loads), "the relay joined")
+            place = SocketAddress(address=IpText("127.0.0.1"), port=tls_port, transport="tls")
+            assert desk.joins[0].addresses[-1] == place
+            assert desk.joins[0].certificate_pins == (pin,)
+            assert await prove_address(place, (pin,), RANDOMNESS)
+            with UdpSocket.bind(Address("127.0.0.1", 0)) as socket:
+                client = client_with(desk.joins[0].stamp_secret, port)
+                assert isinstance(await event_of(client, socket), Allocated)
+                newer = write_certificate(tmp_path)
+                process.send_signal(signal.SIGHUP)
+                await until(lambda: len(desk.joins) == 2, "it joins anew")
+                assert desk.farewells == [Rejoining()]
+                assert desk.joins[1].certificate_pins == (newer,)
+                assert desk.joins[1].stamp_secret == desk.joins[0].stamp_secret
+                assert await prove_address(place, (newer,), RANDOMNESS)
+                assert not await prove_address(place, (pin,), RANDOMNESS)
+                await until(lambda: desk.loads[-1].allocations == 1, "its allocation stands")
 
 
 async def test_a_relay_drains_when_the_portal_says_so(tmp_path: Path) -> None:
