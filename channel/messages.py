@@ -37,6 +37,8 @@ DurationNs = Annotated[int, Meta(ge=0, le=400 * 86_400 * 10**9)]
 Port = Annotated[int, Meta(ge=1, le=65_535)]
 Key32 = Annotated[bytes, Meta(min_length=32, max_length=32)]
 Nonce = Annotated[bytes, Meta(min_length=16, max_length=64)]
+CertificatePin = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
+"""SHA-256 of a certificate's SubjectPublicKeyInfo (DER), in hexadecimal."""
 
 
 class IpText(str):
@@ -93,6 +95,7 @@ MAX_ADDRESSES = 16
 MAX_DOORS = 64
 MAX_FACTS = 32
 MAX_DNS_UPSTREAMS = 8
+MAX_CERTIFICATE_PINS = 4
 
 
 # --- values ------------------------------------------------------------------------------------
@@ -169,13 +172,21 @@ class SocketAddress:
 
 @attrs.frozen(kw_only=True)
 class RelayServer:
-    """A relay that an agent may use, with credentials made for this agent and this relay alone."""
+    """A relay that an agent may use, with credentials made for this agent and this relay alone.
+
+    `addresses` may be of any transport; an agent passes over those that it does not speak. At those
+    of `tls` and `quic` the relay shows a certificate with one of `certificate_pins`; neither its
+    chain nor its name nor its dates are looked at, and without pins they are not to be used.
+    """
 
     id: UUID
     addresses: Annotated[tuple[SocketAddress, ...], Meta(min_length=1, max_length=MAX_ADDRESSES)]
     username: Name
     password: Name = attrs.field(repr=False)
     expires_in_ns: DurationNs
+    certificate_pins: Annotated[
+        tuple[CertificatePin, ...], Meta(max_length=MAX_CERTIFICATE_PINS)
+    ] = ()
 
 
 @attrs.frozen(kw_only=True)
@@ -340,7 +351,8 @@ class RelayJoin:
     """First frame of a relay: where it listens, and the secret from which credentials are made.
 
     Relays that fail together (a rack, a provider) name the same `failure_domain`; without one the
-    portal takes the region, or else the network.
+    portal takes the region, or else the network. `certificate_pins` are of the certificates that
+    it shows at its addresses of `tls` and `quic`: a relay with another certificate joins anew.
     """
 
     versions: tuple[int, int] = (PROTOCOL_VERSION, PROTOCOL_VERSION)
@@ -353,6 +365,9 @@ class RelayJoin:
     failure_domain: Annotated[str, Meta(max_length=64, pattern=PRINTABLE)] = ""
     incarnation: Annotated[int, Meta(ge=0, le=2**63 - 1)]
     load: Annotated[float, Meta(ge=0.0, le=1.0)] = 0.0
+    certificate_pins: Annotated[
+        tuple[CertificatePin, ...], Meta(max_length=MAX_CERTIFICATE_PINS)
+    ] = ()
 
 
 RefusalCode = Literal[

@@ -35,6 +35,7 @@ from channel.messages import (
     Disconnect,
     Heartbeat,
     Interface,
+    Relays,
     Resource,
     ResourceRemoved,
     ResourceUpserted,
@@ -229,6 +230,30 @@ def test_a_report_of_an_older_or_a_newer_agent_is_understood() -> None:
         [frame] = FrameDecoder(events, AGENT_FRAME_LIMIT).feed(framed(body))
         told = [(flow.ending, flow.flows) for flow in frame.message.flows]  # type: ignore[attr-defined]
         assert told == [("", 1), ("of_another_kind", 0)]
+
+
+def test_a_relay_without_pins_is_understood_and_a_pin_that_is_none_refused() -> None:
+    relay = {
+        "id": str(UUID(int=1)),
+        "addresses": [{"address": "192.0.2.1", "port": 443, "transport": "tls"}],
+        "username": "u",
+        "password": "p",
+        "expires_in_ns": 1,
+    }
+
+    def told(fields: dict[str, Any]) -> bytes:
+        payload = {"added": [{**relay, **fields}]}
+        return framed(json.dumps({"event": "relays", "payload": payload}).encode())
+
+    decoder = FrameDecoder(TO_CLIENT, PORTAL_FRAME_LIMIT)
+    for extra, pins in (({}, ()), ({"certificate_pins": ["ab" * 32]}, ("ab" * 32,))):
+        [frame] = decoder.feed(told(extra))
+        assert isinstance(frame.message, Relays)
+        assert frame.message.added[0].certificate_pins == pins
+    for wrong in (["AB" * 32], ["ab" * 31], ["ab" * 32] * 5):
+        assert refusal_of(
+            FrameDecoder(TO_CLIENT, PORTAL_FRAME_LIMIT), told({"certificate_pins": wrong})
+        )
 
 
 def test_an_address_with_a_scope_or_as_a_number_is_refused() -> None:
