@@ -36,7 +36,8 @@ from runtime.net.address import Address
 from runtime.net.binding import binding
 from runtime.net.sources import SourceLimit, source_of
 from runtime.net.tcp import listening_socket, peer_of
-from runtime.net.websocket import TlsStream, accept_websocket, server_tls_context
+from runtime.net.tls import TlsStream
+from runtime.net.websocket import accept_websocket, server_tls_context
 from runtime.net.websocket_core import WebSocketClosed
 from runtime.service import get_logger
 

@@ -34,7 +34,7 @@ from runtime.net.address import Address
 from runtime.net.binding import binding
 from runtime.net.sources import source_of
 from runtime.net.tcp import listening_socket, peer_of
-from runtime.net.websocket import TlsStream
+from runtime.net.tls import TlsStream
 from runtime.service import get_logger
 
 MAX_CONNECTIONS: Final = 512

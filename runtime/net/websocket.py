@@ -5,14 +5,8 @@ one writes, and `send` never waits.
 
 What is decided here:
 
-- **The client judges the server's chain within the handshake.** OpenSSL is told to check nothing
-  but that the server has the key of the certificate that it shows (CertificateVerify); `verify`
-  gets the chain and decides, in the same step in which OpenSSL would, so not even the client's
-  Finished is sent to a server that is refused. OpenSSL itself cannot be asked to: all that the
-  client knows of the authority is the hash of its key, not its certificate, which comes with the
-  chain. Python shows the chain by a public method from 3.13 on, before by a private one
-  (`_peer_chain`); without either nothing is trusted.
-- **TLS 1.3 alone**, no session is resumed, and nothing is sent early.
+- **The client judges the server's chain within the handshake** (`runtime.net.tls`): all that it
+  knows of the authority is the hash of its key, not its certificate, which comes with the chain.
 - **ALPN is `http/1.1`**: what a firewall sees is what it sees of any page.
 - **An end is told, and heard.** Whoever ends the connection says so by a close frame, and reads on
   until the other's has come: a socket closed with something unread in it would make the kernel drop
@@ -25,17 +19,16 @@ What is decided here:
 from __future__ import annotations
 
 import ssl
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Final
 
 import trio
-from cryptography.x509 import Certificate
 
 from runtime.guard import Guard
 from runtime.net.address import Address
-from runtime.net.presented import chain_of
 from runtime.net.tcp import connect_tcp
+from runtime.net.tls import TlsFailed, TlsStream, Verify, judging_client, shake_hands
 from runtime.net.websocket_core import (
     HANDSHAKE_TIMEOUT,
     REFUSED,
@@ -55,9 +48,6 @@ _NS_PER_S: Final = 10**9
 _LOST: Final = (trio.BrokenResourceError, trio.ClosedResourceError)
 
 _guard = Guard("websocket")
-
-TlsStream = trio.SSLStream[trio.SocketStream]
-Verify = Callable[[Sequence[Certificate]], None]
 
 
 class WebSocketConnection:
@@ -239,8 +229,8 @@ async def connect_websocket(
     with trio.move_on_after(limits.handshake_timeout_ns / _NS_PER_S):
         tcp = await connect_tcp(remote, mark=mark, source=source)
         try:
-            stream = _client_stream(tcp, server_name, verify)
-            await _shake_hands(stream)
+            stream = judging_client(tcp, server_name=server_name, verify=verify, alpn=ALPN)
+            await shake_hands(stream)
             core = WebSocketCore(
                 is_client=True,
                 path=path,
@@ -250,6 +240,8 @@ async def connect_websocket(
             )
             await _upgrade(stream, core, b"")
             connection = WebSocketConnection(stream, core, remote, limits)
+        except TlsFailed as error:
+            raise WebSocketClosed(REFUSED, str(error)) from None
         finally:
             if connection is None:
                 tcp.socket.close()
@@ -320,42 +312,3 @@ async def _upgrade(stream: TlsStream, core: WebSocketCore, data: bytes) -> None:
             core.receive(data)
     except _LOST:
         raise WebSocketClosed(REFUSED, "the connection broke within the handshake") from None
-
-
-async def _shake_hands(stream: TlsStream) -> None:
-    try:
-        await stream.do_handshake()
-    except trio.BrokenResourceError as error:
-        cause = error.__cause__
-        why = getattr(cause, "reason", None) or str(cause or "the connection broke")
-        raise WebSocketClosed(REFUSED, f"no TLS: {why}") from None
-
-
-def _client_stream(tcp: trio.SocketStream, server_name: str, verify: Verify) -> TlsStream:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.minimum_version = ssl.TLSVersion.TLSv1_3
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE  # `verify` decides
-    context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_TICKET
-    context.set_alpn_protocols([ALPN])
-
-    class Judging(ssl.SSLObject):
-        """Has the chain judged as soon as the server has proved that it has its key."""
-
-        def do_handshake(self) -> None:
-            super().do_handshake()
-            verify(_peer_chain(self))
-
-    context.sslobject_class = Judging
-    try:
-        return trio.SSLStream(tcp, context, server_hostname=server_name, https_compatible=True)
-    except ValueError as error:  # a name that TLS does not take
-        raise WebSocketClosed(REFUSED, f"{server_name}: {error}") from None
-
-
-def _peer_chain(tls: ssl.SSLObject) -> list[Certificate]:
-    """As `chain_of`, and empty where a certificate of it cannot be read."""
-    try:
-        return chain_of(tls)
-    except ValueError:
-        return []
