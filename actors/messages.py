@@ -526,6 +526,7 @@ class RelayOnline:
     relay: Relay
     stamp: Secret
     load: float
+    certificate_pins: tuple[str, ...] = ()
 
 
 @attrs.frozen

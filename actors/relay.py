@@ -1,8 +1,9 @@
 """Relays: an actor for each that is connected, and the directory that hands them out.
 
-A relay whose channel is only moving (its portal node drains, or died, or is parted from this one)
-serves as before meanwhile, so it is handed out on: else agents would give up allocations that are
-as good as ever. One that went away by itself, or was sent away, is not.
+A relay whose channel is only moving (its portal node drains, or died, or is parted from this one,
+or it joins anew with another certificate) serves as before meanwhile, so it is handed out on: else
+agents would give up allocations that are as good as ever. One that went away by itself, or was sent
+away, is not.
 
 A relay's stamp secret lives in memory only, here and in the relay; from it the directory makes TURN
 credentials for one agent and one relay. An address that a relay announced is handed out only after
@@ -29,6 +30,7 @@ from actors.messages import (
     AssignedRelay,
     AssignRelays,
     CheckToken,
+    Closed,
     End,
     ListRelays,
     Moved,
@@ -49,6 +51,7 @@ from channel.credentials import turn_password, turn_user, turn_username_of
 from channel.messages import (
     Heartbeat,
     Load,
+    Rejoining,
     RelayInit,
     RelayJoin,
     RelayServer,
@@ -58,6 +61,7 @@ from channel.messages import (
 from runtime.actor import Actor, ActorRef, CallError, Down, NamedRef, Timer, handles
 from runtime.cluster.tenure import RosterChanged
 from runtime.links import NO_CONNECTION
+from runtime.net.address import Address
 from runtime.randomness import uuid7
 from runtime.secret import Secret
 
@@ -81,6 +85,7 @@ class _Entry:
     relay: Relay
     stamp: Secret
     load: float
+    certificate_pins: tuple[str, ...] = ()
     away_since_ns: int | None = None
     """Its actor is gone or out of reach, and it is expected to come back."""
 
@@ -119,7 +124,11 @@ class RelayDirectory(Actor):
         if before is not None and before.ref != caller.ref:  # of two connections the newer stands
             self.cast(before.ref, End(refusal("superseded")))
         self._by_id[message.relay.id] = _Entry(
-            ref=caller.ref, relay=message.relay, stamp=message.stamp, load=message.load
+            ref=caller.ref,
+            relay=message.relay,
+            stamp=message.stamp,
+            load=message.load,
+            certificate_pins=message.certificate_pins,
         )
         if before is None or before.ref != caller.ref or before.away_since_ns is not None:
             self.monitor(caller.ref)
@@ -222,6 +231,7 @@ class RelayDirectory(Actor):
             username=username,
             password=turn_password(entry.stamp.reveal(), entry.relay.id, username),
             expires_in_ns=life_ns,
+            certificate_pins=entry.certificate_pins,
         )
 
 
@@ -255,6 +265,8 @@ class RelayActor(ChannelOwner):
         self._region = join.region
         self._failure_domain = join.failure_domain
         self._announced = join.addresses
+        self._pins = join.certificate_pins
+        self._is_rejoining = False
         self._stamp = Secret(join.stamp_secret)
         self._load = join.load
         self._remote = channel.remote
@@ -271,6 +283,15 @@ class RelayActor(ChannelOwner):
     @handles(_Begin)
     async def _on_begin(self, message: _Begin) -> None:
         proven = tuple([each for each in self._announced if await self._is_proven(each)])
+        for each in self._announced:
+            if proven and each not in proven:
+                place = Address(each.address, each.port)
+                _log.warning(
+                    "relay_address_unproven",
+                    name=self._name,
+                    address=str(place),
+                    transport=each.transport,
+                )
         if not proven:
             _log.warning("relay_unproven", name=self._name, announced=len(self._announced))
             self.refuse("unavailable", "no announced address answered")
@@ -316,13 +337,15 @@ class RelayActor(ChannelOwner):
         self._token_timer = self.send_after(again_ns, message)
 
     async def _is_proven(self, address: SocketAddress) -> bool:
-        """Whether a relay answers there. Only what can be asked over UDP can be proven."""
-        if address.transport != "udp":
-            return False
+        """Whether a relay answers there, over the transport that it said, and over TLS with one of
+        the certificates that it said."""
         try:
             return bool(
                 await self.perform(
-                    self._services.prove_address, address, deadline_ns=PROVE_DEADLINE_NS
+                    self._services.prove_address,
+                    address,
+                    self._pins,
+                    deadline_ns=PROVE_DEADLINE_NS,
                 )
             )
         except (CallError, OSError):
@@ -360,7 +383,12 @@ class RelayActor(ChannelOwner):
         tenure = self._services.tenure
         missing = [node for node in self._nodes() if node not in self._directory_by_node]
         assert self._relay is not None
-        online = RelayOnline(relay=self._relay, stamp=self._stamp, load=self._load)
+        online = RelayOnline(
+            relay=self._relay,
+            stamp=self._stamp,
+            load=self._load,
+            certificate_pins=self._pins,
+        )
         for node in missing:
             name = NamedRef(DIRECTORY, None if node == tenure.node else node)
             try:
@@ -401,10 +429,18 @@ class RelayActor(ChannelOwner):
                     load = RelayLoad(relay_id=self._relay.id, load=said.load)
                     for directory in self._directory_by_node.values():
                         self.cast(directory, load)
+            case Rejoining():
+                self._is_rejoining = True
             case Heartbeat():
                 pass  # answered by the channel itself
             case _:
                 self.refuse("protocol_error", "not in place after the join")
+
+    @handles(Closed)
+    def _on_closed(self, message: Closed) -> None:
+        """Who watches us learns whether the relay will be back at once."""
+        self._goodbye = None
+        self.stop(DRAINING if self._is_rejoining else "normal")
 
     @handles(RevokeUser)
     def _on_revoke_user(self, message: RevokeUser) -> None:

@@ -82,7 +82,7 @@ class Services:
     portal_name: str
     tenure: Tenure
     accounts: KeyedActors
-    prove_address: Callable[[SocketAddress], Awaitable[bool]]
+    prove_address: Callable[[SocketAddress, tuple[str, ...]], Awaitable[bool]]
     limits: Limits = Limits()
     doors: Callable[[], tuple[DoorAddress, ...]] = tuple
     regions: Regions = NOWHERE

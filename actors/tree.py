@@ -101,7 +101,7 @@ class ControlPlane:
         randomness: Randomness,
         *,
         portal_name: str,
-        prove_address: Callable[[SocketAddress], Awaitable[bool]],
+        prove_address: Callable[[SocketAddress, tuple[str, ...]], Awaitable[bool]],
         tenure: Tenure,
         limits: Limits | None = None,
         doors: Callable[[], tuple[DoorAddress, ...]] = tuple,

@@ -105,7 +105,7 @@ class Node:
             task_status.started()
 
 
-async def _prove(address: SocketAddress) -> bool:
+async def _prove(address: SocketAddress, pins: tuple[str, ...]) -> bool:
     return False
 
 

@@ -24,7 +24,7 @@ from channel.agent_session import AgentSession, Backoff, ChannelAgent, DialerOpt
 from channel.credentials import UntrustedPortal
 from channel.doors import Doors
 from channel.frames import CLOSE_CODES, PORTAL_FRAME_LIMIT, FrameDecoder, RemoteProtocolError
-from channel.messages import Challenge, Disconnect, RefusalCode
+from channel.messages import Challenge, Disconnect, RefusalCode, Rejoining
 from channel.reaching import Reach, Unreached
 from channel.transports import ReturnTimes, TransportMemory, TransportName
 from runtime.clock import NS_PER_S, Clock
@@ -48,6 +48,7 @@ __all__ = [
 
 MAX_ADDRESSES: Final = 8
 _ROAMED: Final = "the network is another one"
+_REJOIN_LINGER_NS: Final = NS_PER_S
 
 log = get_logger("dialer")
 
@@ -165,6 +166,13 @@ class Dialer:
         self._waiting.deadline = min(
             self._waiting.deadline, trio.current_time() + remaining_ns / NS_PER_S
         )
+
+    def join_anew(self) -> None:
+        """What a relay says of itself is another thing now: close the connection, so that the next
+        one begins with another `join`, after telling the portal that it follows at once."""
+        if self._connection is not None and self.send(Rejoining()):
+            self._left_behind = self._connection
+            self._connection.close(0, _ROAMED, linger_ns=_REJOIN_LINGER_NS)
 
     async def run(self) -> None:
         """Dial, serve, dial again. Returns only by raising: Refused when the portal says not to

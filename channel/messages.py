@@ -625,6 +625,12 @@ class Load:
 
 
 @attrs.frozen(kw_only=True)
+class Rejoining:
+    """The last frame of a relay that comes back at once, with other certificates: its allocations
+    stand, so agents are not to leave it meanwhile."""
+
+
+@attrs.frozen(kw_only=True)
 class Drain:
     """Accept no new allocation; agents are being moved."""
 
@@ -657,7 +663,12 @@ FROM_GATEWAY: dict[str, type] = {
     "stats": Stats,
     "flow_log": FlowReport,
 }
-FROM_RELAY: dict[str, type] = {"relay_join": RelayJoin, "heartbeat": Heartbeat, "load": Load}
+FROM_RELAY: dict[str, type] = {
+    "relay_join": RelayJoin,
+    "heartbeat": Heartbeat,
+    "load": Load,
+    "rejoining": Rejoining,
+}
 FROM_UNJOINED: dict[str, type] = {"join": Join, "relay_join": RelayJoin}
 TO_CLIENT: dict[str, type] = {
     "challenge": Challenge,

@@ -77,6 +77,7 @@ class RelayAgent:
         failure_domain: str = "",
         software: str,
         incarnation: int,
+        certificate_pins: Sequence[str] = (),
     ) -> None:
         self.relay_id: UUID | None = None
         self._token = token
@@ -87,6 +88,7 @@ class RelayAgent:
         self._failure_domain = failure_domain
         self._software = software
         self._incarnation = incarnation
+        self._certificate_pins = self._told_pins = tuple(certificate_pins)
         self._is_joined = False
         self._allocations = 0
         self._load = 0.0
@@ -102,6 +104,7 @@ class RelayAgent:
         """The first frame on a new connection."""
         self._incarnation += 1
         self._is_joined = False
+        self._told_pins = self._certificate_pins
         return RelayJoin(
             software=self._software,
             token=self._token.reveal_text(),
@@ -112,6 +115,7 @@ class RelayAgent:
             failure_domain=self._failure_domain,
             incarnation=self._incarnation,
             load=self._load,
+            certificate_pins=self._certificate_pins,
         )
 
     def receive(self, frame: Frame, now: int) -> None:
@@ -138,6 +142,15 @@ class RelayAgent:
     def load_changed(self, allocations: int, load: float, now: int) -> None:
         """Tell how many allocations there are, and how full the relay is (0.0 to 1.0)."""
         self._allocations, self._load = allocations, load
+
+    def certificates_changed(self, pins: Sequence[str]) -> None:
+        """Tell the pins of the certificates that are shown from now on."""
+        self._certificate_pins = tuple(pins)
+
+    @property
+    def is_outdated(self) -> bool:
+        """Whether the relay has to join anew, since the portal knows other pins of it."""
+        return self._is_joined and self._told_pins != self._certificate_pins
 
     def poll_timeout(self) -> int | None:
         """When `handle_timeout` is due; None while there is no channel."""

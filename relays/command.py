@@ -12,6 +12,7 @@ from channel.credentials import InvalidToken
 from channel.dialer import Refused
 from relays.daemon import run_relay
 from relays.settings import RelaySettings, SettingsError
+from relays.transports.tls import CertificateError
 from runtime.service import SecretUnavailable
 
 
@@ -19,9 +20,16 @@ def relay(settings: Annotated[RelaySettings, Parameter(name="*")] | None = None)
     """Run a STUN and TURN relay.
 
     It joins the portal that its token names and serves the agents of the installation. With
-    `--standalone` it needs no portal and serves the users of a file.
+    `--standalone` it needs no portal and serves the users that it is told.
     """
     try:
         trio.run(run_relay, settings or RelaySettings())
-    except (SettingsError, SecretUnavailable, InvalidToken, Refused, OSError) as error:
+    except (
+        SettingsError,
+        SecretUnavailable,
+        InvalidToken,
+        CertificateError,
+        Refused,
+        OSError,
+    ) as error:
         sys.exit(f"holloway relay: {error}")

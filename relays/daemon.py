@@ -8,16 +8,13 @@ new allocation is given, and the process ends when the last one has left or afte
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import datetime
 from functools import partial
 from typing import Final
 
-import attrs
 import trio
 from prometheus_client import CollectorRegistry
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector
 
 from channel.credentials import DecodedToken, decode_token
 from channel.dialer import Dialer
@@ -25,31 +22,33 @@ from channel.messages import TO_RELAY, IpText, SocketAddress
 from channel.own_token import read_token
 from relays.agent import DrainRequested, Joined, RelayAgent, UserRevoked
 from relays.authentication import GRACE_S, Credentials, StampedCredentials, StaticCredentials
+from relays.metrics import RelayMetrics
 from relays.peers import PeerPolicy
 from relays.requests import ServerLimits
 from relays.server import Server
-from relays.settings import Addresses, RelaySettings, check, parse_users
+from relays.settings import Addresses, RelaySettings, check
 from relays.transports.local import local_addresses
+from relays.transports.stream import StreamLimits, StreamSockets
+from relays.transports.tls import LOOK_S, CertificateSource
 from relays.transports.udp import UdpSockets, wanted_descriptors
+from relays.users import read_users
 from runtime.clock import Clock, SystemClock
 from runtime.descriptors import raise_file_limit
 from runtime.net.binding import binding
 from runtime.randomness import SystemRandomness
 from runtime.secret import Secret
-from runtime.service import Health, configure_logging, get_logger, read_secret, serve_observability
+from runtime.service import Health, configure_logging, get_logger, serve_observability
 
 TICK_S: Final = 0.5
 SOFTWARE: Final = "holloway-relay"
-
-_GAUGES: Final = frozenset({"allocations", "reservations", "source_prefixes", "sockets"})
 
 
 async def run_relay(settings: RelaySettings) -> None:
     """Run until a signal ends it.
 
     Raises SettingsError, runtime.service.SecretUnavailable, channel.credentials.InvalidToken,
-    OSError when an address cannot be bound, and channel.dialer.Refused when the portal will not
-    have this relay.
+    relays.transports.tls.CertificateError, OSError when an address cannot be bound, and
+    channel.dialer.Refused when the portal will not have this relay.
     """
     configure_logging(settings.log_format, settings.log_level)
     addresses = check(settings)
@@ -63,9 +62,10 @@ async def run_relay(settings: RelaySettings) -> None:
             agent = RelayAgent(
                 token=token,
                 addresses=[
-                    SocketAddress(address=IpText(host), port=port)
-                    for host, port in addresses.announced
+                    SocketAddress(address=IpText(host), port=port, transport=transport)
+                    for transport, (host, port) in addresses.announced
                 ],
+                certificate_pins=relay.pins,
                 stamp_secret=stamp_secret,
                 name=settings.name,
                 region=settings.region,
@@ -77,14 +77,14 @@ async def run_relay(settings: RelaySettings) -> None:
     except BaseExceptionGroup as group:
         raise _only_cause(group) from None
     finally:
+        relay.streams.close_all()
         relay.sockets.close_all()
 
 
 def _read_secrets(settings: RelaySettings) -> tuple[Secret | None, Credentials, bytes]:
     """The token (None for a stand-alone relay), the credentials to check, the stamp secret."""
     if settings.standalone:
-        users = parse_users(read_secret(file=settings.users_file).reveal_text())
-        return None, StaticCredentials(users), b""
+        return None, StaticCredentials(read_users(settings)), b""
     token = read_token("relay", "relay", settings.token_file)
     stamp_secret = SystemRandomness().bytes(32)
     return token, StampedCredentials(stamp_secret), stamp_secret
@@ -103,7 +103,7 @@ class _Relay:
         self._addresses = addresses
         self._credentials = credentials
         self._log = get_logger("relay")
-        allocations = _allow_descriptors(settings.max_allocations)
+        allocations, connections = _allow_descriptors(settings)
         self.server = Server(
             credentials=credentials,
             realm=settings.realm,
@@ -130,18 +130,54 @@ class _Relay:
             now=self.clock.monotonic_ns(),
             unix_s=_unix_ns(self.clock.utc_now()) // 10**9,
         )
+        self.streams = StreamSockets(
+            server=self.server,
+            sockets=self.sockets,
+            clock=self.clock,
+            limits=StreamLimits(
+                connections=connections,
+                connections_per_prefix=settings.max_connections_per_prefix,
+                connections_per_second=settings.connections_per_second,
+            ),
+        )
+        self.certificates: CertificateSource | None = None
+        if addresses.listen_by_transport["tls"]:
+            self.certificates = CertificateSource(
+                settings.tls_certificate, settings.tls_key, self.clock.utc_now()
+            )
+
+    @property
+    def pins(self) -> tuple[str, ...]:
+        """Of the certificate that is shown now."""
+        return () if self.certificates is None else (self.certificates.current.pin,)
 
     def listen(self) -> None:
-        for address in self._addresses.listen:
+        listen_by_transport = self._addresses.listen_by_transport
+        for address in listen_by_transport["udp"]:
             with binding("listen", f"{address} (UDP)"):
                 number, bound = self.sockets.listen(address)
             self.server.add_listener(number)
             self._log.info("listening", address=str(bound), transport="udp")
+        for address in listen_by_transport["tcp"]:
+            with binding("listen_tcp", f"{address} (TCP)"):
+                bound = self.streams.listen(address)
+            self._log.info("listening", address=str(bound), transport="tcp")
+        for address in listen_by_transport["tls"]:
+            with binding("listen_tls", f"{address} (TCP)"):
+                bound = self.streams.listen(address, self.certificates)
+            self._log.info("listening", address=str(bound), transport="tls", pins=self.pins)
         self.health.set("sockets", True)
 
     async def run(self, agent: RelayAgent | None, token: DecodedToken | None) -> None:
         registry = CollectorRegistry()
-        registry.register(_Metrics(self.server, self.sockets))
+        registry.register(
+            RelayMetrics(
+                server=self.server,
+                sockets=self.sockets,
+                transports=[self.streams],
+                certificates=self.certificates,
+            )
+        )
         channel_scope = trio.CancelScope()
         async with trio.open_nursery() as nursery:
             if self._settings.observability:
@@ -151,7 +187,9 @@ class _Relay:
                     )
                 )
             nursery.start_soon(self.sockets.run, self.server)
+            nursery.start_soon(self.streams.run)
             nursery.start_soon(self._end_on_signal, channel_scope, nursery.cancel_scope)
+            nursery.start_soon(self._keep_certificate, agent)
             if agent is None or token is None:
                 nursery.start_soon(self._tick, lambda: None)
                 return
@@ -200,6 +238,21 @@ class _Relay:
         agent.handle_timeout(now)
         for message in agent.drain_messages():
             dialer.send(message)
+        if agent.is_outdated:
+            dialer.join_anew()
+
+    async def _keep_certificate(self, agent: RelayAgent | None) -> None:
+        """Look at the files of the certificate, and on SIGHUP even if they look the same."""
+        with trio.open_signal_receiver(signal.SIGHUP) as hangups:
+            while True:
+                was_told = False
+                with trio.move_on_after(LOOK_S):
+                    await anext(hangups)
+                    was_told = True
+                if self.certificates is None or not self.certificates.look(again=was_told):
+                    continue
+                if agent is not None:
+                    agent.certificates_changed(self.pins)
 
     async def _tick(self, act: Callable[[], None]) -> None:
         """What is done twice a second: tell the core the wall clock, and `act`."""
@@ -232,33 +285,14 @@ class _Relay:
         scope.cancel()
 
 
-@attrs.frozen
-class _Metrics(Collector):
-    """Reads the statistics when somebody asks for /metrics; nothing is counted twice."""
-
-    server: Server
-    sockets: UdpSockets
-
-    def collect(self) -> Iterator[Metric]:
-        errors = CounterMetricFamily(
-            "holloway_relay_errors", "error responses by STUN code", labels=["code"]
-        )
-        for name, value in {**self.server.statistics(), **self.sockets.statistics()}.items():
-            prefix, _, code = name.rpartition("_")
-            described = name.replace("_", " ")
-            if prefix == "errors":
-                errors.add_metric([code], value)
-            elif name in _GAUGES:
-                yield GaugeMetricFamily(f"holloway_relay_{name}", described, value=value)
-            else:
-                yield CounterMetricFamily(f"holloway_relay_{name}", described, value=value)
-        yield errors
-
-
-def _allow_descriptors(allocations: int) -> int:
-    """Raise the limit of open files as far as allowed; how many allocations it is good for."""
-    soft = raise_file_limit(wanted_descriptors(allocations))
-    return min(allocations, max(1, (soft - wanted_descriptors(0)) // 2))
+def _allow_descriptors(settings: RelaySettings) -> tuple[int, int]:
+    """Raise the limit of open files as far as allowed; how many allocations and connections it is
+    good for. Where it is too low, a quarter of it is for connections."""
+    allocations, connections = settings.max_allocations, settings.max_connections
+    free = raise_file_limit(wanted_descriptors(allocations) + connections) - wanted_descriptors(0)
+    if free < wanted_descriptors(allocations) - wanted_descriptors(0) + connections:
+        connections = max(1, min(connections, free // 4))
+    return max(1, min(allocations, (free - connections) // 2)), connections
 
 
 def _only_cause(group: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -144,6 +144,13 @@ class Server:
         if allocation is not None:
             self._table.remove(allocation)
 
+    def holds_allocation(self, listener: int, client: tuple[str, int]) -> bool:
+        return client in self._table.by_client[listener]
+
+    def allocations_at(self, listener: int) -> int:
+        """How many allocations were made at this listener and are there still."""
+        return len(self._table.by_client[listener])
+
     def synchronise(self, now: int, unix_s: int) -> None:
         self._unix_offset_s = unix_s - now // NS
 

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Sequence
 from ipaddress import ip_address, ip_network
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 import attrs
 
+from channel.messages import MAX_ADDRESSES
 from relays.turn import FAMILY_IPV4, FAMILY_IPV6
 from runtime.net.address import Address
 
+Transport = Literal["udp", "tcp", "tls", "quic"]
+
+PORT: Final = 3478
+TLS_PORT: Final = 5349
+"""The ports of STUN and TURN over UDP and TCP, and over TLS (RFC 8656, section 6.2)."""
 LOWEST_RELAYED_PORT = 1024
+MAX_USER_BYTES: Final = 508
+"""Of a USERNAME (RFC 8489, section 14.3)."""
 MAX_PLACE_LENGTH = 64
 """Characters of a region or a failure domain, as the portal takes them."""
 
@@ -29,6 +38,20 @@ class RelaySettings:
     ----------
     listen
         Addresses on which clients are served over UDP, as `192.0.2.1:3478` or `[2001:db8::1]:3478`.
+    listen_tcp
+        Addresses on which clients are served over TCP. Without it, those of `listen`; empty for
+        none.
+    listen_tls
+        Addresses on which clients are served over TLS. Without it, port 5349 of the hosts that
+        `listen` has with port 3478, except for a stand-alone relay without `tls_certificate`;
+        empty for none. Networks that block all else let port 443 through: a relay with an IP
+        address of its own is reached there.
+    tls_certificate
+        File with the certificate for TLS and its chain (PEM). It is looked at every 5 s, and on
+        SIGHUP: a new one serves from then on. Without it, the relay makes one of its own at its
+        start, which agents know from the portal.
+    tls_key
+        File with the key of `tls_certificate` (PEM, mode 0600, not encrypted).
     relay_address
         IP addresses of this machine on which relayed ports are opened, at most one of each
         family. Without it, the hosts of `listen`, which then have to be real addresses.
@@ -51,7 +74,15 @@ class RelaySettings:
         portal gives each agent relays of different ones. Without it, the region is meant, and
         without that the network (IPv4 /24, IPv6 /64) of the first address.
     standalone
-        Serve without a portal: users come from `users_file`, and MD5 credentials are allowed.
+        Serve without a portal: users are `user` and those of `users_file`, and MD5 credentials are
+        allowed.
+    user
+        For `standalone`: name of a user. The password is in `password_file`, or the variable
+        HOLLOWAY_RELAY_PASSWORD, or the systemd credential `holloway-relay-password`, or is asked
+        for at the terminal, since every user of a machine can read command lines. Several users
+        given so have the same.
+    password_file
+        For `user`: file with the password (mode 0600).
     users_file
         For `standalone`: lines of `user:password` (mode 0600, at most 16 KiB).
     realm
@@ -76,7 +107,15 @@ class RelaySettings:
         Channels of one allocation (508 beyond).
     unauthenticated_per_second
         Requests without valid credentials that are answered each second to one IPv4 /24 or IPv6
-        /56; twice as many at once.
+        /56 over UDP; twice as many at once.
+    max_connections
+        Connections over TCP and TLS in all. Where all are taken, the oldest without an allocation
+        ends for a new one.
+    max_connections_per_prefix
+        Connections of one IPv4 /24 or IPv6 /56.
+    connections_per_second
+        New connections that are taken each second of one IPv4 /24 or IPv6 /56; four times as many
+        at once.
     drain_timeout_s
         How long a relay that was told to end waits for agents to leave.
     observability
@@ -88,6 +127,10 @@ class RelaySettings:
     """
 
     listen: tuple[str, ...] = ("0.0.0.0:3478",)
+    listen_tcp: tuple[str, ...] | None = None
+    listen_tls: tuple[str, ...] | None = None
+    tls_certificate: Path | None = None
+    tls_key: Path | None = None
     relay_address: tuple[str, ...] = ()
     external_ip: tuple[str, ...] = ()
     relayed_ports: str = "49152-65535"
@@ -96,6 +139,8 @@ class RelaySettings:
     region: str = ""
     failure_domain: str = ""
     standalone: bool = False
+    user: tuple[str, ...] = ()
+    password_file: Path | None = None
     users_file: Path | None = None
     realm: str = "holloway"
     allow_private_peers: bool = False
@@ -107,6 +152,9 @@ class RelaySettings:
     max_permissions: int = 1024
     max_channels: int = 1024
     unauthenticated_per_second: int = 100
+    max_connections: int = 16_384
+    max_connections_per_prefix: int = 2_048
+    connections_per_second: int = 100
     drain_timeout_s: float = 60.0
     observability: str = "127.0.0.1:9478"
     log_format: Literal["text", "json"] = "text"
@@ -115,11 +163,15 @@ class RelaySettings:
 
 @attrs.frozen(kw_only=True)
 class Addresses:
-    """What the settings say about addresses, checked: `bind_hosts` and `told_hosts` map a family
-    (1: IPv4, 2: IPv6) to the local address of relayed ports and to what clients are told."""
+    """What the settings say about addresses, checked.
 
-    listen: tuple[Address, ...]
-    announced: tuple[Address, ...]
+    `listen_by_transport` says where to listen, `announced` what agents are told of it, as pairs of
+    transport and address; both begin with `udp`. `bind_hosts` and `told_hosts` map a family (1:
+    IPv4, 2: IPv6) to the local address of relayed ports and to what clients are told.
+    """
+
+    listen_by_transport: dict[Transport, tuple[Address, ...]]
+    announced: tuple[tuple[Transport, Address], ...]
     bind_hosts: dict[int, str]
     told_hosts: dict[int, str]
     external_hosts: frozenset[str]
@@ -130,33 +182,27 @@ class Addresses:
 
 def check(settings: RelaySettings) -> Addresses:
     """Read the addresses of `settings`. Raises SettingsError."""
-    if settings.standalone and settings.users_file is None:
-        raise SettingsError("users_file: a stand-alone relay needs its users")
-    listen = tuple(_parse(text, "listen") for text in settings.listen)
+    _check_users(settings)
+    _check_places(settings)
+    listen_by_transport = _listen_by_transport(settings)
+    listen = listen_by_transport["udp"]
     if not listen:
         raise SettingsError("listen: at least one address is needed")
-    bind_hosts = _bind_hosts(settings, listen)
+    everywhere = [each for addresses in listen_by_transport.values() for each in addresses]
+    bind_hosts = _bind_hosts(settings, everywhere)
     external_by_local = _external_by_local(settings, bind_hosts)
     told_hosts = {family: external_by_local.get(host, host) for family, host in bind_hosts.items()}
     announced = []
-    for address in listen:
-        host = bind_hosts[_family(address.host)] if _is_any(address.host) else address.host
-        announced.append(Address(external_by_local.get(host, host), address.port))
+    for transport, addresses in listen_by_transport.items():
+        for address in addresses:
+            host = bind_hosts[_family(address.host)] if _is_any(address.host) else address.host
+            announced.append((transport, Address(external_by_local.get(host, host), address.port)))
+    if len(announced) > MAX_ADDRESSES and not settings.standalone:
+        raise SettingsError(f"listen: at most {MAX_ADDRESSES} addresses of all transports together")
     first_port, last_port = _port_range(settings.relayed_ports)
     alternates = [_parse(text, "alternate_server") for text in settings.alternate_server]
-    for setting, text in (
-        ("region", settings.region),
-        ("failure_domain", settings.failure_domain),
-    ):
-        if len(text) > MAX_PLACE_LENGTH or not text.isprintable():
-            raise SettingsError(f"{setting}: up to {MAX_PLACE_LENGTH} printable characters")
-    for text in settings.allowed_peer_ranges:
-        try:
-            ip_network(text)
-        except ValueError as error:
-            raise SettingsError(f"allowed_peer_ranges: {error}") from None
     return Addresses(
-        listen=listen,
+        listen_by_transport=listen_by_transport,
         announced=tuple(announced),
         bind_hosts=bind_hosts,
         told_hosts=told_hosts,
@@ -185,7 +231,51 @@ def parse_users(text: str) -> dict[str, str]:
     return users
 
 
-def _bind_hosts(settings: RelaySettings, listen: tuple[Address, ...]) -> dict[int, str]:
+def _check_users(settings: RelaySettings) -> None:
+    if settings.standalone and settings.users_file is None and not settings.user:
+        raise SettingsError("user, users_file: a stand-alone relay needs its users")
+    if settings.user and not settings.standalone:
+        raise SettingsError("user: only a stand-alone relay has users of its own")
+    for name in settings.user:
+        if not name.isprintable() or ":" in name or not 0 < len(name.encode()) <= MAX_USER_BYTES:
+            raise SettingsError(f"user: 1 to {MAX_USER_BYTES} bytes, printable and without a colon")
+    if settings.password_file is not None and not settings.user:
+        raise SettingsError("password_file: whose is it? Set user")
+
+
+def _check_places(settings: RelaySettings) -> None:
+    for setting, text in (
+        ("region", settings.region),
+        ("failure_domain", settings.failure_domain),
+    ):
+        if len(text) > MAX_PLACE_LENGTH or not text.isprintable():
+            raise SettingsError(f"{setting}: up to {MAX_PLACE_LENGTH} printable characters")
+    for text in settings.allowed_peer_ranges:
+        try:
+            ip_network(text)
+        except ValueError as error:
+            raise SettingsError(f"allowed_peer_ranges: {error}") from None
+
+
+def _listen_by_transport(settings: RelaySettings) -> dict[Transport, tuple[Address, ...]]:
+    udp = tuple(_parse(text, "listen") for text in settings.listen)
+    tcp, tls = udp, tuple(Address(each.host, TLS_PORT) for each in udp if each.port == PORT)
+    if settings.standalone and settings.tls_certificate is None:
+        tls = ()  # nobody could know the certificate that the relay would make
+    if settings.listen_tcp is not None:
+        tcp = tuple(_parse(text, "listen_tcp") for text in settings.listen_tcp if text)
+    if settings.listen_tls is not None:
+        tls = tuple(_parse(text, "listen_tls") for text in settings.listen_tls if text)
+    if (settings.tls_certificate is None) != (settings.tls_key is None):
+        raise SettingsError("tls_certificate, tls_key: both or neither")
+    if settings.tls_certificate is not None and not tls:
+        raise SettingsError("tls_certificate: nothing listens for TLS, set listen_tls")
+    if both := set(tcp) & set(tls):
+        raise SettingsError(f"listen_tcp, listen_tls: {min(both)} cannot be both")
+    return {"udp": udp, "tcp": tcp, "tls": tls}
+
+
+def _bind_hosts(settings: RelaySettings, listen: Sequence[Address]) -> dict[int, str]:
     hosts = [_parse_host(text, "relay_address") for text in settings.relay_address]
     if not hosts:
         hosts = [address.host for address in listen if not _is_any(address.host)]

@@ -13,18 +13,19 @@ def source_of(host: str) -> str:
 
 
 class SourceLimit:
-    """Places: `most` of them, of which one source gets `most_per_source`."""
+    """Places: `most` of them, of which one source gets `most_per_source`. What a source is, the
+    owner says."""
 
     def __init__(self, most: int, most_per_source: int) -> None:
         self._most = most
         self._most_per_source = most_per_source
         self._taken = 0
-        self._taken_by_source: Counter[str] = Counter()
+        self._taken_by_source: Counter[str | bytes] = Counter()
 
     def __len__(self) -> int:
         return self._taken
 
-    def enter(self, source: str) -> bool:
+    def enter(self, source: str | bytes) -> bool:
         """Take a place; False if there is none."""
         if self._taken >= self._most or self._taken_by_source[source] >= self._most_per_source:
             return False
@@ -32,7 +33,7 @@ class SourceLimit:
         self._taken_by_source[source] += 1
         return True
 
-    def leave(self, source: str) -> None:
+    def leave(self, source: str | bytes) -> None:
         """Give a place back."""
         self._taken -= 1
         self._taken_by_source[source] -= 1

@@ -15,14 +15,15 @@ BACKLOG: Final = 256
 _IP_BIND_ADDRESS_NO_PORT: Final = 24
 
 
-def listening_socket(listen: Address) -> socket.socket:
-    """A socket that listens at `listen`; `::` is every address, of IPv4 too. Raises OSError."""
+def listening_socket(listen: Address, *, ipv6_only: bool = False) -> socket.socket:
+    """A socket that listens at `listen`; `::` is every address, of IPv4 too unless `ipv6_only`.
+    Raises OSError."""
     listening = socket.socket(listen.family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if listen.family == socket.AF_INET6:
-            listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+            listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(ipv6_only))
         listening.bind((listen.host, listen.port))
         listening.listen(BACKLOG)
         listening.setblocking(False)

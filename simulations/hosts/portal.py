@@ -402,7 +402,7 @@ class PortalNode:
 
     # --- effects ---------------------------------------------------------------------------------
 
-    async def _prove(self, announced: SocketAddress) -> bool:
+    async def _prove(self, announced: SocketAddress, pins: tuple[str, ...]) -> bool:
         """`portal.probe.prove_address`, over the world's paths."""
         target = Address(str(announced.address), announced.port)
         probe = BindingProbe(self._probes)

@@ -160,7 +160,7 @@ async def filled_store(count: int) -> tuple[MemoryStore, Token, bytes, list[Auth
 async def portal(store: MemoryStore) -> AsyncIterator[int]:
     """The actors behind a real listener on loopback; its port."""
 
-    async def prove(address: SocketAddress) -> bool:
+    async def prove(address: SocketAddress, pins: tuple[str, ...]) -> bool:
         return True
 
     owner = await joined(store, "portal")

@@ -34,6 +34,7 @@ SHELLS = {
     "relays/command.py",
     "relays/daemon.py",
     "relays/settings.py",
+    "relays/users.py",
     "gateways/command.py",
     "gateways/daemon.py",
     "gateways/forwarding.py",

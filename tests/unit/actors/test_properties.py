@@ -266,7 +266,7 @@ class Story:
         )
         host = HeapHost(scheduler, world.clock)
 
-        async def prove(address: object) -> bool:
+        async def prove(address: object, pins: object) -> bool:
             return True
 
         plane = ControlPlane(

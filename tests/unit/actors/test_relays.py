@@ -11,6 +11,7 @@ from channel.messages import (
     Challenge,
     IpText,
     Load,
+    Rejoining,
     RelayInit,
     Relays,
     RelayServer,
@@ -19,6 +20,8 @@ from channel.messages import (
 )
 
 from .world import START, RelayAgent, World, run
+
+PIN = "0123456789abcdef" * 4
 
 
 def test_agents_get_credentials_of_their_own_for_each_relay() -> None:
@@ -53,11 +56,46 @@ def test_an_address_where_no_relay_answers_is_never_handed_out() -> None:
 
 def test_only_addresses_that_can_be_proven_are_handed_out() -> None:
     world = World()
+    world.lab.blocked = "tcp"
     relay = RelayAgent(world, "relay", world.relay_token(), "203.0.113.50")
     tcp = SocketAddress(address=IpText("203.0.113.50"), port=3478, transport="tcp")
-    relay.addresses = (*RelayAgent.addresses, tcp)
+    tls = SocketAddress(address=IpText("203.0.113.50"), port=443, transport="tls")
+    relay.addresses = (*RelayAgent.addresses, tcp, tls)
+    relay.certificate_pins = (PIN,)
     relay.join()
-    assert world.client().init.relays[0].addresses == RelayAgent.addresses
+    assert world.lab.asked == [(each, (PIN,)) for each in relay.addresses]
+    (server,) = world.client().init.relays
+    assert server.addresses == (*RelayAgent.addresses, tls)
+    assert server.certificate_pins == (PIN,)
+
+
+def test_a_relay_that_joins_anew_with_another_certificate_is_left_by_nobody() -> None:
+    world = World()
+    relay = RelayAgent(world, "relay", world.relay_token(), "203.0.113.50")
+    relay.certificate_pins = (PIN,)
+    relay.join()
+    client = world.client()
+    relay.say(Rejoining())
+    relay.lose_channel()
+    assert not client.heard(Relays)
+    relay.certificate_pins = (PIN[::-1],)
+    relay.join()
+    (told,) = client.heard(Relays)
+    assert not told.removed
+    assert [each.certificate_pins for each in told.added] == [(PIN[::-1],)]
+    assert len(world.relays()) == 1
+
+
+def test_a_relay_that_said_it_joins_anew_and_does_not_is_gone_after_half_a_minute() -> None:
+    world = World()
+    relay, client = world.relay(), world.client()
+    relay.say(Rejoining())
+    relay.lose_channel()
+    world.run_for(29)
+    assert not client.heard(Relays)
+    world.run_for(2)
+    assert client.heard(Relays)[-1].removed == (relay.heard(RelayInit)[0].relay_id,)
+    assert not world.relays()
 
 
 def test_a_proof_that_takes_too_long_is_none() -> None:

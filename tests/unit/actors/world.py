@@ -410,6 +410,7 @@ class RelayAgent(Agent):
         SocketAddress(address=IpText("203.0.113.50"), port=3478),
     )
     region = failure_domain = ""
+    certificate_pins: tuple[str, ...] = ()
 
     def _join(self, challenge: Challenge) -> Any:
         return RelayJoin(
@@ -420,6 +421,7 @@ class RelayAgent(Agent):
             region=self.region,
             failure_domain=self.failure_domain,
             incarnation=self.incarnation,
+            certificate_pins=self.certificate_pins,
         )
 
 
@@ -429,6 +431,10 @@ class Lab:
 
     proven: bool = True
     proof_ns: int = 0
+    blocked: str = ""
+    """A transport over which no relay answers."""
+    asked: list[tuple[SocketAddress, tuple[str, ...]]] = attrs.field(factory=list)
+    """What the portal wanted proofs of, and by which certificates."""
 
 
 class World:
@@ -714,10 +720,11 @@ class World:
         if isinstance(report, CrashReport):
             self.crashes.append(report)
 
-    async def _prove(self, address: SocketAddress) -> bool:
+    async def _prove(self, address: SocketAddress, pins: tuple[str, ...]) -> bool:
+        self.lab.asked.append((address, pins))
         if self.lab.proof_ns:
             await heap_sleep(self.lab.proof_ns)
-        return self.lab.proven
+        return self.lab.proven and address.transport != self.lab.blocked
 
 
 def run(coroutine: Any) -> Any:

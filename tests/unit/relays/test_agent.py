@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -76,6 +77,18 @@ def test_a_drain_is_passed_on() -> None:
     assert agent.drain_events() == [DrainRequested()]
 
 
+def test_a_relay_with_another_certificate_has_to_join_anew() -> None:
+    agent = relay_agent()
+    assert agent.join(CHALLENGE, 0).certificate_pins == ()
+    agent.receive(INIT, 0)
+    assert not agent.is_outdated
+    agent.certificates_changed(["ab" * 32])
+    assert agent.is_outdated
+    agent.channel_lost(0)
+    assert not agent.is_outdated
+    assert agent.join(CHALLENGE, 0).certificate_pins == ("ab" * 32,)
+
+
 # --- settings ------------------------------------------------------------------------------------
 
 
@@ -87,7 +100,8 @@ def test_the_hosts_of_listen_are_the_relayed_addresses() -> None:
     addresses = checked(listen=("203.0.113.6:3478", "[2001:db8::6]:3478", "203.0.113.7:3478"))
     assert addresses.bind_hosts == {1: "203.0.113.6", 2: "2001:db8::6"}
     assert addresses.told_hosts == addresses.bind_hosts
-    assert addresses.announced == addresses.listen
+    listen = addresses.listen_by_transport["udp"]
+    assert [each for transport, each in addresses.announced if transport == "udp"] == [*listen]
     assert (addresses.first_port, addresses.last_port) == (49_152, 65_535)
 
 
@@ -97,7 +111,12 @@ def test_a_relay_behind_one_to_one_nat_tells_its_external_address() -> None:
     )
     assert addresses.bind_hosts == {1: "10.0.0.6"}
     assert addresses.told_hosts == {1: "203.0.113.6"}
-    assert addresses.announced == (Address("203.0.113.6", 3478),)
+    external = Address("203.0.113.6", 3478)
+    assert addresses.announced == (
+        ("udp", external),
+        ("tcp", external),
+        ("tls", Address("203.0.113.6", 5349)),
+    )
     assert addresses.external_hosts == {"203.0.113.6"}
 
 
@@ -105,8 +124,33 @@ def test_several_listeners_may_each_have_their_external_address() -> None:
     addresses = checked(
         listen=("10.0.0.6:3478", "10.0.0.7:3478"),
         external_ip=("203.0.113.6/10.0.0.6", "203.0.113.7/10.0.0.7"),
+        listen_tcp=(),
+        listen_tls=("10.0.0.7:443",),
     )
-    assert addresses.announced == (Address("203.0.113.6", 3478), Address("203.0.113.7", 3478))
+    assert addresses.announced == (
+        ("udp", Address("203.0.113.6", 3478)),
+        ("udp", Address("203.0.113.7", 3478)),
+        ("tls", Address("203.0.113.7", 443)),
+    )
+
+
+def test_tcp_is_where_udp_is_and_tls_at_5349_where_that_is_3478() -> None:
+    def places(**settings: Any) -> list[str]:
+        announced = checked(**settings).announced
+        return [f"{transport} {address}" for transport, address in announced]
+
+    one, other = {"listen": ("203.0.113.6:3478",)}, {"listen": ("203.0.113.6:5000",)}
+    tls_files = {"tls_certificate": Path("chain"), "tls_key": Path("key")}
+    alone = {"standalone": True, "user": ("alice",)}
+    udp, tcp, tls = "udp 203.0.113.6:3478", "tcp 203.0.113.6:3478", "tls 203.0.113.6:5349"
+    assert places(**one) == places(**one, **alone, **tls_files) == [udp, tcp, tls]
+    assert places(**one, **alone) == [udp, tcp]
+    assert places(**one, listen_tcp=("",), listen_tls=("",)) == [udp]
+    assert places(**other) == ["udp 203.0.113.6:5000", "tcp 203.0.113.6:5000"]
+    assert places(**other, listen_tls=("203.0.113.9:443",), listen_tcp=()) == [
+        "udp 203.0.113.6:5000",
+        "tls 203.0.113.9:443",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -125,6 +169,17 @@ def test_several_listeners_may_each_have_their_external_address() -> None:
         ({"listen": ("203.0.113.6:3478",), "region": "x" * 65}, "region"),
         ({"listen": ("203.0.113.6:3478",), "failure_domain": "a\nb"}, "failure_domain"),
         ({"standalone": True}, "users_file"),
+        ({"listen": ("203.0.113.6:3478",), "user": ("alice",)}, "user"),
+        ({"standalone": True, "user": ("a:b",)}, "user"),
+        ({"standalone": True, "users_file": Path("u"), "password_file": Path("p")}, "password"),
+        ({"listen": ("203.0.113.6:3478",), "tls_key": Path("key")}, "tls_certificate"),
+        (
+            {"listen": ("203.0.113.6:9",), "tls_key": Path("k"), "tls_certificate": Path("c")},
+            "listen_tls",
+        ),
+        ({"listen": ("203.0.113.6:9",), "listen_tls": ("203.0.113.6:9",)}, "listen_tls"),
+        ({"listen": ("203.0.113.6:9",), "listen_tcp": ("relay.example:9",)}, "listen_tcp"),
+        ({"listen": tuple(f"203.0.113.{n}:9" for n in range(9))}, "at most 16"),
     ],
 )
 def test_settings_that_cannot_work_are_named(settings: dict[str, Any], named: str) -> None:
