@@ -22,7 +22,7 @@ _GAUGES: Final = frozenset({"allocations", "reservations", "source_prefixes", "s
 _ERRORS: Final = "errors_"
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, eq=False)
 class RelayMetrics(Collector):
     """See the head of this file."""
 

@@ -277,6 +277,10 @@ class Engine:
         connection = self._connections.get(connection_id)
         return None if connection is None else connection.agent.path()
 
+    def relay_reached_by(self, relay_id: UUID) -> str | None:
+        """`udp`, `quic`, `tls` or `tcp`: by what this relay holds an address for us; or None."""
+        return self._gatherer.reached_by(relay_id)
+
     # --- traffic -------------------------------------------------------------------------------
 
     def receive_datagrams(

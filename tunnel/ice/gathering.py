@@ -341,6 +341,17 @@ class Gatherer:
         drained, self._received = self._received, []
         return drained
 
+    def reached_by(self, relay_id: UUID) -> str | None:
+        """The transport of the best allocation on a relay; None without one."""
+        for way in ("ipv4", "ipv6"):
+            relay = self._relays.get((relay_id, way))
+            if relay is not None and relay.base is not None:
+                return "udp"
+        relay, standing = self._relays.get((relay_id, "link")), self._links.standing(relay_id)
+        if relay is None or relay.base is None or standing is None:
+            return None
+        return standing.door.transport
+
     def statistics(self) -> dict[str, int]:
         """Present sizes."""
         return {
@@ -433,12 +444,15 @@ class Gatherer:
         for (relay_id, _), relay in self._relays.items():
             if relay.way != "link":
                 continue
-            link, door = self._links.standing(relay_id) or (None, relay.server)
+            standing = self._links.standing(relay_id)
+            link = None if standing is None else standing.link
             if relay.link == link:
                 continue
             was_allocated = relay.base is not None
             self._abandon(relay)
-            relay.link, relay.server = link, door
+            relay.link = link
+            if standing is not None:
+                relay.server = standing.door.address
             if was_allocated:
                 self._changed(regather=True)
             self._allocate(relay, now)

@@ -14,7 +14,7 @@ The owner opens what `drain_commands` asks for and tells what became of it by `o
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 from uuid import UUID
 
 import attrs
@@ -55,15 +55,29 @@ class CloseLink:
 LinkCommand = OpenLink | CloseLink
 
 
+class Door(NamedTuple):
+    """Where a relay takes connections."""
+
+    transport: LinkTransport
+    address: Address
+
+
+class Standing(NamedTuple):
+    """A link that stands, and the door that it goes to."""
+
+    link: int
+    door: Door
+
+
 @attrs.define(kw_only=True, eq=False)
 class _Way:
     """One relay's doors and what is tried there. `next_door` is to be tried at `due`."""
 
-    doors: tuple[tuple[LinkTransport, Address], ...]
+    doors: tuple[Door, ...]
     pins: tuple[str, ...]
     is_needed: bool = False
-    opening: dict[int, Address] = attrs.field(factory=dict)
-    open: tuple[int, Address] | None = None
+    opening: dict[int, Door] = attrs.field(factory=dict)
+    open: Standing | None = None
     next_door: int = 0
     due: int | None = None
     close_at: int | None = None
@@ -134,7 +148,7 @@ class RelayLinks:
         way = self._way_of(link)
         if way is None or link not in way.opening:
             return
-        way.open = (link, way.opening.pop(link))
+        way.open = Standing(link, way.opening.pop(link))
         self._call_off(way)
         way.due, way.failures = None, 0
         if not way.is_needed:
@@ -146,7 +160,7 @@ class RelayLinks:
         way = None if relay is None else self._ways.get(relay)
         if relay is None or way is None:
             return
-        if way.open is not None and way.open[0] == link:
+        if way.open is not None and way.open.link == link:
             way.open = way.close_at = None
             if way.is_needed:
                 way.next_door, way.due = 0, now
@@ -161,8 +175,8 @@ class RelayLinks:
         else:
             way.next_door, way.due = 0, now + self._back_off(way)
 
-    def standing(self, relay: UUID) -> tuple[int, Address] | None:
-        """The link that stands to a relay, and the door that it goes to."""
+    def standing(self, relay: UUID) -> Standing | None:
+        """The link that stands to a relay."""
         way = self._ways.get(relay)
         return None if way is None else way.open
 
@@ -192,12 +206,12 @@ class RelayLinks:
     def _try_what_is_due(self, relay: UUID, way: _Way, now: int) -> None:
         if way.due is None or way.due > now:
             return
-        transport, address = way.doors[way.next_door]
+        door = way.doors[way.next_door]
         link, self._next_link = self._next_link, self._next_link + 1
-        way.opening[link] = address
+        way.opening[link] = door
         self._relay_by_link[link] = relay
         self._commands.append(
-            OpenLink(link=link, transport=transport, address=address, pins=way.pins)
+            OpenLink(link=link, transport=door.transport, address=door.address, pins=way.pins)
         )
         way.next_door += 1
         way.due = now + RACE_INTERVAL_NS if way.next_door < len(way.doors) else None
@@ -214,7 +228,7 @@ class RelayLinks:
     def _close_all(self, way: _Way) -> None:
         self._call_off(way)
         if way.open is not None:
-            self._close(way.open[0])
+            self._close(way.open.link)
         way.open = way.due = way.close_at = None
         way.is_needed = False
         way.failures = 0
@@ -229,11 +243,11 @@ class RelayLinks:
         return delay_ns
 
 
-def _doors_of(server: RelayServer) -> tuple[tuple[LinkTransport, Address], ...]:
+def _doors_of(server: RelayServer) -> tuple[Door, ...]:
     """In the order in which they are tried: a transport at all its addresses, then the next. QUIC
     and TLS need a pin."""
     return tuple(
-        (transport, Address(str(place.address), place.port))
+        Door(transport, Address(str(place.address), place.port))
         for transport in DOORS
         for place in server.addresses
         if place.transport == transport and (transport == "tcp" or server.certificate_pins)
