@@ -1,30 +1,35 @@
-"""Connections to a relay over TCP and TLS, as agents make them where UDP does not get through.
+"""Connections to a relay over QUIC, TLS and TCP, for agents whose UDP does not get through.
 
 A connection carries what `relays.client.TurnClient` has to say, message by message. `send` never
 waits: when more than QUEUE_BYTES are under way, data is dropped, as a full router would do, and
-when requests do not fit either, the connection is over. The server of TLS is known by its pin
-alone, judged within the handshake.
+when requests do not fit either, the connection is over. The server of TLS and QUIC is known by its
+pin alone, judged before anything but the handshake is sent.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Final, Protocol
 
 import trio
-from cryptography.x509 import Certificate
 
-from channel.credentials import pin_of
+from channel.relay_doors import (
+    QUIC_ALPN,
+    STREAM_ALPN,
+    UntrustedRelay,
+    accepts,
+    quic_client_limits,
+)
 from relays.framing import FramingError, StreamFrames, padding_of
+from relays.transports.quic import QuicRelayConnection
 from relays.turn import is_channel_data, is_send_indication
 from runtime.net.address import Address
+from runtime.net.quic import QuicClosed, connect_quic
 from runtime.net.tcp import connect_tcp
 from runtime.net.tls import TlsFailed, judging_client, shake_hands
 
-ALPN: Final = "stun.turn"
-"""RFC 7443."""
 HANDSHAKE_TIMEOUT_S: Final = 10.0
 QUEUE_BYTES: Final = 256 * 1024
 """Of data that waits to be sent: half a second at 4 Mbit/s. Later is as good as lost."""
@@ -103,17 +108,6 @@ class StreamConnection:
                 await self._sendable.wait()
 
 
-def accepts(pins: Iterable[str]) -> Callable[[Sequence[Certificate]], None]:
-    """A judge who takes a chain whose first key is one of `pins` (SHA-256 in hexadecimal)."""
-    known = frozenset(pins)
-
-    def judge(chain: Sequence[Certificate]) -> None:
-        if not chain or pin_of(chain[0]).hex() not in known:
-            raise RelayUnreached("another key than the portal told")
-
-    return judge
-
-
 @asynccontextmanager
 async def connect_stream(
     address: Address, *, pins: Sequence[str] | None, mark: int | None = None
@@ -128,10 +122,10 @@ async def connect_stream(
             if pins is None:
                 stream = tcp
             else:
-                tls = judging_client(tcp, server_name=None, verify=accepts(pins), alpn=ALPN)
+                tls = judging_client(tcp, server_name=None, verify=accepts(pins), alpn=STREAM_ALPN)
                 await shake_hands(tls)
                 stream = tls
-        except TlsFailed as error:
+        except (TlsFailed, UntrustedRelay) as error:
             raise RelayUnreached(str(error)) from None
         finally:
             if stream is None:
@@ -160,8 +154,41 @@ async def _carry(connection: StreamConnection, tcp: trio.SocketStream) -> None:
         tcp.socket.close()
 
 
+@asynccontextmanager
+async def connect_datagrams(
+    address: Address, *, pins: Sequence[str], mark: int | None = None
+) -> AsyncIterator[RelayConnection]:
+    """Connect over QUIC; within the block the connection stands. Raises RelayUnreached, OSError."""
+    try:
+        async with connect_quic(
+            address,
+            server_name=address.host,
+            alpn=QUIC_ALPN,
+            verify=accepts(pins),
+            limits=quic_client_limits(),
+            mark=mark,
+        ) as quic:
+            connection = QuicRelayConnection(quic)
+            failure: Exception | None = None
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(connection.run)
+                nursery.start_soon(connection.keep_alive)
+                try:
+                    yield connection
+                except Exception as error:
+                    failure = error
+                finally:
+                    nursery.cancel_scope.cancel()
+            if failure is not None:
+                raise failure
+    except (QuicClosed, UntrustedRelay) as error:
+        raise RelayUnreached(str(error)) from None
+
+
 def connect_relay(
     transport: str, address: Address, *, pins: Sequence[str], mark: int | None = None
 ) -> AbstractAsyncContextManager[RelayConnection]:
-    """Connect to a relay over `tcp` or `tls`: see `connect_stream`."""
+    """Connect to a relay over `quic`, `tls` or `tcp`: see `connect_datagrams`, `connect_stream`."""
+    if transport == "quic":
+        return connect_datagrams(address, pins=pins, mark=mark)
     return connect_stream(address, pins=None if transport == "tcp" else pins, mark=mark)
