@@ -215,6 +215,16 @@ class AllocationTable:
         _count(self._count_by_source, _source(allocation.client[0]), 1)
         self._look_again(allocation)
 
+    def move(self, listener: int, before: tuple[str, int], after: tuple[str, int]) -> None:
+        """The allocation of the client `before`, if any, belongs to the 5-tuple of `after`."""
+        allocation = self.by_client[listener].pop(before, None)
+        if allocation is None:
+            return
+        _count(self._count_by_source, _source(before[0]), -1)
+        _count(self._count_by_source, _source(after[0]), 1)
+        allocation.client = after
+        self.by_client[listener][after] = allocation
+
     def refresh(self, allocation: Allocation, expires_ns: int) -> None:
         """Let an allocation end at another time."""
         allocation.expires_ns = expires_ns

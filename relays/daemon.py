@@ -28,12 +28,14 @@ from relays.requests import ServerLimits
 from relays.server import Server
 from relays.settings import Addresses, RelaySettings, check
 from relays.transports.local import local_addresses
+from relays.transports.quic import QuicDoor, quic_limits
 from relays.transports.stream import StreamLimits, StreamSockets
 from relays.transports.tls import LOOK_S, CertificateSource
 from relays.transports.udp import UdpSockets, wanted_descriptors
 from relays.users import read_users
 from runtime.clock import Clock, SystemClock
 from runtime.descriptors import raise_file_limit
+from runtime.net.address import Address
 from runtime.net.binding import binding
 from runtime.randomness import SystemRandomness
 from runtime.secret import Secret
@@ -141,7 +143,8 @@ class _Relay:
             ),
         )
         self.certificates: CertificateSource | None = None
-        if addresses.listen_by_transport["tls"]:
+        self.quic_doors: list[QuicDoor] = []
+        if addresses.listen_by_transport["tls"] or addresses.listen_by_transport["quic"]:
             self.certificates = CertificateSource(
                 settings.tls_certificate, settings.tls_key, self.clock.utc_now()
             )
@@ -166,7 +169,26 @@ class _Relay:
             with binding("listen_tls", f"{address} (TCP)"):
                 bound = self.streams.listen(address, self.certificates)
             self._log.info("listening", address=str(bound), transport="tls", pins=self.pins)
+        for address in listen_by_transport["quic"]:
+            with binding("listen_quic", f"{address} (UDP)"):
+                door = self._quic_door(address)
+            self.quic_doors.append(door)
+            self._log.info("listening", address=str(door.address), transport="quic", pins=self.pins)
         self.health.set("sockets", True)
+
+    def _quic_door(self, address: Address) -> QuicDoor:
+        assert self.certificates is not None
+        return QuicDoor(
+            address,
+            certificates=self.certificates,
+            server=self.server,
+            sockets=self.sockets,
+            clock=self.clock,
+            limits=quic_limits(
+                connections=self._settings.max_connections,
+                connections_per_source=self._settings.max_connections_per_prefix,
+            ),
+        )
 
     async def run(self, agent: RelayAgent | None, token: DecodedToken | None) -> None:
         registry = CollectorRegistry()
@@ -174,7 +196,7 @@ class _Relay:
             RelayMetrics(
                 server=self.server,
                 sockets=self.sockets,
-                transports=[self.streams],
+                transports=[self.streams, *self.quic_doors],
                 certificates=self.certificates,
             )
         )
@@ -188,6 +210,8 @@ class _Relay:
                 )
             nursery.start_soon(self.sockets.run, self.server)
             nursery.start_soon(self.streams.run)
+            for door in self.quic_doors:
+                nursery.start_soon(door.run)
             nursery.start_soon(self._end_on_signal, channel_scope, nursery.cancel_scope)
             nursery.start_soon(self._keep_certificate, agent)
             if agent is None or token is None:

@@ -64,10 +64,10 @@ def padding_of(data: bytes | memoryview) -> bytes:
 
 
 class StreamFrames:
-    """The messages of one stream, however its bytes are cut."""
+    """The messages of one stream, however its bytes are cut. `limit` may be changed."""
 
     def __init__(self, limit: int = MAX_FRAME_BYTES) -> None:
-        self._limit = limit
+        self.limit = limit
         self._rest = b""
 
     @property
@@ -79,6 +79,6 @@ class StreamFrames:
         """The messages that `data` completes, which stay as they are. Raises FramingError; then
         nothing more is to be fed."""
         view = memoryview(b"".join((self._rest, data)))
-        frames, used = take_frames(view, self._limit)
+        frames, used = take_frames(view, self.limit)
         self._rest = bytes(view[used:])
         return frames

@@ -41,7 +41,10 @@ class RelayMetrics(Collector):
                 yield GaugeMetricFamily(f"holloway_relay_{name}", described, value=value)
             else:
                 yield CounterMetricFamily(f"holloway_relay_{name}", described, value=value)
-        by_name = {name: one for each in self.transports for name, one in each.transports().items()}
+        by_name: dict[str, TransportStatistics] = {}
+        for each in self.transports:
+            for name, one in each.transports().items():
+                by_name.setdefault(name, TransportStatistics()).add(one)
         yield from _of_all_transports(totals, by_name)
         yield from _of_connections(by_name)
         if self.certificates is not None:

@@ -137,6 +137,11 @@ class Server:
         if reliable:
             self._reliable_listeners.add(listener)
 
+    def client_moved(self, listener: int, before: tuple[str, int], after: tuple[str, int]) -> None:
+        """The connection of a client at a reliable listener goes on from another address, as its
+        transport has proved. Nobody may hold an allocation there."""
+        self._table.move(listener, before, after)
+
     def client_gone(self, listener: int, client: tuple[str, int]) -> None:
         """The connection of a client at a reliable listener ended, and with it its allocation
         (RFC 8656, section 7: TCP is part of the 5-tuple)."""

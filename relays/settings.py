@@ -46,10 +46,14 @@ class RelaySettings:
         `listen` has with port 3478, except for a stand-alone relay without `tls_certificate`;
         empty for none. Networks that block all else let port 443 through: a relay with an IP
         address of its own is reached there.
+    listen_quic
+        Addresses on which clients are served over QUIC (a protocol of Holloway's own, see
+        docs/turn-over-quic.md). Without it, the same addresses as for TLS, on UDP, except for a
+        stand-alone relay; empty for none.
     tls_certificate
-        File with the certificate for TLS and its chain (PEM). It is looked at every 5 s, and on
-        SIGHUP: a new one serves from then on. Without it, the relay makes one of its own at its
-        start, which agents know from the portal.
+        File with the certificate for TLS and QUIC and its chain (PEM). It is looked at every 5 s,
+        and on SIGHUP: a new one serves from then on. Without it, the relay makes one of its own at
+        its start, which agents know from the portal.
     tls_key
         File with the key of `tls_certificate` (PEM, mode 0600, not encrypted).
     relay_address
@@ -129,6 +133,7 @@ class RelaySettings:
     listen: tuple[str, ...] = ("0.0.0.0:3478",)
     listen_tcp: tuple[str, ...] | None = None
     listen_tls: tuple[str, ...] | None = None
+    listen_quic: tuple[str, ...] | None = None
     tls_certificate: Path | None = None
     tls_key: Path | None = None
     relay_address: tuple[str, ...] = ()
@@ -268,11 +273,16 @@ def _listen_by_transport(settings: RelaySettings) -> dict[Transport, tuple[Addre
         tls = tuple(_parse(text, "listen_tls") for text in settings.listen_tls if text)
     if (settings.tls_certificate is None) != (settings.tls_key is None):
         raise SettingsError("tls_certificate, tls_key: both or neither")
-    if settings.tls_certificate is not None and not tls:
-        raise SettingsError("tls_certificate: nothing listens for TLS, set listen_tls")
+    if settings.tls_certificate is not None and not (tls or settings.listen_quic):
+        raise SettingsError("tls_certificate: nothing shows it, set listen_tls or listen_quic")
     if both := {each for each in tcp if each in tls and each.port}:
         raise SettingsError(f"listen_tcp, listen_tls: {min(both)} cannot be both")
-    return {"udp": udp, "tcp": tcp, "tls": tls}
+    quic = () if settings.standalone else tls
+    if settings.listen_quic is not None:
+        quic = tuple(_parse(text, "listen_quic") for text in settings.listen_quic if text)
+    if both := {each for each in udp if each in quic and each.port}:
+        raise SettingsError(f"listen, listen_quic: {min(both)} cannot be both")
+    return {"udp": udp, "tcp": tcp, "tls": tls, "quic": quic}
 
 
 def _bind_hosts(settings: RelaySettings, listen: Sequence[Address]) -> dict[int, str]:

@@ -12,6 +12,7 @@ from typing import Final, Literal
 from simulations import oracle
 from simulations.build import Installation, Slot
 from simulations.hosts.relay import RELAY_PORT
+from simulations.hosts.relay_links import DOOR_PORT
 from simulations.net.routing import Network
 from simulations.result import Expected
 from simulations.scenario import schema
@@ -34,7 +35,7 @@ class Judge:
         has_relay = any(
             slot.is_online and not slot.hostile for slot in installation.of_kind("relay")
         )
-        self._transports: tuple[oracle.Transport, ...] = ("udp",) if has_relay else ()
+        self._transports: tuple[oracle.Transport, ...] = ("udp", "stream") if has_relay else ()
 
     def expected(self, pair: Pair) -> tuple[Expected, str]:
         """The path that the pair must have, and why."""
@@ -84,6 +85,7 @@ class Judge:
             side = self._sides[key] = oracle.Side(
                 nats=tuple(_nat(each.nat) for each in behind if each.nat is not None),
                 udp=self._udp(behind),
+                streams=all(_lets_streams_out(network.firewall) for network in behind),
                 ipv6=slot.host.ipv6 is not None,
             )
         return side
@@ -112,6 +114,12 @@ class Judge:
         ours = [each.name for each in self._behind(here) if each.nat is not None]
         theirs = [each.name for each in self._behind(there) if each.nat is not None]
         return len(set(ours) & set(theirs))
+
+
+def _lets_streams_out(firewall: schema.Firewall) -> bool:
+    """Whether a relay's door is open: over TCP, or over UDP to the same port."""
+    over_udp = firewall.udp == "pass" and (not firewall.udp_ports or DOOR_PORT in firewall.udp_ports)
+    return over_udp or not firewall.tcp_ports or DOOR_PORT in firewall.tcp_ports
 
 
 def _nat(written: schema.NatBehaviour) -> oracle.Nat:

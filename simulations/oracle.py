@@ -75,13 +75,15 @@ class Nat:
 class Side:
     """Where one agent stands. `nats`: those on its way out, the nearest first.
 
-    `udp`: "relays" is a firewall that lets UDP out to the ports of relays only.
+    `udp`: "relays" is a firewall that lets UDP out to the ports of relays only. `streams`: whether
+    connections to a relay, over TCP or QUIC, get out.
     `ipv6`: whether it has a global IPv6 address, without translation, behind a stateful firewall or
     none.
     """
 
     nats: tuple[Nat, ...] = ()
     udp: Literal["open", "relays", "blocked"] = "open"
+    streams: bool = True
     ipv6: bool = False
 
 
@@ -158,8 +160,11 @@ def _direct(one: Side, other: Side, shared: int, abilities: Abilities) -> tuple[
 def _relayed(one: Side, other: Side, transports: Sequence[Transport]) -> tuple[PathKind, str]:
     if not transports:
         return "none", "and there is no relay"
-    if "stream" not in transports and "blocked" in (one.udp, other.udp):
-        return "none", "and no relay can be reached without UDP"
+    for side in (one, other):
+        by_datagrams = "udp" in transports and side.udp != "blocked"
+        by_streams = "stream" in transports and side.streams
+        if not (by_datagrams or by_streams):
+            return "none", "and one end can reach no relay"
     return "relayed", "a relay carries it"
 
 

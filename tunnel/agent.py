@@ -315,10 +315,12 @@ class TunnelAgent(ABC):
             self._untold[message.connection_id] = None
 
     def told_relays(self) -> list[dict[str, object]]:
-        """The relays that the portal named, as a status shows them: without their credentials."""
+        """The relays that the portal named, as a status shows them: without their credentials.
+        `by` is the transport by which an allocation there stands, or None."""
         return [
             {
                 "id": str(relay.id),
+                "by": self.engine.relay_reached_by(relay.id),
                 "addresses": [
                     str(Address(each.address, each.port))
                     for each in relay.addresses

@@ -45,6 +45,7 @@ from tunnel.ice.agent import TRANSACTION_PREFIX_BYTES, IceAgent, IceStatistics, 
 from tunnel.ice.candidates import Base, IpNetwork, network_of
 from tunnel.ice.checks import local_fragment_of
 from tunnel.ice.gathering import Gatherer, Transmit
+from tunnel.ice.links import CloseLink, LinkCommand, OpenLink
 from tunnel.wireguard.device import (
     Device,
     DeviceStatistics,
@@ -55,13 +56,16 @@ from tunnel.wireguard.device import (
 from tunnel.wireguard.noise import MESSAGE_TRANSPORT
 
 __all__ = [
+    "CloseLink",
     "Connected",
     "ConnectionParameters",
     "Engine",
     "EngineStatistics",
     "Event",
     "Failed",
+    "LinkCommand",
     "LocalCandidates",
+    "OpenLink",
     "Path",
     "PathChanged",
     "PathLost",
@@ -156,8 +160,24 @@ class Engine:
         self._settle(now)
 
     def set_relays(self, servers: Sequence[RelayServer], now: int) -> None:
-        """All the relays to use from now on; only their UDP addresses are used."""
+        """All the relays to use from now on."""
         self._gatherer.set_relays(servers, now)
+        self._settle(now)
+
+    def link_opened(self, link: int, now: int) -> None:
+        """A connection to a relay that `drain_link_commands` asked for stands."""
+        self._gatherer.link_opened(link, now)
+        self._settle(now)
+
+    def link_closed(self, link: int, now: int) -> None:
+        """A connection to a relay ended, or could not be opened."""
+        self._gatherer.link_closed(link, now)
+        self._settle(now)
+
+    def receive_from_link(self, link: int, messages: Sequence[bytes], now: int) -> None:
+        """STUN messages and ChannelData that came by a connection to a relay, in order."""
+        self._gatherer.receive_from_link(link, messages, now)
+        self._take_relayed(now)
         self._settle(now)
 
     # --- connections ---------------------------------------------------------------------------
@@ -257,6 +277,10 @@ class Engine:
         connection = self._connections.get(connection_id)
         return None if connection is None else connection.agent.path()
 
+    def relay_reached_by(self, relay_id: UUID) -> str | None:
+        """`udp`, `quic`, `tls` or `tcp`: by what this relay holds an address for us; or None."""
+        return self._gatherer.reached_by(relay_id)
+
     # --- traffic -------------------------------------------------------------------------------
 
     def receive_datagrams(
@@ -337,6 +361,14 @@ class Engine:
         drained, self._transmits = self._transmits, []
         return drained
 
+    def drain_link_messages(self) -> list[tuple[int, bytes]]:
+        """Messages to send by connections to relays, in order; before the commands are obeyed."""
+        return self._gatherer.drain_link_messages()
+
+    def drain_link_commands(self) -> list[LinkCommand]:
+        """Which connections to relays to open and to close."""
+        return self._gatherer.drain_link_commands()
+
     def drain_packets(self) -> list[tuple[UUID, bytes]]:
         """Inner packets that arrived, with the connection they came by. They are authentic, but
         whether the peer may use their addresses is the caller's to decide."""
@@ -378,16 +410,16 @@ class Engine:
         elif not is_channel_data(data) and not is_stun(data):
             self._counts.refused += 1
         elif self._gatherer.receive(base.socket, data, source, now):
-            for relayed in self._gatherer.drain_received():
-                self._receive_relayed(relayed.base, relayed.data, relayed.peer, now)
+            self._take_relayed(now)
         else:
             self._receive_stun(base, data, source, now)
 
-    def _receive_relayed(self, base: Base, data: bytes, peer: Address, now: int) -> None:
-        if _is_wireguard(data):
-            self._receive_wireguard(base, data, peer, now)
-        else:
-            self._receive_stun(base, data, peer, now)
+    def _take_relayed(self, now: int) -> None:
+        for base, peer, data in self._gatherer.drain_received():
+            if _is_wireguard(data):
+                self._receive_wireguard(base, data, peer, now)
+            else:
+                self._receive_stun(base, data, peer, now)
 
     def _receive_stun(self, base: Base, data: bytes, source: Address, now: int) -> None:
         try:

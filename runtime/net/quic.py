@@ -6,7 +6,8 @@ it; `QuicListener` is an endpoint that accepts, `connect_quic` one with a single
 
 What is decided here:
 
-- **One stream**, opened by the server, which speaks first. Another one is a violation.
+- **One stream**, opened by the server, which speaks first, or with `client_opens` by the client.
+  Another one is a violation. Beside it, where `carries_datagrams` says so, DATAGRAM frames.
 - **Receiving is bounded.** aioquic raises a stream's limit when bytes arrive, whether or not
   anybody reads them, and so lets a peer fill the memory. Here the limit follows what was read.
 - **Sending is bounded.** `send` never waits and says no when too much is under way; `send_all`

@@ -51,8 +51,9 @@ class Driver(Protocol):
 class QuicConnection:
     """One connection and its stream. Made by `connect_quic` and `QuicListener`.
 
-    Only one task at a time may receive. `on_migrated`, called with the new address, and
-    `on_pong`, called when a `ping` was answered, may be set at any time; they must not block.
+    Only one task at a time may receive. `on_migrated`, called with the new address, `on_pong`,
+    called when a `ping` was answered, and `on_datagram`, called with the data of each DATAGRAM
+    frame, may be set at any time; they must not block.
     """
 
     def __init__(self, core: QuicCore, endpoint: Driver, remote: Address) -> None:
@@ -73,6 +74,7 @@ class QuicConnection:
         self._pings = 0
         self.on_migrated: Callable[[Address], None] | None = None
         self.on_pong: Callable[[], None] | None = None
+        self.on_datagram: Callable[[bytes], None] | None = None
 
     @property
     def remote(self) -> Address:
@@ -98,7 +100,7 @@ class QuicConnection:
         """Queue bytes and send what may go at once. Never waits.
 
         False, and nothing is taken, when more than `send_buffer_bytes` are unacknowledged, when
-        the connection is over, or (on a client) when the server has not spoken yet.
+        the connection is over, or when the peer is to open the stream and has not spoken yet.
         """
         if self._closed is not None or self._stream is None:
             return False
@@ -107,6 +109,23 @@ class QuicConnection:
         self._stream.sender.write(data)
         self._endpoint.mark(self)
         return True
+
+    def send_datagram(self, data: bytes) -> bool:
+        """Queue data for one DATAGRAM frame (RFC 9221), which may be lost. Never waits. False, and
+        it is dropped, when so many wait already, when it is larger than `datagram_room`, or when
+        the connection is over."""
+        if self._closed is not None or len(data) > self.datagram_room:
+            return False
+        if self._core.waiting_datagrams() >= self._endpoint.limits.waiting_datagrams:
+            return False
+        self._core.send_datagram_frame(data)
+        self._endpoint.mark(self)
+        return True
+
+    @property
+    def datagram_room(self) -> int:
+        """The most bytes that `send_datagram` takes; 0 where the peer takes none."""
+        return self._core.datagram_room() if self._established else 0
 
     async def send_all(self, data: bytes) -> None:
         """As `send`, but wait for room. Cancelled, it has queued nothing. Raises QuicClosed."""
@@ -178,7 +197,7 @@ class QuicConnection:
     # --- for the endpoint ----------------------------------------------------------------------
 
     def _open_stream(self) -> None:
-        """Open the stream of a server: its bytes go out with the first `send`."""
+        """Open the stream: its bytes go out with the first `send`."""
         self._stream = self._core.open_stream()
 
     def _end(self, closed: QuicClosed) -> None:
@@ -200,6 +219,9 @@ class QuicConnection:
     def _handle(self, event: events.QuicEvent) -> None:
         if isinstance(event, events.StreamDataReceived):
             self._handle_data(event)
+        elif isinstance(event, events.DatagramFrameReceived):
+            if self.on_datagram is not None and self._closed is None:
+                self.on_datagram(event.data)
         elif isinstance(event, events.StreamReset):
             self.close(0, "the stream was reset")
         elif isinstance(event, events.PingAcknowledged) and self.on_pong is not None:

@@ -40,6 +40,11 @@ TIMER_GRAIN_S: Final = 0.004
 _MAX_CIDS: Final = 3
 """Of a connection at a time. Each change of path takes one, which is replaced; aioquic makes 8."""
 _UNLIMITED: Final = 2**61
+_MAX_DATAGRAM_FRAME_BYTES: Final = 65_535
+"""What RFC 9221, section 3, recommends to announce."""
+_DATAGRAM_FRAME_HEAD_BYTES: Final = 3
+_SHORT_PACKET_BYTES: Final = 1 + 4 + 16
+"""Beside the connection id: the first byte, the longest packet number, and the tag."""
 _DRAINING: Final = QuicConnectionState.DRAINING
 _NS_PER_S: Final = 10**9
 
@@ -54,11 +59,17 @@ class QuicLimits:
     `receive_window_bytes` may lie unread on a connection; `send_buffer_bytes` unacknowledged,
     beyond which `send` refuses (one call may go above it). Sources are IPv4 addresses and
     IPv6 /64 networks. `resets_per_s` bounds answers to packets of unknown connections.
+    `datagram_bytes` is the size of UDP datagrams. With `carries_datagrams` a connection takes
+    DATAGRAM frames (RFC 9221) beside its stream, of which `waiting_datagrams` may wait to be sent.
+    `client_opens` says who opens the stream.
     """
 
     receive_window_bytes: int = 256 * 1024
     send_buffer_bytes: int = 4 * 1024 * 1024
     datagram_bytes: int = SMALLEST_MAX_DATAGRAM_SIZE
+    carries_datagrams: bool = False
+    waiting_datagrams: int = 256
+    client_opens: bool = False
     idle_timeout_ns: int = 15 * _NS_PER_S
     handshake_timeout_ns: int = 10 * _NS_PER_S
     max_connections: int = 20_000
@@ -79,6 +90,8 @@ class QuicCore(ShortPackets):
         reset_token: Callable[[bytes], bytes] | None = None,
         original_destination: bytes | None = None,
         retry_source: bytes | None = None,
+        *,
+        client_opens: bool = False,
     ) -> None:
         self._reset_token = reset_token
         super().__init__(
@@ -90,7 +103,7 @@ class QuicCore(ShortPackets):
         self._consumed = 0
         self.packets_heard = 0
         self.is_released = False
-        streams_of_peer = 1 if configuration.is_client else 0
+        streams_of_peer = 0 if configuration.is_client == client_opens else 1
         for limit, value in (
             (self._local_max_streams_bidi, streams_of_peer),
             (self._local_max_streams_uni, 0),
@@ -130,6 +143,16 @@ class QuicCore(ShortPackets):
 
     def stream(self, stream_id: int) -> QuicStream | None:
         return self._streams.get(stream_id)
+
+    def datagram_room(self) -> int:
+        """Bytes of the largest DATAGRAM frame's data that the peer takes and one packet carries;
+        0 where the peer takes none."""
+        frame = min(self._remote_max_datagram_frame_size or 0, _MAX_DATAGRAM_FRAME_BYTES)
+        packet = self._max_datagram_size - _SHORT_PACKET_BYTES - len(self._peer_cid.cid)
+        return max(0, min(frame, packet) - _DATAGRAM_FRAME_HEAD_BYTES)
+
+    def waiting_datagrams(self) -> int:
+        return len(self._datagrams_pending)
 
     def buffered_bytes(self, stream: QuicStream) -> int:
         return len(stream.sender._buffer)
@@ -246,5 +269,6 @@ def make_configuration(limits: QuicLimits, alpn: str, *, is_client: bool) -> Qui
         # There is one stream, so its own limit is the one that counts.
         max_data=_UNLIMITED,
         max_stream_data=limits.receive_window_bytes,
+        max_datagram_frame_size=_MAX_DATAGRAM_FRAME_BYTES if limits.carries_datagrams else None,
         supported_versions=[QuicProtocolVersion.VERSION_1],
     )

@@ -360,7 +360,9 @@ class ClientEndpoint(Endpoint):
         self._ready = trio.Event()
         self._refusals = 0
         self.suspicion = Suspicion()
-        core = QuicCore(configuration, limits.receive_window_bytes)
+        core = QuicCore(
+            configuration, limits.receive_window_bytes, client_opens=limits.client_opens
+        )
         self.connection = QuicConnection(core, self, remote)
         now = trio.current_time()
         core.connect(remote, now)
@@ -406,6 +408,9 @@ class ClientEndpoint(Endpoint):
         except Exception as error:
             self._refusal = error
             connection.close(BAD_CERTIFICATE, "the certificate is refused")
+        else:
+            if self.limits.client_opens:
+                connection._open_stream()
         self._ready.set()
 
     def forget(self, connection: QuicConnection) -> None:
@@ -479,7 +484,8 @@ class ServerEndpoint(Endpoint):
     def established(self, connection: QuicConnection) -> None:
         self._end_handshake(connection)
         self._accepted += 1
-        connection._open_stream()
+        if not self.limits.client_opens:
+            connection._open_stream()
         self.accepted(connection)
 
     def issued(self, connection: QuicConnection, cid: bytes) -> None:
@@ -600,6 +606,7 @@ class ServerEndpoint(Endpoint):
             self._reset_token,
             newcomer.original_cid,
             newcomer.retry_cid,
+            client_opens=self.limits.client_opens,
         )
         connection = QuicConnection(core, self, newcomer.sender)
         source = newcomer.source

@@ -27,6 +27,7 @@ from runtime.randomness import SeededRandomness
 from runtime.secret import Secret
 from simulations.checks.interface import Observer, hears
 from simulations.hosts.channel import AgentChannel, Lookup
+from simulations.hosts.relay_links import AgentLinks
 from simulations.hosts.service import Masquerade
 from simulations.net.world import Host, World
 from tunnel.agent import AgentIdentity, Outgoing
@@ -83,6 +84,7 @@ class AgentHost:
         )
         self.agent = self._make_agent(identity, engine, self._drawn.child("agent"), now)
         self.engine = engine
+        self._links = AgentLinks(host, engine, lambda: self.now, self.touched)
         decoded = decode_token(token)
         self.channel = AgentChannel(
             self,
@@ -132,6 +134,7 @@ class AgentHost:
         agent.pump(now)
         for transmit in self.engine.drain_transmits():
             self.transmit(transmit.local, transmit.remote, bytes(transmit.data))
+        self._links.flush()
         packets = agent.drain_packets()
         if packets:
             self._take_packets(packets)

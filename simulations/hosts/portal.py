@@ -34,6 +34,7 @@ from runtime.timers import TimerHeap
 from simulations.checks.interface import Observer, hears
 from simulations.hosts.database import Database, Reach, at_once
 from simulations.hosts.links import LINK_PORT, NodeLinks
+from simulations.hosts.relay_links import ask_over_stream, protocol_of
 from simulations.net.streams import Stream
 from simulations.net.world import Host, World
 
@@ -403,12 +404,20 @@ class PortalNode:
 
     async def _prove(self, announced: SocketAddress, pins: tuple[str, ...]) -> bool:
         """`portal.probe.prove_address`, over the world's paths."""
-        if announced.transport != "udp":
-            return False
         target = Address(str(announced.address), announced.port)
         probe = BindingProbe(self._probes)
         answers: list[bool] = []
+        if announced.transport == "udp":
+            return await self._prove_by_datagrams(target, probe, answers)
+        stream = ask_over_stream(self.host, target, protocol_of(announced), probe, answers)
+        try:
+            return await self._is_answered(answers, PROBES * PROBE_NS)
+        finally:
+            stream.close(0, "asked")
 
+    async def _prove_by_datagrams(
+        self, target: Address, probe: BindingProbe, answers: list[bool]
+    ) -> bool:
         def receive(data: bytes, source: Address, local: Address) -> None:
             if source == target and probe.answer(data) is not None:
                 answers.append(True)
@@ -418,12 +427,17 @@ class PortalNode:
         try:
             for _ in range(PROBES):
                 self.host.send(port, target, probe.request)
-                for _ in range(PROBE_NS // PROBE_LOOK_NS):
-                    await heap_sleep(PROBE_LOOK_NS)
-                    if answers:
-                        return True
+                if await self._is_answered(answers, PROBE_NS):
+                    return True
         finally:
             self.host.unbind(port)
+        return False
+
+    async def _is_answered(self, answers: list[bool], within_ns: int) -> bool:
+        for _ in range(within_ns // PROBE_LOOK_NS):
+            await heap_sleep(PROBE_LOOK_NS)
+            if answers:
+                return True
         return False
 
     # --- helpers ---------------------------------------------------------------------------------

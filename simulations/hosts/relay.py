@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final
+from typing import Final, Literal
 
 from channel.credentials import decode_token
 from channel.messages import TO_RELAY, Disconnect, IpText, SocketAddress
@@ -15,6 +15,7 @@ from runtime.net.address import Address
 from runtime.secret import Secret
 from simulations.checks.interface import Observer, hears
 from simulations.hosts.channel import AgentChannel, Lookup
+from simulations.hosts.relay_links import DOOR_PORT, DOORS, PIN, RelayDoors
 from simulations.net.world import Host, World
 
 RELAY_PORT: Final = 3_478
@@ -64,9 +65,15 @@ class RelayHost:
         )
         self.agent = RelayAgent(
             token=token,
-            addresses=tuple(
-                SocketAddress(address=IpText(ip), port=RELAY_PORT) for ip in self._hosts.values()
+            addresses=(
+                *(self._address(ip, RELAY_PORT, "udp") for ip in self._hosts.values()),
+                *(
+                    self._address(ip, DOOR_PORT, door)
+                    for door in DOORS
+                    for ip in self._hosts.values()
+                ),
             ),
+            certificate_pins=(PIN,),
             stamp_secret=stamp_secret,
             name=name,
             region=region,
@@ -80,6 +87,10 @@ class RelayHost:
             self._ports[number] = (ip, RELAY_PORT)
             self.server.add_listener(number)
         host.bind(RELAY_PORT, self._from_client)
+        self._door_number = self._next_number()
+        self._doors = RelayDoors(
+            host, self.server, self._door_number, lambda: self.now, lambda: world.touch(self)
+        )
         self._listeners_heard = listeners = hears(observers, "heard")
         self.channel = AgentChannel(
             self,
@@ -146,7 +157,9 @@ class RelayHost:
             self.channel.send(message)
         self.channel.flush()
         for socket, data, (host, port) in self.server.drain_transmits():
-            if socket in self._ports:
+            if socket == self._door_number:
+                self._doors.send(bytes(data), (host, port))
+            elif socket in self._ports:
                 self.transmit(self._ports[socket], Address(host, port), bytes(data))
 
     def transmit(self, local: tuple[str, int], destination: Address, data: bytes) -> None:
@@ -175,6 +188,7 @@ class RelayHost:
         if self.is_over:
             return
         self.channel.close("ended")
+        self._doors.close()
         for _, port in dict.fromkeys(self._ports.values()):
             self.host.unbind(port)
         self.kill()
@@ -211,6 +225,12 @@ class RelayHost:
     def _heard(self, message: object, epoch: int | None) -> None:
         for each in self._listeners_heard:
             each(self.world.now, self.name, message, epoch)
+
+    @staticmethod
+    def _address(
+        ip: str, port: int, transport: Literal["udp", "quic", "tls", "tcp"]
+    ) -> SocketAddress:
+        return SocketAddress(address=IpText(ip), port=port, transport=transport)
 
     def _from_client(self, data: bytes, source: Address, local: Address) -> None:
         number = self._listeners.get(local.host)

@@ -10,12 +10,16 @@ Bindings are repeated every 20 s. So the NAT's binding for the allocation's 5-tu
 a NAT that forgot it is noticed: the reflexive address changes. Then, and when an allocation is
 lost, the allocation is made anew, and `generation` rises: the peer drops what it knew. What is
 merely new is trickled within the generation. `version` changes with every change of either.
+
+A relay that leaves LINK_AFTER_ASKS Binding requests unanswered is reached by a connection instead
+(`tunnel.ice.links`), and the allocation is made over that; it has the lowest priority, so that
+traffic moves back when UDP works.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final, Literal, NamedTuple
+from typing import Final, NamedTuple
 from uuid import UUID
 
 import attrs
@@ -36,10 +40,14 @@ from tunnel.ice.candidates import (
     reflexive_candidate,
     relayed_candidate,
 )
+from tunnel.ice.links import LinkCommand, RelayLinks
+from tunnel.ice.ways import RelayWay, Way, ways_to
 
 BINDING_INTERVALS_NS: Final = tuple(ms * NS_PER_MS for ms in (100, 200, 400, 800, 1600, 3200))
 BINDING_REFRESH_NS: Final = 20 * NS_PER_S
 BINDING_RETRY_NS: Final = 10 * NS_PER_S
+LINK_AFTER_ASKS: Final = 3
+"""After 700 ms: more than any round trip that one would call with."""
 REVIEW_INTERVAL_NS: Final = 2 * NS_PER_S
 RETRY_FIRST_NS: Final = NS_PER_S
 RETRY_LAST_NS: Final = 60 * NS_PER_S
@@ -77,22 +85,6 @@ class _Binding:
     answered: bool = False
 
 
-@attrs.define(kw_only=True, eq=False)
-class _Relay:
-    """One relay in one address family, and the allocation on it."""
-
-    server: Address
-    username: str
-    password: str = attrs.field(repr=False)
-    base_priority: int
-    client: TurnClient | None = None
-    base: Base | None = None
-    socket: Address | None = None
-    refused_hosts: dict[str, None] = attrs.field(factory=dict)
-    failures: int = 0
-    retry_at: int | None = None
-
-
 class Gatherer:
     """See the head of this file. `now` is in nanoseconds of one monotonic clock."""
 
@@ -105,10 +97,12 @@ class Gatherer:
         self._review_at: int | None = None
         self._host_base_by_socket: dict[Address, Base] = {}
         self._sockets_added = 0
-        self._relays: dict[tuple[UUID, Literal["ipv4", "ipv6"]], _Relay] = {}
+        self._links = RelayLinks()
+        self._relays: dict[tuple[UUID, Way], RelayWay] = {}
         self._bindings: dict[tuple[Address, Address], _Binding] = {}
         self._awaiting: dict[tuple[Address, Address], bytes] = {}
         self._transmits: list[Transmit] = []
+        self._link_messages: list[tuple[int, bytes]] = []
         self._received: list[Relayed] = []
 
     # --- what there is -------------------------------------------------------------------------
@@ -144,27 +138,18 @@ class Gatherer:
 
     def set_relays(self, servers: Sequence[RelayServer], now: int) -> None:
         """All the relays to use. One that stays keeps its allocation; new credentials serve from
-        the next allocation on. Relays without a UDP address are passed over."""
-        wanted: dict[tuple[UUID, Literal["ipv4", "ipv6"]], _Relay] = {}
+        the next allocation on."""
+        wanted: dict[tuple[UUID, Way], RelayWay] = {}
         for server in servers:
-            for place in server.addresses:
-                family: Literal["ipv4", "ipv6"] = "ipv6" if ":" in place.address else "ipv4"
-                key = (server.id, family)
-                if place.transport != "udp" or key in wanted:
-                    continue
-                preference = MAX_LOCAL_PREFERENCE - 2 * len(wanted)
-                fresh = _Relay(
-                    server=Address(str(place.address), place.port),
-                    username=server.username,
-                    password=server.password,
-                    base_priority=priority_of("relay", preference),
-                )
-                wanted[key] = self._keep(self._relays.get(key), fresh)
+            for key, fresh in ways_to(server, len(wanted)):
+                wanted.setdefault(key, self._keep(self._relays.get(key), fresh))
         for key, relay in self._relays.items():
             if wanted.get(key) is not relay:
                 self._give_back(relay, now)
         self._relays = wanted
+        self._links.set_relays(servers)
         self._sync_bindings(now)
+        self._follow_links(now)
         self._allocate_where_possible(now)
 
     def start(self, now: int) -> None:
@@ -183,6 +168,8 @@ class Gatherer:
         for relay in self._relays.values():
             self._give_back(relay, now)
         self._bindings.clear()
+        self._links.rest()
+        self._follow_links(now)
 
     def review(self, now: int) -> None:
         """Make sure soon that relays still see us as before, at most every 2 s."""
@@ -202,6 +189,7 @@ class Gatherer:
             if relay.client is not None:
                 relay.client.probe(now)
                 self._service(relay, now)
+        self._links.suspect(now)
 
     def bases(self) -> list[Base]:
         """The places to send from."""
@@ -286,9 +274,31 @@ class Gatherer:
                 return True
         return False
 
+    def link_opened(self, link: int, now: int) -> None:
+        """A link that `drain_link_commands` asked for stands."""
+        self._links.opened(link, now)
+        self._follow_links(now)
+
+    def link_closed(self, link: int, now: int) -> None:
+        """A link ended, or could not be opened."""
+        self._links.closed(link, now)
+        self._follow_links(now)
+
+    def receive_from_link(self, link: int, messages: Sequence[bytes], now: int) -> None:
+        """STUN messages and ChannelData, in order, as a relay sent them by a link."""
+        for relay in self._relays.values():
+            if relay.link != link or relay.client is None:
+                continue
+            for message in messages:
+                relay.client.receive(message, now)
+            self._service(relay, now)
+
     def poll_timeout(self) -> int | None:
         """When `handle_timeout` is due; None: nothing is waited for."""
         deadlines = [b.due for b in self._bindings.values() if b.due is not None]
+        link_due = self._links.poll_timeout()
+        if link_due is not None:
+            deadlines.append(link_due)
         if self._review_at is not None:
             deadlines.append(self._review_at)
         for relay in self._relays.values():
@@ -312,20 +322,42 @@ class Gatherer:
             elif relay.retry_at is not None and relay.retry_at <= now:
                 relay.retry_at = None
                 self._allocate(relay, now)
+        self._links.handle_timeout(now)
+        self._follow_links(now)
 
     def drain_transmits(self) -> list[Transmit]:
         drained, self._transmits = self._transmits, []
         return drained
 
+    def drain_link_messages(self) -> list[tuple[int, bytes]]:
+        """What is to be sent by links, in order, each before what `drain_link_commands` says."""
+        drained, self._link_messages = self._link_messages, []
+        return drained
+
+    def drain_link_commands(self) -> list[LinkCommand]:
+        return self._links.drain_commands()
+
     def drain_received(self) -> list[Relayed]:
         drained, self._received = self._received, []
         return drained
+
+    def reached_by(self, relay_id: UUID) -> str | None:
+        """The transport of the best allocation on a relay; None without one."""
+        for way in ("ipv4", "ipv6"):
+            relay = self._relays.get((relay_id, way))
+            if relay is not None and relay.base is not None:
+                return "udp"
+        relay, standing = self._relays.get((relay_id, "link")), self._links.standing(relay_id)
+        if relay is None or relay.base is None or standing is None:
+            return None
+        return standing.door.transport
 
     def statistics(self) -> dict[str, int]:
         """Present sizes."""
         return {
             "sockets": len(self._host_base_by_socket),
-            "relays": len(self._relays),
+            "relays": len({relay_id for relay_id, _ in self._relays}),
+            "links": self._links.count,
             "allocations": sum(relay.base is not None for relay in self._relays.values()),
             "generation": self.generation,
         }
@@ -338,7 +370,8 @@ class Gatherer:
             (socket, relay.server)
             for socket in self._host_base_by_socket
             for relay in self._relays.values()
-            if self._active and (":" in socket.host) == (":" in relay.server.host)
+            if self._active and relay.way == relay.family
+            if (":" in socket.host) == (":" in relay.server.host)
         }
         for key in list(self._bindings):
             if key not in wanted:
@@ -347,6 +380,7 @@ class Gatherer:
             binding = _Binding(socket=socket, server=server)
             self._bindings[socket, server] = binding
             self._ask(binding, now)
+        self._watch_udp(now)
 
     def _ask(self, binding: _Binding, now: int) -> None:
         binding.transaction_id = self._randomness.bytes(12)
@@ -382,7 +416,46 @@ class Gatherer:
         for relay in self._relays.values():
             if relay.server == binding.server and relay.socket == binding.socket:
                 self._check_rebinding(relay, reflexive, now)
+        self._watch_udp(now)
         self._allocate_where_possible(now)
+
+    # --- links ---------------------------------------------------------------------------------
+
+    def _watch_udp(self, now: int) -> None:
+        """Say of each relay whether UDP reaches it."""
+        for relay_id in {relay_id: None for relay_id, way in self._relays if way == "link"}:
+            if not self._active:
+                return
+            relays = (self._relays.get((relay_id, "ipv4")), self._relays.get((relay_id, "ipv6")))
+            servers = {relay.server: relay for relay in relays if relay is not None}
+            answering = [
+                servers[binding.server]
+                for binding in self._bindings.values()
+                if binding.server in servers and binding.attempt <= LINK_AFTER_ASKS
+            ]
+            if not answering:
+                self._links.need(relay_id, now)
+            elif any(relay.base is not None for relay in answering):
+                self._links.spare(relay_id, now)
+
+    def _follow_links(self, now: int) -> None:
+        """An allocation over a link lives as long as that link."""
+        self._watch_udp(now)
+        for (relay_id, _), relay in self._relays.items():
+            if relay.way != "link":
+                continue
+            standing = self._links.standing(relay_id)
+            link = None if standing is None else standing.link
+            if relay.link == link:
+                continue
+            was_allocated = relay.base is not None
+            self._abandon(relay)
+            relay.link = link
+            if standing is not None:
+                relay.server = standing.door.address
+            if was_allocated:
+                self._changed(regather=True)
+            self._allocate(relay, now)
 
     # --- allocations ---------------------------------------------------------------------------
 
@@ -391,26 +464,36 @@ class Gatherer:
             if relay.client is None and relay.retry_at is None:
                 self._allocate(relay, now)
 
-    def _allocate(self, relay: _Relay, now: int) -> None:
-        """Over the first socket from which the relay answered; later, if there is none yet."""
+    def _allocate(self, relay: RelayWay, now: int) -> None:
+        """By the link, or over the first socket from which the relay answered; later, if there is
+        none yet."""
+        if relay.way == "link":
+            if relay.link is not None:
+                relay.client = self._client(relay, now)
+                self._service(relay, now)
+            return
         for (socket, server), binding in self._bindings.items():
             if server == relay.server and binding.answered:
                 relay.socket = socket
-                relay.client = TurnClient(
-                    server=server,
-                    username=relay.username,
-                    password=relay.password,
-                    family="ipv6" if ":" in server.host else "ipv4",
-                    randomness=self._randomness,
-                    now=now,
-                )
+                relay.client = self._client(relay, now)
                 self._service(relay, now)
                 return
 
-    def _service(self, relay: _Relay, now: int) -> None:
+    def _client(self, relay: RelayWay, now: int) -> TurnClient:
+        return TurnClient(
+            server=relay.server,
+            username=relay.username,
+            password=relay.password,
+            family=relay.family,
+            randomness=self._randomness,
+            now=now,
+            reliable=relay.way == "link",
+        )
+
+    def _service(self, relay: RelayWay, now: int) -> None:
         """Take what the client has to say, and send what it has to send."""
-        client, socket = relay.client, relay.socket
-        if client is None or socket is None:
+        client, socket, link = relay.client, relay.socket, relay.link
+        if client is None:
             return
         for event in client.drain_events():
             if isinstance(event, Received):
@@ -421,38 +504,41 @@ class Gatherer:
             elif isinstance(event, Refused):
                 self._refuse(relay, event.peer)
             elif isinstance(event, Allocated):
-                self._allocated(relay, event.relayed)
+                self._allocated(relay, event.relayed, now)
             elif isinstance(event, Lost):
                 self._lost(relay, now)
                 break
-        for data in client.drain_datagrams():
-            self._transmits.append(Transmit(socket, client.server, data))
+        if socket is not None:
+            for data in client.drain_datagrams():
+                self._transmits.append(Transmit(socket, client.server, data))
+        elif link is not None:
+            self._link_messages += [(link, data) for data in client.drain_datagrams()]
 
-    def _send_awaiting(self, relay: _Relay, client: TurnClient, peer: Address, now: int) -> None:
+    def _send_awaiting(self, relay: RelayWay, client: TurnClient, peer: Address, now: int) -> None:
         if relay.base is not None:
             data = self._awaiting.pop((relay.base.address, peer), None)
             if data is not None:
                 client.send(peer, data, now)
 
-    def _refuse(self, relay: _Relay, peer: Address) -> None:
+    def _refuse(self, relay: RelayWay, peer: Address) -> None:
         """The relay forbids this host: ask no more, for as long as the allocation stands."""
         if relay.base is not None:
             self._awaiting.pop((relay.base.address, peer), None)
         if len(relay.refused_hosts) < MAX_REFUSED_HOSTS:
             relay.refused_hosts[peer.host] = None
 
-    def _allocated(self, relay: _Relay, relayed: Address) -> None:
-        assert relay.socket is not None
+    def _allocated(self, relay: RelayWay, relayed: Address, now: int) -> None:
         relay.failures = 0
         relay.base = Base(
             address=relayed,
-            socket=relay.socket,
+            socket=relay.socket or relayed,
             server=relay.server,
             priority=relay.base_priority,
         )
         self._changed(regather=False)
+        self._watch_udp(now)
 
-    def _lost(self, relay: _Relay, now: int) -> None:
+    def _lost(self, relay: RelayWay, now: int) -> None:
         """Make a new allocation: at once if there was one, else with back-off."""
         was_allocated = relay.base is not None
         self._abandon(relay)
@@ -464,20 +550,20 @@ class Gatherer:
         relay.failures += 1
         relay.retry_at = now + delay
 
-    def _check_rebinding(self, relay: _Relay, reflexive: Address, now: int) -> None:
+    def _check_rebinding(self, relay: RelayWay, reflexive: Address, now: int) -> None:
         """The relay knows an allocation by its 5-tuple: with another one it is lost to us."""
         if relay.client is None or relay.base is None or relay.client.reflexive == reflexive:
             return
         self._lost(relay, now)
 
-    def _abandon(self, relay: _Relay) -> None:
+    def _abandon(self, relay: RelayWay) -> None:
         if relay.base is not None:
             gone = relay.base.address
             self._awaiting = {k: v for k, v in self._awaiting.items() if k[0] != gone}
         relay.client = relay.base = relay.socket = relay.retry_at = None
         relay.refused_hosts.clear()
 
-    def _give_back(self, relay: _Relay, now: int) -> None:
+    def _give_back(self, relay: RelayWay, now: int) -> None:
         if relay.client is None:
             relay.retry_at = None
             return
@@ -488,15 +574,16 @@ class Gatherer:
         if was_allocated:
             self._changed(regather=True)
 
-    def _keep(self, known: _Relay | None, fresh: _Relay) -> _Relay:
+    def _keep(self, known: RelayWay | None, fresh: RelayWay) -> RelayWay:
         """The relay as it was, with the credentials and rank that it has now."""
-        if known is None or known.server != fresh.server:
+        is_same = known is not None and (known.way == "link" or known.server == fresh.server)
+        if known is None or not is_same:
             return fresh
         known.username, known.password = fresh.username, fresh.password
         known.retry_at = None
         return known
 
-    def _relay_of(self, base: Base) -> _Relay | None:
+    def _relay_of(self, base: Base) -> RelayWay | None:
         for relay in self._relays.values():
             if relay.base == base:
                 return relay

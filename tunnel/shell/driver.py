@@ -24,6 +24,7 @@ from runtime.service import get_logger
 from tunnel.agent import Outgoing
 from tunnel.engine import Engine
 from tunnel.shell.commands import CommandFailed
+from tunnel.shell.links import LinkKeeper
 from tunnel.shell.network import Interface, NetworkMonitor, usable_addresses
 from tunnel.shell.tun import TunDevice
 
@@ -114,6 +115,8 @@ class EngineDriver:
         self._sent = self._received = self._dropped = 0
         self._unsent_messages = self._failed_events = self._network_changes = 0
         self._guard = Guard("driver")
+        self._links = LinkKeeper(self._engine, clock, mark=mark, flush=self.flush)
+        self._link_nursery: trio.Nursery | None = None
 
     async def run(self) -> None:
         """Drive until cancelled; the sockets are closed then. Raises OSError, CommandFailed when
@@ -121,12 +124,14 @@ class EngineDriver:
         monitor = NetworkMonitor()
         try:
             async with trio.open_nursery() as nursery:
+                self._link_nursery = nursery
                 await self._follow_addresses(nursery)
                 nursery.start_soon(self._watch_network, monitor, nursery)
                 nursery.start_soon(self._read_tun)
                 nursery.start_soon(self._run_timers)
                 nursery.start_soon(self._perform_events)
         finally:
+            self._link_nursery = None
             monitor.close()
             # Relays get their allocations back now, and need not wait until they expire.
             self._engine.set_relays((), self._clock.monotonic_ns())
@@ -250,6 +255,8 @@ class EngineDriver:
             taken = 0 if opened is None else opened.send_batch(train, remote)
             self._sent += taken
             self._dropped += len(train) - taken
+        if self._link_nursery is not None:
+            self._links.move(self._link_nursery)
 
     async def _follow_addresses(self, nursery: trio.Nursery) -> bool:
         """One socket for each address that the machine has now; whether anything changed."""

@@ -116,6 +116,7 @@ def test_a_relay_behind_one_to_one_nat_tells_its_external_address() -> None:
         ("udp", external),
         ("tcp", external),
         ("tls", Address("203.0.113.6", 5349)),
+        ("quic", Address("203.0.113.6", 5349)),
     )
     assert addresses.external_hosts == {"203.0.113.6"}
 
@@ -131,10 +132,11 @@ def test_several_listeners_may_each_have_their_external_address() -> None:
         ("udp", Address("203.0.113.6", 3478)),
         ("udp", Address("203.0.113.7", 3478)),
         ("tls", Address("203.0.113.7", 443)),
+        ("quic", Address("203.0.113.7", 443)),
     )
 
 
-def test_tcp_is_where_udp_is_and_tls_at_5349_where_that_is_3478() -> None:
+def test_tcp_is_where_udp_is_and_tls_and_quic_at_5349_where_that_is_3478() -> None:
     def places(**settings: Any) -> list[str]:
         announced = checked(**settings).announced
         return [f"{transport} {address}" for transport, address in announced]
@@ -143,13 +145,18 @@ def test_tcp_is_where_udp_is_and_tls_at_5349_where_that_is_3478() -> None:
     tls_files = {"tls_certificate": Path("chain"), "tls_key": Path("key")}
     alone = {"standalone": True, "user": ("alice",)}
     udp, tcp, tls = "udp 203.0.113.6:3478", "tcp 203.0.113.6:3478", "tls 203.0.113.6:5349"
-    assert places(**one) == places(**one, **alone, **tls_files) == [udp, tcp, tls]
+    quic = "quic 203.0.113.6:5349"
+    assert places(**one) == [udp, tcp, tls, quic]
+    assert places(**one, **alone, **tls_files) == [udp, tcp, tls]
+    assert places(**one, listen_quic=("",)) == [udp, tcp, tls]
+    assert places(**one, listen_quic=("203.0.113.6:443",)) == [udp, tcp, tls, quic[:-4] + "443"]
     assert places(**one, **alone) == [udp, tcp]
     assert places(**one, listen_tcp=("",), listen_tls=("",)) == [udp]
     assert places(**other) == ["udp 203.0.113.6:5000", "tcp 203.0.113.6:5000"]
     assert places(**other, listen_tls=("203.0.113.9:443",), listen_tcp=()) == [
         "udp 203.0.113.6:5000",
         "tls 203.0.113.9:443",
+        "quic 203.0.113.9:443",
     ]
 
 

@@ -22,12 +22,14 @@ from runtime.randomness import SeededRandomness
 from simulations.net.nat import PORT_RESTRICTED, Nat, NatBehaviour
 from simulations.net.packets import UDP
 from tunnel.connection import Connected, Event, LocalCandidates, PathChanged, PathLost
-from tunnel.engine import ConnectionParameters, Engine
+from tunnel.engine import ConnectionParameters, Engine, LinkCommand, OpenLink
+from tunnel.ice.links import LinkTransport
 
 RELAY = Address("198.51.100.10", 3478)
 RELAY_ID = UUID(int=0xE1A)
 CONNECTION = UUID(int=0xC0)
 USER, PASSWORD = "user", "password"
+LINKS = 1_000_000  # the number of the relay's listener for connections
 GREETING = 999_999  # the number of the packet that opens a tunnel before a conversation
 MAX_STEPS = 200_000
 
@@ -93,6 +95,10 @@ class Host:
             source = local if self.nat is None else self.nat.outbound(UDP, local, remote, now)
             if source is not None:
                 self.network.send(source, remote, data)
+        for link, message in self.engine.drain_link_messages():
+            self.network.send_by_link(self, link, message)
+        for command in self.engine.drain_link_commands():
+            self.network.obey(self, command)
         self.packets += self.engine.drain_packets()
         for event in self.engine.drain_events():
             self.events.append(event)
@@ -139,6 +145,7 @@ class RelayHost:
             unix_s=0,
         )
         self.server.add_listener(0)
+        self.server.add_listener(LINKS, reliable=True)
 
     def open(self, family: int, port: int) -> int | None:
         if port in self._ports.values():
@@ -176,6 +183,8 @@ class RelayHost:
             if socket in self._ports:
                 source = Address(self.address.host, self._ports[socket])
                 self.network.send(source, Address(*destination), bytes(data))
+            elif socket == LINKS:
+                self.network.answer_by_link(destination, bytes(data))
 
 
 class Network:
@@ -186,6 +195,9 @@ class Network:
         self.trace: list[tuple[int, Address, Address, bytes]] = []
         self.blocked: Callable[[Address, Address, bytes], bool] = lambda _s, _d, _data: False
         self.altered: Callable[[Address, bytes], bytes] = lambda _destination, data: data
+        self.closed_doors: set[str] = set()
+        self.link_log: list[tuple[int, str, str]] = []
+        self._links: dict[tuple[str, int], tuple[Host, str]] = {}
         self._chance = self.randomness.child("weather")
         self._heap: list[tuple[int, int, Callable[[], None]]] = []
         self._number = 0
@@ -237,6 +249,59 @@ class Network:
             if self.weather.jitter_ns:
                 delay += self._chance.integer(self.weather.jitter_ns)
             self.at(delay, lambda: self._deliver(source, destination, data))
+
+    # --- links: connections to the relay that lose nothing ---
+
+    def obey(self, host: Host, command: LinkCommand) -> None:
+        """Two round trips to open one, where the relay lives and the door is not closed."""
+        key = (host.name, command.link)
+        if not isinstance(command, OpenLink):
+            self.link_log.append((self.now, host.name, "close"))
+            self._links.pop(key, None)
+            self.relay_host.server.client_gone(LINKS, ("203.0.113.200", 10_000 + command.link))
+            return
+        self.link_log.append((self.now, host.name, command.transport))
+        self._links[key] = (host, command.transport)
+
+        def settle() -> None:
+            if key not in self._links:
+                return
+            if command.transport in self.closed_doors or not self.relay_host.alive:
+                del self._links[key]
+                host.engine.link_closed(command.link, self.now)
+            else:
+                host.engine.link_opened(command.link, self.now)
+            host.flush()
+
+        self.at(4 * self.weather.latency_ns, settle)
+
+    def close_door(self, transport: str) -> None:
+        """From now on nothing passes there, and what stands breaks."""
+        self.closed_doors.add(transport)
+        for (name, link), (host, used) in list(self._links.items()):
+            if used == transport:
+                del self._links[name, link]
+                self.relay_host.server.client_gone(LINKS, ("203.0.113.200", 10_000 + link))
+                host.engine.link_closed(link, self.now)
+                host.flush()
+
+    def send_by_link(self, host: Host, link: int, message: bytes) -> None:
+        def arrive() -> None:
+            if (host.name, link) in self._links and self.relay_host.alive:
+                client = ("203.0.113.200", 10_000 + link)
+                self.relay_host.server.receive(LINKS, memoryview(message), client, self.now)
+                self.relay_host.flush()
+
+        self.at(self.weather.latency_ns, arrive)
+
+    def answer_by_link(self, client: tuple[str, int], message: bytes) -> None:
+        def arrive() -> None:
+            for (_, link), (host, _) in list(self._links.items()):
+                if link == client[1] - 10_000:
+                    host.engine.receive_from_link(link, [message], self.now)
+                    host.flush()
+
+        self.at(self.weather.latency_ns, arrive)
 
     def signal(self, to: Host, message: Candidates) -> None:
         """The control channel: ordered, 30 ms."""
@@ -292,10 +357,15 @@ class Network:
         return permille > 0 and self._chance.integer(1000) < permille
 
 
-def relay_server(address: Address = RELAY, password: str = PASSWORD) -> RelayServer:
+def relay_server(
+    address: Address = RELAY, password: str = PASSWORD, doors: tuple[LinkTransport, ...] = ()
+) -> RelayServer:
+    host = IpText(address.host)
+    others = tuple(SocketAddress(address=host, port=443, transport=each) for each in doors)
     return RelayServer(
         id=RELAY_ID,
-        addresses=(SocketAddress(address=IpText(address.host), port=address.port),),
+        addresses=(SocketAddress(address=host, port=address.port), *others),
+        certificate_pins=("ab" * 32,),
         username=USER,
         password=password,
         expires_in_ns=3600 * NS_PER_S,

@@ -1,0 +1,194 @@
+"""Connections to a relay over QUIC, TLS and TCP, for agents whose UDP does not get through.
+
+A connection carries what `relays.client.TurnClient` has to say, message by message. `send` never
+waits: when more than QUEUE_BYTES are under way, data is dropped, as a full router would do, and
+when requests do not fit either, the connection is over. The server of TLS and QUIC is known by its
+pin alone, judged before anything but the handshake is sent.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Final, Protocol
+
+import trio
+
+from channel.relay_doors import (
+    QUIC_ALPN,
+    STREAM_ALPN,
+    UntrustedRelay,
+    accepts,
+    quic_client_limits,
+)
+from relays.framing import FramingError, StreamFrames, padding_of
+from relays.transports.quic import QuicRelayConnection
+from relays.turn import is_channel_data, is_send_indication
+from runtime.net.address import Address
+from runtime.net.quic import QuicClosed, connect_quic
+from runtime.net.tcp import connect_tcp
+from runtime.net.tls import TlsFailed, judging_client, shake_hands
+
+HANDSHAKE_TIMEOUT_S: Final = 10.0
+QUEUE_BYTES: Final = 256 * 1024
+"""Of data that waits to be sent: half a second at 4 Mbit/s. Later is as good as lost."""
+CONTROL_BYTES: Final = 64 * 1024
+"""What requests may have beyond that."""
+READ_BYTES: Final = 64 * 1024
+
+
+class RelayUnreached(Exception):
+    """The connection did not come about, or is over; the text says why."""
+
+
+class RelayConnection(Protocol):
+    """What every transport's connection does. Only one task may receive."""
+
+    def send(self, messages: Iterable[bytes]) -> int:
+        """Queue messages; never waits. How many of them were dropped."""
+
+    async def receive(self) -> Sequence[bytes]:
+        """The messages that have come, at least one. Raises RelayUnreached at the end."""
+
+
+class StreamConnection:
+    """A `RelayConnection` over a byte stream. Carries bytes while `run` runs."""
+
+    def __init__(self, stream: trio.abc.Stream) -> None:
+        self._stream = stream
+        self._frames = StreamFrames()
+        self._queue: deque[bytes] = deque()
+        self._queued_bytes = 0
+        self._sendable = trio.Event()
+        self._over = trio.CancelScope()
+
+    def send(self, messages: Iterable[bytes]) -> int:
+        dropped = 0
+        for message in messages:
+            is_data = is_channel_data(message) or is_send_indication(memoryview(message))
+            room = QUEUE_BYTES if is_data else QUEUE_BYTES + CONTROL_BYTES
+            if self._queued_bytes + len(message) > room:
+                dropped += 1
+                if not is_data:
+                    self._over.cancel()
+                continue
+            self._queue.append(message + padding_of(message))
+            self._queued_bytes += len(self._queue[-1])
+        self._sendable.set()
+        return dropped
+
+    async def receive(self) -> Sequence[bytes]:
+        while True:
+            try:
+                data = await self._stream.receive_some(READ_BYTES)
+                messages = self._frames.feed(data)
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                raise RelayUnreached("the connection broke") from None
+            except FramingError as error:
+                raise RelayUnreached(str(error)) from None
+            if not data:
+                raise RelayUnreached("the relay ended the connection")
+            if messages:
+                return [bytes(message) for message in messages]
+
+    async def run(self) -> None:
+        """Send what is queued, until that is impossible."""
+        with self._over:
+            while True:
+                self._sendable = trio.Event()
+                while self._queue:
+                    chunk = b"".join(self._queue)
+                    self._queue.clear()
+                    try:
+                        await self._stream.send_all(chunk)
+                    except (trio.BrokenResourceError, trio.ClosedResourceError):
+                        return
+                    self._queued_bytes -= len(chunk)
+                await self._sendable.wait()
+
+
+@asynccontextmanager
+async def connect_stream(
+    address: Address, *, pins: Sequence[str] | None, mark: int | None = None
+) -> AsyncIterator[StreamConnection]:
+    """Connect over TLS, or with `pins` None over TCP; within the block the connection stands.
+    `mark` is the socket's SO_MARK. Raises RelayUnreached, OSError."""
+    stream: trio.abc.Stream | None = None
+    with trio.move_on_after(HANDSHAKE_TIMEOUT_S):
+        tcp = await connect_tcp(address, mark=mark)
+        try:
+            tcp.setsockopt(trio.socket.IPPROTO_TCP, trio.socket.TCP_NODELAY, 1)
+            if pins is None:
+                stream = tcp
+            else:
+                tls = judging_client(tcp, server_name=None, verify=accepts(pins), alpn=STREAM_ALPN)
+                await shake_hands(tls)
+                stream = tls
+        except (TlsFailed, UntrustedRelay) as error:
+            raise RelayUnreached(str(error)) from None
+        finally:
+            if stream is None:
+                tcp.socket.close()
+    if stream is None:
+        raise RelayUnreached("the handshake took too long")
+    connection = StreamConnection(stream)
+    failure: Exception | None = None
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_carry, connection, tcp)
+        try:
+            yield connection
+        except Exception as error:
+            failure = error
+        finally:
+            nursery.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
+
+
+async def _carry(connection: StreamConnection, tcp: trio.SocketStream) -> None:
+    """Whoever receives is told of the end by the closed socket."""
+    try:
+        await connection.run()
+    finally:
+        tcp.socket.close()
+
+
+@asynccontextmanager
+async def connect_datagrams(
+    address: Address, *, pins: Sequence[str], mark: int | None = None
+) -> AsyncIterator[RelayConnection]:
+    """Connect over QUIC; within the block the connection stands. Raises RelayUnreached, OSError."""
+    try:
+        async with connect_quic(
+            address,
+            server_name=address.host,
+            alpn=QUIC_ALPN,
+            verify=accepts(pins),
+            limits=quic_client_limits(),
+            mark=mark,
+        ) as quic:
+            connection = QuicRelayConnection(quic)
+            failure: Exception | None = None
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(connection.run)
+                nursery.start_soon(connection.keep_alive)
+                try:
+                    yield connection
+                except Exception as error:
+                    failure = error
+                finally:
+                    nursery.cancel_scope.cancel()
+            if failure is not None:
+                raise failure
+    except (QuicClosed, UntrustedRelay) as error:
+        raise RelayUnreached(str(error)) from None
+
+
+def connect_relay(
+    transport: str, address: Address, *, pins: Sequence[str], mark: int | None = None
+) -> AbstractAsyncContextManager[RelayConnection]:
+    """Connect to a relay over `quic`, `tls` or `tcp`: see `connect_datagrams`, `connect_stream`."""
+    if transport == "quic":
+        return connect_datagrams(address, pins=pins, mark=mark)
+    return connect_stream(address, pins=None if transport == "tcp" else pins, mark=mark)
