@@ -27,6 +27,10 @@ Wall-clock rates are disturbed by whoever else is on the relay's core: `core` in
 share of it that the relay had. `..._per_cpu_s` are packets per second of its own CPU time, and so
 is the ratio of allocations. An XDP relay works in the sender's time, on the generator's core.
 
+`holloway` is our relay as it is by default, `holloway pure` the same without its compiled drain
+(keys with `pure`; the same figures where there is no compiled drain). `mode` is how `holloway`, and
+`holloway xdp` if measured, say that they move data.
+
 Added latency is half of (round trip through the relay less round trip through the namespace that
 then forwards). An allocation is a 401 and a success, with the best digest that the relay offers our
 client: SHA-256 with ours, MD5 and SHA-1 with coturn. A key that was not measured is null.
@@ -36,27 +40,37 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import gzip
 import json
 import os
 import platform
 import re
 import shutil
-import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from functools import cache, partial
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import attrs
 from rich.console import Console
-from rich.table import Table
 
 from benchmarks import relay_core
 from benchmarks.relay_load import Carried, Ends, Generator, GeneratorError
+from benchmarks.relay_results import (
+    COTURN,
+    DIRECT,
+    KEYS,
+    OURS,
+    PURE,
+    WAYS,
+    XDP,
+    Figures,
+    Taken,
+    coturn_version,
+    summary,
+    table,
+)
 from benchmarks.relay_world import (
     Flow,
     Relay,
@@ -66,6 +80,7 @@ from benchmarks.relay_world import (
     bulk,
     coturn,
     cpu_s,
+    data_path,
     flows,
     holloway,
     proportional_bytes,
@@ -76,13 +91,6 @@ from relays.turn import channel_data
 from runtime.descriptors import raise_file_limit
 from simulations.kernel.lab import Lab, LabError, missing_requirements
 
-KEYS: Final = (
-    "thin_172_vs_coturn", "thin_1400_vs_coturn", "bulk_1400_vs_coturn",
-    "thin_172_per_cpu_s_vs_coturn", "thin_1400_per_cpu_s_vs_coturn",
-    "bulk_1400_per_cpu_s_vs_coturn", "cpu_per_packet_vs_coturn", "added_cpu_per_packet_vs_coturn",
-    "xdp_cpu_per_packet_vs_coturn", "latency_added_us", "coturn_latency_added_us",
-    "allocations_per_s_vs_coturn", "bytes_per_allocation_vs_coturn", "mode", "coturn_version",
-)  # fmt: skip
 FLOWS: Final = 50
 SIZES: Final = (172, 1400)
 BULK_BYTES: Final = 1400
@@ -93,13 +101,13 @@ XDP_CPU_US: Final = 0.5
 """A relay that uses more for each packet has carried them in userspace, whatever it was told."""
 LEAST_WAITING: Final = 0.1
 """A generator that waits for the relay in fewer of its turns may be what limits the rate."""
-DIRECT: Final = "generator alone"
-WAYS: Final = {True: "to peer", False: "to client"}
 
 
 @attrs.frozen(kw_only=True)
 class Amounts:
     rounds: int
+    most_s: float
+    """There is no further round that would probably end later than that."""
     measure_s: float
     paced_s: float
     thin_windows: tuple[int, ...]
@@ -109,17 +117,13 @@ class Amounts:
 
 
 QUICK: Final = Amounts(
-    rounds=2, measure_s=0.3, paced_s=0.4, thin_windows=(512,), bulk_windows=(90, 360),
-    round_trips=500, allocations=1000,
+    rounds=2, most_s=50.0, measure_s=0.25, paced_s=0.3, thin_windows=(512,),
+    bulk_windows=(90, 360), round_trips=500, allocations=500,
 )  # fmt: skip
 FULL: Final = Amounts(
-    rounds=5, measure_s=1.5, paced_s=4.0, thin_windows=(256, 1024), bulk_windows=(90, 360, 1440),
-    round_trips=4000, allocations=2000,
+    rounds=5, most_s=3600.0, measure_s=1.5, paced_s=4.0, thin_windows=(256, 1024),
+    bulk_windows=(90, 360, 1440), round_trips=4000, allocations=2000,
 )  # fmt: skip
-
-Figures = dict[str, float]
-Taken = dict[str, list[Figures]]
-"""For each relay, one set of figures a round."""
 
 
 def run(chosen: Chosen, console: Console) -> dict[str, Any]:
@@ -133,19 +137,24 @@ def run(chosen: Chosen, console: Console) -> dict[str, Any]:
         relays, notes = participants(chosen)
         for note in notes:
             console.print(note)
+        bench = Bench(world, generator, chosen)
+        begun = time.monotonic()
         for number in range(chosen.amounts.rounds):
+            if number and (time.monotonic() - begun) * (1 + 1 / number) > chosen.amounts.most_s:
+                console.print(f"no more rounds than {number}: they take too long here")
+                break
             console.print(f"round {number + 1} of {chosen.amounts.rounds}", style="dim")
-            bench = Bench(world, generator, chosen)
-            taken.setdefault(DIRECT, []).append(bench.alone())
-            for relay in relays:
+            taken.setdefault(DIRECT, []).append(bench.alone(all_cases=number == 0))
+            for relay in list(relays):
                 figures = bench.of(relay)
                 if relay.needs_xdp and figures.get("thin 172 to peer cpu_us", 0.0) > XDP_CPU_US:
-                    console.print(f"{relay.name}: packets went through userspace; not counted")
-                    continue
-                taken.setdefault(relay.name, []).append(figures)
+                    console.print(f"{relay.name}: its packets go through userspace; left out")
+                    relays.remove(relay)
+                else:
+                    taken.setdefault(relay.name, []).append(figures)
     console.print(table(taken))
-    console.print(versions(chosen, relays))
-    return summary(taken)
+    console.print(versions(chosen, bench.modes))
+    return summary(taken, bench.modes)
 
 
 # --- what takes part -----------------------------------------------------------------------------
@@ -163,6 +172,7 @@ class Chosen:
     cases: tuple[str, ...] = ()
     profile: str = ""
     run_name: str = ""
+    also: tuple[Path, ...] = ()
 
     def wants(self, case: str) -> bool:
         return not self.cases or any(case.startswith(each) for each in self.cases)
@@ -180,19 +190,22 @@ def participants(chosen: Chosen) -> tuple[list[Relay], list[str]]:
             notes.append("our relay has no setting for several processes: it runs as one")
     ways = settings.get("fast-path", "")
     plain = next((each for each in ("gro", "userspace", "off", "none") if each in ways), None)
-    userspace = ("--fast-path", plain) if plain else ()
+    userspace = ("--fast-path", plain, *several) if plain else several
     found = []
     if shutil.which("turnserver"):
         found.append(coturn(coturn_threads(chosen)))
     else:
         notes.append("turnserver is missing (apt-get install coturn): no ratios")
-    found.append(holloway("holloway", *userspace, *several))
+    found.append(holloway(OURS, *userspace))
+    if "no-compiled-drain" in settings:
+        found.append(holloway(PURE, *userspace, "--no-compiled-drain", data_only=True))
     if "xdp" not in ways:
         notes.append("our relay has no --fast-path xdp: no figures of XDP")
     elif shutil.which("ethtool") is None:
         notes.append("ethtool is missing (apt-get install ethtool): no figures of XDP")
     else:
-        found.append(holloway("holloway xdp", "--fast-path", "xdp", *several, needs_xdp=True))
+        found.append(holloway(XDP, "--fast-path", "xdp", *several, needs_xdp=True))
+    found += [holloway(each.name, checkout=each) for each in chosen.also]
     return [each for each in found if not chosen.relays or each.name in chosen.relays], notes
 
 
@@ -204,7 +217,7 @@ def coturn_threads(chosen: Chosen) -> int:
 def relay_settings() -> dict[str, str]:
     """What `holloway relay --help` lists: names of flags, and the text up to the next one."""
     done = subprocess.run(
-        [sys.executable, "-m", "holloway", "relay", "--help"],
+        [sys.executable, "-m", OURS, "relay", "--help"],
         env=os.environ | {"COLUMNS": "200"}, capture_output=True, text=True, check=True,
     )  # fmt: skip
     parts = re.split(r"\s--([a-z][a-z0-9-]+)", done.stdout)
@@ -219,13 +232,19 @@ class Bench:
     world: World
     generator: Generator
     chosen: Chosen
+    modes: dict[str, str] = attrs.field(factory=dict)
+    """How each relay of ours that has run said it moves data."""
 
     def of(self, relay: Relay) -> Figures:
         figures: Figures = {}
         with relay.running(self.world) as pids, flows(self.world, FLOWS) as made:
+            if relay.name != COTURN:
+                self.modes[relay.name] = data_path(self.world)
             with profiled(self.chosen.profile, pids):
                 for to_peer in WAYS:
-                    self._carry(figures, made, to_peer, pids)
+                    self._carry(figures, made, to_peer, pids, paced=not relay.data_only)
+            if relay.data_only:
+                return figures
             if self.chosen.wants("latency"):
                 figures["round trip us"] = self._round_trip_us(
                     made[0], channel_data(made[0].channel, bytes(172))
@@ -234,12 +253,17 @@ class Bench:
                 self._allocate(figures, pids)
         return figures
 
-    def alone(self) -> Figures:
-        """The same load, ended where a relay would receive it; and the way past the relay."""
+    def alone(self, *, all_cases: bool = True) -> Figures:
+        """The same load, ended where a relay would receive it; and the way past the relay. Without
+        `all_cases` only what is compared within a round."""
         figures: Figures = {}
         for to_peer in WAYS:
             with without_relay(self.world, FLOWS, to_peer) as made:
-                self._carry(figures, made, to_peer, ())
+                if all_cases:
+                    self._carry(figures, made, to_peer, ())
+                elif self.chosen.wants("paced"):
+                    with thin(self.world, made, SIZES[0], to_peer) as ends:
+                        self._paced(figures, f"paced {SIZES[0]} {WAYS[to_peer]}", ends, ())
         with self.world.client_socket() as client, self.world.peer_socket() as peer:
             client.connect(peer.getsockname())
             peer.connect(client.getsockname())
@@ -247,13 +271,19 @@ class Bench:
         return figures
 
     def _carry(
-        self, figures: Figures, made: Sequence[Flow], to_peer: bool, pids: Sequence[int]
+        self,
+        figures: Figures,
+        made: Sequence[Flow],
+        to_peer: bool,
+        pids: Sequence[int],
+        *,
+        paced: bool = True,
     ) -> None:
         amounts, way = self.chosen.amounts, WAYS[to_peer]
         for size in SIZES:
             with thin(self.world, made, size, to_peer) as ends:
                 self._most(figures, f"thin {size} {way}", ends, amounts.thin_windows, pids)
-                if size == SIZES[0] and self.chosen.wants("paced"):
+                if paced and size == SIZES[0] and self.chosen.wants("paced"):
                     self._paced(figures, f"paced {size} {way}", ends, pids)
         with bulk(made[0], BULK_BYTES, to_peer) as ends:
             self._most(figures, f"bulk {BULK_BYTES} {way}", ends, amounts.bulk_windows, pids)
@@ -274,7 +304,7 @@ class Bench:
             self.generator.load(ends, measure_s=seconds, window=window, watched=pids)
             for window in windows
         ]
-        best = max(runs, key=_rank)
+        best = max(runs, key=rank)
         figures[f"{case} per_s"] = best.per_s
         figures[f"{case} loss"] = best.loss
         if not pids:
@@ -315,7 +345,8 @@ class Bench:
         figures["allocation bytes"] = (after - before) / done.count
 
 
-def _rank(carried: Carried) -> tuple[bool, float]:
+def rank(carried: Carried) -> tuple[bool, float]:
+    """What is better: little loss, then the rate; and of much loss, less of it."""
     if carried.loss < MOST_LOSS:
         return True, carried.per_s
     return False, -carried.loss
@@ -337,147 +368,15 @@ def profiled(path: str, pids: Sequence[int]) -> Iterator[None]:
         perf.wait()
 
 
-# --- results -------------------------------------------------------------------------------------
-
-
-def summary(taken: Taken) -> dict[str, Any]:
-    """The object of the last line: ratios are medians of the rounds' ratios, ours over coturn's."""
-    result: dict[str, Any] = dict.fromkeys(KEYS)
-    for case in ("thin_172", "thin_1400", "bulk_1400"):
-        name = case.replace("_", " ")
-        result[f"{case}_vs_coturn"] = ratio(taken, "holloway", partial(rate, name))
-        result[f"{case}_per_cpu_s_vs_coturn"] = inverse(
-            ratio(taken, "holloway", partial(cpu, name))
-        )
-    result["cpu_per_packet_vs_coturn"] = ratio(taken, "holloway", partial(cpu, "thin 172"))
-    add_what_paced_runs_added(taken)
-    result["added_cpu_per_packet_vs_coturn"] = ratio(taken, "holloway", added)
-    result["xdp_cpu_per_packet_vs_coturn"] = ratio(taken, "holloway xdp", added)
-    result["latency_added_us"] = median(taken, "holloway", "latency added us")
-    result["coturn_latency_added_us"] = median(taken, "coturn", "latency added us")
-    result["allocations_per_s_vs_coturn"] = ratio(
-        taken, "holloway", lambda f: f.get("allocations per_cpu_s")
-    )
-    result["bytes_per_allocation_vs_coturn"] = ratio(
-        taken, "holloway", lambda f: f.get("allocation bytes")
-    )
-    result["mode"] = "+".join(
-        mode for name, mode in (("holloway", "userspace"), ("holloway xdp", "xdp")) if name in taken
-    )
-    result["coturn_version"] = coturn_version()
-    result["absolute"] = {
-        name: {
-            figure.replace(" ", "_"): median(taken, name, figure) for figure in figures_of(rounds)
-        }
-        for name, rounds in taken.items()
-    }
-    return result
-
-
-def add_what_paced_runs_added(taken: Taken) -> None:
-    """What a relay adds to what the same round's generator alone used and took."""
-    alone = taken.get(DIRECT, [])
-    for name, rounds in taken.items():
-        if name == DIRECT:
-            continue
-        for figures, bare in zip(rounds, alone, strict=False):
-            for way in WAYS.values():
-                key = f"paced 172 {way} {'busy' if interrupts_are_apart() else 'used'}_us"
-                if key in figures and key in bare:
-                    figures[f"paced 172 {way} added_us"] = figures[key] - bare[key]
-            if "round trip us" in figures and "round trip us" in bare:
-                figures["latency added us"] = (figures["round trip us"] - bare["round trip us"]) / 2
-
-
-@cache
-def interrupts_are_apart() -> bool:
-    """Whether this kernel charges no thread for softirq work. False if it does not tell."""
-    try:
-        text = gzip.decompress(Path("/proc/config.gz").read_bytes()).decode()
-    except OSError:
-        path = Path(f"/boot/config-{platform.release()}")
-        text = path.read_text() if path.exists() else ""
-    return "CONFIG_IRQ_TIME_ACCOUNTING=y" in text
-
-
-def rate(case: str, figures: Figures) -> float | None:
-    """Packets a second, the mean of both ways; None where either was not measured."""
-    return mean(figures.get(f"{case} {way} per_s") for way in WAYS.values())
-
-
-def cpu(case: str, figures: Figures) -> float | None:
-    return mean(figures.get(f"{case} {way} cpu_us") for way in WAYS.values())
-
-
-def added(figures: Figures) -> float | None:
-    return mean(figures.get(f"paced 172 {way} added_us") for way in WAYS.values())
-
-
-def mean(values: Iterator[float | None]) -> float | None:
-    known = [each for each in values if each is not None]
-    return sum(known) / len(known) if len(known) == len(WAYS) else None
-
-
-def ratio(taken: Taken, name: str, of: Callable[[Figures], float | None]) -> float | None:
-    ratios = []
-    for ours, theirs in zip(taken.get(name, []), taken.get("coturn", []), strict=False):
-        mine, other = of(ours), of(theirs)
-        if mine is not None and other:
-            ratios.append(mine / other)
-    return round(statistics.median(ratios), 3) if ratios else None
-
-
-def inverse(value: float | None) -> float | None:
-    return round(1 / value, 3) if value else None
-
-
-def median(taken: Taken, name: str, figure: str) -> float | None:
-    values = [figures[figure] for figures in taken.get(name, []) if figure in figures]
-    return round(statistics.median(values), 4) if values else None
-
-
-def figures_of(rounds: Sequence[Figures]) -> list[str]:
-    return list(dict.fromkeys(figure for figures in rounds for figure in figures))
-
-
-def table(taken: Taken) -> Table:
-    """Medians, with the least and the most of all rounds."""
-    add_what_paced_runs_added(taken)
-    result = Table(title="median (least - most); per_s in packets or allocations a second")
-    result.add_column("")
-    for name in taken:
-        result.add_column(name, justify="right")
-    for figure in figures_of([figures for rounds in taken.values() for figures in rounds]):
-        cells = []
-        for rounds in taken.values():
-            values = [figures[figure] for figures in rounds if figure in figures]
-            cells.append(_cell(values) if values else "-")
-        result.add_row(figure, *cells)
-    return result
-
-
-def _cell(values: list[float]) -> str:
-    form = ",.0f" if max(values) >= 100 else ",.2f" if max(values) >= 0.1 else ",.4f"
-    least, middle, most = min(values), statistics.median(values), max(values)
-    return f"{middle:{form}} ({least:{form}} - {most:{form}})"
-
-
-def versions(chosen: Chosen, relays: Sequence[Relay]) -> str:
+def versions(chosen: Chosen, modes: dict[str, str]) -> str:
     gcc = subprocess.run(["gcc", "--version"], capture_output=True, text=True).stdout
     return (
         f"coturn {coturn_version() or 'missing'} (relay threads: {coturn_threads(chosen)}), Python "
         f"{platform.python_version()}, gcc {gcc.splitlines()[0].split()[-1]}, Linux "
         f"{platform.release()}, {os.cpu_count()} cores: relays on {chosen.relay_cores}, generator "
-        f"on {chosen.generator_core}; measured: {', '.join(each.name for each in relays)}"
+        f"on {chosen.generator_core}; "
+        f"{', '.join(f'{name} moves data by {mode}' for name, mode in modes.items())}"
     )
-
-
-def coturn_version() -> str | None:
-    if shutil.which("turnserver") is None:
-        return None
-    done = subprocess.run(["turnserver", "--version"], capture_output=True, text=True)
-    words = (done.stdout + done.stderr).split()
-    return next((word for word in words if re.fullmatch(r"\d+(\.\d+)+", word)), "unknown")
 
 
 def main() -> int:
@@ -495,12 +394,16 @@ def main() -> int:
     )
     parser.add_argument("--relay-cores", help="as taskset has it; the last N of the machine")
     parser.add_argument("--profile", default="", help="perf record of the relay into this file")
+    parser.add_argument(
+        "--also", action="append", default=[], type=Path,
+        help="measure the relay of this checkout too (repeatable)",
+    )  # fmt: skip
     parser.add_argument("--run", default="", help="what the namespaces are named after")
     parser.add_argument(
         "--core-only", action="store_true", help="the server core alone, without sockets or root"
     )
     arguments = parser.parse_args()
-    console = Console(stderr=arguments.json, highlight=False, width=120)
+    console = Console(stderr=arguments.json, highlight=False, width=140)
     if arguments.core_only:
         print(json.dumps(relay_core.measure(10_000 if arguments.quick else 100_000)))
         return 0
@@ -519,6 +422,7 @@ def main() -> int:
         cases=tuple(arguments.case),
         profile=arguments.profile,
         run_name=arguments.run,
+        also=tuple(each.resolve() for each in arguments.also),
     )
     begun = time.monotonic()
     try:

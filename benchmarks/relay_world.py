@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import selectors
 import signal
 import socket
@@ -46,6 +47,7 @@ USERNAME: Final = "bench"
 PASSWORD: Final = "carry-on"  # of a relay that nobody else reaches
 REALM: Final = "holloway"
 RELAYED_PORTS: Final = (49_152, 65_535)
+METRICS: Final = ("127.0.0.1", 9478)
 START_TIMEOUT_S: Final = 20.0
 SETUP_TIMEOUT_S: Final = 20.0
 CHANNEL_HEADER_BYTES: Final = 4
@@ -120,11 +122,14 @@ class World:
 
 @attrs.frozen
 class Relay:
-    """A relay that can be started: its name in the table, and its command in a world."""
+    """A relay that can be started: its name in the table, and its command in a world. Of one that
+    is `data_only` no latency, no cost at a moderate rate and no allocations are measured."""
 
     name: str
     command: Callable[[World], list[str]]
     needs_xdp: bool = False
+    data_only: bool = False
+    checkout: Path = ROOT
 
     @contextlib.contextmanager
     def running(self, world: World) -> Iterator[list[int]]:
@@ -138,7 +143,7 @@ class Relay:
                 ["taskset", "-c", world.relay_cores, *self.command(world)],
                 stdout=output,
                 stderr=output,
-                cwd=ROOT,
+                cwd=self.checkout,
             )
             stack.callback(_end, process)
             _wait_until_it_answers(world, process, self.name, log)
@@ -163,7 +168,13 @@ def coturn(threads: int) -> Relay:
     return Relay("coturn", command)
 
 
-def holloway(name: str, *flags: str, needs_xdp: bool = False) -> Relay:
+def holloway(
+    name: str,
+    *flags: str,
+    needs_xdp: bool = False,
+    data_only: bool = False,
+    checkout: Path = ROOT,
+) -> Relay:
     """Ours, with its limits out of the way: all clients here are one user at one address."""
 
     def command(world: World) -> list[str]:
@@ -178,7 +189,16 @@ def holloway(name: str, *flags: str, needs_xdp: bool = False) -> Relay:
             "--unauthenticated-per-second", "1000000", "--log-level", "warning", *flags,
         ]  # fmt: skip
 
-    return Relay(name, command, needs_xdp)
+    return Relay(name, command, needs_xdp, data_only, checkout)
+
+
+def data_path(world: World) -> str:
+    """How the relay of ours that runs says it moves data; `python` where it does not say."""
+    with world.relay.connect(METRICS) as connection:
+        connection.sendall(b"GET /metrics HTTP/1.1\r\nHost: relay\r\nConnection: close\r\n\r\n")
+        text = b"".join(iter(lambda: connection.recv(65_536), b"")).decode()
+    found = re.search(r'^holloway_relay_data_path\{mode="([^"]+)"\} 1', text, re.MULTILINE)
+    return found[1] if found else "python"
 
 
 def _wait_until_it_answers(
