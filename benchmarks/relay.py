@@ -24,8 +24,8 @@ all processors did, whatever for: on a machine with nothing else to do the two t
 has all of it, and it is used.)
 
 Wall-clock rates are disturbed by whoever else is on the relay's core: `core` in the table is the
-share of it that the relay had. `..._per_cpu_s` are packets per second of its own CPU time, and so
-is the ratio of allocations. An XDP relay works in the sender's time, on the generator's core.
+share of it that the relay had. `..._per_cpu_s` are packets or allocations for each second of its
+own CPU time. An XDP relay works in the sender's time, on the generator's core.
 
 `holloway` is our relay as it is by default, `holloway pure` the same without its compiled drain
 (keys with `pure`; the same figures where there is no compiled drain). `mode` is how `holloway`, and
@@ -121,7 +121,7 @@ QUICK: Final = Amounts(
     bulk_windows=(90, 360), round_trips=500, allocations=500,
 )  # fmt: skip
 FULL: Final = Amounts(
-    rounds=5, most_s=3600.0, measure_s=1.5, paced_s=4.0, thin_windows=(256, 1024),
+    rounds=5, most_s=3600.0, measure_s=1.0, paced_s=3.0, thin_windows=(256, 1024),
     bulk_windows=(90, 360, 1440), round_trips=4000, allocations=2000,
 )  # fmt: skip
 

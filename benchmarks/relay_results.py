@@ -23,7 +23,7 @@ KEYS: Final = (
     "thin_1400_pure_per_cpu_s_vs_coturn", "bulk_1400_pure_per_cpu_s_vs_coturn",
     "cpu_per_packet_vs_coturn", "added_cpu_per_packet_vs_coturn", "xdp_cpu_per_packet_vs_coturn",
     "latency_added_us", "coturn_latency_added_us", "allocations_per_s_vs_coturn",
-    "bytes_per_allocation_vs_coturn", "mode", "coturn_version",
+    "allocations_per_cpu_s_vs_coturn", "bytes_per_allocation_vs_coturn", "mode", "coturn_version",
 )  # fmt: skip
 DIRECT: Final = "generator alone"
 COTURN: Final = "coturn"
@@ -55,12 +55,12 @@ def summary(taken: Taken, modes: dict[str, str]) -> dict[str, Any]:
     result["xdp_cpu_per_packet_vs_coturn"] = ratio(taken, XDP, added)
     result["latency_added_us"] = median(taken, OURS, "latency added us")
     result["coturn_latency_added_us"] = median(taken, COTURN, "latency added us")
-    result["allocations_per_s_vs_coturn"] = ratio(
-        taken, OURS, lambda f: f.get("allocations per_cpu_s")
-    )
-    result["bytes_per_allocation_vs_coturn"] = ratio(
-        taken, OURS, lambda f: f.get("allocation bytes")
-    )
+    for key, name in (
+        ("allocations_per_s_vs_coturn", "allocations per_s"),
+        ("allocations_per_cpu_s_vs_coturn", "allocations per_cpu_s"),
+        ("bytes_per_allocation_vs_coturn", "allocation bytes"),
+    ):
+        result[key] = ratio(taken, OURS, partial(plain, name))
     ran = [modes[name] for name in (OURS, XDP) if name in taken and name in modes]
     result["mode"] = "+".join(ran) or None
     result["coturn_version"] = coturn_version()
@@ -97,6 +97,10 @@ def interrupts_are_apart() -> bool:
         path = Path(f"/boot/config-{platform.release()}")
         text = path.read_text() if path.exists() else ""
     return "CONFIG_IRQ_TIME_ACCOUNTING=y" in text
+
+
+def plain(name: str, figures: Figures) -> float | None:
+    return figures.get(name)
 
 
 def rate(case: str, figures: Figures) -> float | None:
