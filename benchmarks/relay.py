@@ -1,9 +1,9 @@
 """Our relay beside coturn: `python -m benchmarks.relay [--quick] [--json]`. Needs root.
 
-Three namespaces in a row (client, relay, peer) are made for the run. In each round coturn, our
-relay in userspace, and our relay with its XDP fast path where there is one, are started in turn
-on the same core (the last of the machine; `--relay-cores`), and one generator on the first core
-does the same to each:
+Three namespaces in a row (client, relay, peer) are made for the run. In each round coturn and our
+relay, in userspace and with its XDP fast path where there is one, are started in turn on the same
+core (the last of the machine; `--relay-cores`), and one generator on the first core does the same
+to each:
 
 - thin: 50 flows in turn, packets of 172 B (a voice codec's) and 1400 B, by ChannelData;
 - bulk: one flow of 1400 B in trains (UDP_SEGMENT, received with UDP_GRO);
@@ -11,25 +11,27 @@ does the same to each:
 
 A case is the most that is delivered. The generator has a bounded number of packets under way and
 sends the next when one arrives, so a relay is always busy and never flooded. That is done with
-several bounds, and what counts is the best run that lost less than 0.5 %: the same for both. A run
-in which everybody lost more counts with its loss told.
+several bounds, and what counts is the best run that lost less than 0.5 %: the same for both. Where
+every run lost more, the one that lost least counts, and its loss is told.
 
-Two figures say what a packet costs. `cpu_us` is user and system time of the relay's processes; the
-kernel charges a sender for the receiver's half of a virtual link, so it holds the sending half
-only, and nothing of XDP. `added_us` is, at one moderate rate, the time of relay, generator and the
-kernel's softirq threads together, less the same when the packets end in the relay's place: all
-that the relay costs, wherever it is charged. That is compared for XDP. `busy_us` beside it is what
-all processors did, whatever for: on a machine with nothing else to do the two tell the same.
-(Where the kernel keeps the time of interrupts apart, CONFIG_IRQ_TIME_ACCOUNTING, only `busy_us`
-has all of it, and it is used.)
+Two figures say what a packet costs. `cpu_us` is user and system time of the relay's processes; on a
+virtual link the kernel's work on a packet until it lies in a socket is its sender's, so the relay
+pays for what it sends and not for what it receives, and for nothing of XDP. `added_us` is, at one
+moderate rate, the time of relay, generator and the kernel's softirq threads together, less the same
+when the packets end in the relay's place: all that the relay costs, wherever it is charged. That is
+compared for XDP. `busy_us` in the last line is what all processors did, whatever for: on a machine
+with nothing else to do the two tell the same. (Where the kernel keeps the time of interrupts apart,
+CONFIG_IRQ_TIME_ACCOUNTING, only `busy_us` has all of it, and it is used.)
 
 Wall-clock rates are disturbed by whoever else is on the relay's core: `core` in the table is the
 share of it that the relay had. `..._per_cpu_s` are packets or allocations for each second of its
 own CPU time. An XDP relay works in the sender's time, on the generator's core.
 
-`holloway` is our relay as it is by default, `holloway pure` the same without its compiled drain
-(keys with `pure`; the same figures where there is no compiled drain). `mode` is how `holloway`, and
-`holloway xdp` if measured, say that they move data.
+`holloway` is our relay in userspace, `holloway pure` the same without its compiled drain (keys with
+`pure`; the same figures where there is no compiled drain), `holloway xdp` with `--fast-path auto`,
+which is the generic mode on virtual links, and `holloway xdp driver` (not in the quick form) what
+the driver of a real device would do, here with a copy that a real one does not make. `mode` is how
+`holloway`, and `holloway xdp` if measured, say that they move data.
 
 Added latency is half of (round trip through the relay less round trip through the namespace that
 then forwards). An allocation is a 401 and a success, with the best digest that the relay offers our
@@ -60,6 +62,7 @@ from benchmarks.relay_load import Carried, Ends, Generator, GeneratorError
 from benchmarks.relay_results import (
     COTURN,
     DIRECT,
+    DRIVER,
     KEYS,
     OURS,
     PURE,
@@ -100,7 +103,8 @@ PACED_BATCH: Final = 8
 XDP_CPU_US: Final = 0.5
 """A relay that uses more for each packet has carried them in userspace, whatever it was told."""
 LEAST_WAITING: Final = 0.1
-"""A generator that waits for the relay in fewer of its turns may be what limits the rate."""
+"""A generator that waits for the relay in fewer of its turns is what limits the rate: then its own
+time for a packet is told, `generator_us`, as it is of the generator alone."""
 
 
 @attrs.frozen(kw_only=True)
@@ -170,6 +174,7 @@ class Chosen:
     processes: int
     relays: tuple[str, ...] = ()
     cases: tuple[str, ...] = ()
+    all_modes: bool = False
     profile: str = ""
     run_name: str = ""
     also: tuple[Path, ...] = ()
@@ -188,9 +193,11 @@ def participants(chosen: Chosen) -> tuple[list[Relay], list[str]]:
             several = ("--processes", str(chosen.processes))
         else:
             notes.append("our relay has no setting for several processes: it runs as one")
-    ways = settings.get("fast-path", "")
-    plain = next((each for each in ("gro", "userspace", "off", "none") if each in ways), None)
-    userspace = ("--fast-path", plain, *several) if plain else several
+    # What stands between the brackets is what the setting can be, if it is there at all.
+    ways = re.findall(
+        r"\w+", settings.get("fast-path", "").partition("choices:")[2].partition("]")[0]
+    )
+    userspace = ("--fast-path", "off", *several) if "off" in ways else several
     found = []
     if shutil.which("turnserver"):
         found.append(coturn(coturn_threads(chosen)))
@@ -199,12 +206,14 @@ def participants(chosen: Chosen) -> tuple[list[Relay], list[str]]:
     found.append(holloway(OURS, *userspace))
     if "no-compiled-drain" in settings:
         found.append(holloway(PURE, *userspace, "--no-compiled-drain", data_only=True))
-    if "xdp" not in ways:
-        notes.append("our relay has no --fast-path xdp: no figures of XDP")
+    if "auto" not in ways:
+        notes.append("our relay has no --fast-path: no figures of XDP")
     elif shutil.which("ethtool") is None:
         notes.append("ethtool is missing (apt-get install ethtool): no figures of XDP")
     else:
-        found.append(holloway(XDP, "--fast-path", "xdp", *several, needs_xdp=True))
+        found.append(holloway(XDP, "--fast-path", "auto", *several, needs_xdp=True))
+        if chosen.all_modes and "driver" in ways:
+            found.append(holloway(DRIVER, "--fast-path", "driver", *several, needs_xdp=True))
     found += [holloway(each.name, checkout=each) for each in chosen.also]
     return [each for each in found if not chosen.relays or each.name in chosen.relays], notes
 
@@ -239,7 +248,7 @@ class Bench:
         figures: Figures = {}
         with relay.running(self.world) as pids, flows(self.world, FLOWS) as made:
             if relay.name != COTURN:
-                self.modes[relay.name] = data_path(self.world)
+                self.modes[relay.name] = data_path(self.world, relay)
             with profiled(self.chosen.profile, pids):
                 for to_peer in WAYS:
                     self._carry(figures, made, to_peer, pids, paced=not relay.data_only)
@@ -307,10 +316,8 @@ class Bench:
         best = max(runs, key=rank)
         figures[f"{case} per_s"] = best.per_s
         figures[f"{case} loss"] = best.loss
-        if not pids:
-            figures[f"{case} own_us"] = best.own_us
-        elif best.window_full < LEAST_WAITING:
-            figures[f"{case} generator late"] = 1 - best.window_full
+        if not pids or best.window_full < LEAST_WAITING:
+            figures[f"{case} generator_us"] = best.own_us
         if best.cpu_us is not None and best.core_share is not None:
             figures[f"{case} cpu_us"] = best.cpu_us
             figures[f"{case} core"] = best.core_share
@@ -420,6 +427,7 @@ def main() -> int:
         processes=arguments.processes,
         relays=tuple(arguments.relay),
         cases=tuple(arguments.case),
+        all_modes=not arguments.quick,
         profile=arguments.profile,
         run_name=arguments.run,
         also=tuple(each.resolve() for each in arguments.also),

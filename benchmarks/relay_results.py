@@ -22,6 +22,7 @@ KEYS: Final = (
     "bulk_1400_pure_vs_coturn", "thin_172_pure_per_cpu_s_vs_coturn",
     "thin_1400_pure_per_cpu_s_vs_coturn", "bulk_1400_pure_per_cpu_s_vs_coturn",
     "cpu_per_packet_vs_coturn", "added_cpu_per_packet_vs_coturn", "xdp_cpu_per_packet_vs_coturn",
+    "xdp_driver_cpu_per_packet_vs_coturn",
     "latency_added_us", "coturn_latency_added_us", "allocations_per_s_vs_coturn",
     "allocations_per_cpu_s_vs_coturn", "bytes_per_allocation_vs_coturn", "mode", "coturn_version",
 )  # fmt: skip
@@ -30,6 +31,7 @@ COTURN: Final = "coturn"
 OURS: Final = "holloway"
 PURE: Final = "holloway pure"
 XDP: Final = "holloway xdp"
+DRIVER: Final = "holloway xdp driver"
 WAYS: Final = {True: "to peer", False: "to client"}
 
 Figures = dict[str, float]
@@ -53,6 +55,7 @@ def summary(taken: Taken, modes: dict[str, str]) -> dict[str, Any]:
     add_what_paced_runs_added(taken)
     result["added_cpu_per_packet_vs_coturn"] = ratio(taken, OURS, added)
     result["xdp_cpu_per_packet_vs_coturn"] = ratio(taken, XDP, added)
+    result["xdp_driver_cpu_per_packet_vs_coturn"] = ratio(taken, DRIVER, added)
     result["latency_added_us"] = median(taken, OURS, "latency added us")
     result["coturn_latency_added_us"] = median(taken, COTURN, "latency added us")
     for key, name in (

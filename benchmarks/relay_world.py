@@ -8,8 +8,8 @@ are of documentation ranges, which no relay refuses.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
-import re
 import selectors
 import signal
 import socket
@@ -47,7 +47,6 @@ USERNAME: Final = "bench"
 PASSWORD: Final = "carry-on"  # of a relay that nobody else reaches
 REALM: Final = "holloway"
 RELAYED_PORTS: Final = (49_152, 65_535)
-METRICS: Final = ("127.0.0.1", 9478)
 START_TIMEOUT_S: Final = 20.0
 SETUP_TIMEOUT_S: Final = 20.0
 CHANNEL_HEADER_BYTES: Final = 4
@@ -131,10 +130,13 @@ class Relay:
     data_only: bool = False
     checkout: Path = ROOT
 
+    def log(self, world: World) -> Path:
+        return world.lab.directory / f"{self.name.replace(' ', '-')}.log"
+
     @contextlib.contextmanager
     def running(self, world: World) -> Iterator[list[int]]:
         """The relay in its namespace, ready to serve; its process ids. Raises WorldError."""
-        log = world.lab.directory / f"{self.name.replace(' ', '-')}.log"
+        log = self.log(world)
         with contextlib.ExitStack() as stack:
             if self.needs_xdp:
                 stack.enter_context(world.offloads_for_xdp())
@@ -186,19 +188,21 @@ def holloway(
             "--realm", REALM, "--listen", str(SERVER), "--relay-address", RELAYED,
             "--relayed-ports", f"{RELAYED_PORTS[0]}-{RELAYED_PORTS[1]}",
             "--max-allocations-per-user", "20000", "--max-allocations-per-source", "20000",
-            "--unauthenticated-per-second", "1000000", "--log-level", "warning", *flags,
+            "--unauthenticated-per-second", "1000000", "--log-format", "json", *flags,
         ]  # fmt: skip
 
     return Relay(name, command, needs_xdp, data_only, checkout)
 
 
-def data_path(world: World) -> str:
-    """How the relay of ours that runs says it moves data; `python` where it does not say."""
-    with world.relay.connect(METRICS) as connection:
-        connection.sendall(b"GET /metrics HTTP/1.1\r\nHost: relay\r\nConnection: close\r\n\r\n")
-        text = b"".join(iter(lambda: connection.recv(65_536), b"")).decode()
-    found = re.search(r'^holloway_relay_data_path\{mode="([^"]+)"\} 1', text, re.MULTILINE)
-    return found[1] if found else "python"
+def data_path(world: World, relay: Relay) -> str:
+    """How a relay of ours that runs has logged that it moves data; `python` where it did not."""
+    modes = {}
+    for line in relay.log(world).read_text().splitlines():
+        with contextlib.suppress(ValueError):
+            said = json.loads(line)
+            modes[said.get("event")] = said.get("mode")
+    fast = modes.get("fast_path", "off")
+    return f"xdp {fast}" if fast != "off" else modes.get("data_path", "python")
 
 
 def _wait_until_it_answers(

@@ -54,7 +54,7 @@ def taken(world: World, generator: Generator) -> dict[str, list[Figures]]:
 
 def test_every_figure_of_both_relays_is_measured(taken: dict[str, list[Figures]]) -> None:
     ours, theirs = taken["holloway"][0], taken["coturn"][0]
-    assert set(ours) - {name for name in ours if "late" in name} >= {
+    assert set(ours) >= {
         f"{case} {way} {figure}"
         for case in ("thin 172", "thin 1400", "bulk 1400")
         for way in ("to peer", "to client")
@@ -62,8 +62,8 @@ def test_every_figure_of_both_relays_is_measured(taken: dict[str, list[Figures]]
     }
     assert all(ours[f"{case} per_s"] > 0 for case in ("thin 172 to peer", "bulk 1400 to client"))
     assert ours["allocations per_cpu_s"] > 0
-    assert {name for name in ours if "late" not in name} == {
-        name for name in theirs if "late" not in name
+    assert {name for name in ours if "generator_us" not in name} == {
+        name for name in theirs if "generator_us" not in name
     }
 
 
@@ -71,7 +71,7 @@ def test_the_last_line_has_a_value_for_each_key_but_those_of_xdp(
     taken: dict[str, list[Figures]],
 ) -> None:
     figures = summary(taken, {"holloway": "python"})
-    assert {key for key in KEYS if figures[key] is None} <= {"xdp_cpu_per_packet_vs_coturn"}
+    assert all(figures[key] is not None for key in KEYS if not key.startswith("xdp_"))
     assert figures["absolute"]["coturn"]["thin_172_to_peer_per_s"] > 0
 
 
