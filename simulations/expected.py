@@ -118,7 +118,9 @@ class Judge:
 
 def _lets_streams_out(firewall: schema.Firewall) -> bool:
     """Whether a relay's door is open: over TCP, or over UDP to the same port."""
-    over_udp = firewall.udp == "pass" and (not firewall.udp_ports or DOOR_PORT in firewall.udp_ports)
+    over_udp = firewall.udp == "pass" and (
+        not firewall.udp_ports or DOOR_PORT in firewall.udp_ports
+    )
     return over_udp or not firewall.tcp_ports or DOOR_PORT in firewall.tcp_ports
 
 

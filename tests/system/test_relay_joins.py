@@ -227,7 +227,9 @@ async def test_a_relay_with_a_new_certificate_tells_the_portal_at_once(tmp_path:
         with relay(tmp_path, portal_port, port, *flags) as process:
             await until(lambda: bool(desk.loads), "the relay joined")
             place = SocketAddress(address=IpText("127.0.0.1"), port=tls_port, transport="tls")
-            assert desk.joins[0].addresses[-1] == place
+            over_quic = SocketAddress(address=place.address, port=tls_port, transport="quic")
+            assert desk.joins[0].addresses[-2:] == (place, over_quic)
+            assert await prove_address(over_quic, (pin,), RANDOMNESS)
             assert desk.joins[0].certificate_pins == (pin,)
             assert await prove_address(place, (pin,), RANDOMNESS)
             with UdpSocket.bind(Address("127.0.0.1", 0)) as socket:
