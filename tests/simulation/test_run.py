@@ -17,9 +17,13 @@ from simulations.scenario.schema import (
     Client,
     Fault,
     Firewall,
+    Gateway,
     NatBehaviour,
     Network,
+    Policy,
     Population,
+    Resource,
+    Service,
     User,
 )
 
@@ -153,6 +157,53 @@ def test_a_population_that_an_admin_changes_is_changed_as_a_whole() -> None:
         texts = [fault.text for fault in result.faults]
         assert texts == [f"{change} crowd-{number}" for number in (1, 2, 3)]
         assert [(check.held, check.detail) for check in result.checks] == [(True, "")]
+
+
+def test_a_hostile_client_that_holds_on_to_a_dead_gateway_is_no_failed_recovery() -> None:
+    """It heeds no revocation, so it never goes to the other gateway."""
+    account = scenario().account
+    guests = User(name="mallory", groups=("engineers", "guests"))
+    again = Resource(name="archive", sites=("hq",), service="old")
+    crash = Fault(at="9s", kind="crash", targets=("gateway-1",), duration="3s")
+    whose = ("mallory", "engineers")
+    result = run(
+        scenario(
+            duration="20s",
+            gateways=tuple(
+                Gateway(name=f"gateway-{n}", network="office", site="hq") for n in range(2)
+            ),
+            services=(
+                *scenario().services,
+                Service(name="old", network="office", address="10.20.0.81"),
+            ),
+            clients=(
+                *scenario().clients,
+                Client(name="trespasser", network="cafe", user="mallory", hostile="trespasses"),
+            ),
+            account=attrs.evolve(
+                account,
+                users=(*account.users, guests),
+                resources=(*account.resources, again),
+                policies=(
+                    *account.policies,
+                    Policy(name="guests-archive", group="guests", resource="archive"),
+                ),
+            ),
+            faults=(
+                Fault(at="2s", kind="change", change="remove_membership", subject=whose),
+                Fault(at="5s", kind="change", change="add_membership", subject=whose),
+                crash,
+            ),
+        ),
+        1,
+    )
+    assert result.error == ""
+    outcomes = {(pair.client, pair.resource): pair.outcome for pair in result.pairs}
+    assert outcomes["trespasser", "archive"] == "failed"
+    assert outcomes["laptop", "web"] == "direct"
+    recovery_ns = result.faults[2].recovery_ns
+    assert recovery_ns is not None
+    assert recovery_ns < S
 
 
 def test_a_followed_session_is_told_packet_by_packet() -> None:
