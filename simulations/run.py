@@ -29,8 +29,8 @@ from simulations.faults import Faults
 from simulations.hosts.agent import ENGINE_PORT
 from simulations.net.packets import Sighting
 from simulations.recoveries import injected
+from simulations.result import Injected, Result, Violation
 from simulations.result import Pair as PairResult
-from simulations.result import Result, Violation
 from simulations.scenario import schema
 from simulations.scenario.population import expand
 from simulations.scenario.units import duration_ns
@@ -175,10 +175,7 @@ class Run:
             trace=self.world.trace,
             virtual_ns=self.world.now - self.zero,
             pairs=self._pairs(zero),
-            faults=tuple(
-                injected(struck, self.traffic.pairs, zero, self.faults.struck)
-                for struck in self.faults.struck
-            ),
+            faults=self._injected(zero),
             checks=self.expectations.judge(zero),
             violations=self._violations(),
             nodes=self.installation.nodes(),
@@ -192,6 +189,14 @@ class Run:
                 * system_resource.getrusage(system_resource.RUSAGE_SELF).ru_maxrss,
             },
         )
+
+    def _injected(self, zero: Zero) -> tuple[Injected, ...]:
+        """The faults, by what became of honest clients: of hostile ones nothing is expected, and
+        some hold on to what is dead."""
+        slots = self.installation.slots
+        honest = [pair for pair in self.traffic.pairs if not slots[pair.client].hostile]
+        struck = self.faults.struck
+        return tuple(injected(each, honest, zero, struck) for each in struck)
 
     def _pairs(self, zero: Zero) -> tuple[PairResult, ...]:
         judge = Judge(self.installation)

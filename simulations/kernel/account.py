@@ -203,7 +203,8 @@ class KernelAccount:
                 path = f"/v1/principals/{self._ids['user', first]}"
                 self._call(self.admin(), "PATCH", path, {"disabled": True})
             case "delete_token":
-                self._delete("tokens", "token", f"user-{first}")
+                user = self._book.user_by_client[first]
+                self._delete("tokens", "token", f"user-{user}")
             case "remove_resource":
                 self._delete("resources", "resource", first)
         self._book.change(change, subject)
