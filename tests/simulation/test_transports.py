@@ -42,7 +42,9 @@ class Rehearsal:
         self.run.begin()
 
     def _saw(self, seen: Sighting) -> None:
-        if seen.what == "sent" and seen.stream and seen.origin == "laptop":
+        portal = self.run.installation.slots["portal"].host.ipv4
+        to_portal = seen.destination.host == portal
+        if seen.what == "sent" and seen.stream and seen.origin == "laptop" and to_portal:
             self.sent_at[seen.protocol].append(seen.now - self.run.zero)
 
     @property
