@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
-
-if TYPE_CHECKING:
-    from hashlib import _Hash
+from typing import Final, Protocol
 
 _BLOCK_BYTES: Final = 64
 """Of SHA-1, SHA-256 and BLAKE2s alike."""
 _INNER_PAD: Final = bytes(byte ^ 0x36 for byte in range(256))
 _OUTER_PAD: Final = bytes(byte ^ 0x5C for byte in range(256))
+
+
+class _Hash(Protocol):
+    def digest(self) -> bytes: ...
 
 
 def hmac_sha1(key: bytes, message: bytes | bytearray) -> bytes:
@@ -35,7 +36,7 @@ def hmac_blake2s(key: bytes | bytearray, message: bytes | bytearray) -> bytes:
 
 
 def _hmac(
-    new: Callable[[bytes], _Hash], key: bytes | bytearray, message: bytes | bytearray
+    new: Callable[[bytes | bytearray], _Hash], key: bytes | bytearray, message: bytes | bytearray
 ) -> bytes:
     if len(key) > _BLOCK_BYTES:
         key = new(key).digest()

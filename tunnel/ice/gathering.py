@@ -23,7 +23,7 @@ import attrs
 from channel.messages import MAX_CANDIDATES, Candidate, RelayServer
 from relays.client import Allocated, Lost, Permitted, Received, Refused, TurnClient
 from relays.stun import Attribute, MessageClass, Method, StunError, StunMessage
-from runtime.clock import NS_PER_MS, NS_PER_S
+from runtime.clock import NS_PER_MS, NS_PER_S, earliest
 from runtime.net.address import Address
 from runtime.randomness import Randomness
 from tunnel.ice.candidates import (
@@ -288,16 +288,13 @@ class Gatherer:
 
     def poll_timeout(self) -> int | None:
         """When `handle_timeout` is due; None: nothing is waited for."""
-        deadlines = [b.due for b in self._bindings.values() if b.due is not None]
-        if self._review_at is not None:
-            deadlines.append(self._review_at)
+        at = self._review_at
+        for binding in self._bindings.values():
+            at = earliest(at, binding.due)
         for relay in self._relays.values():
-            if relay.retry_at is not None:
-                deadlines.append(relay.retry_at)
-            due = None if relay.client is None else relay.client.poll_timeout()
-            if due is not None:
-                deadlines.append(due)
-        return min(deadlines, default=None)
+            client_at = None if relay.client is None else relay.client.poll_timeout()
+            at = earliest(at, relay.retry_at, client_at)
+        return at
 
     def handle_timeout(self, now: int) -> None:
         if self._review_at is not None and self._review_at <= now:
