@@ -237,7 +237,7 @@ class World(Timeline):
         """Packets that are on their way or wait at a paused host. Walks over the heap."""
         flying = sum(
             1
-            for event in self.heap
+            for event in self.events_to_come()
             if event[3]
             and isinstance(event[3][0], Packet)
             and not isinstance(event[3][-1], Failure)
