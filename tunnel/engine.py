@@ -76,6 +76,7 @@ TOLD_ANEW_NS: Final = 60 * NS_PER_S
 _MIN_WIREGUARD_BYTES: Final = 32
 _WIREGUARD_RESERVED: Final = b"\0\0\0"
 _TRANSPORT_LABEL: Final = MESSAGE_TRANSPORT.to_bytes(4, "little")
+_NOWHERE: Final = Address("", 0)
 # The type of a WireGuard message, and the receiver's index of a transport message.
 _LABEL_BYTES: Final = 8
 
@@ -542,7 +543,7 @@ class Engine:
 def _runs(datagrams: Iterable[tuple[bytes, Address]]) -> Iterator[tuple[Address, list[bytes]]]:
     """Neighbours of one source that begin with the same 8 bytes, in order."""
     run: list[bytes] = []
-    label, sender = b"", Address("", 0)
+    label, sender = b"", _NOWHERE
     for data, source in datagrams:
         if data[:_LABEL_BYTES] == label and source == sender:
             run.append(data)

@@ -288,13 +288,13 @@ class Gatherer:
 
     def poll_timeout(self) -> int | None:
         """When `handle_timeout` is due; None: nothing is waited for."""
-        at = self._review_at
-        for binding in self._bindings.values():
-            at = earliest(at, binding.due)
-        for relay in self._relays.values():
-            client_at = None if relay.client is None else relay.client.poll_timeout()
-            at = earliest(at, relay.retry_at, client_at)
-        return at
+        relays = self._relays.values()
+        return earliest(
+            self._review_at,
+            *[binding.due for binding in self._bindings.values()],
+            *[relay.retry_at for relay in relays],
+            *[relay.client.poll_timeout() for relay in relays if relay.client is not None],
+        )
 
     def handle_timeout(self, now: int) -> None:
         if self._review_at is not None and self._review_at <= now:
