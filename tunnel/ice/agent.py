@@ -279,7 +279,7 @@ class IceAgent:
 
     def poll_timeout(self) -> int | None:
         """When `handle_timeout` is due; None: nothing is waited for."""
-        pairs = list(self._pairs)
+        pairs = self._pairs.by_ends.values()
         due = [pair.due for pair in pairs if pair.due is not None]
         return earliest(
             self._give_up_at,
@@ -357,7 +357,7 @@ class IceAgent:
     def _reselect(self, now: int, grace_ns: int = 0) -> None:
         """Send on the best usable pair from now on; report what changed, a loss after a grace."""
         before = self.selected
-        usable = [pair for pair in self._pairs if pair.state in USABLE]
+        usable = [pair for pair in self._pairs.by_ends.values() if pair.state in USABLE]
         best = usable[0] if usable else None
         if len(usable) > 1:
             best = max(usable, key=lambda pair: self._preference(pair, now))
@@ -404,7 +404,8 @@ class IceAgent:
     # --- checks --------------------------------------------------------------------------------
 
     def _check_next(self, now: int) -> None:
-        due = [pair for pair in self._pairs if pair.due is not None and pair.due <= now]
+        pairs = self._pairs.by_ends.values()
+        due = [pair for pair in pairs if pair.due is not None and pair.due <= now]
         if not due:
             return
         pair = min(due, key=_urgency)
