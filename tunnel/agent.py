@@ -193,9 +193,10 @@ class TunnelAgent(ABC):
         drained, self._events = self._events, []
         return drained
 
-    def pump(self, now: int) -> None:
-        """Take what the engine has. Call it after anything that touched the engine."""
-        for event in self.engine.drain_events():
+    def pump(self, now: int) -> bool:
+        """Take what the engine has, if anything. Call it after whatever touched the engine."""
+        events = self.engine.drain_events()
+        for event in events:
             if isinstance(event, LocalCandidates):
                 self._trickle(event.message)
             else:
@@ -204,6 +205,7 @@ class TunnelAgent(ABC):
         for connection_id, group in groupby(packets, key=itemgetter(0)) if packets else ():
             for header, run in runs(packet for _, packet in group):
                 self._tunnelled(connection_id, header, run, now)
+        return bool(events or packets)
 
     # --- what the two kinds of agent fill in -----------------------------------------------------
 
