@@ -38,8 +38,9 @@ from simulations.timeline import Timeline
 from simulations.traffic import UNANSWERED, Pair, Traffic
 
 PROGRESS_STEPS: Final = 50
-COLLECTION: Final = (20_000, 50, 100)
-"""Thresholds of the garbage collector's generations while a world runs."""
+COLLECTION: Final = (1_000_000, 10, 10)
+"""Thresholds of the garbage collector's generations while a world runs: a session leaves ten
+objects in cycles behind, and three hundred that live on and would be looked at for nothing."""
 EXPIRY_NS: Final = 10**6
 """So long after its expiry a policy is over by every rounding."""
 MAX_BESIDE: Final = 100_000
@@ -77,7 +78,8 @@ class Run:
         self.scenario = scenario = expand(scenario, seed)
         self.seed = seed
         self.monitors = tuple(monitors)
-        self.installation = Installation(scenario, seed, self.monitors)
+        with rare_collection():
+            self.installation = Installation(scenario, seed, self.monitors)
         self.world = self.installation.world
         self.traffic = Traffic(self.installation)
         self.timeline = None if follow is None else Timeline(self.installation, *follow)
@@ -287,8 +289,8 @@ class Wiretap:
 
 @contextmanager
 def rare_collection() -> Iterator[None]:
-    """Have the garbage collector look less often: a world makes many objects that live for the
-    whole run, and few cycles. A tenth less time for a thousand hosts."""
+    """Have the garbage collector look rarely: a world makes many objects that live for the whole
+    run, and few cycles. A tenth less time for a thousand hosts."""
     before = gc.get_threshold()
     gc.set_threshold(*COLLECTION)
     try:

@@ -121,7 +121,7 @@ class HostileClient(_Recorded, ClientHost):
             return
         if self._act is not None and self.host.runs:
             self._act(self)
-            self.world.touch(self)
+            self.touched()
         self.world.after(EVERY_NS, self._again)
 
     def channel_refused(self, outcome: Disconnect) -> None:
@@ -276,7 +276,7 @@ class HostileGateway(_Recorded, GatewayHost):
             elif self.habit == "replays":
                 for peer, data in self.record.some(self.draws):
                     self.host.send(ENGINE_PORT, peer, data)
-            self.world.touch(self)
+            self.touched()
         self.world.after(EVERY_NS, self._again)
 
     def _spoof(self) -> None:

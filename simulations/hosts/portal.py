@@ -21,7 +21,7 @@ from channel.binding import BindingProbe
 from channel.credentials import NONCE_BYTES
 from channel.listener import ChannelLimits, PortalChannel
 from channel.messages import Disconnect, DoorAddress, IpText, RefusalCode, SocketAddress
-from runtime.clock import NS_PER_MS, NS_PER_S, VirtualClock
+from runtime.clock import NS_PER_MS, NS_PER_S, VirtualClock, earliest
 from runtime.cluster.member import BeginDraining, Identity, Leave
 from runtime.cluster.node import ClusterNode
 from runtime.cluster.remote import RemoteActors
@@ -228,13 +228,12 @@ class PortalNode:
     # --- Part ------------------------------------------------------------------------------------
 
     def poll_timeout(self) -> int | None:
-        due = (
+        return earliest(
             self.heap.next_event_ns(),
             self._deadlines.next_due_ns(),
             self.links.poll_timeout(),
             self._drain_at,
         )
-        return min((each for each in due if each is not None), default=None)
 
     def handle_timeout(self, now: int) -> None:
         while (door := self._deadlines.pop_due(now)) is not None:
