@@ -7,6 +7,10 @@ it has: the allocation a minute before its end, permissions every 4 minutes (the
 every 9 (they live 10). Requests go again after 100 ms, 200 ms, 400 ms and so on (RFC 8489, section
 6.2.1, from a shorter start), seven times in all; when none is answered, or the relay says that
 there is no such allocation, `Lost` is the last event and the client is to be thrown away.
+Over a reliable transport (`reliable`: TCP, TLS, a QUIC stream) a request is sent once and waited
+for as long as over UDP, 79 initial timeouts: RFC 8489, section 6.2.2, has 39.5 s, which is the same
+with its start of 500 ms, but whoever waits for a relay has another one to go to, and 7.9 s leave
+room for three retransmissions of TCP. Whoever owns the client frames what it sends, and pads it.
 An allocation that the relay holds for this 5-tuple already (437) is one that nobody uses any more,
 of this agent before it crashed or thought it lost, or of whoever had this port of a NAT before: it
 is given back (Refresh with a lifetime of 0), and Allocate is sent once more.
@@ -59,6 +63,7 @@ from runtime.randomness import Randomness
 INITIAL_RTO_NS: Final = 100 * 10**6
 MAX_SENDS: Final = 7
 LAST_WAIT_RTOS: Final = 16
+RELIABLE_WAIT_RTOS: Final = 79
 MAX_CHALLENGES: Final = 3
 PERMISSION_REFRESH_NS: Final = 240 * NS
 CHANNEL_REFRESH_NS: Final = 540 * NS
@@ -148,8 +153,9 @@ class _Channel:
 class TurnClient:
     """See the head of this file. Times are nanoseconds of one monotonic clock.
 
-    `family` is that of the relayed address; the 5-tuple may be of the other one. The password and
-    what is made from it never leave this object.
+    `family` is that of the relayed address; the 5-tuple may be of the other one. `reliable`: what
+    is sent arrives or the connection breaks, so nothing is sent twice. The password and what is
+    made from it never leave this object.
     """
 
     def __init__(
@@ -162,6 +168,7 @@ class TurnClient:
         randomness: Randomness,
         now: int,
         initial_rto_ns: int = INITIAL_RTO_NS,
+        reliable: bool = False,
     ) -> None:
         self.server = server
         self.family = family
@@ -169,6 +176,9 @@ class TurnClient:
         self.reflexive: Address | None = None
         self._randomness = randomness
         self._initial_rto_ns = initial_rto_ns
+        self._reliable = reliable
+        self._max_sends = 1 if reliable else MAX_SENDS
+        self._last_wait_ns = initial_rto_ns * (RELIABLE_WAIT_RTOS if reliable else LAST_WAIT_RTOS)
         self._state: State = "allocating"
         self._credentials = ClientCredentials(username=username, password=password)
         self._transaction_by_id: dict[bytes, _Transaction] = {}
@@ -273,8 +283,9 @@ class TurnClient:
             return
         for transaction in self._transaction_by_id.values():
             if transaction.method is Method.REFRESH:
-                transaction.sends, transaction.rto_ns = 0, self._initial_rto_ns
-                self._transmit(transaction, now)
+                if not self._reliable:
+                    transaction.sends, transaction.rto_ns = 0, self._initial_rto_ns
+                    self._transmit(transaction, now)
                 break
         else:
             self._request(Method.REFRESH, (), now)
@@ -320,7 +331,7 @@ class TurnClient:
         for transaction_id, transaction in list(self._transaction_by_id.items()):
             if transaction.resend_at_ns > now:
                 continue
-            if transaction.sends >= MAX_SENDS:
+            if transaction.sends >= self._max_sends:
                 del self._transaction_by_id[transaction_id]
                 self._lose(NO_ANSWER, "the relay does not answer")
                 break
@@ -570,8 +581,8 @@ class TurnClient:
     def _transmit(self, transaction: _Transaction, now: int) -> None:
         self._datagrams.append(transaction.datagram)
         transaction.sends += 1
-        last = transaction.sends >= MAX_SENDS
-        wait_ns = LAST_WAIT_RTOS * self._initial_rto_ns if last else transaction.rto_ns
+        last = transaction.sends >= self._max_sends
+        wait_ns = self._last_wait_ns if last else transaction.rto_ns
         transaction.resend_at_ns = now + wait_ns
         transaction.rto_ns *= 2
 

@@ -282,6 +282,8 @@ class Wire:
         username: str = "alice",
         password: str | None = None,
         family: str = "ipv4",
+        *,
+        reliable: bool = False,
     ) -> TurnClient:
         life = "again " if source in self.clients else ""
         client = TurnClient(
@@ -291,6 +293,7 @@ class Wire:
             family="ipv6" if family == "ipv6" else "ipv4",
             randomness=SeededRandomness(self.bench.seed, f"{life}client {source}"),
             now=self.bench.now,
+            reliable=reliable,
         )
         self.clients[source] = client
         self.events[source] = []

@@ -105,6 +105,33 @@ def test_it_repeats_itself_in_growing_steps_and_then_gives_up() -> None:
     assert client.state == "over"
 
 
+def test_over_a_reliable_transport_nothing_is_sent_twice() -> None:
+    client = TurnClient(
+        server=SERVER,
+        username="alice",
+        password="opensesame",
+        family="ipv4",
+        randomness=SeededRandomness(1, "client"),
+        now=0,
+        reliable=True,
+    )
+    assert len(client.drain_datagrams()) == 1
+    assert client.poll_timeout() == 7900 * MS
+    client.handle_timeout(7900 * MS)
+    assert client.drain_datagrams() == []
+    assert client.drain_events() == [Lost(code=0, reason="the relay does not answer")]
+
+
+def test_over_a_reliable_transport_a_second_probe_waits_for_the_first() -> None:
+    wire = Wire(Bench.of())
+    client = wire.client(SOURCE, reliable=True)
+    wire.settle()
+    assert client.state == "allocated"
+    client.probe(wire.bench.now)
+    client.probe(wire.bench.now)
+    assert len(client.drain_datagrams()) == 1
+
+
 @pytest.mark.parametrize("seed", range(8))
 def test_it_gets_through_a_network_that_loses_a_third(seed: int) -> None:
     wire = Wire(Bench.of(seed=seed), loss_percent=33)
