@@ -232,7 +232,7 @@ class Server:
         if channel is None or channel.expires_ns <= now:
             self.dropped_packets += 1
             return
-        self._relay(allocation, channel.permission, unpacked[1], channel.peer, now)
+        self._relay(channel.permission, unpacked[1], channel.peer, now)
 
     def _receive_send_indication(
         self, listener: int, data: memoryview, source: tuple[str, int], now: int
@@ -246,15 +246,10 @@ class Server:
         if permission is None:
             self.dropped_packets += 1
             return
-        self._relay(allocation, permission, unpacked[1], unpacked[0], now)
+        self._relay(permission, unpacked[1], unpacked[0], now)
 
     def _relay(
-        self,
-        allocation: Allocation,
-        permission: Permission,
-        data: memoryview,
-        peer: tuple[str, int],
-        now: int,
+        self, permission: Permission, data: memoryview, peer: tuple[str, int], now: int
     ) -> None:
         if permission.expires_ns <= now:
             self.dropped_packets += 1
@@ -263,13 +258,13 @@ class Server:
             if target is None:
                 self.dropped_packets += 1
             else:
-                self._deliver(target, data, allocation.relayed, now)
+                self._deliver(target, data, permission.relayed.address, now)
         elif permission.answered or (
             _is_within_allowance(permission, len(data), now) and self._strangers.take(peer[0], now)
         ):
             self.relayed_packets += 1
             self.relayed_bytes += len(data)
-            self.transmits.append((allocation.socket, data, peer))
+            self.transmits.append((permission.relayed.socket, data, peer))
         else:
             self.dropped_packets += 1
 

@@ -23,6 +23,7 @@ MAX_LIFETIME_S: Final = 3600
 PERMISSION_LIFETIME_NS: Final = 300 * NS
 CHANNEL_LIFETIME_NS: Final = 600 * NS
 RESERVATION_LIFETIME_NS: Final = 30 * NS
+RESERVATION_TOKEN_BYTES: Final = 8
 FIRST_CHANNEL: Final = 0x4000
 LAST_CHANNEL: Final = 0x4FFF
 # RFC 5766 went further, and clients of its time (coturn's among them) still do: a server serves
