@@ -1,11 +1,12 @@
 """The STUN and TURN server as a core (RFC 8489, RFC 8656), for UDP on both sides.
 
 Datagrams come in by `receive` (from clients, at a listener) and `receive_from_peer` (at the socket
-of an allocation); what is to be sent lies in `transmits`: tuples of socket number, data,
-destination. Data may be a view into the datagram that was passed in, so the owner sends it before
-that buffer is used again. The relaying of data stands first, since it is nearly all of the work:
-dictionary look-ups, no object but the tuple. What an authenticated request does is in
-`relays.requests`.
+of an allocation), ICMP errors about what left there by `receive_icmp`; what is to be sent lies in
+`transmits`: tuples of socket number, data, destination. A negative number means that socket too,
+and a datagram that nobody on the way may fragment (DONT-FRAGMENT). Data may be a view into the
+datagram that was passed in, so the owner sends it before that buffer is used again. The relaying
+of data stands first, since it is nearly all of the work: dictionary look-ups, no object but the
+tuple. What an authenticated request does is in `relays.requests`.
 
 Beyond the RFCs: answers to requests without valid credentials are never more than twice the size
 of the request on the wire, and limited for each source prefix; an IP address that never sent
@@ -41,11 +42,15 @@ from relays.stun import (
 from relays.turn import (
     MAX_DATA_BYTES,
     NS,
+    RELAYED_ICMP,
+    IcmpError,
     channel_data,
     data_indication,
+    icmp_indication,
     is_send_indication,
     read_channel_data,
     read_indication,
+    read_unfragmented_indication,
 )
 from runtime.net.address import Address
 from runtime.randomness import Randomness
@@ -220,6 +225,23 @@ class Server:
             return
         self._deliver(allocation, data, peer, now)
 
+    def receive_icmp(self, socket: int, peer: tuple[str, int], error: IcmpError, now: int) -> None:
+        """An ICMP error about a datagram that left from a relayed address for `peer`. The client
+        hears of it if it may talk to that peer (RFC 8656, section 11.5), whoever sent the error."""
+        allocation = self._table.by_socket.get(socket)
+        permission = None if allocation is None else allocation.permission_by_host.get(peer[0])
+        if (
+            allocation is not None
+            and permission is not None
+            and permission.expires_ns > now
+            and error.kind in RELAYED_ICMP[permission.relayed.family]
+        ):
+            self.counters["icmp_relayed"] += 1
+            packet = icmp_indication(peer, error, self._randomness.bytes(12))
+            self.transmits.append((allocation.listener, packet, allocation.client))
+        else:
+            self.counters["icmp_dropped"] += 1
+
     def _receive_channel_data(
         self, listener: int, data: memoryview, source: tuple[str, int], now: int
     ) -> None:
@@ -238,15 +260,24 @@ class Server:
         self, listener: int, data: memoryview, source: tuple[str, int], now: int
     ) -> None:
         allocation = self._table.by_client[listener].get(source)
-        unpacked = None if allocation is None else read_indication(data)
-        if allocation is None or unpacked is None or unpacked[0][1] < LOWEST_PEER_PORT:
+        if allocation is None:
+            self.dropped_packets += 1
+            return
+        unpacked, is_whole = read_indication(data), False
+        if unpacked is None:
+            unpacked, is_whole = read_unfragmented_indication(data), True
+        if unpacked is None or unpacked[0][1] < LOWEST_PEER_PORT:
             self.dropped_packets += 1
             return
         permission = allocation.permission_by_host.get(unpacked[0][0])
         if permission is None:
             self.dropped_packets += 1
             return
+        before = len(self.transmits)
         self._relay(permission, unpacked[1], unpacked[0], now)
+        if is_whole and len(self.transmits) > before and not permission.is_own:
+            socket, payload, peer = self.transmits.pop()
+            self.transmits.append((-socket, payload, peer))
 
     def _relay(
         self, permission: Permission, data: memoryview, peer: tuple[str, int], now: int

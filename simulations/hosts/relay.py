@@ -146,8 +146,8 @@ class RelayHost:
             self.channel.send(message)
         self.channel.flush()
         for socket, data, (host, port) in self.server.drain_transmits():
-            if socket in self._ports:
-                self.transmit(self._ports[socket], Address(host, port), bytes(data))
+            if abs(socket) in self._ports:
+                self.transmit(self._ports[abs(socket)], Address(host, port), bytes(data))
 
     def transmit(self, local: tuple[str, int], destination: Address, data: bytes) -> None:
         """A datagram leaves."""
