@@ -11,6 +11,7 @@ import signal
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from functools import partial
+from ipaddress import ip_address
 from typing import Final
 
 import attrs
@@ -33,6 +34,7 @@ from relays.transports.local import local_addresses
 from relays.transports.udp import UdpSockets, wanted_descriptors
 from runtime.clock import Clock, SystemClock
 from runtime.descriptors import raise_file_limit
+from runtime.net.address import Address
 from runtime.net.binding import binding
 from runtime.randomness import SystemRandomness
 from runtime.secret import Secret
@@ -132,11 +134,16 @@ class _Relay:
         )
 
     def listen(self) -> None:
-        for address in self._addresses.listen:
+        known: dict[int, Address] = {}
+        for address, told in zip(self._addresses.listen, self._addresses.announced, strict=True):
             with binding("listen", f"{address} (UDP)"):
                 number, bound = self.sockets.listen(address)
             self.server.add_listener(number)
+            if not ip_address(address.host).is_unspecified:
+                known[number] = Address(told.host, bound.port)
             self._log.info("listening", address=str(bound), transport="udp")
+        if self.server.offer_discovery(known):
+            self._log.info("offering_discovery", reason="two addresses with the same two ports")
         self.health.set("sockets", True)
 
     async def run(self, agent: RelayAgent | None, token: DecodedToken | None) -> None:

@@ -42,6 +42,8 @@ from runtime.net.address import Address
 Attributes = tuple[tuple[int, bytes], ...]
 
 MAX_UNKNOWN_ATTRIBUTES: Final = 16
+SOFTWARE: Final[Attributes] = ((Attribute.SOFTWARE, b"Holloway"),)
+"""In every answer that has room for it. It names no version: an attacker would read it first."""
 
 # Comprehension-required attributes that are understood in every request.
 _UNDERSTOOD: Final = frozenset(
@@ -120,7 +122,8 @@ class Requests:
         except _Refusal as raised:
             refusal = raised
         self._counters[f"errors_{refusal.code}"] += 1
-        return error_response(message, refusal.code, refusal.reason, refusal.attributes)
+        attributes = (*refusal.attributes, *SOFTWARE)
+        return error_response(message, refusal.code, refusal.reason, attributes)
 
     def _perform(
         self,
@@ -191,7 +194,7 @@ class Requests:
             (Attribute.LIFETIME, lifetime_s.to_bytes(4, "big")),
             (Attribute.XOR_MAPPED_ADDRESS, xor_address_value(source, transaction_id)),
         ]
-        return success_response(message, (*attributes, *extra))
+        return success_response(message, (*attributes, *extra, *SOFTWARE))
 
     def _wanted_families(self, message: StunMessage) -> tuple[int, ...]:
         """The checks 5 to 9 of section 7.2. Two families are both wanted, though one may do."""
@@ -296,7 +299,8 @@ class Requests:
                 self._table.refresh(relayed, now + lifetime_s * NS)
             else:
                 self._table.drop(allocation, relayed)
-        return success_response(message, ((Attribute.LIFETIME, lifetime_s.to_bytes(4, "big")),))
+        lifetime = (Attribute.LIFETIME, lifetime_s.to_bytes(4, "big"))
+        return success_response(message, (lifetime, *SOFTWARE))
 
     def _create_permission(
         self, message: StunMessage, allocation: Allocation, now: int
@@ -311,7 +315,7 @@ class Requests:
         self._make_room_for_permissions(hosts, allocation, now)
         for host in hosts:
             self._permit(host, allocation, now)
-        return success_response(message, ())
+        return success_response(message, SOFTWARE)
 
     def _bind_channel(self, message: StunMessage, allocation: Allocation, now: int) -> StunMessage:
         """RFC 8656, section 12.2."""
@@ -336,7 +340,7 @@ class Requests:
             allocation.channel_by_number[number] = channel
             allocation.channel_by_peer[peer] = channel
         channel.expires_ns = now + CHANNEL_LIFETIME_NS
-        return success_response(message, ())
+        return success_response(message, SOFTWARE)
 
     def _check_binding(self, allocation: Allocation, number: int, peer: Address, now: int) -> None:
         """Neither number nor peer may be bound otherwise; bindings that ended are dropped."""
@@ -400,9 +404,7 @@ def unknown_attributes(
     return Attribute.UNKNOWN_ATTRIBUTES, b"".join(kind.to_bytes(2, "big") for kind in listed)
 
 
-def success_response(
-    request: StunMessage, attributes: tuple[tuple[int, bytes], ...]
-) -> StunMessage:
+def success_response(request: StunMessage, attributes: Attributes) -> StunMessage:
     return StunMessage(
         method=request.method,
         message_class=MessageClass.SUCCESS,

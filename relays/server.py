@@ -18,26 +18,30 @@ on relayed ports only. `revoke_user` ends what a user has, `drain` refuses new a
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from typing import Final
+
+import attrs
 
 from relays.allocations import Allocation, AllocationTable, Permission, Sockets
 from relays.authentication import Authenticator, Credentials
-from relays.peers import LOWEST_PEER_PORT, PeerPolicy, RateLimiter, source_prefix
-from relays.requests import (
-    Requests,
-    ServerLimits,
-    error_response,
-    success_response,
-    unknown_attributes,
+from relays.binding import (
+    Answer,
+    Place,
+    answer_binding,
+    answer_classic,
+    is_classic_request,
+    places,
 )
+from relays.peers import LOWEST_PEER_PORT, PeerPolicy, RateLimiter, source_prefix
+from relays.requests import Attributes, Requests, ServerLimits, error_response
 from relays.stun import (
-    Attribute,
+    MAX_MESSAGE_BYTES,
     MessageClass,
     Method,
     StunError,
     StunMessage,
     is_stun,
-    xor_address_value,
 )
 from relays.turn import (
     MAX_DATA_BYTES,
@@ -127,6 +131,7 @@ class Server:
             per_second=UNANSWERED_PER_HOST, burst=UNANSWERED_PER_HOST, max_keys=UNANSWERED_HOSTS
         )
         self._reliable_listeners: set[int] = set()
+        self._places: dict[int, Place] = {}
         self._unix_offset_s = 0
         self.relayed_packets = 0
         self.relayed_bytes = 0
@@ -141,6 +146,12 @@ class Server:
         self._table.add_listener(listener)
         if reliable:
             self._reliable_listeners.add(listener)
+
+    def offer_discovery(self, addresses: Mapping[int, Address]) -> int:
+        """The addresses under which listeners are known: those at two IP addresses and the same two
+        ports of each offer NAT behaviour discovery (RFC 5780) from now on. How many those are."""
+        self._places = places(addresses)
+        return len(self._places)
 
     def client_gone(self, listener: int, client: tuple[str, int]) -> None:
         """The connection of a client at a reliable listener ended, and with it its allocation
@@ -212,6 +223,8 @@ class Server:
             self._receive_send_indication(listener, data, source, now)
         elif is_stun(data):
             self._receive_message(listener, data, source, now)
+        elif is_classic_request(data):
+            self._answer_classic(listener, data, source, now)
         else:
             self.dropped_packets += 1
 
@@ -338,14 +351,22 @@ class Server:
     def _answer_binding(
         self, listener: int, message: StunMessage, source: tuple[str, int], now: int, size: int
     ) -> None:
-        unknown = unknown_attributes(message)
-        if unknown is not None:
-            answer = error_response(message, 420, "", (unknown,))
-        else:
-            mapped = xor_address_value(source, message.transaction_id)
-            answer = success_response(message, ((Attribute.XOR_MAPPED_ADDRESS, mapped),))
+        answer = answer_binding(self._places, listener, message, source)
         self.counters["binding_requests"] += 1
-        self._send_unauthenticated(listener, message, answer, source, now, size)
+        self._send_unauthenticated(message, answer, source, now, size)
+
+    def _answer_classic(
+        self, listener: int, data: memoryview, source: tuple[str, int], now: int
+    ) -> None:
+        answer = answer_classic(self._places, listener, data, source)
+        if answer is None:
+            self.counters["malformed_messages"] += 1
+            return
+        self.counters["classic_requests"] += 1
+        room = self._room_for_a_stranger(listener, source, len(data))
+        encoded = answer.encode(room)
+        if self._may_answer(listener, len(encoded), room, source, now):
+            self.transmits.append((answer.listener, encoded, source))
 
     def _answer_turn(
         self, listener: int, message: StunMessage, source: tuple[str, int], now: int, size: int
@@ -359,8 +380,9 @@ class Server:
             is_challenge = identity in (401, 438)
             attributes = self._authenticator.challenge(source, now) if is_challenge else ()
             self.counters[f"errors_{identity}"] += 1
-            answer = error_response(message, identity, "", attributes)
-            self._send_unauthenticated(listener, message, answer, source, now, size)
+            refusal = error_response(message, identity, "", attributes)
+            unproved = Answer(listener=listener, destination=source, message=refusal)
+            self._send_unauthenticated(message, unproved, source, now, size)
             return
         by_client = self._table.by_client[listener]
         if message.method == Method.ALLOCATE:
@@ -380,25 +402,53 @@ class Server:
 
     def _send_unauthenticated(
         self,
-        listener: int,
-        message: StunMessage,
-        answer: StunMessage,
+        request: StunMessage,
+        answer: Answer,
         source: tuple[str, int],
         now: int,
         size: int,
     ) -> None:
         """Send unless the prefix of the source had enough, or the answer would amplify."""
-        encoded = answer.encode(fingerprint=message.has_fingerprint)
+        fingerprint = request.has_fingerprint
+        room = self._room_for_a_stranger(answer.listener, source, size)
+        message = _with_wishes(answer.message, answer.wishes, room, fingerprint=fingerprint)
+        encoded = message.encode(fingerprint=fingerprint)
+        if self._may_answer(answer.listener, len(encoded), room, source, now):
+            self.transmits.append((answer.listener, encoded, answer.destination))
+
+    def _room_for_a_stranger(self, listener: int, source: tuple[str, int], size: int) -> int:
+        """How long an answer to a request of `size` bytes may be: twice that, headers counted."""
         if listener in self._reliable_listeners:
-            self.transmits.append((listener, encoded, source))
-            return
+            return MAX_MESSAGE_BYTES
         headers = 48 if ":" in source[0] else 28
-        if len(encoded) + headers > 2 * (size + headers):
+        return 2 * (size + headers) - headers
+
+    def _may_answer(
+        self, listener: int, size: int, room: int, source: tuple[str, int], now: int
+    ) -> bool:
+        if size > room:
             self.counters["answers_too_large"] += 1
-        elif not self._unauthenticated.take(source_prefix(source[0]), now):
+            return False
+        if listener in self._reliable_listeners:
+            return True
+        if not self._unauthenticated.take(source_prefix(source[0]), now):
             self.counters["answers_rate_limited"] += 1
-        else:
-            self.transmits.append((listener, encoded, source))
+            return False
+        return True
+
+
+def _with_wishes(
+    message: StunMessage, wishes: Attributes, room: int, *, fingerprint: bool
+) -> StunMessage:
+    """`message` with as many of `wishes` as there is room for, the first ones first."""
+    size = message.size(fingerprint=fingerprint)
+    attributes = list(message.attributes)
+    for kind, value in wishes:
+        wish = 4 + len(value) + -len(value) % 4
+        if size + wish <= room:
+            attributes.append((kind, value))
+            size += wish
+    return attrs.evolve(message, attributes=tuple(attributes))
 
 
 def _is_within_allowance(permission: Permission, size: int, now: int) -> bool:

@@ -246,6 +246,11 @@ class StunMessage:
             body += _ATTRIBUTE.pack(Attribute.FINGERPRINT, 4) + checksum.to_bytes(4, "big")
         return header(len(body)) + bytes(body)
 
+    def size(self, *, fingerprint: bool = False) -> int:
+        """How many bytes `encode` makes of it without an integrity attribute."""
+        body = sum(4 + len(value) + -len(value) % 4 for _, value in self.attributes)
+        return HEADER_BYTES + body + (_FINGERPRINT_BYTES if fingerprint else 0)
+
     @property
     def integrities(self) -> frozenset[Integrity]:
         """The integrity attributes that a decoded message carried, valid or not."""

@@ -104,6 +104,18 @@ def is_answering(network: Network) -> bool:
             return False
 
 
+def is_bound(host: Host, address: tuple[str, int]) -> bool:
+    """Whether some program there has this UDP port."""
+    with host.entered():
+        trying = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    with trying:
+        try:
+            trying.bind(address)
+        except OSError:
+            return True
+    return False
+
+
 def http_get(network: Network, path: str) -> str:
     with network.relay.connect(METRICS) as connection:
         connection.sendall(
