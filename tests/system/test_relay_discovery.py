@@ -1,8 +1,10 @@
 """NAT behaviour discovery through the relay as a process, by foreign clients: coturn's turnutils
-(RFC 5780) and Debian's `stun` (RFC 3489); in the open, and behind two kinds of NAT."""
+(RFC 5780) and Debian's `stun` (RFC 3489), and by `holloway netcheck`; in the open, and behind two
+kinds of NAT."""
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -87,3 +89,26 @@ def test_debians_client_of_rfc_3489_finds_out_the_nat(
 ) -> None:
     output = hosts[before].run("stun", A, check=False, timeout_s=60)
     assert words in output
+
+
+@pytest.mark.parametrize(
+    ("before", "mapping", "filtering"),
+    [
+        ("nothing", "endpoint_independent", "endpoint_independent"),
+        ("an easy NAT", "endpoint_independent", "address_and_port_dependent"),
+        ("a hard NAT", "address_and_port_dependent", "address_and_port_dependent"),
+    ],
+)
+def test_netcheck_finds_out_the_nat_by_one_relay(
+    hosts: dict[str, Host], before: str, mapping: str, filtering: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "captured.toml"
+    argv = [sys.executable, "-m", "holloway", "netcheck", "--stun", A, "--json"]
+    output = hosts[before].run("env", f"PYTHONPATH={ROOT}", *argv, "--export", str(file))
+    nat = json.loads(output)["ipv4"]["nat"]
+    assert (nat["mapping"], nat["filtering"]) == (mapping, filtering)
+    assert nat["present"] == (before != "nothing")
+    if nat["present"]:
+        exported = file.read_text()
+        assert f'mapping = "{mapping}", filtering = "{filtering}"' in exported
+        assert "# mapping: measured\n# filtering: measured\n" in exported
