@@ -1,9 +1,10 @@
 """The server core beside a reference model of RFC 8656 (`turn_reference`), which knows none of it.
 
 Hypothesis looks for a history after which the two disagree about an error code, a packet or an open
-port: requests of four clients of two users, by datagrams and by connections (two of them at one address), for addresses of
-either family, both, pairs and reserved ones; requests that come twice or late; clients whose
-address changes and connections that end; expiries, revocations, ICMP errors, a drain.
+port: requests of four clients of two users, by datagrams and by connections and two of them at one
+address, for relayed addresses of either family, both, pairs and reserved ones; requests that come
+twice or late; clients whose address changes and connections that end; expiries, revocations, ICMP
+errors, a drain.
 """
 
 from __future__ import annotations
