@@ -29,6 +29,7 @@ class RelaySettings:
     ----------
     listen
         Addresses on which clients are served over UDP, as `192.0.2.1:3478` or `[2001:db8::1]:3478`.
+        Two IP addresses with the same two ports each also offer NAT behaviour discovery (RFC 5780).
     relay_address
         IP addresses of this machine on which relayed ports are opened, at most one of each
         family. Without it, the hosts of `listen`, which then have to be real addresses.
