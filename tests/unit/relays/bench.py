@@ -6,10 +6,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import attrs
 
 from relays.authentication import Credentials, StaticCredentials
-from relays.client import Event, TurnClient
+from relays.client import Event, Family, TurnClient
 from relays.peers import PeerPolicy
 from relays.requests import ServerLimits
 from relays.server import Server
@@ -80,6 +82,7 @@ class Bench:
         alternate: Address | None = None,
         ports: tuple[int, int] = (49_152, 65_535),
         seed: int = 0,
+        realm: str = "holloway",
     ) -> Bench:
         sockets = MemorySockets()
         hosts = {1: external_ip or RELAY_HOST}
@@ -87,7 +90,7 @@ class Bench:
             hosts[2] = RELAY_HOST_IPV6
         server = Server(
             credentials=credentials or StaticCredentials(USERS),
-            realm="holloway",
+            realm=realm,
             relay_addresses=hosts,
             own_addresses=frozenset({RELAY_HOST, "203.0.113.7", "127.0.0.1"}),
             sockets=sockets,
@@ -107,20 +110,22 @@ class Bench:
         self.now += int(seconds * NS)
         self.server.handle_timeout(self.now)
 
-    def from_client(self, data: bytes, source: tuple[str, int]) -> list[bytes]:
+    def from_client(
+        self, data: bytes, source: tuple[str, int], listener: int = LISTENER
+    ) -> list[bytes]:
         """Deliver a datagram of a client; what came back to that client."""
-        self.server.receive(LISTENER, memoryview(data), source, self.now)
+        self.server.receive(listener, memoryview(data), source, self.now)
         return [
             bytes(sent)
             for socket, sent, destination in self.server.drain_transmits()
-            if socket == LISTENER and destination == source
+            if socket == listener and destination == source
         ]
 
     def to_peers(self, data: bytes, source: tuple[str, int]) -> list[tuple[Address, bytes, str]]:
         """Deliver a datagram of a client; what left for peers: (peer, data, relay port)."""
         self.server.receive(LISTENER, memoryview(data), source, self.now)
         return [
-            (Address(*destination), bytes(sent), str(self.sockets.open_ports[socket][1]))
+            (Address(*destination), bytes(sent), str(self.sockets.open_ports[abs(socket)][1]))
             for socket, sent, destination in self.server.drain_transmits()
             if socket != LISTENER
         ]
@@ -146,8 +151,10 @@ class Caller:
         username: str = "alice",
         password: str | None = None,
         algorithm: PasswordAlgorithm = PasswordAlgorithm.SHA256,
+        listener: int = LISTENER,
     ) -> None:
         self.bench = bench
+        self.listener = listener
         self.source = source
         self.username = username
         self.password = USERS[username] if password is None else password
@@ -173,7 +180,7 @@ class Caller:
             transaction_id=self.transaction_id(),
             attributes=tuple(attributes or []),
         )
-        answers = self.bench.from_client(message.encode(), self.source)
+        answers = self.bench.from_client(message.encode(), self.source, self.listener)
         return StunMessage.decode(answers[0]) if answers else None
 
     def learn_nonce(self) -> StunMessage:
@@ -210,7 +217,7 @@ class Caller:
         """Send a request with credentials; its answer, whose integrity is checked unless it is a
         challenge."""
         data = self.encode(method, attributes, transaction_id)
-        answers = self.bench.from_client(data, self.source)
+        answers = self.bench.from_client(data, self.source, self.listener)
         assert len(answers) == 1
         answer = StunMessage.decode(answers[0])
         if code_of(answer) not in (400, 401, 438) or answer.integrities:
@@ -281,19 +288,21 @@ class Wire:
         source: tuple[str, int] = ("198.51.100.2", 40_000),
         username: str = "alice",
         password: str | None = None,
-        family: str = "ipv4",
+        family: Family = "ipv4",
         *,
         reliable: bool = False,
+        redirects: int = 0,
     ) -> TurnClient:
         life = "again " if source in self.clients else ""
         client = TurnClient(
             server=SERVER,
             username=username,
             password=USERS[username] if password is None else password,
-            family="ipv6" if family == "ipv6" else "ipv4",
+            family=family,
             randomness=SeededRandomness(self.bench.seed, f"{life}client {source}"),
             now=self.bench.now,
             reliable=reliable,
+            redirects=redirects,
         )
         self.clients[source] = client
         self.events[source] = []
@@ -301,8 +310,11 @@ class Wire:
 
     def settle(self) -> None:
         """Deliver until nothing moves; peers keep what they get in `at_peers`."""
+        self.settle_until(lambda: False)
+
+    def settle_until(self, is_enough: Callable[[], bool]) -> None:
         moving = True
-        while moving:
+        while moving and not is_enough():
             moving = False
             for source, client in self.clients.items():
                 for datagram in client.drain_datagrams():
