@@ -11,6 +11,7 @@ import http.client
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any, Final
 
@@ -104,7 +105,7 @@ class KernelAccount:
             body = {
                 "name": resource.name,
                 "kind": "cidr",
-                "address": f"{self._addresses[resource.name]}/32",
+                "address": str(ip_network(self._addresses[resource.name])),
                 "site_ids": [self._ids["site", site] for site in resource.sites],
                 "filters": list(resource.filters),
             }

@@ -25,7 +25,7 @@ now = time.monotonic_ns
 waiting, sockets = selectors.DefaultSelector(), {}
 due = []
 for number, address, port, first, every, until, size in plan["pairs"]:
-    s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    s = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM)
     s.setblocking(False)
     waiting.register(s, selectors.EVENT_READ, number)
     sockets[number] = (s, (address, port), every, until, bytes(max(0, size - 12)))

@@ -126,16 +126,20 @@ class KernelFaults:
 
     def _reconnect(self, fault: schema.Fault) -> None:
         """The portal's doors refuse until the channel ends by itself: nothing ends it at once."""
-        doors = ", ".join(self._parts.addresses("portal"))
+        refused = "\n    ".join(
+            f"{'ip6' if ':' in door else 'ip'} daddr {door} udp dport {CHANNEL_PORT}"
+            " reject with icmpx type port-unreachable"
+            for door in self._parts.addresses("portal")
+        )
         hosts = [self._topology.place(name).host for name in fault.targets]
         for host in hosts:
             host.nft(f"""
-table ip reconnecting
-delete table ip reconnecting
-table ip reconnecting {{
+table inet reconnecting
+delete table inet reconnecting
+table inet reconnecting {{
   chain outward {{
     type filter hook output priority filter;
-    ip daddr {{ {doors} }} udp dport {CHANNEL_PORT} reject with icmp type port-unreachable
+    {refused}
   }}
 }}
 """)
@@ -144,7 +148,7 @@ table ip reconnecting {{
     @staticmethod
     def _let_again(hosts: Sequence[Host]) -> None:
         for host in hosts:
-            host.nft("table ip reconnecting\ndelete table ip reconnecting\n")
+            host.nft("table inet reconnecting\ndelete table inet reconnecting\n")
 
     def _roam(self, fault: schema.Fault) -> Undo:
         before = [(name, self._topology.network_of(name)) for name in fault.targets]

@@ -68,8 +68,6 @@ def _liberties_of(network: Network) -> Iterator[str]:
             yield "traffic from outside keeps a binding, too"
         if not (nat.inbound_binding or nat.reply_binding):
             yield "answers leave from where the question came in"
-    if network.prefix6:
-        yield "there is no IPv6"
     if network.lan != LAN:
         yield "nothing is slow or lost between hosts of one network"
 
@@ -85,7 +83,6 @@ def as_built(scenario: Scenario) -> Scenario:
         attrs.evolve(
             each,
             lan=LAN,
-            prefix6="",
             nat=None if each.nat is None else _nat_as_built(each.nat),
         )
         for each in scenario.networks
@@ -128,7 +125,7 @@ def _nat_as_built(nat: NatBehaviour) -> NatBehaviour:
 def _of_networks(scenario: Scenario) -> Iterator[str]:
     for network in scenario.networks:
         name = f"network {network.name}"
-        if network.nat is None and not network.prefix:
+        if network.nat is None and not network.prefix and not network.prefix6:
             yield f"{name}: without a NAT it needs a prefix of its own"
         if network.nat is not None and (reason := unsupported(kernel_nat(network.nat))):
             yield f"{name}: {reason}"
@@ -156,15 +153,17 @@ def _of_hosts(scenario: Scenario) -> Iterator[str]:
     processes += sum(each.count for each in scenario.populations)
     if processes > MAX_PROCESSES:
         yield f"{processes} processes of Holloway are more than {MAX_PROCESSES}"
+    without_ipv4 = {each.name for each in scenario.networks if each.nat is None and not each.prefix}
+    for portal in scenario.portals:
+        if portal.network in without_ipv4:
+            yield f"{portal.name}: a portal without IPv4 is not built on the kernel"
     if scenario.portals and not scenario.portals[0].starts:
         yield f"{scenario.portals[0].name}: the first portal has to start at once"
     for resource in scenario.account.resources:
         if not resource.service:
             yield f"resource {resource.name}: only those of a service are asked"
     for service in scenario.services:
-        if ":" in service.address:
-            yield f"service {service.name}: IPv6 is not built on the kernel"
-        elif service.network == INTERNET and service.address:
+        if service.network == INTERNET and service.address:
             yield f"service {service.name}: addresses on the internet itself cannot be chosen"
 
 

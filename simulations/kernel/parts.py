@@ -15,6 +15,7 @@ from typing import Any, Final, Literal
 import attrs
 
 from runtime.control import ControlUnavailable, ask_control
+from runtime.net.address import Address
 from simulations.installation import (
     API_PORT,
     CHANNEL_PORT,
@@ -41,9 +42,11 @@ READY_S: Final = 120.0
 STATUS_NS: Final = 2 * 10**9
 FRESH_S: Final = 0.5
 """How old the portal's word on who is online may be."""
+DOMAIN: Final = "portal.example"
 _ECHO: Final = f"""
 import socket
-s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+s = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+s.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
 s.bind(("", {ECHO_PORT}))
 while True:
     data, source = s.recvfrom(2048)
@@ -87,6 +90,9 @@ class Parts:
         for service in scenario.services:
             topology.host(service.name, service.network, service.address)
             self._add(service.name, "service", [sys.executable, "-c", _ECHO], {})
+        self._doors = {name: self._door(name) for name in self._nodes}
+        if topology.has_ipv6:
+            self._name_doors()
         for portal in portals:
             self._add_portal(portal)
 
@@ -122,19 +128,32 @@ class Parts:
             lambda: self._is_ready(node), what=f"{node.name} is ready", timeout_s=READY_S
         )  # fmt: skip
 
+    def _door(self, node: str) -> str:
+        """By which agents reach a node: its address, or a name where it has several."""
+        if not self._topology.has_ipv6:
+            return self._topology.address_of(node)
+        return f"{_label(node)}.{DOMAIN}"
+
+    def _name_doors(self) -> None:
+        addresses = {self._doors[each]: self._topology.addresses_of(each) for each in self._nodes}
+        for name in self._nodes + [each.name for each in agents_of(self._scenario)]:
+            self._topology.place(name).host.name_hosts(addresses)
+
     def _add_portal(self, portal: Portal) -> None:
         own = self._topology.address_of(portal.name)
-        first = self._topology.address_of(self._nodes[0])
+        door = self._doors[portal.name]
+        listen = "[::]" if self._topology.has_ipv6 else own
         env = {
-            "HOLLOWAY_PORTAL_NODE": portal.name.replace("_", "-"),
-            "HOLLOWAY_PORTAL_LISTEN": f"{own}:{CHANNEL_PORT}",
-            "HOLLOWAY_PORTAL_API_LISTEN": f"{own}:{API_PORT}",
-            "HOLLOWAY_PORTAL_ADDRESS": f"{first}:{CHANNEL_PORT}",
+            "HOLLOWAY_PORTAL_NODE": _label(portal.name),
+            "HOLLOWAY_PORTAL_LISTEN": f"{listen}:{CHANNEL_PORT}",
+            "HOLLOWAY_PORTAL_API_LISTEN": f"{listen}:{API_PORT}",
+            "HOLLOWAY_PORTAL_ADDRESS": f"{self._doors[self._nodes[0]]}:{CHANNEL_PORT}",
+            "HOLLOWAY_PORTAL_NODE_ADDRESS": f"{door}:{CHANNEL_PORT}",
             "HOLLOWAY_PORTAL_DATABASE_URL_FILE": str(self.database.url_file),
         }
         if len(self._nodes) > 1:
             env["HOLLOWAY_PORTAL_LINK_LISTEN"] = f"{own}:{LINK_PORT}"
-        argv = [*HOLLOWAY, "portal", "--state-dir", str(self._state)]
+        argv = [*HOLLOWAY, "portal", "--state-dir", str(self._state), "--names", own]
         self._add(portal.name, "portal", argv, env, starts=portal.starts)
 
     def _add_agent(self, written: Relay | Gateway | Client) -> None:
@@ -143,8 +162,9 @@ class Parts:
         match written:
             case Relay():
                 kind, token = "RELAY", "relay"
-                listen = f"{self._topology.address_of(name)}:{RELAY_PORT}"
-                argv = ["relay", "--name", name, "--listen", listen]
+                argv = ["relay", "--name", name]
+                for address in self._topology.addresses_of(name):
+                    argv += ["--listen", str(Address(address, RELAY_PORT))]
                 if written.region:
                     argv += ["--region", written.region]
                 self._agent(name, "relay", argv, kind, token, written.starts)
@@ -219,8 +239,10 @@ class Parts:
     # --- looking ---------------------------------------------------------------------------------
 
     def addresses(self, kind: Kind) -> list[str]:
-        """Of all hosts of a kind."""
-        return [self._topology.address_of(part.name) for part in self._of(kind)]
+        """All of all hosts of a kind."""
+        return [
+            address for part in self._of(kind) for address in self._topology.addresses_of(part.name)
+        ]
 
     def is_online(self, name: str) -> bool:
         """Whether it runs, and whom it belongs to knows it."""
@@ -266,3 +288,8 @@ class Parts:
 
     def _of(self, kind: Kind) -> list[Part]:
         return [part for part in self.parts.values() if part.kind == kind]
+
+
+def _label(name: str) -> str:
+    """A name of the file as one of hosts."""
+    return name.replace("_", "-")

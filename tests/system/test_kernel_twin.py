@@ -9,14 +9,10 @@ from typing import get_args
 import attrs
 import pytest
 
-from simulations.farm.job import Job, perform
-from simulations.kernel.against import compare
 from simulations.kernel.lab import LabError
 from simulations.kernel.obstacles import as_built, liberties, obstacles
 from simulations.kernel.twin import run
-from simulations.report.merged import reasons
-from simulations.result import Result, from_json, to_json
-from simulations.scenario.load import dump, ready, ready_names
+from simulations.scenario.load import ready, ready_names
 from simulations.scenario.schema import (
     Account,
     Behaviour,
@@ -36,43 +32,9 @@ from simulations.scenario.schema import (
     Traffic,
     User,
 )  # fmt: skip
-from simulations.scenario.units import duration_ns
+from tests.system.both_worlds import MS, hastened, in_both_worlds
 
 pytestmark = pytest.mark.system
-
-MS = 10**6
-
-
-def hastened(scenario: Scenario, times: int) -> Scenario:
-    """The same with everything so many times sooner, but for the bounds of checks."""
-
-    def sooner(written: str) -> str:
-        return f"{duration_ns(written) // MS // times}ms" if written else written
-
-    return attrs.evolve(
-        scenario,
-        duration=sooner(scenario.duration),
-        faults=tuple(
-            attrs.evolve(each, at=sooner(each.at), duration=sooner(each.duration))
-            for each in scenario.faults
-        ),
-        checks=tuple(
-            attrs.evolve(each, at=sooner(each.at), until=sooner(each.until))
-            for each in scenario.checks
-        ),
-    )
-
-
-def in_both_worlds(scenario: Scenario) -> tuple[Result, Result]:
-    """In virtual time, and on the kernel: with the same outcomes, and every check held in both."""
-    virtual = perform(Job(scenario=dump(as_built(scenario)), name="virtual"), 1)
-    kernel = perform(Job(scenario=dump(scenario), name="kernel", backend="kernel"), 1)
-    assert reasons(virtual) == ()
-    assert reasons(kernel) == ()
-    comparison = compare(virtual, kernel)
-    assert comparison.agrees, comparison
-    assert from_json(to_json(kernel)) == kernel
-    return virtual, kernel
 
 
 def test_a_home_office_is_the_same_in_both_worlds() -> None:
