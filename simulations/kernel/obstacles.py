@@ -129,17 +129,8 @@ def _of_networks(scenario: Scenario) -> Iterator[str]:
             yield f"{name}: without a NAT it needs a prefix of its own"
         if network.nat is not None and (reason := unsupported(kernel_nat(network.nat))):
             yield f"{name}: {reason}"
-        if what := _unbuildable(network.uplink):
-            yield f"{name}: an uplink with {what}"
     if scenario.links:
         yield "further links between networks are not built on the kernel"
-
-
-def _unbuildable(quality: LinkQuality) -> str:
-    """What of the quality of a link the kernel is not made to do."""
-    usual = LinkQuality()
-    fields = ("burst", "duplication", "reordering", "corruption", "mtu")
-    return ", ".join(each for each in fields if getattr(quality, each) != getattr(usual, each))
 
 
 # --- hosts ----------------------------------------------------------------------------------------
@@ -181,8 +172,6 @@ def _of_faults(scenario: Scenario) -> Iterator[str]:
 def _why_not(fault: Fault, networks: dict[str, Network], portals: set[str]) -> str:
     if fault.kind in REASONS:
         return REASONS[fault.kind]
-    if fault.quality is not None and (what := _unbuildable(fault.quality)):
-        return f"a link with {what}"
     if fault.kind == "database" and fault.slow:
         return "a database that is only slow"
     if fault.kind == "roam" and portals & set(fault.targets):

@@ -31,7 +31,7 @@ from simulations.kernel.obstacles import kernel_nat
 from simulations.kernel.punch import Place
 from simulations.oracle import Nat, Side
 from simulations.scenario.schema import INTERNET, LinkQuality, Network, Scenario
-from simulations.scenario.units import duration_ns, rate_bit_per_s, share_ppm, size_bytes
+from simulations.scenario.units import PPM, duration_ns, rate_bit_per_s, share_ppm, size_bytes
 
 PUBLIC: Final = IPv4Network("198.18.0.0/16")
 """Where public addresses are taken from, a /30 each; as in virtual time (RFC 2544)."""
@@ -451,9 +451,14 @@ def quality_of(link: LinkQuality) -> Quality:
     return Quality(
         latency_us=duration_ns(link.latency) // NS_PER_US,
         jitter_us=duration_ns(link.jitter) // NS_PER_US,
-        loss=share_ppm(link.loss) / 10**6,
+        loss=share_ppm(link.loss) / PPM,
+        burst=link.burst,
+        duplication=share_ppm(link.duplication) / PPM,
+        reordering=share_ppm(link.reordering) / PPM,
+        corruption=share_ppm(link.corruption) / PPM,
         rate_bit_s=rate_bit_per_s(link.bandwidth) if link.bandwidth else 0,
         queue_bytes=size_bytes(link.queue),
+        mtu=link.mtu,
     )
 
 

@@ -73,7 +73,7 @@ def run(
         raise LabError("; ".join(found))
     began = time.monotonic()
     with Lab() as lab, contextlib.ExitStack() as stack:
-        twin = _Twin(lab, scenario, stack)
+        twin = _Twin(lab, scenario, seed, stack)
         twin.start()
         twin.carry_out(progress)
         result = twin.result()
@@ -81,8 +81,11 @@ def run(
 
 
 class _Twin:
-    def __init__(self, lab: Lab, scenario: Scenario, stack: contextlib.ExitStack) -> None:
+    def __init__(
+        self, lab: Lab, scenario: Scenario, seed: int, stack: contextlib.ExitStack
+    ) -> None:
         self._scenario = scenario
+        self._seed = seed
         self._stack = stack
         self._schedule = Schedule()
         self._topology = Topology(lab, scenario)
@@ -109,7 +112,7 @@ class _Twin:
             for name in fault.targets
         }
         for router, links in self._topology.links.values():
-            context = impaired(router, links, changing=changing)
+            context = impaired(router, links, changing=changing, seed=self._seed)
             self._impairments[router.name] = self._stack.enter_context(context)
         limit = self._schedule.now + max(duration_ns(self._scenario.settle), LEAST_SETTLE_NS)
         while not self._parts.all_online() and self._schedule.now < limit:
