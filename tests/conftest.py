@@ -34,6 +34,7 @@ HEAVY: Final = (
     "tests/system/test_kernel_twin.py",
     "tests/system/test_kernel_ipv6.py",
     "tests/system/test_kernel_links.py",
+    "tests/system/test_kernel_watch.py",
 )
 """Files that start a Ray, or several installations at once. They come first, and are one worker's:
 none of them ever runs beside another."""

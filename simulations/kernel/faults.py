@@ -24,7 +24,7 @@ Undo = Callable[[], None]
 
 class KernelFaults:
     """The faults of one run. `impairments` by the name of their router; `changed` is called when an
-    admin has changed who may what."""
+    admin has changed who may what, and `log` is told of each fault."""
 
     def __init__(
         self,
@@ -33,8 +33,10 @@ class KernelFaults:
         schedule: Schedule,
         impairments: dict[str, Impairment],
         changed: Callable[[], None],
+        log: Callable[[int, str], None],
     ) -> None:
         self._parts = parts
+        self._log = log
         self._topology = topology
         self._schedule = schedule
         self._impairments = impairments
@@ -67,6 +69,7 @@ class KernelFaults:
             struck.text = sentence_of(fault)
         except (KeyError, LabError, InstallationError, *NO_ANSWER) as error:
             undo, struck.text = None, f"nothing: {error}"
+        self._log(now, struck.text)
         if undo is not None and duration is not None:
             self._schedule.after(now + duration - self._schedule.now, undo)
 

@@ -111,6 +111,11 @@ class Topology:
         self._ipv6[name] = text6.partition("/")[0]
         return place
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of all hosts."""
+        return tuple(self._hosts)
+
     def place(self, name: str) -> Place:
         """Where a host is now, by its IPv4 address if it has one."""
         return self._hosts[name][0]
@@ -145,9 +150,10 @@ class Topology:
     def outside(self, name: str) -> str:
         """The address by which the internet sees a host: IPv6 where it has it, by which it dials
         then (RFC 6724)."""
-        return self._ipv6[name] or self._outside4(name)
+        return self._ipv6[name] or self.outside_ipv4(name)
 
-    def _outside4(self, name: str) -> str:
+    def outside_ipv4(self, name: str) -> str:
+        """The same, were there no IPv6."""
         place, network = self._hosts[name]
         seen = ip_of(place)
         for built in self._way_out(network):
@@ -277,7 +283,7 @@ table netdev {table} {{
             return ""
         if self._realm(name) == self._realm(by):
             return ip_of(self._hosts[name][0])
-        return self._outside4(name)
+        return self.outside_ipv4(name)
 
     def _realm(self, name: str) -> str:
         """The innermost network with a NAT that a host is behind."""
