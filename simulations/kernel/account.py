@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_network
 from pathlib import Path
@@ -220,6 +220,17 @@ class KernelAccount:
             case "remove_resource":
                 self._delete("resources", "resource", first)
         self._book.change(change, subject)
+
+    def users(self) -> list[str]:
+        """Of the file, in its order."""
+        return list(self._book.users())
+
+    def remove_users(self, names: Sequence[str]) -> None:
+        """As a directory that lost them does. Raises InstallationError."""
+        for name in names:
+            if ("user", name) in self._ids:
+                self._delete("principals", "user", name)
+        self._book.remove_users(names)
 
     def _set_policy(self, name: str, *, disabled: bool) -> None:
         known = self._ids.get(("policy", name))

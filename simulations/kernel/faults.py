@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Final
 
+from runtime.randomness import SeededRandomness, shuffle
 from simulations.faults import RESTART_NS, Struck, sentence_of
 from simulations.installation import CHANNEL_PORT, InstallationError
 from simulations.kernel.account import NO_ANSWER
@@ -14,7 +15,7 @@ from simulations.kernel.parts import Parts
 from simulations.kernel.schedule import Schedule
 from simulations.kernel.topology import Topology, quality_of
 from simulations.scenario import schema
-from simulations.scenario.units import duration_ns
+from simulations.scenario.units import PPM, duration_ns, share_ppm
 
 LOOK_NS: Final = 50 * 10**6
 RECONNECT_NS: Final = 17 * 10**9
@@ -34,6 +35,7 @@ class KernelFaults:
         impairments: dict[str, Impairment],
         changed: Callable[[], None],
         log: Callable[[int, str], None],
+        seed: int,
     ) -> None:
         self._parts = parts
         self._log = log
@@ -42,7 +44,9 @@ class KernelFaults:
         self._impairments = impairments
         self._changed = changed
         self._qualities: dict[str, list[Quality]] = {}
-        self._outages = 0
+        self._outages: list[int] = []
+        self._may_be_slow = False
+        self._randomness = SeededRandomness(seed, "faults")
         self._parted = 0
         self.struck: list[Struck] = []
 
@@ -53,6 +57,7 @@ class KernelFaults:
 
     def schedule(self, faults: Sequence[schema.Fault]) -> None:
         """Have each happen at its instant, counted from now."""
+        self._may_be_slow = any(fault.slow for fault in faults)
         for fault in faults:
             self._schedule.after(duration_ns(fault.at), self._strike, fault)
 
@@ -222,16 +227,33 @@ table inet reconnecting {{
     # --- the portal ------------------------------------------------------------------------------
 
     def _database(self, fault: schema.Fault) -> Undo:
-        self._outages += 1
-        if self._outages == 1:
-            self._parts.database.pause()
+        slow_ns = duration_ns(fault.slow) if fault.slow else 0
+        self._outages.append(slow_ns)
+        self._set_database()
 
         def recover() -> None:
-            self._outages -= 1
-            if not self._outages:
-                self._parts.database.resume()
+            self._outages.remove(slow_ns)
+            self._set_database()
 
         return recover
+
+    def _set_database(self) -> None:
+        """Away while any fault has it so, else as slow as the slowest."""
+        database = self._parts.database
+        if 0 in self._outages:
+            database.pause()
+        else:
+            database.resume()
+        if self._may_be_slow:
+            database.answer_after(max(self._outages, default=0))
+
+    def _shrink_directory(self, fault: schema.Fault) -> None:
+        """The same users as in virtual time, by the same stream of the seed."""
+        account = self._parts.account
+        users = account.users()
+        shuffle(users, self._randomness)
+        account.remove_users(sorted(users[: len(users) * share_ppm(fault.share) // PPM]))
+        self._changed()
 
     def _change(self, fault: schema.Fault) -> None:
         if not fault.change:

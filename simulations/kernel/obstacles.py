@@ -26,12 +26,12 @@ from simulations.scenario.schema import (
 )
 from simulations.scenario.units import duration_ns
 
-MAX_PROCESSES: Final = 40
+MAX_PROCESSES: Final = 80
 """Portals, relays, gateways and clients: each takes 60 to 150 MB."""
 LAN: Final = LinkQuality()
 REASONS: Final = {
-    "clock_skew": "all processes have one clock",
-    "shrink_directory": "there is no directory on the kernel",
+    "clock_skew": "all hosts have the machine's clock; a time namespace shifts no wall clock, only"
+    " the monotonic ones, which hosts do not compare",
 }
 
 
@@ -50,6 +50,10 @@ def liberties(scenario: Scenario) -> list[str]:
     found = [f"{word}: {', '.join(names)}" for word, names in by_word.items()]
     if any(fault.kind == "reconnect" for fault in scenario.faults):
         found.append("reconnect: the portal refuses for 17 s, until the channel ends by itself")
+    if any(fault.slow for fault in scenario.faults):
+        found.append(
+            "a slow database is so in each round trip, of which a question may take several"
+        )
     if scenario.traffic or scenario.checks:
         found.append("bounds of checks: twice as long, and 3 s more")
     return found
@@ -172,8 +176,6 @@ def _of_faults(scenario: Scenario) -> Iterator[str]:
 def _why_not(fault: Fault, networks: dict[str, Network], portals: set[str]) -> str:
     if fault.kind in REASONS:
         return REASONS[fault.kind]
-    if fault.kind == "database" and fault.slow:
-        return "a database that is only slow"
     if fault.kind == "roam" and portals & set(fault.targets):
         return "a portal keeps its address"
     if fault.kind == "rebind" and fault.renumber:

@@ -78,7 +78,11 @@ class Parts:
         self._topology = topology
         self._state = lab.directory / "portal"
         self._online: tuple[float, set[str]] = (0.0, set())
-        self.database = LabDatabase(lab.directory / "database", topology.core)
+        self.database = LabDatabase(
+            lab.directory / "database",
+            topology.core,
+            may_be_slow=any(fault.slow for fault in scenario.faults),
+        )
         self.parts: dict[str, Part] = {}
         self.account: KernelAccount
         portals = scenario.portals or (Portal(name="portal"),)

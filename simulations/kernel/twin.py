@@ -47,6 +47,7 @@ __all__ = ["liberties", "obstacles", "run"]
 
 REQUIRED_PROGRAMS: Final = {"iptables-nft": "iptables", "tc": "iproute2"}
 LEAST_SETTLE_NS: Final = 60 * 10**9
+SETTLE_OF_EACH_NS: Final = 3 * 10**9
 """Processes take their time to start, however short the file's `settle` is."""
 LOOK_NS: Final = 200 * 10**6
 WATCH_NS: Final = 500 * 10**6
@@ -120,6 +121,7 @@ class _Twin:
             self._impairments,
             self._policy_changed,
             self._struck,
+            seed,
         )
         self._zero = self._end = 0
 
@@ -137,7 +139,8 @@ class _Twin:
         for router, links in self._topology.links.values():
             context = impaired(router, links, changing=changing, seed=self._seed)
             self._impairments[router.name] = self._stack.enter_context(context)
-        limit = self._schedule.now + max(duration_ns(self._scenario.settle), LEAST_SETTLE_NS)
+        least = LEAST_SETTLE_NS + SETTLE_OF_EACH_NS * len(self._parts.parts)
+        limit = self._schedule.now + max(duration_ns(self._scenario.settle), least)
         while not self._parts.all_online() and self._schedule.now < limit:
             self._schedule.run_until(self._schedule.now + LOOK_NS)
 
