@@ -141,9 +141,6 @@ def _of_networks(scenario: Scenario) -> Iterator[str]:
 
 
 def _of_hosts(scenario: Scenario) -> Iterator[str]:
-    for agent in agents_of(scenario):
-        if agent.hostile:
-            yield f"{agent.name}: hostile hosts are not built on the kernel"
     processes = len(scenario.hosts) - len(scenario.services)
     processes += sum(each.count for each in scenario.populations)
     if processes > MAX_PROCESSES:

@@ -102,7 +102,7 @@ class _Twin:
         self._stack = stack
         self._schedule = Schedule()
         self._topology = Topology(lab, scenario)
-        self._parts = Parts(lab, scenario, self._topology)
+        self._parts = Parts(lab, scenario, self._topology, seed)
         stack.callback(self._parts.end)
         mark = SeededRandomness(seed, "mark").bytes(MARK_BYTES)
         self._asked = Asked(self._may, mark)
@@ -296,12 +296,17 @@ class _Twin:
             answered=_answers(pair),
             longest_gap_ns=pair.longest_gap_ns(zero.begin, zero.end),
         )
-        if not pair.may() or not self._parts.parts[pair.client].is_up or self._faults.is_parted:
+        client = self._parts.parts[pair.client]
+        if not pair.may() or client.hostile or not client.is_up or self._faults.is_parted:
             return found
         if gateway is None or not self._parts.parts[gateway.name].is_up:
             return attrs.evolve(found, expected="none", why="no gateway of the resource is up")
+        if gateway.hostile:
+            return found
         here, there = (self._topology.network_of(name) for name in (pair.client, gateway.name))
-        has_relay = any(self._parts.parts[each.name].is_up for each in self._scenario.relays)
+        has_relay = any(
+            self._parts.parts[each.name].is_up for each in self._scenario.relays if not each.hostile
+        )
         verdict = judge(
             self._topology.side(here, relay_port=RELAY_PORT),
             self._topology.side(there, relay_port=RELAY_PORT),
@@ -319,7 +324,7 @@ class _Twin:
         for each in up:
             if each.name == pair.gateway:
                 return each
-        return next(iter(up or able), None)
+        return next(iter([each for each in up if not each.hostile] or up or able), None)
 
     def _nats(self, host: str) -> str:
         return self._topology.describe(self._topology.network_of(host))

@@ -8,10 +8,13 @@ the portal has written, and by the account that is kept beside it. Judged when t
     integrity   it was not what the client had said, or came a second time
     plaintext   an application's words were on a wire in the clear, but between a gateway and a
                 service; or a client's own system sent them there while its agent had the resource
+    silence     a gateway sent something to where only a client that scans is
 
-Of a client whose agent does not have the resource (it may not reach it, or does not run) the
-system sends questions into the open, as every system does with an address that no tunnel takes.
-These are `beside`. In times that are not calm a revocation may be late, up to the end of the lease.
+Of hostile hosts nothing is expected: what a client of theirs says through an honest gateway is an
+`access` without a right to the service. Of a client whose agent does not have the resource (it may
+not reach it, or does not run) the system sends questions into the open, as every system does with
+an address that no tunnel takes. These are `beside`. In times that are not calm a revocation may be
+late, up to the end of the lease.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ import attrs
 from simulations.checks.safety import CALM_AFTER_NS, CALM_BOUND_NS, DRIFT_SHARE
 from simulations.faults import Struck
 from simulations.hosts.inner import ends_of
+from simulations.kernel.obstacles import agents_of
 from simulations.kernel.taps import Seen
 from simulations.kernel.topology import Topology
 from simulations.result import Violation
@@ -76,6 +80,15 @@ class _Arrival:
 
 
 @attrs.frozen
+class _Unmarked:
+    """What no asker sent: it can only be a hostile client's."""
+
+    at_ns: int
+    gateway: str
+    service: str
+
+
+@attrs.frozen
 class Calm:
     """When no fault goes on and none has ended within CALM_AFTER_NS."""
 
@@ -106,7 +119,14 @@ class Watch:
         self._mark = mark
         self._clients = {each.name for each in scenario.clients}
         self._gateways = [each.name for each in scenario.gateways]
+        self._hostile = {each.name for each in agents_of(scenario) if each.hostile}
+        self._hostile_clients = self._hostile & self._clients
         self._services = {each.name for each in scenario.services}
+        self._scanning = {each.name for each in scenario.clients if each.hostile == "scans"}
+        self._scanners: set[bytes] = set()
+        self._resources: dict[str, list[str]] = {}
+        for resource in scenario.account.resources:
+            self._resources.setdefault(resource.service, []).append(resource.name)
         self._by_address: dict[bytes, str] = {}
         self._service_addresses = {
             ip_address(address).packed
@@ -115,6 +135,7 @@ class Watch:
         }
         self._arrivals: list[_Arrival] = []
         self._came: Counter[tuple[int, int]] = Counter()
+        self._unmarked: deque[_Unmarked] = deque(maxlen=MAX_ARRIVALS)
         self._in_the_open: deque[tuple[int, str, int]] = deque(maxlen=MAX_ARRIVALS)
         self._broken: list[Violation] = []
         self.unjudged = 0
@@ -123,8 +144,26 @@ class Watch:
     def refresh(self) -> None:
         """Look where gateways are now."""
         for name in self._gateways:
+            if name in self._hostile:
+                continue
             for address in self._topology.addresses_of(name):
                 self._by_address[ip_address(address).packed] = name
+        topology = self._topology
+        seen_at = {
+            name: {*topology.addresses_of(name), topology.outside_ipv4(name)}
+            for name in topology.names
+        }
+        others = {
+            address
+            for name, addresses in seen_at.items()
+            for address in addresses
+            if name not in self._scanning
+        }
+        self._scanners = {
+            ip_address(address).packed
+            for name in self._scanning
+            for address in seen_at[name] - others
+        }
 
     @property
     def arrived(self) -> int:
@@ -140,14 +179,21 @@ class Watch:
 
     def see(self, seen: Seen) -> None:
         """For the taps."""
-        if seen.device != WIRE or self._mark not in seen.packet:
+        if seen.device != WIRE or seen.host in self._hostile:
             return
         ends = ends_of(seen.packet)
         if seen.host in self._services:
             if ends is not None and not seen.outgoing and ends[0] in self._by_address:
-                self._arrived(seen, self._by_address[ends[0]], seen.packet[ends[4] :])
+                gateway = self._by_address[ends[0]]
+                if self._mark in seen.packet:
+                    self._arrived(seen, gateway, seen.packet[ends[4] :])
+                else:
+                    self._unmarked.append(_Unmarked(seen.at_ns, gateway, seen.host))
         elif seen.outgoing and not _is_icmp(seen.packet):  # an error quotes what was sent to it
-            self._sent(seen, ends)
+            if self._mark in seen.packet:
+                self._sent(seen, ends)
+            if ends is not None and ends[1] in self._scanners and seen.host in self._gateways:
+                self._break(seen.at_ns, "silence", f"{seen.host} answered a scan")
 
     def _arrived(self, seen: Seen, gateway: str, data: bytes) -> None:
         pair, index = (int.from_bytes(data[at : at + 4], "big") for at in (8, 12))
@@ -217,12 +263,28 @@ class Watch:
         by_access: dict[tuple[str, str, str], list[Authorized]] = {}
         for one in authorized:
             by_access.setdefault((one.gateway, one.client, one.resource), []).append(one)
+        yield from self._unasked(calm, by_access)
         for each in self._arrivals:
             pair = pairs[each.pair]
             rights = by_access.get((each.gateway, pair.client, pair.resource), [])
             if not any(_covers(right, each.at_ns, calm) for right in rights):
                 why = "without a live authorisation" if rights else "without any authorisation"
                 yield self._told("access", each, pair, why)
+
+    def _unasked(
+        self, calm: Calm, by_access: dict[tuple[str, str, str], list[Authorized]]
+    ) -> Iterator[Violation]:
+        """What a hostile client sends may pass as long as it has a right to that service."""
+        for each in self._unmarked:
+            rights = [
+                right
+                for client in self._hostile_clients
+                for resource in self._resources.get(each.service, ())
+                for right in by_access.get((each.gateway, client, resource), ())
+            ]
+            if not any(_covers(right, each.at_ns, calm) for right in rights):
+                text = f"{each.gateway} let something through to {each.service} that nobody may say"
+                yield Violation(at_ns=each.at_ns, rule="access", detail=text)
 
     @staticmethod
     def _told(rule: str, arrival: _Arrival, pair: Pair, why: str) -> Violation:

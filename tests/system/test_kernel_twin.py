@@ -138,10 +138,9 @@ def test_what_cannot_be_built_is_said_and_nothing_is_made() -> None:
             *others,
         ),
         faults=(Fault(at="1s", kind="clock_skew", targets=("gateway",), offset="1h"),),
-        clients=(attrs.evolve(scenario.clients[0], hostile="floods"), *scenario.clients[1:]),
     )
     found = obstacles(unfit)
-    for word in ("network home", "clock_skew", "laptop"):
+    for word in ("network home", "clock_skew"):
         assert any(word in each for each in found), word
     with pytest.raises(LabError, match="network home"):
         run(unfit, seed=1)
@@ -157,9 +156,9 @@ def test_what_is_built_otherwise_is_said_and_written_into_the_virtual_run() -> N
     assert liberties(attrs.evolve(built, traffic=(), checks=())) == []
 
 
-def test_the_ready_made_scenarios_that_the_kernel_cannot_run_are_few() -> None:
+def test_all_ready_made_scenarios_run_on_the_kernel() -> None:
     unfit = {name for name in ready_names() if obstacles(ready(name))}
-    assert unfit == {"shrinking-directory", "thundering-herd"}
+    assert unfit == set()
 
 
 def test_policies_with_a_lease_are_no_obstacle() -> None:
