@@ -26,8 +26,9 @@ from simulations.scenario.schema import (
 )
 from simulations.scenario.units import duration_ns
 
-MAX_PROCESSES: Final = 80
-"""Portals, relays, gateways and clients: each takes 60 to 150 MB."""
+MAX_PROCESSES: Final = 50
+"""Portals, relays, gateways and clients: each takes 60 to 150 MB, and with 66 of them two cores had
+no time left to answer."""
 LAN: Final = LinkQuality()
 REASONS: Final = {
     "clock_skew": "all hosts have the machine's clock; a time namespace shifts no wall clock, only"
