@@ -25,6 +25,7 @@ from channel.messages import TO_RELAY, IpText, SocketAddress
 from channel.own_token import read_token
 from relays.agent import DrainRequested, Joined, RelayAgent, UserRevoked
 from relays.authentication import GRACE_S, Credentials, StampedCredentials, StaticCredentials
+from relays.fastpath.drain import load as load_drain
 from relays.peers import PeerPolicy
 from relays.requests import ServerLimits
 from relays.server import Server
@@ -41,7 +42,9 @@ from runtime.service import Health, configure_logging, get_logger, read_secret, 
 TICK_S: Final = 0.5
 SOFTWARE: Final = "holloway-relay"
 
-_GAUGES: Final = frozenset({"allocations", "reservations", "source_prefixes", "sockets"})
+_GAUGES: Final = frozenset(
+    {"allocations", "reservations", "source_prefixes", "sockets", "drain_routes"}
+)
 
 
 async def run_relay(settings: RelaySettings) -> None:
@@ -98,7 +101,9 @@ class _Relay:
     ) -> None:
         self.clock: Clock = SystemClock()
         self.health = Health()
-        self.sockets = UdpSockets(bind_hosts=addresses.bind_hosts, clock=self.clock)
+        drain = load_drain(SystemRandomness()) if settings.compiled_drain else None
+        self.data_path = "python" if drain is None else "compiled"
+        self.sockets = UdpSockets(bind_hosts=addresses.bind_hosts, clock=self.clock, drain=drain)
         self._settings = settings
         self._addresses = addresses
         self._credentials = credentials
@@ -127,6 +132,7 @@ class _Relay:
             first_port=addresses.first_port,
             last_port=addresses.last_port,
             alternate_servers=addresses.alternate_servers,
+            fast_path=drain,
             now=self.clock.monotonic_ns(),
             unix_s=_unix_ns(self.clock.utc_now()) // 10**9,
         )
@@ -137,11 +143,12 @@ class _Relay:
                 number, bound = self.sockets.listen(address)
             self.server.add_listener(number)
             self._log.info("listening", address=str(bound), transport="udp")
+        self._log.info("data_path", mode=self.data_path)
         self.health.set("sockets", True)
 
     async def run(self, agent: RelayAgent | None, token: DecodedToken | None) -> None:
         registry = CollectorRegistry()
-        registry.register(_Metrics(self.server, self.sockets))
+        registry.register(_Metrics(self.server, self.sockets, self.data_path))
         channel_scope = trio.CancelScope()
         async with trio.open_nursery() as nursery:
             if self._settings.observability:
@@ -238,6 +245,7 @@ class _Metrics(Collector):
 
     server: Server
     sockets: UdpSockets
+    data_path: str
 
     def collect(self) -> Iterator[Metric]:
         errors = CounterMetricFamily(
@@ -253,6 +261,11 @@ class _Metrics(Collector):
             else:
                 yield CounterMetricFamily(f"holloway_relay_{name}", described, value=value)
         yield errors
+        path = GaugeMetricFamily(
+            "holloway_relay_data_path", "1 for how data is moved", labels=["mode"]
+        )
+        path.add_metric([self.data_path], 1)
+        yield path
 
 
 def _allow_descriptors(allocations: int) -> int:

@@ -77,6 +77,8 @@ class RelaySettings:
     unauthenticated_per_second
         Requests without valid credentials that are answered each second to one IPv4 /24 or IPv6
         /56; twice as many at once.
+    compiled_drain
+        Move data by the compiled drain, where it was built; otherwise in Python.
     drain_timeout_s
         How long a relay that was told to end waits for agents to leave.
     observability
@@ -107,6 +109,7 @@ class RelaySettings:
     max_permissions: int = 1024
     max_channels: int = 1024
     unauthenticated_per_second: int = 100
+    compiled_drain: bool = True
     drain_timeout_s: float = 60.0
     observability: str = "127.0.0.1:9478"
     log_format: Literal["text", "json"] = "text"
