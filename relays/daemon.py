@@ -25,26 +25,18 @@ from channel.messages import TO_RELAY, IpText, SocketAddress
 from channel.own_token import read_token
 from relays.agent import DrainRequested, Joined, RelayAgent, UserRevoked
 from relays.authentication import GRACE_S, Credentials, StampedCredentials, StaticCredentials
-from relays.fastpath.drain import load as load_drain
-from relays.peers import PeerPolicy
-from relays.requests import ServerLimits
+from relays.processes.fleet import PRESENT, Fleet
+from relays.processes.supervisor import Supervisor, process_count
 from relays.server import Server
+from relays.serving import Serving
 from relays.settings import Addresses, RelaySettings, check, parse_users
-from relays.transports.local import local_addresses
-from relays.transports.udp import UdpSockets, wanted_descriptors
 from runtime.clock import Clock, SystemClock
-from runtime.descriptors import raise_file_limit
-from runtime.net.binding import binding
 from runtime.randomness import SystemRandomness
 from runtime.secret import Secret
 from runtime.service import Health, configure_logging, get_logger, read_secret, serve_observability
 
 TICK_S: Final = 0.5
 SOFTWARE: Final = "holloway-relay"
-
-_GAUGES: Final = frozenset(
-    {"allocations", "reservations", "source_prefixes", "sockets", "drain_routes"}
-)
 
 
 async def run_relay(settings: RelaySettings) -> None:
@@ -80,7 +72,7 @@ async def run_relay(settings: RelaySettings) -> None:
     except BaseExceptionGroup as group:
         raise _only_cause(group) from None
     finally:
-        relay.sockets.close_all()
+        relay.serving.close()
 
 
 def _read_secrets(settings: RelaySettings) -> tuple[Secret | None, Credentials, bytes]:
@@ -101,54 +93,36 @@ class _Relay:
     ) -> None:
         self.clock: Clock = SystemClock()
         self.health = Health()
-        drain = load_drain(SystemRandomness()) if settings.compiled_drain else None
-        self.data_path = "python" if drain is None else "compiled"
-        self.sockets = UdpSockets(bind_hosts=addresses.bind_hosts, clock=self.clock, drain=drain)
+        count = process_count(settings)
+        self.serving: Serving | Supervisor
+        if count == 1:
+            self.serving = Serving(settings, addresses, credentials, self.clock)
+        else:
+            self.serving = Supervisor(
+                settings, addresses, credentials, count=count, on_change=self._count_processes
+            )
         self._settings = settings
-        self._addresses = addresses
         self._credentials = credentials
         self._log = get_logger("relay")
-        allocations = _allow_descriptors(settings.max_allocations)
-        self.server = Server(
-            credentials=credentials,
-            realm=settings.realm,
-            relay_addresses=addresses.told_hosts,
-            own_addresses=local_addresses() | addresses.external_hosts,
-            sockets=self.sockets,
-            randomness=SystemRandomness(),
-            peers=PeerPolicy.of(
-                allow_private_peers=settings.allow_private_peers,
-                allowed_peer_ranges=settings.allowed_peer_ranges,
-            ),
-            limits=ServerLimits(
-                allocations_per_username=settings.max_allocations_per_user,
-                allocations_per_source=settings.max_allocations_per_source,
-                allocations=allocations,
-                permissions_per_allocation=settings.max_permissions,
-                channels_per_allocation=settings.max_channels,
-                unauthenticated_per_second=settings.unauthenticated_per_second,
-                unauthenticated_burst=2 * settings.unauthenticated_per_second,
-            ),
-            first_port=addresses.first_port,
-            last_port=addresses.last_port,
-            alternate_servers=addresses.alternate_servers,
-            fast_path=drain,
-            now=self.clock.monotonic_ns(),
-            unix_s=_unix_ns(self.clock.utc_now()) // 10**9,
-        )
+
+    @property
+    def server(self) -> Server | Fleet:
+        return self.serving.server
 
     def listen(self) -> None:
-        for address in self._addresses.listen:
-            with binding("listen", f"{address} (UDP)"):
-                number, bound = self.sockets.listen(address)
-            self.server.add_listener(number)
-            self._log.info("listening", address=str(bound), transport="udp")
-        self._log.info("data_path", mode=self.data_path)
+        self.serving.listen()
         self.health.set("sockets", True)
+
+    def _count_processes(self) -> None:
+        """Ready is a relay all of whose processes serve."""
+        server = self.server
+        if isinstance(server, Fleet):
+            detail = f"{server.serving} of {server.count}"
+            self.health.set("processes", server.serving == server.count, detail)
 
     async def run(self, agent: RelayAgent | None, token: DecodedToken | None) -> None:
         registry = CollectorRegistry()
-        registry.register(_Metrics(self.server, self.sockets, self.data_path))
+        registry.register(_Metrics(self.serving))
         channel_scope = trio.CancelScope()
         async with trio.open_nursery() as nursery:
             if self._settings.observability:
@@ -157,7 +131,7 @@ class _Relay:
                         serve_observability, self._settings.observability, self.health, registry
                     )
                 )
-            nursery.start_soon(self.sockets.run, self.server)
+            nursery.start_soon(self.serving.run)
             nursery.start_soon(self._end_on_signal, channel_scope, nursery.cancel_scope)
             if agent is None or token is None:
                 nursery.start_soon(self._tick, lambda: None)
@@ -167,6 +141,7 @@ class _Relay:
 
     async def _keep_channel(self, agent: RelayAgent, token: DecodedToken) -> None:
         self.health.set("portal", False, "not joined yet")
+        await self.serving.wait_serving()
         async with trio.open_nursery() as nursery:
             dialer = Dialer(
                 token.portal,
@@ -186,6 +161,8 @@ class _Relay:
                 self._log.info("joined", relay_id=str(event.relay_id))
                 if isinstance(self._credentials, StampedCredentials):
                     self._credentials.relay_id = event.relay_id
+                if isinstance(self.server, Fleet):
+                    self.server.relay_known(event.relay_id)
             elif isinstance(event, DrainRequested):
                 self._log.info("draining", reason="the portal asked for it")
                 self.server.drain()
@@ -243,20 +220,18 @@ class _Relay:
 class _Metrics(Collector):
     """Reads the statistics when somebody asks for /metrics; nothing is counted twice."""
 
-    server: Server
-    sockets: UdpSockets
-    data_path: str
+    serving: Serving | Supervisor
 
     def collect(self) -> Iterator[Metric]:
         errors = CounterMetricFamily(
             "holloway_relay_errors", "error responses by STUN code", labels=["code"]
         )
-        for name, value in {**self.server.statistics(), **self.sockets.statistics()}.items():
+        for name, value in self.serving.statistics().items():
             prefix, _, code = name.rpartition("_")
             described = name.replace("_", " ")
             if prefix == "errors":
                 errors.add_metric([code], value)
-            elif name in _GAUGES:
+            elif name in PRESENT:
                 yield GaugeMetricFamily(f"holloway_relay_{name}", described, value=value)
             else:
                 yield CounterMetricFamily(f"holloway_relay_{name}", described, value=value)
@@ -264,14 +239,8 @@ class _Metrics(Collector):
         path = GaugeMetricFamily(
             "holloway_relay_data_path", "1 for how data is moved", labels=["mode"]
         )
-        path.add_metric([self.data_path], 1)
+        path.add_metric([self.serving.data_path], 1)
         yield path
-
-
-def _allow_descriptors(allocations: int) -> int:
-    """Raise the limit of open files as far as allowed; how many allocations it is good for."""
-    soft = raise_file_limit(wanted_descriptors(allocations))
-    return min(allocations, max(1, (soft - wanted_descriptors(0)) // 2))
 
 
 def _only_cause(group: BaseExceptionGroup[BaseException]) -> BaseException:

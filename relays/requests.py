@@ -78,6 +78,7 @@ class ServerLimits:
     channels_per_allocation: int = 1024
     unauthenticated_per_second: int = 100
     unauthenticated_burst: int = 200
+    unanswered_per_host: int = 200
     source_prefixes: int = 65_536
 
 

@@ -25,6 +25,7 @@ from relays.allocations import Allocation, AllocationTable, Permission, Sockets
 from relays.authentication import Authenticator, Credentials
 from relays.fastpath import FastPath, NoFastPath
 from relays.peers import LOWEST_PEER_PORT, PeerPolicy, RateLimiter, source_prefix
+from relays.processes import siblings
 from relays.requests import (
     Requests,
     ServerLimits,
@@ -58,7 +59,6 @@ Transmit = tuple[int, bytes | memoryview, tuple[str, int]]
 UNANSWERED_INTERVAL_NS: Final = NS // 20
 UNANSWERED_BURST_NS: Final = 19 * UNANSWERED_INTERVAL_NS
 UNANSWERED_BYTES: Final = 200
-UNANSWERED_PER_HOST: Final = 200
 UNANSWERED_HOSTS: Final = 65_536
 
 _TURN_METHODS: Final = frozenset(
@@ -127,9 +127,13 @@ class Server:
             max_keys=self.limits.source_prefixes,
         )
         self._strangers = RateLimiter(
-            per_second=UNANSWERED_PER_HOST, burst=UNANSWERED_PER_HOST, max_keys=UNANSWERED_HOSTS
+            per_second=self.limits.unanswered_per_host,
+            burst=self.limits.unanswered_per_host,
+            max_keys=UNANSWERED_HOSTS,
         )
         self._reliable_listeners: set[int] = set()
+        self._siblings: int | None = None
+        self._ports = range(first_port, last_port + 1)
         self._unix_offset_s = 0
         self.relayed_packets = 0
         self.relayed_bytes = 0
@@ -144,6 +148,11 @@ class Server:
         self._table.add_listener(listener)
         if reliable:
             self._reliable_listeners.add(listener)
+
+    def use_siblings(self, number: int) -> None:
+        """Other processes have relayed ports of the same address: data for such ports is sent to
+        `number` (see `relays.processes.siblings`)."""
+        self._siblings = number
 
     def client_gone(self, listener: int, client: tuple[str, int]) -> None:
         """The connection of a client at a reliable listener ended, and with it its allocation
@@ -280,6 +289,16 @@ class Server:
         permission.answered = True
         self._fast_path.channels_changed(allocation, now, host)
 
+    def receive_from_sibling(self, packet: memoryview, now: int) -> None:
+        """Data that a client of another process of this relay has for one of ours."""
+        family, source_port, port, data = siblings.unwrap(packet)
+        host = self._table.relay_addresses.get(family, "")
+        target = self._table.by_relayed.get((host, port))
+        if target is None:
+            self.dropped_packets += 1
+        else:
+            self._deliver(target, data, (host, source_port), now)
+
     def _receive_channel_data(
         self, listener: int, data: memoryview, source: tuple[str, int], now: int
     ) -> None:
@@ -320,10 +339,13 @@ class Server:
             self.dropped_packets += 1
         elif permission.is_own:
             target = self._table.by_relayed.get(peer)
-            if target is None:
-                self.dropped_packets += 1
-            else:
+            if target is not None:
                 self._deliver(target, data, allocation.relayed, now)
+            elif self._siblings is not None and peer[1] not in self._ports:
+                packet = siblings.wrap(allocation.relayed, peer, data)
+                self.transmits.append((self._siblings, packet, peer))
+            else:
+                self.dropped_packets += 1
         elif permission.answered or (
             _is_within_allowance(permission, len(data), now) and self._strangers.take(peer[0], now)
         ):

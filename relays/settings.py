@@ -13,6 +13,7 @@ from relays.turn import FAMILY_IPV4, FAMILY_IPV6
 from runtime.net.address import Address
 
 LOWEST_RELAYED_PORT = 1024
+MAX_PROCESSES = 64
 MAX_PLACE_LENGTH = 64
 """Characters of a region or a failure domain, as the portal takes them."""
 
@@ -77,6 +78,9 @@ class RelaySettings:
     unauthenticated_per_second
         Requests without valid credentials that are answered each second to one IPv4 /24 or IPv6
         /56; twice as many at once.
+    processes
+        How many processes serve, each on a core of its own at best; 0 for one on each core. Of
+        what all clients share each has a part: relayed ports, limits of allocations and answers.
     compiled_drain
         Move data by the compiled drain, where it was built; otherwise in Python.
     drain_timeout_s
@@ -109,6 +113,7 @@ class RelaySettings:
     max_permissions: int = 1024
     max_channels: int = 1024
     unauthenticated_per_second: int = 100
+    processes: int = 1
     compiled_drain: bool = True
     drain_timeout_s: float = 60.0
     observability: str = "127.0.0.1:9478"
@@ -153,6 +158,8 @@ def check(settings: RelaySettings) -> Addresses:
     ):
         if len(text) > MAX_PLACE_LENGTH or not text.isprintable():
             raise SettingsError(f"{setting}: up to {MAX_PLACE_LENGTH} printable characters")
+    if not 0 <= settings.processes <= MAX_PROCESSES:
+        raise SettingsError(f"processes: 0 to {MAX_PROCESSES}")
     for text in settings.allowed_peer_ranges:
         try:
             ip_network(text)

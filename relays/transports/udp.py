@@ -97,9 +97,14 @@ class UdpSockets:
 
     def listen(self, address: Address) -> tuple[int, Address]:
         """Open a listener; its number, and where it is bound. Raises OSError."""
-        number = self._open(address, LISTENER_BUFFER_BYTES, is_listener=True)
-        name = self._socket_by_number[number].getsockname()
-        return number, Address(name[0], name[1])
+        opened = open_listener(address)
+        name = opened.getsockname()
+        return self.adopt(opened), Address(name[0], name[1])
+
+    def adopt(self, opened: socket.socket) -> int:
+        """Serve a listener that `open_listener` made; its number. It is closed here from now on."""
+        opened.setblocking(False)
+        return self._watch(opened, is_listener=True)
 
     def attach(self, outlet: Outlet) -> int:
         """A number for a listener of another transport: what the core sends from there is given
@@ -121,7 +126,7 @@ class UdpSockets:
         if host is None:
             return None
         try:
-            return self._open(Address(host, port), ALLOCATION_BUFFER_BYTES)
+            return self._watch(_open(Address(host, port), ALLOCATION_BUFFER_BYTES))
         except OSError as error:
             if error.errno != errno.EADDRINUSE:
                 self._not_opened[errno.errorcode.get(error.errno or 0, "other").lower()] += 1
@@ -203,17 +208,8 @@ class UdpSockets:
             "input_failures": self._guard.failures,
         }
 
-    def _open(self, address: Address, buffer_bytes: int, *, is_listener: bool = False) -> int:
-        opened = socket.socket(address.family, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+    def _watch(self, opened: socket.socket, *, is_listener: bool = False) -> int:
         try:
-            opened.setblocking(False)
-            if address.family == socket.AF_INET6:
-                opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            _grow(opened, socket.SO_RCVBUF, _SO_RCVBUFFORCE, buffer_bytes)
-            _grow(opened, socket.SO_SNDBUF, _SO_SNDBUFFORCE, buffer_bytes)
-            with contextlib.suppress(OSError):  # a kernel before 5.0
-                opened.setsockopt(socket.IPPROTO_UDP, _UDP_GRO, 1)
-            opened.bind(address)
             self._epoll.register(opened, select.EPOLLIN)
         except BaseException:
             opened.close()
@@ -355,6 +351,30 @@ class UdpSockets:
             self._dropped_full += datagrams
         else:
             self._dropped_refused += datagrams
+
+
+def open_listener(address: Address, *, reuse_port: bool = False) -> socket.socket:
+    """A bound socket for clients, with `reuse_port` one of several there. Raises OSError."""
+    return _open(address, LISTENER_BUFFER_BYTES, reuse_port=reuse_port)
+
+
+def _open(address: Address, buffer_bytes: int, *, reuse_port: bool = False) -> socket.socket:
+    opened = socket.socket(address.family, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+    try:
+        opened.setblocking(False)
+        if address.family == socket.AF_INET6:
+            opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        if reuse_port:
+            opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        _grow(opened, socket.SO_RCVBUF, _SO_RCVBUFFORCE, buffer_bytes)
+        _grow(opened, socket.SO_SNDBUF, _SO_SNDBUFFORCE, buffer_bytes)
+        with contextlib.suppress(OSError):  # a kernel before 5.0
+            opened.setsockopt(socket.IPPROTO_UDP, _UDP_GRO, 1)
+        opened.bind(address)
+    except BaseException:
+        opened.close()
+        raise
+    return opened
 
 
 def _grow(opened: socket.socket, option: int, force: int, size: int) -> None:
