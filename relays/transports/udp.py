@@ -33,7 +33,9 @@ DATAGRAMS_PER_TURN: Final = 32
 SOCKETS_PER_TURN: Final = 256
 LISTENER_BUFFER_BYTES: Final = 4 * 1024 * 1024
 ALLOCATION_BUFFER_BYTES: Final = 1024 * 1024
-LONGEST_WAIT_S: Final = 30.0
+LONGEST_WAIT_S: Final = 1.0
+"""Nothing that begins meanwhile ends earlier."""
+SHORTEST_WAIT_S: Final = 0.01
 PAUSE_AFTER_FAILURE_S: Final = 0.1
 READING_NS: Final = 2_000_000
 """How long one turn may follow the other before other tasks come to their own."""
@@ -152,26 +154,37 @@ class UdpSockets:
 
     async def run(self, server: Server) -> None:
         """Move datagrams between the sockets and `server`, until cancelled."""
-        while True:
-            deadline_ns = server.poll_timeout()
-            wait_s = LONGEST_WAIT_S
-            if deadline_ns is not None:
-                left_s = (deadline_ns - self._clock.monotonic_ns()) / 1e9
-                wait_s = min(wait_s, max(0.0, left_s))
-            with trio.move_on_after(wait_s):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._keep_time, server)
+            while True:
+                # Without a scope for the next deadline: this is entered for each few datagrams.
                 await trio.lowlevel.wait_readable(self._epoll.fileno())
-            now = self._clock.monotonic_ns()
-            failures = self._guard.failures
-            if deadline_ns is not None and deadline_ns <= now:
-                with self._guard:
-                    server.handle_timeout(now)
-            until_ns = now + READING_NS
-            while self.turn(server, now) and self._guard.failures == failures:
+                failures = self._guard.failures
                 now = self._clock.monotonic_ns()
-                if now >= until_ns or (deadline_ns is not None and deadline_ns <= now):
-                    break
-            if self._guard.failures != failures:
-                await trio.sleep(PAUSE_AFTER_FAILURE_S)
+                until_ns = now + READING_NS
+                self._expire(server, now)
+                while self.turn(server, now) and self._guard.failures == failures:
+                    now = self._clock.monotonic_ns()
+                    if now >= until_ns:
+                        break
+                    self._expire(server, now)
+                if self._guard.failures != failures:
+                    await trio.sleep(PAUSE_AFTER_FAILURE_S)
+
+    async def _keep_time(self, server: Server) -> None:
+        """End what has ended while nothing comes."""
+        while True:
+            now = self._clock.monotonic_ns()
+            self._expire(server, now)
+            deadline_ns = server.poll_timeout()
+            left_s = LONGEST_WAIT_S if deadline_ns is None else (deadline_ns - now) / 1e9
+            await trio.sleep(min(LONGEST_WAIT_S, max(SHORTEST_WAIT_S, left_s)))
+
+    def _expire(self, server: Server, now: int) -> None:
+        deadline_ns = server.poll_timeout()
+        if deadline_ns is not None and deadline_ns <= now:
+            with self._guard:
+                server.handle_timeout(now)
 
     def turn(self, server: Server, now: int) -> bool:
         """Read what is readable, within the bounds; whether anything was. `run` does it as often as
