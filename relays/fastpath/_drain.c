@@ -27,6 +27,16 @@
 #include <sys/mman.h>
 #include <sys/socket.h>
 
+/* Under AddressSanitizer what follows a datagram in its slot may not be read. */
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/asan_interface.h>
+#define CLOSE(start, size) ASAN_POISON_MEMORY_REGION(start, size)
+#define OPEN(start, size) ASAN_UNPOISON_MEMORY_REGION(start, size)
+#else
+#define CLOSE(start, size) ((void)(start), (void)(size))
+#define OPEN(start, size) ((void)(start), (void)(size))
+#endif
+
 #ifndef UDP_SEGMENT
 #define UDP_SEGMENT 103
 #endif
@@ -514,6 +524,7 @@ static int read_socket(Drain *self, int descriptor, PyObject *unknown) {
         if (wanted > budget)
             wanted = budget;
         for (uint32_t i = first; i < first + wanted; i++) {
+            OPEN(self->in_vector[i].iov_base, DATAGRAM_BYTES);
             self->in[i].msg_hdr.msg_namelen = sizeof(Name);
             self->in[i].msg_hdr.msg_controllen = sizeof self->in_note[i];
         }
@@ -526,9 +537,12 @@ static int read_socket(Drain *self, int descriptor, PyObject *unknown) {
             return 0;
         self->slots_used += got;
         budget -= got;
-        for (uint32_t i = first; i < first + (uint32_t)got; i++)
+        for (uint32_t i = first; i < first + (uint32_t)got; i++) {
+            uint32_t size = self->in[i].msg_len;
+            CLOSE((uint8_t *)self->in_vector[i].iov_base + size, DATAGRAM_BYTES - size);
             if (take(self, from, i, unknown) < 0)
                 return -1;
+        }
         if ((uint32_t)got < wanted)
             return 0;
     }
@@ -730,8 +744,10 @@ static PyObject *drain_new(PyTypeObject *type, PyObject *args, PyObject *Py_UNUS
 }
 
 static void drain_dealloc(Drain *self) {
-    if (self->slots != NULL)
+    if (self->slots != NULL) {
+        OPEN(self->slots, (size_t)SLOTS * SLOT_BYTES);
         munmap(self->slots, (size_t)SLOTS * SLOT_BYTES);
+    }
     free(self->routes);
     free(self->watched);
     PyTypeObject *type = Py_TYPE(self);
