@@ -112,6 +112,7 @@ class _Relay:
     def listen(self) -> None:
         self.serving.listen()
         self.health.set("sockets", True)
+        self._count_processes()
 
     def _count_processes(self) -> None:
         """Ready is a relay all of whose processes serve."""

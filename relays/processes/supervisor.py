@@ -145,17 +145,22 @@ class Supervisor:
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
     async def _run_once(self, index: int) -> int | None:
-        """Start a process and serve it until it ends; its status."""
+        """Start a process and serve it until it ends; its status, None if it did not start."""
         ours, theirs = socket.socketpair()
         link = Link(ours)
         with theirs:
             inherited, descriptors = self._inherited(index)
-            process = await trio.lowlevel.open_process(
-                [sys.executable, "-m", "relays.processes.worker", str(theirs.fileno())],
-                pass_fds=(*descriptors, theirs.fileno()),
-                stdin=subprocess.DEVNULL,
-                env=os.environ | {"HOLLOWAY_RELAY_TOKEN": "", "HOLLOWAY_RELAY_PASSWORD": ""},
-            )
+            try:
+                process = await trio.lowlevel.open_process(
+                    [sys.executable, "-m", "relays.processes.worker", str(theirs.fileno())],
+                    pass_fds=(*descriptors, theirs.fileno()),
+                    stdin=subprocess.DEVNULL,
+                    env=os.environ | {"HOLLOWAY_RELAY_TOKEN": "", "HOLLOWAY_RELAY_PASSWORD": ""},
+                )
+            except OSError as error:
+                self._log.error("process_not_started", process=index, reason=str(error))
+                link.close()
+                return None
         self._log.info("process_started", process=index, pid=process.pid)
         try:
             send, receive = trio.open_memory_channel[ToWorker](MAX_UNTOLD)

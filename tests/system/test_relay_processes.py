@@ -197,6 +197,17 @@ async def test_a_process_that_is_killed_takes_along_its_own_clients_alone(tmp_pa
         peer.close()
 
 
+async def test_a_process_that_hangs_is_replaced(tmp_path: Path) -> None:
+    async with installation(tmp_path) as one:
+        hanging = _worker_of(one, 1)
+        os.kill(hanging, signal.SIGSTOP)
+        with trio.fail_after(90):
+            while "process_ended" not in one.log.read_text():
+                await trio.sleep(0.2)
+        await one.counts("processes", PROCESSES)
+        assert hanging not in one.workers
+
+
 async def test_a_user_is_revoked_in_all_processes_and_those_that_start_later(
     tmp_path: Path,
 ) -> None:
