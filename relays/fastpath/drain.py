@@ -102,9 +102,9 @@ class CompiledDrain:
             act(listener, client, channel.number, socket, peer, expires_ns)
 
 
-def load(randomness: Randomness) -> CompiledDrain | None:
+def load(randomness: Randomness, extension: ModuleType | None = _extension) -> CompiledDrain | None:
     """The compiled drain, None where it was not built. The seed keeps clients from choosing
     addresses that fall together in its table."""
-    if _extension is None or getattr(_extension, "VERSION", 0) != VERSION:
+    if extension is None or getattr(extension, "VERSION", 0) != VERSION:
         return None
-    return CompiledDrain(_extension, int.from_bytes(randomness.bytes(8), "big"))
+    return CompiledDrain(extension, int.from_bytes(randomness.bytes(8), "big"))

@@ -6,7 +6,11 @@ from __future__ import annotations
 import resource
 import select
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
 
 import attrs
 import pytest
@@ -14,6 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from relays.allocations import Allocation, Channel, Permission
+from relays.fastpath import drain as fastpath_drain
 from relays.stun import Method
 from relays.turn import NS, channel_data, send_indication
 from runtime.net.address import Address
@@ -23,6 +28,7 @@ from tests.unit.relays.bench import LIFETIME_0, UDP, Caller, code_of
 
 pytestmark = pytest.mark.system
 
+ROOT = Path(__file__).resolve().parents[2]
 NUMBERS = [0x4000, 0x4001, 0x7FFF]
 HOSTS = ["127.0.0.2", "127.0.0.2", "127.0.0.3"]
 
@@ -309,6 +315,38 @@ def test_the_compiled_drain_moves_ipv6_and_knows_link_local_addresses_from_other
     assert drain.statistics() == {"drain_routes": 0}
     for end in ends:
         end.socket.close()
+
+
+NOT_BUILT = """
+import sys
+
+class Refusal:
+    def find_spec(self, name, path=None, target=None):
+        if name == "relays.fastpath._drain":
+            raise ImportError("not built")
+
+sys.meta_path.insert(0, Refusal())
+from relays.fastpath.drain import load
+from runtime.clock import SystemClock
+from runtime.randomness import SystemRandomness
+from relays.authentication import StaticCredentials
+from relays.serving import Serving
+from relays.settings import RelaySettings, check
+
+assert load(SystemRandomness()) is None
+settings = RelaySettings(listen=("127.0.0.1:0",), standalone=True, users_file="none")
+print(Serving(settings, check(settings), StaticCredentials({}), SystemClock()).data_path)
+"""
+
+
+def test_a_relay_does_without_the_extension_and_with_no_other_version_of_it() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", NOT_BUILT], capture_output=True, text=True, cwd=ROOT
+    )
+    assert done.stdout == "python\n", done.stderr
+    other = ModuleType("_drain")
+    other.__dict__["VERSION"] = fastpath_drain.VERSION + 1
+    assert fastpath_drain.load(SeededRandomness(1, "drain"), other) is None
 
 
 def test_routes_by_the_thousand_are_found_forgotten_and_bounded() -> None:
