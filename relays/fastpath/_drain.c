@@ -74,7 +74,8 @@ typedef struct {
     uint16_t port;    /* network order */
     uint8_t address[16];
     uint64_t family;
-} Key; /* 32 bytes without holes: compared and hashed as bytes */
+} Key;
+_Static_assert(sizeof(Key) == 32, "without holes, since it is compared and hashed as bytes");
 
 typedef struct {
     Key key;
