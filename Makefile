@@ -32,6 +32,8 @@ soak: setup-test
 	  tests/system/test_portal_api_described.py
 	@HOLLOWAY_CHAOS_SEEDS=$(or $(SEEDS),300) $(PYTEST) --timeout=3600 \
 	  tests/unit/actors/test_cluster_chaos.py tests/unit/runtime_cluster/test_keyed_chaos.py
+	@HOLLOWAY_DRAIN_FUZZ_S=$(or $(SECONDS),600) $(PYTEST) --timeout=7200 \
+	  tests/system/test_relay_drain_sanitized.py
 	@HOLLOWAY_DATABASE_FAULTS=$(or $(TIMES),6) $(PYTEST) --timeout=3600 \
 	  tests/system/test_database_faults.py
 	@HOLLOWAY_MODEL_HISTORIES=$(or $(SEEDS),100) $(PYTEST) --timeout=7200 \

@@ -22,6 +22,7 @@ TLS_PORT: Final = 5349
 LOWEST_RELAYED_PORT = 1024
 MAX_USER_BYTES: Final = 508
 """Of a USERNAME (RFC 8489, section 14.3)."""
+MAX_PROCESSES: Final = 64
 MAX_PLACE_LENGTH = 64
 """Characters of a region or a failure domain, as the portal takes them."""
 
@@ -121,6 +122,11 @@ class RelaySettings:
     connections_per_second
         New connections that are taken each second of one IPv4 /24 or IPv6 /56; four times as many
         at once.
+    processes
+        How many processes serve, each on a core of its own at best; 0 for one on each core. Of
+        what all clients share each has a part: relayed ports, limits of allocations and answers.
+    compiled_drain
+        Move data by the compiled drain, where it was built; otherwise in Python.
     drain_timeout_s
         How long a relay that was told to end waits for agents to leave.
     observability
@@ -161,6 +167,8 @@ class RelaySettings:
     max_connections: int = 16_384
     max_connections_per_prefix: int = 2_048
     connections_per_second: int = 100
+    processes: int = 1
+    compiled_drain: bool = True
     drain_timeout_s: float = 60.0
     observability: str = "127.0.0.1:9478"
     log_format: Literal["text", "json"] = "text"
@@ -189,7 +197,7 @@ class Addresses:
 def check(settings: RelaySettings) -> Addresses:
     """Read the addresses of `settings`. Raises SettingsError."""
     _check_users(settings)
-    _check_places(settings)
+    _check_the_rest(settings)
     listen_by_transport = _listen_by_transport(settings)
     listen = listen_by_transport["udp"]
     if not listen:
@@ -249,7 +257,9 @@ def _check_users(settings: RelaySettings) -> None:
         raise SettingsError("password_file: whose is it? Set user")
 
 
-def _check_places(settings: RelaySettings) -> None:
+def _check_the_rest(settings: RelaySettings) -> None:
+    if not 0 <= settings.processes <= MAX_PROCESSES:
+        raise SettingsError(f"processes: 0 to {MAX_PROCESSES}")
     for setting, text in (
         ("region", settings.region),
         ("failure_domain", settings.failure_domain),
