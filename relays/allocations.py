@@ -14,7 +14,7 @@ from typing import Final, Protocol, TypeVar
 import attrs
 
 from relays.peers import source_prefix
-from relays.turn import RESERVATION_LIFETIME_NS
+from relays.turn import RESERVATION_LIFETIME_NS, RESERVATION_TOKEN_BYTES
 from runtime.net.address import Address
 from runtime.randomness import Randomness
 
@@ -38,14 +38,29 @@ class Sockets(Protocol):
 
 
 @attrs.define(eq=False)
+class Relayed:
+    """A relayed transport address with its own time of expiry (RFC 8656, section 5).
+
+    `deadline_ns` is when the table looks next whether it has ended.
+    """
+
+    socket: int
+    address: Address
+    family: int
+    expires_ns: int = 0
+    deadline_ns: int = 0
+
+
+@attrs.define(eq=False)
 class Permission:
-    """An IP address that an allocation talks to (RFC 8656, section 9).
+    """An IP address that a relayed address talks to (RFC 8656, section 9).
 
     `answered` says that something came from there: until then it is a stranger that did not ask
     for packets, and gets few (`paid_at_ns` counts them). `is_own` marks the relay's own address.
     """
 
     expires_ns: int
+    relayed: Relayed
     is_own: bool
     answered: bool = False
     paid_at_ns: int = 0
@@ -63,25 +78,35 @@ class Channel:
 
 @attrs.define(eq=False, kw_only=True)
 class Allocation:
-    """One relayed transport address and the 5-tuple that owns it (RFC 8656, section 5).
+    """One or two relayed transport addresses, of different families, and the 5-tuple that owns
+    them (RFC 8656, section 5).
 
     `answer` is the response to the Allocate request `transaction_id`, sent again if that request
-    comes again. `deadline_ns` is when the table looks next whether it has ended.
+    comes again. Permissions and channels belong to the relayed address of their family.
     """
 
-    socket: int
-    relayed: Address
-    family: int
+    relayed: tuple[Relayed, ...]
     listener: int
     client: tuple[str, int]
     username: str
-    expires_ns: int
     transaction_id: bytes
     answer: bytes = b""
-    deadline_ns: int = 0
     permission_by_host: dict[str, Permission] = attrs.field(factory=dict)
     channel_by_number: dict[int, Channel] = attrs.field(factory=dict)
     channel_by_peer: dict[tuple[str, int], Channel] = attrs.field(factory=dict)
+
+    def of_family(self, family: int) -> Relayed | None:
+        return next((one for one in self.relayed if one.family == family), None)
+
+    def forget(self, relayed: Relayed) -> None:
+        """Without this relayed address; its permissions and channels go with it."""
+        self.relayed = tuple(one for one in self.relayed if one is not relayed)
+        for channel in list(self.channel_by_number.values()):
+            if channel.permission.relayed is relayed:
+                self.drop_channel(channel)
+        for host, permission in list(self.permission_by_host.items()):
+            if permission.relayed is relayed:
+                del self.permission_by_host[host]
 
     def drop_channel(self, channel: Channel) -> None:
         del self.channel_by_number[channel.number]
@@ -96,14 +121,6 @@ class Allocation:
         for host, permission in list(self.permission_by_host.items()):
             if permission.expires_ns <= now and id(permission) not in used:
                 del self.permission_by_host[host]
-
-
-@attrs.frozen(kw_only=True)
-class _Reservation:
-    socket: int
-    family: int
-    port: int
-    expires_ns: int
 
 
 class AllocationTable:
@@ -130,11 +147,13 @@ class AllocationTable:
         self._count_by_username: dict[str, int] = {}
         self._count_by_source: dict[str | bytes, int] = {}
         self._ports_in_use: set[tuple[int, int]] = set()
-        self._reservation_by_token: dict[bytes, _Reservation] = {}
+        self._reservation_by_token: dict[bytes, Relayed] = {}
         self._deadlines: list[tuple[int, int]] = []
+        self._allocations = 0
 
     def __len__(self) -> int:
-        return len(self.by_socket)
+        """How many allocations; one of both families counts once."""
+        return self._allocations
 
     @property
     def reservations(self) -> int:
@@ -155,65 +174,65 @@ class AllocationTable:
         stamped = f":{user}"
         return [
             one
-            for one in self.by_socket.values()
+            for by_client in self.by_client.values()
+            for one in by_client.values()
             if one.username == user or one.username.endswith(stamped)
         ]
 
     # --- ports -------------------------------------------------------------------------------
 
-    def take_port(self, family: int) -> tuple[int, int] | None:
-        """A socket and its port, chosen at random (RFC 8656, section 7.2); None: no port free."""
+    def take_port(self, family: int) -> Relayed | None:
+        """A port chosen at random (RFC 8656, section 7.2); None: no port is free."""
         for _ in range(MAX_PORT_ATTEMPTS):
             span = self._last_port - self._first_port + 1
-            port = self._first_port + self._randomness.integer(span)
-            socket = self._open(family, port)
-            if socket is not None:
-                return socket, port
+            taken = self._open(family, self._first_port + self._randomness.integer(span))
+            if taken is not None:
+                return taken
         return None
 
     def take_even_port(
         self, family: int, now: int, *, reserve: bool
-    ) -> tuple[int, int, bytes | None] | None:
-        """An even port, with `reserve` also the next one, held for 30 s: socket, port, token."""
+    ) -> tuple[Relayed, bytes | None] | None:
+        """An even port, with `reserve` also the next one, held for 30 s: the port, the token."""
         first_half = (self._first_port + 1) // 2
         span = (self._last_port - 1) // 2 - first_half + 1
         for _ in range(MAX_PORT_ATTEMPTS if span > 0 else 0):
             port = 2 * (first_half + self._randomness.integer(span))
-            socket = self._open(family, port)
-            if socket is None:
+            taken = self._open(family, port)
+            if taken is None:
                 continue
             if not reserve:
-                return socket, port, None
-            next_socket = self._open(family, port + 1)
-            if next_socket is None:
-                self._close(socket, family, port)
+                return taken, None
+            following = self._open(family, port + 1)
+            if following is None:
+                self._close(taken)
                 continue
-            token = self._randomness.bytes(8)
-            expires_ns = now + RESERVATION_LIFETIME_NS
-            self._reservation_by_token[token] = _Reservation(
-                socket=next_socket, family=family, port=port + 1, expires_ns=expires_ns
-            )
-            heappush(self._deadlines, (expires_ns, next_socket))
-            return socket, port, token
+            token = self._randomness.bytes(RESERVATION_TOKEN_BYTES)
+            following.expires_ns = now + RESERVATION_LIFETIME_NS
+            self._reservation_by_token[token] = following
+            self._look_again(following)
+            return taken, token
         return None
 
-    def take_reserved(self, token: bytes, now: int) -> tuple[int, int, int] | None:
-        """The socket, port and family behind a RESERVATION-TOKEN; None when there is none."""
-        reservation = self._reservation_by_token.get(token)
-        if reservation is None or reservation.expires_ns <= now:
+    def take_reserved(self, token: bytes, now: int) -> Relayed | None:
+        """What is behind a RESERVATION-TOKEN; None when there is nothing (any more)."""
+        reserved = self._reservation_by_token.get(token)
+        if reserved is None or reserved.expires_ns <= now:
             return None
         del self._reservation_by_token[token]
-        return reservation.socket, reservation.port, reservation.family
+        return reserved
 
     # --- allocations -------------------------------------------------------------------------
 
     def add(self, allocation: Allocation) -> None:
+        self._allocations += 1
         self.by_client[allocation.listener][allocation.client] = allocation
-        self.by_socket[allocation.socket] = allocation
-        self.by_relayed[allocation.relayed] = allocation
+        for relayed in allocation.relayed:
+            self.by_socket[relayed.socket] = allocation
+            self.by_relayed[relayed.address] = allocation
+            self._look_again(relayed)
         _count(self._count_by_username, allocation.username, 1)
         _count(self._count_by_source, _source(allocation.client[0]), 1)
-        self._look_again(allocation)
 
     def move(self, listener: int, before: tuple[str, int], after: tuple[str, int]) -> None:
         """The allocation of the client `before`, if any, belongs to the 5-tuple of `after`."""
@@ -225,31 +244,47 @@ class AllocationTable:
         allocation.client = after
         self.by_client[listener][after] = allocation
 
-    def refresh(self, allocation: Allocation, expires_ns: int) -> None:
-        """Let an allocation end at another time."""
-        allocation.expires_ns = expires_ns
-        if expires_ns < allocation.deadline_ns:
-            self._look_again(allocation)
+    def refresh(self, relayed: Relayed, expires_ns: int) -> None:
+        """Let a relayed address end at another time."""
+        relayed.expires_ns = expires_ns
+        if expires_ns < relayed.deadline_ns:
+            self._look_again(relayed)
 
     def remove(self, allocation: Allocation) -> None:
+        for relayed in allocation.relayed:
+            self.drop(allocation, relayed)
+
+    def drop(self, allocation: Allocation, relayed: Relayed) -> bool:
+        """End one relayed address; True when it was the last, and the allocation ended too."""
+        del self.by_socket[relayed.socket]
+        del self.by_relayed[relayed.address]
+        self._close(relayed)
+        allocation.forget(relayed)
+        if allocation.relayed:
+            return False
+        self._allocations -= 1
         del self.by_client[allocation.listener][allocation.client]
-        del self.by_socket[allocation.socket]
-        del self.by_relayed[allocation.relayed]
         _count(self._count_by_username, allocation.username, -1)
         _count(self._count_by_source, _source(allocation.client[0]), -1)
-        self._close(allocation.socket, allocation.family, allocation.relayed.port)
-        if len(self._deadlines) > 2 * (len(self) + self.reservations) + MAX_STALE_DEADLINES:
+        standing = len(self.by_socket) + self.reservations
+        if len(self._deadlines) > 2 * standing + MAX_STALE_DEADLINES:
             self._rebuild_deadlines()
+        return True
+
+    def drop_ended(self, allocation: Allocation, now: int) -> bool:
+        """End what of it should have ended by now; True when nothing is left."""
+        ended = [one for one in allocation.relayed if one.expires_ns <= now]
+        return any(self.drop(allocation, relayed) for relayed in ended)
 
     def next_deadline(self) -> int | None:
-        """Not later than the next end of an allocation or reservation; None: there is neither."""
+        """Not later than the next end of a relayed address or reservation; None: there is none."""
         return self._deadlines[0][0] if self._deadlines else None
 
     def expire(self, now: int) -> int:
         """Remove what has ended; how many allocations that were.
 
-        When a deadline comes up and the allocation was refreshed meanwhile, it is put back with
-        the new end, so that refreshing costs nothing.
+        When a deadline comes up and the address was refreshed meanwhile, it is put back with the
+        new end, so that refreshing costs nothing.
         """
         removed = 0
         while self._deadlines and self._deadlines[0][0] <= now:
@@ -257,44 +292,48 @@ class AllocationTable:
             allocation = self.by_socket.get(socket)
             if allocation is None:
                 self._expire_reservation(socket, now)
-            elif allocation.expires_ns <= now:
-                self.remove(allocation)
-                removed += 1
-            elif allocation.deadline_ns == deadline_ns:
-                self._look_again(allocation)
+                continue
+            relayed = next(one for one in allocation.relayed if one.socket == socket)
+            if relayed.expires_ns <= now:
+                removed += self.drop(allocation, relayed)
+            elif relayed.deadline_ns == deadline_ns:
+                self._look_again(relayed)
         return removed
 
     # --- helpers -----------------------------------------------------------------------------
 
-    def _look_again(self, allocation: Allocation) -> None:
-        allocation.deadline_ns = allocation.expires_ns
-        heappush(self._deadlines, (allocation.expires_ns, allocation.socket))
+    def _look_again(self, relayed: Relayed) -> None:
+        relayed.deadline_ns = relayed.expires_ns
+        heappush(self._deadlines, (relayed.expires_ns, relayed.socket))
 
     def _rebuild_deadlines(self) -> None:
-        """Drop the deadlines of allocations that were given back early."""
-        reservations = self._reservation_by_token.values()
-        self._deadlines = [(one.deadline_ns, one.socket) for one in self.by_socket.values()]
-        self._deadlines += [(one.expires_ns, one.socket) for one in reservations]
+        """Drop the deadlines of addresses that were given back early."""
+        standing = list(self._reservation_by_token.values())
+        for by_client in self.by_client.values():
+            for allocation in by_client.values():
+                standing += allocation.relayed
+        self._deadlines = [(one.deadline_ns, one.socket) for one in standing]
         heapify(self._deadlines)
 
     def _expire_reservation(self, socket: int, now: int) -> None:
-        for token, reservation in self._reservation_by_token.items():
-            if reservation.socket == socket and reservation.expires_ns <= now:
+        for token, reserved in self._reservation_by_token.items():
+            if reserved.socket == socket and reserved.expires_ns <= now:
                 del self._reservation_by_token[token]
-                self._close(socket, reservation.family, reservation.port)
+                self._close(reserved)
                 return
 
-    def _open(self, family: int, port: int) -> int | None:
+    def _open(self, family: int, port: int) -> Relayed | None:
         if (family, port) in self._ports_in_use:
             return None
         socket = self._sockets.open(family, port)
-        if socket is not None:
-            self._ports_in_use.add((family, port))
-        return socket
+        if socket is None:
+            return None
+        self._ports_in_use.add((family, port))
+        return Relayed(socket, Address(self.relay_addresses[family], port), family)
 
-    def _close(self, socket: int, family: int, port: int) -> None:
-        self._ports_in_use.discard((family, port))
-        self._sockets.close(socket)
+    def _close(self, relayed: Relayed) -> None:
+        self._ports_in_use.discard((relayed.family, relayed.address.port))
+        self._sockets.close(relayed.socket)
 
 
 def _source(host: str) -> str | bytes:

@@ -52,12 +52,20 @@ class ClientCredentials:
         self._nonce = ""
         self._offered: tuple[int, ...] = ()
         self._algorithm = PasswordAlgorithm.MD5
+        self._only_realm: str | None = None
+
+    def go_elsewhere(self) -> None:
+        """Another server is asked from now on: begin anew, and be good in the same realm only
+        (RFC 8489, section 10)."""
+        self._only_realm = self._realm
+        self.key = None
 
     def learn(self, challenge: StunMessage) -> bool:
         """Take realm, nonce and algorithm from an error response 401 or 438.
 
         False: the server offers no algorithm that is known here, or somebody in between took its
-        offer out (the cookie in the nonce says that there was one). Raises StunError.
+        offer out (the cookie in the nonce says that there was one), or it is one of another realm
+        to which we were sent. Raises StunError.
         """
         realm, nonce = challenge.text(Attribute.REALM), challenge.text(Attribute.NONCE)
         offered = challenge.password_algorithms(Attribute.PASSWORD_ALGORITHMS)
@@ -65,7 +73,7 @@ class ClientCredentials:
             raise StunError("a challenge without realm or nonce")
         is_modern = bool(nonce_features(nonce) & FEATURE_PASSWORD_ALGORITHMS)
         algorithm = _strongest(offered) if is_modern else PasswordAlgorithm.MD5
-        if algorithm is None:
+        if algorithm is None or self._only_realm not in (None, realm or self._realm):
             return False
         self._realm, self._nonce = realm or self._realm, nonce
         self._offered, self._algorithm = offered, algorithm

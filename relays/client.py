@@ -4,16 +4,16 @@ How it works. The constructor sends an Allocate request; the relay answers 401 w
 nonce, the request is repeated with credentials (SHA-256 where the relay offers it, MD5 with an old
 one; RFC 8489, section 9.2), and `Allocated` is reported. From then on the client keeps alive what
 it has: the allocation a minute before its end, permissions every 4 minutes (they live 5), channels
-every 9 (they live 10). Requests go again after 100 ms, 200 ms, 400 ms and so on (RFC 8489, section
-6.2.1, from a shorter start), seven times in all; when none is answered, or the relay says that
-there is no such allocation, `Lost` is the last event and the client is to be thrown away.
-Over a reliable transport (`reliable`: TCP, TLS, a QUIC stream) a request is sent once and waited
-for as long as over UDP, 79 initial timeouts: RFC 8489, section 6.2.2, has 39.5 s, which is the same
-with its start of 500 ms, but whoever waits for a relay has another one to go to, and 7.9 s leave
-room for three retransmissions of TCP. Whoever owns the client frames what it sends, and pads it.
+every 9 (they live 10). When a request is not answered, or the relay says that there is no such
+allocation, `Lost` is the last event and the client is to be thrown away. Requests and their
+repetition are in `relays.transactions`; whoever owns a client over a reliable transport frames what
+it sends, and pads it.
 An allocation that the relay holds for this 5-tuple already (437) is one that nobody uses any more,
 of this agent before it crashed or thought it lost, or of whoever had this port of a NAT before: it
 is given back (Refresh with a lifetime of 0), and Allocate is sent once more.
+A relay that sends its newcomers to another one (300 Try Alternate) is `Lost`, or followed up to
+`redirects` times: to an address of the same family that was not asked yet, if the answer was
+protected by the credentials, and with the same credentials in the same realm only.
 
     client = TurnClient(server=…, username=…, password=…, family="ipv4", randomness=…, now=now)
     for datagram in client.drain_datagrams(): socket.send(datagram, server)
@@ -25,21 +25,13 @@ is given back (Refresh with a lifetime of 0), and Allocate is sent once more.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
 from typing import Final, Literal, NamedTuple
 
 import attrs
 
 from relays.authentication import ClientCredentials
-from relays.stun import (
-    Attribute,
-    MessageClass,
-    Method,
-    StunError,
-    StunMessage,
-    is_stun,
-    xor_address_value,
-)
+from relays.stun import Attribute, Method, StunError, StunMessage, is_stun
+from relays.transactions import INITIAL_RTO_NS, Transaction, Transactions, Unacceptable
 from relays.turn import (
     CHANNEL_LIFETIME_NS,
     DEFAULT_LIFETIME_S,
@@ -50,21 +42,18 @@ from relays.turn import (
     MAX_LIFETIME_S,
     NS,
     TRANSPORT_UDP,
+    IcmpError,
     channel_data,
     is_channel_data,
     is_data_indication,
     read_channel_data,
+    read_icmp_indication,
     read_indication,
     send_indication,
 )
 from runtime.net.address import Address
 from runtime.randomness import Randomness
 
-INITIAL_RTO_NS: Final = 100 * 10**6
-MAX_SENDS: Final = 7
-LAST_WAIT_RTOS: Final = 16
-RELIABLE_WAIT_RTOS: Final = 79
-MAX_CHALLENGES: Final = 3
 PERMISSION_REFRESH_NS: Final = 240 * NS
 CHANNEL_REFRESH_NS: Final = 540 * NS
 ALLOCATION_MARGIN_NS: Final = 60 * NS
@@ -79,10 +68,19 @@ _NO_LIFETIME: Final = ((Attribute.LIFETIME, bytes(4)),)
 
 @attrs.frozen(kw_only=True)
 class Allocated:
-    """The relay listens for us at `relayed`, and sees us at `reflexive`."""
+    """The relay listens for us at `relayed`, and sees us at `reflexive`. `additional` is the second
+    relayed address, of IPv6, where both families were wanted and given."""
 
     relayed: Address
     reflexive: Address
+    additional: Address | None = None
+
+
+@attrs.frozen(kw_only=True)
+class Redirected:
+    """The relay sent us to another one; what is to be sent goes to `server` from now on."""
+
+    server: Address
 
 
 @attrs.frozen(kw_only=True)
@@ -108,6 +106,15 @@ class Received(NamedTuple):
 
 
 @attrs.frozen(kw_only=True)
+class Unreachable:
+    """An ICMP error came to the relay about a datagram from the relayed address to `peer`. Anybody
+    can forge one."""
+
+    peer: Address
+    error: IcmpError
+
+
+@attrs.frozen(kw_only=True)
 class Lost:
     """The last event: there is no allocation (any more). `code` is the STUN error, or 0 when the
     relay did not answer."""
@@ -116,21 +123,9 @@ class Lost:
     reason: str
 
 
-Event = Allocated | Permitted | Refused | Received | Lost
+Event = Allocated | Redirected | Permitted | Refused | Received | Unreachable | Lost
+Family = Literal["ipv4", "ipv6", "both"]
 State = Literal["allocating", "allocated", "closing", "over"]
-
-
-@attrs.define(kw_only=True)
-class _Transaction:
-    method: Method
-    attributes: tuple[tuple[int, bytes], ...]
-    peer: Address | None
-    challenges: int
-    key: bytes | None = attrs.field(repr=False)
-    datagram: bytes
-    rto_ns: int
-    sends: int
-    resend_at_ns: int
 
 
 @attrs.define(kw_only=True)
@@ -153,9 +148,9 @@ class _Channel:
 class TurnClient:
     """See the head of this file. Times are nanoseconds of one monotonic clock.
 
-    `family` is that of the relayed address; the 5-tuple may be of the other one. `reliable`: what
-    is sent arrives or the connection breaks, so nothing is sent twice. The password and what is
-    made from it never leave this object.
+    `family` is that of the relayed address, or `both` (then a relay may still give but one); the
+    5-tuple may be of the other one. `reliable`: what is sent arrives or the connection breaks, so
+    nothing is sent twice. The password and what is made from it never leave this object.
     """
 
     def __init__(
@@ -164,24 +159,30 @@ class TurnClient:
         server: Address,
         username: str,
         password: str,
-        family: Literal["ipv4", "ipv6"],
+        family: Family,
         randomness: Randomness,
         now: int,
         initial_rto_ns: int = INITIAL_RTO_NS,
         reliable: bool = False,
+        redirects: int = 0,
     ) -> None:
         self.server = server
-        self.family = family
+        self.family: Family = family
         self.relayed: Address | None = None
+        self.additional: Address | None = None
         self.reflexive: Address | None = None
         self._randomness = randomness
-        self._initial_rto_ns = initial_rto_ns
-        self._reliable = reliable
-        self._max_sends = 1 if reliable else MAX_SENDS
-        self._last_wait_ns = initial_rto_ns * (RELIABLE_WAIT_RTOS if reliable else LAST_WAIT_RTOS)
         self._state: State = "allocating"
+        self._redirects = redirects
+        self._asked_servers = {server}
         self._credentials = ClientCredentials(username=username, password=password)
-        self._transaction_by_id: dict[bytes, _Transaction] = {}
+        self._transactions = Transactions(
+            credentials=self._credentials,
+            randomness=randomness,
+            initial_rto_ns=initial_rto_ns,
+            reliable=reliable,
+        )
+        self._datagrams = self._transactions.datagrams
         self._permission_by_host: dict[str, _Permission] = {}
         self._channel_by_peer: dict[Address, _Channel] = {}
         self._peer_by_channel: dict[int, Address] = {}
@@ -190,7 +191,6 @@ class TurnClient:
         self._refresh_at_ns: int | None = None
         self._deadline_ns: int | None = None
         self._gave_back = False
-        self._datagrams: list[bytes] = []
         self._events: list[Event] = []
         self._dropped = 0
         self._allocate(now)
@@ -260,18 +260,26 @@ class TurnClient:
                 del self._permission_by_host[peer.host]
         self._reschedule()
 
-    def send(self, peer: Address, data: bytes | memoryview, now: int) -> bool:
-        """Queue one datagram for `peer`. False: no permission (yet), or more than 65,000 bytes."""
+    def send(
+        self, peer: Address, data: bytes | memoryview, now: int, *, dont_fragment: bool = False
+    ) -> bool:
+        """Queue one datagram for `peer`. False: no permission (yet), or more than 65,000 bytes.
+
+        `dont_fragment`: from the relay on it goes whole or not at all (`Unreachable` may tell).
+        """
         if self._state != "allocated" or len(data) > MAX_DATA_BYTES:
             return False
         channel = self._channel_by_peer.get(peer)
-        if channel is not None and channel.bound:
+        if channel is not None and channel.bound and not dont_fragment:
             self._datagrams.append(channel_data(channel.number, data))
             return True
         permission = self._permission_by_host.get(peer.host)
         if permission is None or not permission.granted:
             return False
-        self._datagrams.append(send_indication(peer, data, self._randomness.bytes(12)))
+        transaction_id = self._randomness.bytes(12)
+        self._datagrams.append(
+            send_indication(peer, data, transaction_id, dont_fragment=dont_fragment)
+        )
         return True
 
     def probe(self, now: int) -> None:
@@ -281,14 +289,8 @@ class TurnClient:
         """
         if self._state != "allocated":
             return
-        for transaction in self._transaction_by_id.values():
-            if transaction.method is Method.REFRESH:
-                if not self._reliable:
-                    transaction.sends, transaction.rto_ns = 0, self._initial_rto_ns
-                    self._transmit(transaction, now)
-                break
-        else:
-            self._request(Method.REFRESH, (), now)
+        if not self._transactions.begin_again(Method.REFRESH, now):
+            self._transactions.begin(Method.REFRESH, (), now)
         self._reschedule()
 
     def close(self, now: int) -> None:
@@ -300,7 +302,7 @@ class TurnClient:
         self._state = "over"
         if was_allocated:
             self._state = "closing"
-            self._request(Method.REFRESH, _NO_LIFETIME, now)
+            self._transactions.begin(Method.REFRESH, _NO_LIFETIME, now)
         self._reschedule()
 
     # --- what comes from outside -------------------------------------------------------------
@@ -312,7 +314,7 @@ class TurnClient:
             return self._receive_channel_data(view)
         if is_data_indication(view):
             return self._receive_indication(view)
-        if not is_stun(view) or bytes(view[8:20]) not in self._transaction_by_id:
+        if not is_stun(view) or bytes(view[8:20]) not in self._transactions:
             return False
         try:
             self._receive_response(StunMessage.decode(view), now)
@@ -328,21 +330,16 @@ class TurnClient:
     def handle_timeout(self, now: int) -> None:
         if self._deadline_ns is None or now < self._deadline_ns:
             return
-        for transaction_id, transaction in list(self._transaction_by_id.items()):
-            if transaction.resend_at_ns > now:
-                continue
-            if transaction.sends >= self._max_sends:
-                del self._transaction_by_id[transaction_id]
-                self._lose(NO_ANSWER, "the relay does not answer")
-                break
-            self._transmit(transaction, now)
+        if not self._transactions.handle_timeout(now):
+            self._lose(NO_ANSWER, "the relay does not answer")
         if self._state == "allocated":
             self._refresh_what_is_due(now)
         self._reschedule()
 
     def drain_datagrams(self) -> list[bytes]:
         """What is to be sent to the server, in order."""
-        drained, self._datagrams = self._datagrams, []
+        drained = self._datagrams[:]
+        self._datagrams.clear()
         return drained
 
     def drain_events(self) -> list[Event]:
@@ -352,7 +349,7 @@ class TurnClient:
     def statistics(self) -> dict[str, int]:
         """Present sizes, and the number of datagrams dropped as malformed or forged."""
         return {
-            "transactions": len(self._transaction_by_id),
+            "transactions": len(self._transactions),
             "permissions": len(self._permission_by_host),
             "channels": len(self._channel_by_peer),
             "dropped": self._dropped,
@@ -370,9 +367,19 @@ class TurnClient:
 
     def _receive_indication(self, view: memoryview) -> bool:
         unpacked = read_indication(view)
-        if unpacked is None or unpacked[0][0] not in self._permission_by_host:
+        if unpacked is None:
+            return self._receive_icmp(view)
+        if unpacked[0][0] not in self._permission_by_host:
             return False
         self._deliver(Address(*unpacked[0]), unpacked[1])
+        return True
+
+    def _receive_icmp(self, view: memoryview) -> bool:
+        told = read_icmp_indication(view)
+        if told is None or told[0].host not in self._permission_by_host:
+            return False
+        if len(self._events) < MAX_RECEIVED_QUEUE:
+            self._events.append(Unreachable(peer=told[0], error=told[1]))
         return True
 
     def _deliver(self, peer: Address, data: memoryview) -> None:
@@ -384,63 +391,56 @@ class TurnClient:
     # --- responses ---------------------------------------------------------------------------
 
     def _receive_response(self, message: StunMessage, now: int) -> None:
-        if message.message_class not in (MessageClass.SUCCESS, MessageClass.ERROR):
+        try:
+            transaction = self._transactions.answered(message, now)
+        except Unacceptable as challenge:
+            self._lose(challenge.code, challenge.reason)
             return
-        transaction = self._transaction_by_id[message.transaction_id]
-        if message.method != transaction.method:
+        if transaction is None:
             return
-        error = message.error() if message.message_class is MessageClass.ERROR else None
-        if message.message_class is MessageClass.ERROR and error is None:
-            raise StunError("an error response without ERROR-CODE")
-        code = 0 if error is None else error[0]
-        is_challenge = code in (401, 438)
-        if (
-            transaction.key is not None
-            and not is_challenge
-            and not message.verify(transaction.key, self._credentials.integrity)
-        ):
-            self._dropped += 1
-            return
+        error = message.error()
         if error is None and transaction.method is Method.ALLOCATE:
             self._read_allocation(message)
         lifetime_s = message.integer(Attribute.LIFETIME, 4)
-        if is_challenge:
-            self._answer_challenge(message, transaction, code, now)
-            return
-        del self._transaction_by_id[message.transaction_id]
-        if error is not None:
-            self._fail(transaction, *error, now)
-        else:
+        alternate = message.address(Attribute.ALTERNATE_SERVER)
+        self._transactions.end(message)
+        if error is None:
             self._succeed(transaction, lifetime_s, now)
+        elif error[0] == 300 and alternate is not None and self._may_follow(transaction, alternate):
+            self._follow(alternate, now)
+        else:
+            self._fail(transaction, *error, now)
 
-    def _read_allocation(self, message: StunMessage) -> None:
-        relayed = message.xor_address(Attribute.XOR_RELAYED_ADDRESS)
-        reflexive = message.xor_address(Attribute.XOR_MAPPED_ADDRESS)
-        if relayed is None or reflexive is None:
-            raise StunError("an allocation without its addresses")
-        self.relayed, self.reflexive = relayed, reflexive
-
-    def _answer_challenge(
-        self, message: StunMessage, transaction: _Transaction, code: int, now: int
-    ) -> None:
-        algorithm_known = self._credentials.learn(message)
-        del self._transaction_by_id[message.transaction_id]
-        repeated = code == 401 and transaction.key is not None
-        if repeated or transaction.challenges >= MAX_CHALLENGES:
-            self._lose(code, "the relay does not accept the credentials")
-            return
-        if not algorithm_known:
-            self._lose(code, "the relay offers no password algorithm that is known")
-            return
-        self._request(
-            transaction.method,
-            transaction.attributes,
-            now,
-            peer=transaction.peer,
-            challenges=transaction.challenges + 1,
+    def _may_follow(self, transaction: Transaction, alternate: Address) -> bool:
+        return (
+            len(self._asked_servers) <= self._redirects
+            and self._state == "allocating"
+            and transaction.key is not None
+            and alternate.family == self.server.family
+            and alternate not in self._asked_servers
         )
 
-    def _succeed(self, transaction: _Transaction, lifetime_s: int | None, now: int) -> None:
+    def _follow(self, alternate: Address, now: int) -> None:
+        """RFC 8489, section 10: ask there, with the same credentials; challenged anew."""
+        self._asked_servers.add(alternate)
+        self.server = alternate
+        self._credentials.go_elsewhere()
+        self._events.append(Redirected(server=alternate))
+        self._allocate(now)
+
+    def _read_allocation(self, message: StunMessage) -> None:
+        """One relayed address, or two in the order of families. Raises StunError."""
+        relayed = sorted(
+            message.xor_addresses(Attribute.XOR_RELAYED_ADDRESS), key=lambda one: ":" in one.host
+        )
+        reflexive = message.xor_address(Attribute.XOR_MAPPED_ADDRESS)
+        if not relayed or reflexive is None:
+            raise StunError("an allocation without its addresses")
+        self.relayed, self.reflexive = relayed[0], reflexive
+        is_dual = self.family == "both" and relayed[-1].family != relayed[0].family
+        self.additional = relayed[-1] if is_dual else None
+
+    def _succeed(self, transaction: Transaction, lifetime_s: int | None, now: int) -> None:
         if transaction.method is Method.ALLOCATE or transaction.method is Method.REFRESH:
             if self._state == "closing":
                 self._state = "over"
@@ -464,7 +464,9 @@ class TurnClient:
         assert self.relayed is not None
         assert self.reflexive is not None
         self._state = "allocated"
-        self._events.append(Allocated(relayed=self.relayed, reflexive=self.reflexive))
+        self._events.append(
+            Allocated(relayed=self.relayed, reflexive=self.reflexive, additional=self.additional)
+        )
         for host in list(self._permission_by_host):
             self._ask_permission(host, now)
         for peer in list(self._channel_by_peer):
@@ -479,13 +481,13 @@ class TurnClient:
         self._events.extend(Permitted(peer=peer) for peer in sorted(permission.asking))
         permission.asking.clear()
 
-    def _fail(self, transaction: _Transaction, code: int, reason: str, now: int) -> None:
+    def _fail(self, transaction: Transaction, code: int, reason: str, now: int) -> None:
         if self._state == "closing":
             self._state = "over"
             return
         if self._state == "allocating" and code == 437 and not self._gave_back:
             self._gave_back = True
-            self._request(Method.REFRESH, _NO_LIFETIME, now)
+            self._transactions.begin(Method.REFRESH, _NO_LIFETIME, now)
             return
         peer = transaction.peer
         if peer is None or code in (437, 441):
@@ -512,7 +514,7 @@ class TurnClient:
             self._events.append(Lost(code=code, reason=reason))
 
     def _forget_everything(self) -> None:
-        self._transaction_by_id.clear()
+        self._transactions.clear()
         self._permission_by_host.clear()
         self._channel_by_peer.clear()
         self._peer_by_channel.clear()
@@ -524,67 +526,23 @@ class TurnClient:
         attributes = [(int(Attribute.REQUESTED_TRANSPORT), bytes((TRANSPORT_UDP, 0, 0, 0)))]
         if self.family == "ipv6":
             attributes.append((Attribute.REQUESTED_ADDRESS_FAMILY, bytes((FAMILY_IPV6, 0, 0, 0))))
-        self._request(Method.ALLOCATE, attributes, now)
+        elif self.family == "both":
+            attributes.append((Attribute.ADDITIONAL_ADDRESS_FAMILY, bytes((FAMILY_IPV6, 0, 0, 0))))
+        self._transactions.begin(Method.ALLOCATE, attributes, now)
 
     def _ask_permission(self, host: str, now: int) -> None:
         self._permission_by_host[host].refresh_at_ns = None
         peer = Address(host, 0)
-        self._request(Method.CREATE_PERMISSION, ((Attribute.XOR_PEER_ADDRESS, b""),), now, peer)
+        self._transactions.begin(
+            Method.CREATE_PERMISSION, ((Attribute.XOR_PEER_ADDRESS, b""),), now, peer
+        )
 
     def _ask_channel(self, peer: Address, now: int) -> None:
         channel = self._channel_by_peer[peer]
         channel.refresh_at_ns = None
         number = channel.number.to_bytes(2, "big") + b"\0\0"
         attributes = ((Attribute.CHANNEL_NUMBER, number), (Attribute.XOR_PEER_ADDRESS, b""))
-        self._request(Method.CHANNEL_BIND, attributes, now, peer)
-
-    def _request(
-        self,
-        method: Method,
-        attributes: Iterable[tuple[int, bytes]],
-        now: int,
-        peer: Address | None = None,
-        challenges: int = 0,
-    ) -> None:
-        """Start a transaction. An empty XOR-PEER-ADDRESS is filled in with `peer`."""
-        attributes = tuple(attributes)
-        transaction_id = self._randomness.bytes(12)
-        body = [
-            (kind, xor_address_value(peer, transaction_id))
-            if peer is not None and kind == Attribute.XOR_PEER_ADDRESS
-            else (kind, value)
-            for kind, value in attributes
-        ]
-        body += self._credentials.attributes()
-        message = StunMessage(
-            method=method,
-            message_class=MessageClass.REQUEST,
-            transaction_id=transaction_id,
-            attributes=tuple(body),
-        )
-        transaction = _Transaction(
-            method=method,
-            attributes=attributes,
-            peer=peer,
-            challenges=challenges,
-            key=self._credentials.key,
-            datagram=message.encode(
-                key=self._credentials.key, integrity=self._credentials.integrity
-            ),
-            rto_ns=self._initial_rto_ns,
-            sends=0,
-            resend_at_ns=0,
-        )
-        self._transaction_by_id[transaction_id] = transaction
-        self._transmit(transaction, now)
-
-    def _transmit(self, transaction: _Transaction, now: int) -> None:
-        self._datagrams.append(transaction.datagram)
-        transaction.sends += 1
-        last = transaction.sends >= self._max_sends
-        wait_ns = self._last_wait_ns if last else transaction.rto_ns
-        transaction.resend_at_ns = now + wait_ns
-        transaction.rto_ns *= 2
+        self._transactions.begin(Method.CHANNEL_BIND, attributes, now, peer)
 
     # --- time --------------------------------------------------------------------------------
 
@@ -596,7 +554,7 @@ class TurnClient:
     def _refresh_what_is_due(self, now: int) -> None:
         if self._refresh_at_ns is not None and self._refresh_at_ns <= now:
             self._refresh_at_ns = None
-            self._request(Method.REFRESH, (), now)
+            self._transactions.begin(Method.REFRESH, (), now)
         for host, permission in list(self._permission_by_host.items()):
             if permission.refresh_at_ns is not None and permission.refresh_at_ns <= now:
                 self._ask_permission(host, now)
@@ -605,12 +563,10 @@ class TurnClient:
                 self._ask_channel(peer, now)
 
     def _reschedule(self) -> None:
-        deadlines = [t.resend_at_ns for t in self._transaction_by_id.values()]
-        refreshes = [self._refresh_at_ns]
+        refreshes = [self._transactions.next_deadline(), self._refresh_at_ns]
         refreshes += [p.refresh_at_ns for p in self._permission_by_host.values()]
         refreshes += [c.refresh_at_ns for c in self._channel_by_peer.values()]
-        deadlines += [at_ns for at_ns in refreshes if at_ns is not None]
-        self._deadline_ns = min(deadlines, default=None)
+        self._deadline_ns = min((at for at in refreshes if at is not None), default=None)
 
     def _free_channel(self, now: int) -> int | None:
         if self._resting_channels and self._resting_channels[0][0] <= now:

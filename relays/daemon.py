@@ -11,6 +11,7 @@ import signal
 from collections.abc import Callable
 from datetime import datetime
 from functools import partial
+from ipaddress import ip_address
 from typing import Final
 
 import trio
@@ -156,11 +157,17 @@ class _Relay:
 
     def listen(self) -> None:
         listen_by_transport = self._addresses.listen_by_transport
-        for address in listen_by_transport["udp"]:
+        told_of_udp = [told for transport, told in self._addresses.announced if transport == "udp"]
+        known: dict[int, Address] = {}
+        for address, told in zip(listen_by_transport["udp"], told_of_udp, strict=True):
             with binding("listen", f"{address} (UDP)"):
                 number, bound = self.sockets.listen(address)
             self.server.add_listener(number)
+            if not ip_address(address.host).is_unspecified:
+                known[number] = Address(told.host, bound.port)
             self._log.info("listening", address=str(bound), transport="udp")
+        if self.server.offer_discovery(known):
+            self._log.info("offering_discovery", reason="two addresses with the same two ports")
         for address in listen_by_transport["tcp"]:
             with binding("listen_tcp", f"{address} (TCP)"):
                 bound = self.streams.listen(address)

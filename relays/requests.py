@@ -12,7 +12,7 @@ from typing import Final
 
 import attrs
 
-from relays.allocations import Allocation, AllocationTable, Channel, Permission
+from relays.allocations import Allocation, AllocationTable, Channel, Permission, Relayed
 from relays.peers import LOWEST_PEER_PORT, PeerPolicy
 from relays.stun import (
     Attribute,
@@ -34,14 +34,18 @@ from relays.turn import (
     MAX_LIFETIME_S,
     NS,
     PERMISSION_LIFETIME_NS,
+    RESERVATION_TOKEN_BYTES,
     TRANSPORT_UDP,
 )
 from runtime.net.address import Address
 
-MAX_UNKNOWN_ATTRIBUTES: Final = 16
+Attributes = tuple[tuple[int, bytes], ...]
 
-# Comprehension-required attributes that are understood. DONT-FRAGMENT is not: Linux sets the bit
-# for a socket, not for a datagram, so a request with it is answered 420 (RFC 8656, section 7.2).
+MAX_UNKNOWN_ATTRIBUTES: Final = 16
+SOFTWARE: Final[Attributes] = ((Attribute.SOFTWARE, b"Holloway"),)
+"""In every answer that has room for it. It names no version: an attacker would read it first."""
+
+# Comprehension-required attributes that are understood in every request.
 _UNDERSTOOD: Final = frozenset(
     {
         Attribute.MAPPED_ADDRESS,
@@ -58,6 +62,7 @@ _UNDERSTOOD: Final = frozenset(
         Attribute.REQUESTED_ADDRESS_FAMILY,
         Attribute.EVEN_PORT,
         Attribute.REQUESTED_TRANSPORT,
+        Attribute.DONT_FRAGMENT,
         Attribute.PASSWORD_ALGORITHM,
         Attribute.USERHASH,
         Attribute.XOR_MAPPED_ADDRESS,
@@ -117,7 +122,8 @@ class Requests:
         except _Refusal as raised:
             refusal = raised
         self._counters[f"errors_{refusal.code}"] += 1
-        return error_response(message, refusal.code, refusal.reason, refusal.attributes)
+        attributes = (*refusal.attributes, *SOFTWARE)
+        return error_response(message, refusal.code, refusal.reason, attributes)
 
     def _perform(
         self,
@@ -132,8 +138,7 @@ class Requests:
         if unknown:
             raise _Refusal(420, "Unknown Attribute", (unknown,))
         allocation = self._table.by_client[listener].get(source)
-        if allocation is not None and allocation.expires_ns <= now:
-            self._table.remove(allocation)
+        if allocation is not None and self._table.drop_ended(allocation, now):
             allocation = None
         if message.method == Method.ALLOCATE:
             return self._allocate(listener, message, source, username, allocation, now)
@@ -165,44 +170,52 @@ class Requests:
         if transport >> 24 != TRANSPORT_UDP:
             raise _Refusal(442, "Unsupported Transport Protocol")
         lifetime_s = _lifetime_s(message)
-        family = self._requested_family(message)
-        self._check_quotas(family, username, source[0])
-        socket, port, family, token = self._take_port(message, family, now)
-        relayed = Address(self._table.relay_addresses[family], port)
+        families = self._wanted_families(message)
+        self._check_quotas(families[0], username, source[0])
+        relayed, extra = self._take_ports(message, families, now)
+        for one in relayed:
+            one.expires_ns = now + lifetime_s * NS
         self._table.add(
             Allocation(
-                socket=socket,
-                relayed=relayed,
-                family=family,
+                relayed=tuple(relayed),
                 listener=listener,
                 client=source,
                 username=username,
-                expires_ns=now + lifetime_s * NS,
                 transaction_id=message.transaction_id,
             )
         )
         self._counters["allocations_made"] += 1
         transaction_id = message.transaction_id
         attributes: list[tuple[int, bytes]] = [
-            (Attribute.XOR_RELAYED_ADDRESS, xor_address_value(relayed, transaction_id)),
+            (Attribute.XOR_RELAYED_ADDRESS, xor_address_value(one.address, transaction_id))
+            for one in relayed
+        ]
+        attributes += [
             (Attribute.LIFETIME, lifetime_s.to_bytes(4, "big")),
             (Attribute.XOR_MAPPED_ADDRESS, xor_address_value(source, transaction_id)),
         ]
-        if token is not None:
-            attributes.append((Attribute.RESERVATION_TOKEN, token))
-        return success_response(message, tuple(attributes))
+        return success_response(message, (*attributes, *extra, *SOFTWARE))
 
-    def _requested_family(self, message: StunMessage) -> int:
+    def _wanted_families(self, message: StunMessage) -> tuple[int, ...]:
+        """The checks 5 to 9 of section 7.2. Two families are both wanted, though one may do."""
         has_token = Attribute.RESERVATION_TOKEN in message
         family = message.integer(Attribute.REQUESTED_ADDRESS_FAMILY, 4)
-        if has_token and Attribute.EVEN_PORT in message:
-            raise _Refusal(400, "EVEN-PORT with RESERVATION-TOKEN")
-        if has_token and family is not None:
-            raise _Refusal(400, "REQUESTED-ADDRESS-FAMILY with RESERVATION-TOKEN")
+        additional = message.integer(Attribute.ADDITIONAL_ADDRESS_FAMILY, 4)
+        even_port = message.integer(Attribute.EVEN_PORT, 1)
+        if has_token and (even_port, family, additional) != (None, None, None):
+            raise _Refusal(400, "RESERVATION-TOKEN stands alone")
+        if family is not None and additional is not None:
+            raise _Refusal(400, "REQUESTED- with ADDITIONAL-ADDRESS-FAMILY")
+        if additional is not None:
+            if additional >> 24 != FAMILY_IPV6:
+                raise _Refusal(400, "ADDITIONAL-ADDRESS-FAMILY is IPv6 or not there")
+            if even_port is not None and even_port & 0x80:
+                raise _Refusal(400, "a reserved port with ADDITIONAL-ADDRESS-FAMILY")
+            return FAMILY_IPV4, FAMILY_IPV6
         wanted = FAMILY_IPV4 if family is None else family >> 24
         if not has_token and wanted not in self._table.relay_addresses:
             raise _Refusal(440, "Address Family not Supported")
-        return wanted
+        return (wanted,)
 
     def _check_quotas(self, family: int, username: str, host: str) -> None:
         if self.draining:
@@ -219,43 +232,75 @@ class Requests:
         if len(self._table) >= self._limits.allocations:
             raise _Refusal(508, "Insufficient Capacity")
 
-    def _take_port(
-        self, message: StunMessage, family: int, now: int
-    ) -> tuple[int, int, int, bytes | None]:
-        """Socket, port, family and, where one more port was reserved, the token for it."""
+    def _take_ports(
+        self, message: StunMessage, families: tuple[int, ...], now: int
+    ) -> tuple[list[Relayed], Attributes]:
+        """A relayed address for each family, or at least for one of two; and what the answer says
+        beside them: a RESERVATION-TOKEN, or why a family is missing (section 18.12)."""
         token = message.value(Attribute.RESERVATION_TOKEN)
         if token is not None:
+            if len(token) != RESERVATION_TOKEN_BYTES:
+                raise _Refusal(400, "RESERVATION-TOKEN has a wrong length")
             reserved = self._table.take_reserved(token, now)
             if reserved is None:
                 raise _Refusal(508, "Insufficient Capacity")
-            return *reserved, None
+            return [reserved], ()
         even_port = message.integer(Attribute.EVEN_PORT, 1)
-        if even_port is not None:
-            reserve = bool(even_port & 0x80)
-            if reserve and self._table.reservations >= self._limits.allocations:
-                raise _Refusal(508, "Insufficient Capacity")
-            pair = self._table.take_even_port(family, now, reserve=reserve)
-            if pair is None:
-                raise _Refusal(508, "Insufficient Capacity")
-            return pair[0], pair[1], family, pair[2]
-        taken = self._table.take_port(family)
-        if taken is None:
+        taken: list[Relayed] = []
+        extra: list[tuple[int, bytes]] = []
+        refusals: list[_Refusal] = []
+        for family in families:
+            try:
+                relayed, new_token = self._take_port(family, even_port, now)
+            except _Refusal as refusal:
+                refusals.append(refusal)
+                value = bytes((family,)) + error_value(refusal.code, refusal.reason)[1:]
+                extra.append((Attribute.ADDRESS_ERROR_CODE, value))
+                continue
+            taken.append(relayed)
+            if new_token is not None:
+                extra.append((Attribute.RESERVATION_TOKEN, new_token))
+        if not taken:
+            raise refusals[0]
+        return taken, tuple(extra)
+
+    def _take_port(
+        self, family: int, even_port: int | None, now: int
+    ) -> tuple[Relayed, bytes | None]:
+        """A port and, where the next one was reserved too, the token for that."""
+        if family not in self._table.relay_addresses:
+            raise _Refusal(440, "Address Family not Supported")
+        reserve = bool((even_port or 0) & 0x80)
+        if reserve and self._table.reservations >= self._limits.allocations:
             raise _Refusal(508, "Insufficient Capacity")
-        return *taken, family, None
+        if even_port is not None:
+            pair = self._table.take_even_port(family, now, reserve=reserve)
+        else:
+            taken = self._table.take_port(family)
+            pair = None if taken is None else (taken, None)
+        if pair is None:
+            raise _Refusal(508, "Insufficient Capacity")
+        return pair
 
     def _refresh(self, message: StunMessage, allocation: Allocation, now: int) -> StunMessage:
-        """RFC 8656, section 8.2."""
+        """RFC 8656, section 8.2. With REQUESTED-ADDRESS-FAMILY it is about that address alone."""
+        concerned = allocation.relayed
         family = message.integer(Attribute.REQUESTED_ADDRESS_FAMILY, 4)
-        if family is not None and family >> 24 != allocation.family:
-            raise _Refusal(443, "Peer Address Family Mismatch")
-        lifetime_s = _lifetime_s(message)
-        if _gives_back(message):
-            lifetime_s = 0
-            self._table.remove(allocation)
-        else:
+        if family is not None:
+            of_family = allocation.of_family(family >> 24)
+            if of_family is None:
+                raise _Refusal(443, "Peer Address Family Mismatch")
+            concerned = (of_family,)
+        lifetime_s = 0 if _gives_back(message) else _lifetime_s(message)
+        if lifetime_s:
             allocation.purge(now)
-            self._table.refresh(allocation, now + lifetime_s * NS)
-        return success_response(message, ((Attribute.LIFETIME, lifetime_s.to_bytes(4, "big")),))
+        for relayed in concerned:
+            if lifetime_s:
+                self._table.refresh(relayed, now + lifetime_s * NS)
+            else:
+                self._table.drop(allocation, relayed)
+        lifetime = (Attribute.LIFETIME, lifetime_s.to_bytes(4, "big"))
+        return success_response(message, (lifetime, *SOFTWARE))
 
     def _create_permission(
         self, message: StunMessage, allocation: Allocation, now: int
@@ -270,7 +315,7 @@ class Requests:
         self._make_room_for_permissions(hosts, allocation, now)
         for host in hosts:
             self._permit(host, allocation, now)
-        return success_response(message, ())
+        return success_response(message, SOFTWARE)
 
     def _bind_channel(self, message: StunMessage, allocation: Allocation, now: int) -> StunMessage:
         """RFC 8656, section 12.2."""
@@ -295,7 +340,7 @@ class Requests:
             allocation.channel_by_number[number] = channel
             allocation.channel_by_peer[peer] = channel
         channel.expires_ns = now + CHANNEL_LIFETIME_NS
-        return success_response(message, ())
+        return success_response(message, SOFTWARE)
 
     def _check_binding(self, allocation: Allocation, number: int, peer: Address, now: int) -> None:
         """Neither number nor peer may be bound otherwise; bindings that ended are dropped."""
@@ -313,16 +358,19 @@ class Requests:
     # --- peers -----------------------------------------------------------------------------------
 
     def _check_peer(self, host: str, allocation: Allocation) -> None:
-        if (FAMILY_IPV6 if ":" in host else FAMILY_IPV4) != allocation.family:
+        family = _family_of(host)
+        if allocation.of_family(family) is None:
             raise _Refusal(443, "Peer Address Family Mismatch")
-        is_relay = host == self._table.relay_addresses[allocation.family]
+        is_relay = host == self._table.relay_addresses[family]
         if not is_relay and (host in self._own_addresses or not self._peers.allows(host)):
             raise _Refusal(403, "Forbidden")
 
     def _permit(self, host: str, allocation: Allocation, now: int) -> Permission:
         permission = allocation.permission_by_host.get(host)
         if permission is None:
-            permission = Permission(0, host in self._own_addresses)
+            relayed = allocation.of_family(_family_of(host))
+            assert relayed is not None  # see _check_peer
+            permission = Permission(0, relayed, host in self._own_addresses)
             allocation.permission_by_host[host] = permission
         elif permission.expires_ns <= now:
             permission.answered = False
@@ -344,18 +392,19 @@ class Requests:
                 raise _Refusal(508, "Insufficient Capacity")
 
 
-def unknown_attributes(message: StunMessage) -> tuple[int, bytes] | None:
-    """UNKNOWN-ATTRIBUTES for an answer 420, None when all that must be understood is."""
-    kinds = {kind for kind, _ in message.attributes if kind < 0x8000} - _UNDERSTOOD
+def unknown_attributes(
+    message: StunMessage, also: frozenset[int] = frozenset()
+) -> tuple[int, bytes] | None:
+    """UNKNOWN-ATTRIBUTES for an answer 420, None when all that must be understood is. `also` are
+    those that are understood here beside the usual ones."""
+    kinds = {kind for kind, _ in message.attributes if kind < 0x8000} - _UNDERSTOOD - also
     if not kinds:
         return None
     listed = sorted(kinds)[:MAX_UNKNOWN_ATTRIBUTES]
     return Attribute.UNKNOWN_ATTRIBUTES, b"".join(kind.to_bytes(2, "big") for kind in listed)
 
 
-def success_response(
-    request: StunMessage, attributes: tuple[tuple[int, bytes], ...]
-) -> StunMessage:
+def success_response(request: StunMessage, attributes: Attributes) -> StunMessage:
     return StunMessage(
         method=request.method,
         message_class=MessageClass.SUCCESS,
@@ -391,6 +440,10 @@ def _gives_back(message: StunMessage) -> bool:
     """Whether it ends an allocation. Any user may who is at the other end of its 5-tuple, as his
     nonce shows: nobody else receives there any more, and it stands in the way of a new one."""
     return message.method == Method.REFRESH and message.integer(Attribute.LIFETIME, 4) == 0
+
+
+def _family_of(host: str) -> int:
+    return FAMILY_IPV6 if ":" in host else FAMILY_IPV4
 
 
 def _lifetime_s(message: StunMessage) -> int:

@@ -1,11 +1,12 @@
 """The STUN and TURN server as a core (RFC 8489, RFC 8656), for UDP on both sides.
 
 Datagrams come in by `receive` (from clients, at a listener) and `receive_from_peer` (at the socket
-of an allocation); what is to be sent lies in `transmits`: tuples of socket number, data,
-destination. Data may be a view into the datagram that was passed in, so the owner sends it before
-that buffer is used again. The relaying of data stands first, since it is nearly all of the work:
-dictionary look-ups, no object but the tuple. What an authenticated request does is in
-`relays.requests`.
+of an allocation), ICMP errors about what left there by `receive_icmp`; what is to be sent lies in
+`transmits`: tuples of socket number, data, destination. A negative number means that socket too,
+and a datagram that nobody on the way may fragment (DONT-FRAGMENT). Data may be a view into the
+datagram that was passed in, so the owner sends it before that buffer is used again. The relaying
+of data stands first, since it is nearly all of the work: dictionary look-ups, no object but the
+tuple. What an authenticated request does is in `relays.requests`.
 
 Beyond the RFCs: answers to requests without valid credentials are never more than twice the size
 of the request on the wire, and limited for each source prefix; an IP address that never sent
@@ -17,35 +18,43 @@ on relayed ports only. `revoke_user` ends what a user has, `drain` refuses new a
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from typing import Final
+
+import attrs
 
 from relays.allocations import Allocation, AllocationTable, Permission, Sockets
 from relays.authentication import Authenticator, Credentials
-from relays.peers import LOWEST_PEER_PORT, PeerPolicy, RateLimiter, source_prefix
-from relays.requests import (
-    Requests,
-    ServerLimits,
-    error_response,
-    success_response,
-    unknown_attributes,
+from relays.binding import (
+    Answer,
+    Place,
+    answer_binding,
+    answer_classic,
+    is_classic_request,
+    places,
 )
+from relays.peers import LOWEST_PEER_PORT, PeerPolicy, RateLimiter, source_prefix
+from relays.requests import Attributes, Requests, ServerLimits, error_response
 from relays.stun import (
-    Attribute,
+    MAX_MESSAGE_BYTES,
     MessageClass,
     Method,
     StunError,
     StunMessage,
     is_stun,
-    xor_address_value,
 )
 from relays.turn import (
     MAX_DATA_BYTES,
     NS,
+    RELAYED_ICMP,
+    IcmpError,
     channel_data,
     data_indication,
+    icmp_indication,
     is_send_indication,
     read_channel_data,
     read_indication,
+    read_unfragmented_indication,
 )
 from runtime.net.address import Address
 from runtime.randomness import Randomness
@@ -122,6 +131,7 @@ class Server:
             per_second=UNANSWERED_PER_HOST, burst=UNANSWERED_PER_HOST, max_keys=UNANSWERED_HOSTS
         )
         self._reliable_listeners: set[int] = set()
+        self._places: dict[int, Place] = {}
         self._unix_offset_s = 0
         self.relayed_packets = 0
         self.relayed_bytes = 0
@@ -141,6 +151,12 @@ class Server:
         """The connection of a client at a reliable listener goes on from another address, as its
         transport has proved. Nobody may hold an allocation there."""
         self._table.move(listener, before, after)
+
+    def offer_discovery(self, addresses: Mapping[int, Address]) -> int:
+        """The addresses under which listeners are known: those at two IP addresses and the same two
+        ports of each offer NAT behaviour discovery (RFC 5780) from now on. How many those are."""
+        self._places = places(addresses)
+        return len(self._places)
 
     def client_gone(self, listener: int, client: tuple[str, int]) -> None:
         """The connection of a client at a reliable listener ended, and with it its allocation
@@ -219,6 +235,8 @@ class Server:
             self._receive_send_indication(listener, data, source, now)
         elif is_stun(data):
             self._receive_message(listener, data, source, now)
+        elif is_classic_request(data):
+            self._answer_classic(listener, data, source, now)
         else:
             self.dropped_packets += 1
 
@@ -232,6 +250,23 @@ class Server:
             return
         self._deliver(allocation, data, peer, now)
 
+    def receive_icmp(self, socket: int, peer: tuple[str, int], error: IcmpError, now: int) -> None:
+        """An ICMP error about a datagram that left from a relayed address for `peer`. The client
+        hears of it if it may talk to that peer (RFC 8656, section 11.5), whoever sent the error."""
+        allocation = self._table.by_socket.get(socket)
+        permission = None if allocation is None else allocation.permission_by_host.get(peer[0])
+        if (
+            allocation is not None
+            and permission is not None
+            and permission.expires_ns > now
+            and error.kind in RELAYED_ICMP[permission.relayed.family]
+        ):
+            self.counters["icmp_relayed"] += 1
+            packet = icmp_indication(peer, error, self._randomness.bytes(12))
+            self.transmits.append((allocation.listener, packet, allocation.client))
+        else:
+            self.counters["icmp_dropped"] += 1
+
     def _receive_channel_data(
         self, listener: int, data: memoryview, source: tuple[str, int], now: int
     ) -> None:
@@ -244,29 +279,33 @@ class Server:
         if channel is None or channel.expires_ns <= now:
             self.dropped_packets += 1
             return
-        self._relay(allocation, channel.permission, unpacked[1], channel.peer, now)
+        self._relay(channel.permission, unpacked[1], channel.peer, now)
 
     def _receive_send_indication(
         self, listener: int, data: memoryview, source: tuple[str, int], now: int
     ) -> None:
         allocation = self._table.by_client[listener].get(source)
-        unpacked = None if allocation is None else read_indication(data)
-        if allocation is None or unpacked is None or unpacked[0][1] < LOWEST_PEER_PORT:
+        if allocation is None:
+            self.dropped_packets += 1
+            return
+        unpacked, is_whole = read_indication(data), False
+        if unpacked is None:
+            unpacked, is_whole = read_unfragmented_indication(data), True
+        if unpacked is None or unpacked[0][1] < LOWEST_PEER_PORT:
             self.dropped_packets += 1
             return
         permission = allocation.permission_by_host.get(unpacked[0][0])
         if permission is None:
             self.dropped_packets += 1
             return
-        self._relay(allocation, permission, unpacked[1], unpacked[0], now)
+        before = len(self.transmits)
+        self._relay(permission, unpacked[1], unpacked[0], now)
+        if is_whole and len(self.transmits) > before and not permission.is_own:
+            socket, payload, peer = self.transmits.pop()
+            self.transmits.append((-socket, payload, peer))
 
     def _relay(
-        self,
-        allocation: Allocation,
-        permission: Permission,
-        data: memoryview,
-        peer: tuple[str, int],
-        now: int,
+        self, permission: Permission, data: memoryview, peer: tuple[str, int], now: int
     ) -> None:
         if permission.expires_ns <= now:
             self.dropped_packets += 1
@@ -275,13 +314,13 @@ class Server:
             if target is None:
                 self.dropped_packets += 1
             else:
-                self._deliver(target, data, allocation.relayed, now)
+                self._deliver(target, data, permission.relayed.address, now)
         elif permission.answered or (
             _is_within_allowance(permission, len(data), now) and self._strangers.take(peer[0], now)
         ):
             self.relayed_packets += 1
             self.relayed_bytes += len(data)
-            self.transmits.append((allocation.socket, data, peer))
+            self.transmits.append((permission.relayed.socket, data, peer))
         else:
             self.dropped_packets += 1
 
@@ -324,14 +363,22 @@ class Server:
     def _answer_binding(
         self, listener: int, message: StunMessage, source: tuple[str, int], now: int, size: int
     ) -> None:
-        unknown = unknown_attributes(message)
-        if unknown is not None:
-            answer = error_response(message, 420, "", (unknown,))
-        else:
-            mapped = xor_address_value(source, message.transaction_id)
-            answer = success_response(message, ((Attribute.XOR_MAPPED_ADDRESS, mapped),))
+        answer = answer_binding(self._places, listener, message, source)
         self.counters["binding_requests"] += 1
-        self._send_unauthenticated(listener, message, answer, source, now, size)
+        self._send_unauthenticated(message, answer, source, now, size)
+
+    def _answer_classic(
+        self, listener: int, data: memoryview, source: tuple[str, int], now: int
+    ) -> None:
+        answer = answer_classic(self._places, listener, data, source)
+        if answer is None:
+            self.counters["malformed_messages"] += 1
+            return
+        self.counters["classic_requests"] += 1
+        room = self._room_for_a_stranger(listener, source, len(data))
+        encoded = answer.encode(room)
+        if self._may_answer(listener, len(encoded), room, source, now):
+            self.transmits.append((answer.listener, encoded, source))
 
     def _answer_turn(
         self, listener: int, message: StunMessage, source: tuple[str, int], now: int, size: int
@@ -345,8 +392,9 @@ class Server:
             is_challenge = identity in (401, 438)
             attributes = self._authenticator.challenge(source, now) if is_challenge else ()
             self.counters[f"errors_{identity}"] += 1
-            answer = error_response(message, identity, "", attributes)
-            self._send_unauthenticated(listener, message, answer, source, now, size)
+            refusal = error_response(message, identity, "", attributes)
+            unproved = Answer(listener=listener, destination=source, message=refusal)
+            self._send_unauthenticated(message, unproved, source, now, size)
             return
         by_client = self._table.by_client[listener]
         if message.method == Method.ALLOCATE:
@@ -366,25 +414,53 @@ class Server:
 
     def _send_unauthenticated(
         self,
-        listener: int,
-        message: StunMessage,
-        answer: StunMessage,
+        request: StunMessage,
+        answer: Answer,
         source: tuple[str, int],
         now: int,
         size: int,
     ) -> None:
         """Send unless the prefix of the source had enough, or the answer would amplify."""
-        encoded = answer.encode(fingerprint=message.has_fingerprint)
+        fingerprint = request.has_fingerprint
+        room = self._room_for_a_stranger(answer.listener, source, size)
+        message = _with_wishes(answer.message, answer.wishes, room, fingerprint=fingerprint)
+        encoded = message.encode(fingerprint=fingerprint)
+        if self._may_answer(answer.listener, len(encoded), room, source, now):
+            self.transmits.append((answer.listener, encoded, answer.destination))
+
+    def _room_for_a_stranger(self, listener: int, source: tuple[str, int], size: int) -> int:
+        """How long an answer to a request of `size` bytes may be: twice that, headers counted."""
         if listener in self._reliable_listeners:
-            self.transmits.append((listener, encoded, source))
-            return
+            return MAX_MESSAGE_BYTES
         headers = 48 if ":" in source[0] else 28
-        if len(encoded) + headers > 2 * (size + headers):
+        return 2 * (size + headers) - headers
+
+    def _may_answer(
+        self, listener: int, size: int, room: int, source: tuple[str, int], now: int
+    ) -> bool:
+        if size > room:
             self.counters["answers_too_large"] += 1
-        elif not self._unauthenticated.take(source_prefix(source[0]), now):
+            return False
+        if listener in self._reliable_listeners:
+            return True
+        if not self._unauthenticated.take(source_prefix(source[0]), now):
             self.counters["answers_rate_limited"] += 1
-        else:
-            self.transmits.append((listener, encoded, source))
+            return False
+        return True
+
+
+def _with_wishes(
+    message: StunMessage, wishes: Attributes, room: int, *, fingerprint: bool
+) -> StunMessage:
+    """`message` with as many of `wishes` as there is room for, the first ones first."""
+    size = message.size(fingerprint=fingerprint)
+    attributes = list(message.attributes)
+    for kind, value in wishes:
+        wish = 4 + len(value) + -len(value) % 4
+        if size + wish <= room:
+            attributes.append((kind, value))
+            size += wish
+    return attrs.evolve(message, attributes=tuple(attributes))
 
 
 def _is_within_allowance(permission: Permission, size: int, now: int) -> bool:

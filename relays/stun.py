@@ -74,10 +74,13 @@ class Method(IntEnum):
 
 
 class Attribute(IntEnum):
-    """RFC 8489, section 18.3; RFC 8656, section 18; RFC 8445, section 16.1; RFC 5780, section 7."""
+    """RFC 8489, section 18.3; RFC 8656, section 18; RFC 8445, section 16.1; RFC 5780, section 7;
+    the first ones of RFC 3489, section 11.2."""
 
     MAPPED_ADDRESS = 0x0001
     CHANGE_REQUEST = 0x0003
+    SOURCE_ADDRESS = 0x0004
+    CHANGED_ADDRESS = 0x0005
     USERNAME = 0x0006
     MESSAGE_INTEGRITY = 0x0008
     ERROR_CODE = 0x0009
@@ -100,13 +103,18 @@ class Attribute(IntEnum):
     RESERVATION_TOKEN = 0x0022
     PRIORITY = 0x0024
     USE_CANDIDATE = 0x0025
+    PADDING = 0x0026
+    RESPONSE_PORT = 0x0027
     ADDITIONAL_ADDRESS_FAMILY = 0x8000
+    ADDRESS_ERROR_CODE = 0x8001
     PASSWORD_ALGORITHMS = 0x8002
+    ICMP = 0x8004
     SOFTWARE = 0x8022
     ALTERNATE_SERVER = 0x8023
     FINGERPRINT = 0x8028
     ICE_CONTROLLED = 0x8029
     ICE_CONTROLLING = 0x802A
+    RESPONSE_ORIGIN = 0x802B
     OTHER_ADDRESS = 0x802C
 
 
@@ -237,6 +245,11 @@ class StunMessage:
             checksum = crc32(header(len(body) + _FINGERPRINT_BYTES) + body) ^ _FINGERPRINT_MASK
             body += _ATTRIBUTE.pack(Attribute.FINGERPRINT, 4) + checksum.to_bytes(4, "big")
         return header(len(body)) + bytes(body)
+
+    def size(self, *, fingerprint: bool = False) -> int:
+        """How many bytes `encode` makes of it without an integrity attribute."""
+        body = sum(4 + len(value) + -len(value) % 4 for _, value in self.attributes)
+        return HEADER_BYTES + body + (_FINGERPRINT_BYTES if fingerprint else 0)
 
     @property
     def integrities(self) -> frozenset[Integrity]:

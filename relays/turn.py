@@ -3,7 +3,8 @@
 Data travels in two forms. A Send or Data indication is a whole STUN message that names the peer
 (36 bytes of overhead for IPv4); ChannelData (section 12.4) is a channel number, a length and the
 data (4 bytes). The functions here build and take apart both on the hot path, so they work on
-memoryviews and make no message object. Over UDP ChannelData needs no padding.
+memoryviews and make no message object. Over UDP ChannelData needs no padding. Two rare forms are
+read by way of a message: Send with DONT-FRAGMENT, and Data with ICMP in the place of data.
 """
 
 from __future__ import annotations
@@ -14,7 +15,19 @@ from socket import AF_INET, AF_INET6, inet_ntop
 from struct import Struct
 from typing import Final
 
-from relays.stun import MAGIC_COOKIE, Attribute, is_stun, xor_address_value
+import attrs
+
+from relays.stun import (
+    MAGIC_COOKIE,
+    Attribute,
+    MessageClass,
+    Method,
+    StunError,
+    StunMessage,
+    is_stun,
+    xor_address_value,
+)
+from runtime.net.address import Address
 
 NS: Final = 10**9
 
@@ -23,6 +36,7 @@ MAX_LIFETIME_S: Final = 3600
 PERMISSION_LIFETIME_NS: Final = 300 * NS
 CHANNEL_LIFETIME_NS: Final = 600 * NS
 RESERVATION_LIFETIME_NS: Final = 30 * NS
+RESERVATION_TOKEN_BYTES: Final = 8
 FIRST_CHANNEL: Final = 0x4000
 LAST_CHANNEL: Final = 0x4FFF
 # RFC 5766 went further, and clients of its time (coturn's among them) still do: a server serves
@@ -70,10 +84,15 @@ def read_channel_data(data: memoryview) -> tuple[int, memoryview] | None:
 
 
 def send_indication(
-    peer: tuple[str, int], data: bytes | memoryview, transaction_id: bytes
+    peer: tuple[str, int],
+    data: bytes | memoryview,
+    transaction_id: bytes,
+    *,
+    dont_fragment: bool = False,
 ) -> bytes:
     """A Send indication (section 11.1), from a client to its relay. Raises ValueError."""
-    return _indication(_SEND, peer, data, transaction_id)
+    first = _ATTRIBUTE.pack(Attribute.DONT_FRAGMENT, 0) if dont_fragment else b""
+    return _indication(_SEND, peer, data, transaction_id, first)
 
 
 def data_indication(
@@ -97,7 +116,7 @@ def read_indication(data: memoryview) -> tuple[tuple[str, int], memoryview] | No
     """Peer and data of a Send or Data indication; None when it is to be dropped.
 
     That is: malformed, without XOR-PEER-ADDRESS or DATA, or with a comprehension-required
-    attribute that is not understood (DONT-FRAGMENT is one of them: it cannot be honoured).
+    attribute that is not understood. DONT-FRAGMENT is one of them: it has its own reader.
     """
     if not is_stun(data) or int.from_bytes(data[2:4], "big") != len(data) - 20:
         return None
@@ -125,6 +144,58 @@ def read_indication(data: memoryview) -> tuple[tuple[str, int], memoryview] | No
     return peer, payload
 
 
+def read_unfragmented_indication(data: memoryview) -> tuple[Address, memoryview] | None:
+    """Peer and data of a Send indication with DONT-FRAGMENT (section 18.9); None if it is none."""
+    message = _read_message(data, Method.SEND, {Attribute.DATA, Attribute.DONT_FRAGMENT})
+    payload = None if message is None else message.value(Attribute.DATA)
+    if message is None or payload is None or Attribute.DONT_FRAGMENT not in message:
+        return None
+    peer = message.xor_address(Attribute.XOR_PEER_ADDRESS)
+    return None if peer is None else (peer, memoryview(payload))
+
+
+@attrs.frozen
+class IcmpError:
+    """An ICMP error about a datagram to a peer (RFC 8656, section 18.13). `data` is the MTU of the
+    next hop where it says that the datagram was too big, and 0 otherwise."""
+
+    kind: int
+    code: int
+    data: int = 0
+
+
+# Destination unreachable, time exceeded; and for IPv6: packet too big (section 11.5).
+RELAYED_ICMP: Final = {FAMILY_IPV4: frozenset({3, 11}), FAMILY_IPV6: frozenset({1, 2, 3})}
+
+
+def icmp_indication(peer: tuple[str, int], error: IcmpError, transaction_id: bytes) -> bytes:
+    """A Data indication that tells of an ICMP error (section 11.5), from a relay to its client."""
+    number = (error.kind & 0x7F) << 9 | (error.code & 0x1FF)
+    value = number.to_bytes(4, "big") + error.data.to_bytes(4, "big")
+    return StunMessage(
+        method=Method.DATA,
+        message_class=MessageClass.INDICATION,
+        transaction_id=transaction_id,
+        attributes=(
+            (Attribute.XOR_PEER_ADDRESS, xor_address_value(peer, transaction_id)),
+            (Attribute.ICMP, value),
+        ),
+    ).encode()
+
+
+def read_icmp_indication(data: memoryview) -> tuple[Address, IcmpError] | None:
+    """Peer and error of a Data indication that tells of an ICMP error; None if it is none."""
+    message = _read_message(data, Method.DATA, set())
+    value = None if message is None else message.value(Attribute.ICMP)
+    if message is None or value is None or len(value) != 8:
+        return None
+    peer = message.xor_address(Attribute.XOR_PEER_ADDRESS)
+    if peer is None:
+        return None
+    number = int.from_bytes(value[2:4], "big")
+    return peer, IcmpError(number >> 9, number & 0x1FF, int.from_bytes(value[4:], "big"))
+
+
 # --- the nonce cookie (RFC 8489, section 9.2) ---------------------------------------------------
 
 
@@ -147,8 +218,26 @@ def nonce_features(nonce: str) -> int:
 # --- helpers -----------------------------------------------------------------------------------
 
 
+def _read_message(data: memoryview, method: Method, understood: set[int]) -> StunMessage | None:
+    """An indication whose comprehension-required attributes are `understood`, or the peer."""
+    try:
+        message = StunMessage.decode(data)
+        message.xor_address(Attribute.XOR_PEER_ADDRESS)
+    except StunError:
+        return None
+    is_wanted = message.method == method and message.message_class is MessageClass.INDICATION
+    kinds = {kind for kind, _ in message.attributes if kind < 0x8000}
+    if not is_wanted or kinds - understood - {Attribute.XOR_PEER_ADDRESS}:
+        return None
+    return message
+
+
 def _indication(
-    kind: int, peer: tuple[str, int], data: bytes | memoryview, transaction_id: bytes
+    kind: int,
+    peer: tuple[str, int],
+    data: bytes | memoryview,
+    transaction_id: bytes,
+    first: bytes = b"",
 ) -> bytes:
     size = len(data)
     if size > MAX_DATA_BYTES:
@@ -157,7 +246,10 @@ def _indication(
     padding = -size % 4
     return b"".join(
         (
-            _HEADER.pack(kind, 8 + len(address) + size + padding, MAGIC_COOKIE, transaction_id),
+            _HEADER.pack(
+                kind, len(first) + 8 + len(address) + size + padding, MAGIC_COOKIE, transaction_id
+            ),
+            first,
             _ATTRIBUTE.pack(Attribute.XOR_PEER_ADDRESS, len(address)),
             address,
             _ATTRIBUTE.pack(Attribute.DATA, size),

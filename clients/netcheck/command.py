@@ -39,14 +39,15 @@ def netcheck(
     """Find out how this network treats UDP: NAT, firewall, IPv6, round trips.
 
     Asks the relays that the running client was told of, or the STUN servers named here, with at
-    most 63 small packets for each IP family, and makes one TLS connection to the portal. Needs no
+    most 69 small packets for each IP family, and makes one TLS connection to the portal. Needs no
     root where servers are named.
 
     Parameters
     ----------
     stun
         HOST or HOST:PORT of a STUN server (3478 otherwise); may be said several times. Two at
-        different addresses tell how a NAT maps, one of them at two ports on what that depends.
+        different addresses tell how a NAT maps, one of them at two ports on what that depends;
+        so does a single one that has two addresses (RFC 5780).
     state_dir
         The folder that `holloway up` was given, to ask the running client for its relays.
     token_file

@@ -2,15 +2,17 @@
 
     servers    from one socket a Binding request to each server: reachable or not, the round trip,
                and where the packet came from, whose differences tell how a NAT maps
-    ports      from further sockets one to the best server: how ports are assigned
+    ports      from further sockets one to the best server: how ports are assigned; and where the
+               servers did not tell what a mapping depends on, to that one's other address and
+               port, if it offers OTHER-ADDRESS (RFC 5780, section 4.3)
     doors      what comes in: hairpinning (both ways between own mapped addresses), and filtering
                where the server offers OTHER-ADDRESS (RFC 5780, section 4.4)
 
 Nothing goes to an address that was not named, but to the own one, which at least two servers have
-to agree on; an OTHER-ADDRESS is never sent to, only waited for. At most MAX_PACKETS are sent and
-MAX_RECEIVED looked at. An answer counts if it bears one of the 96-bit transaction ids that are out
-on that socket and comes from where it has to. Each transmission has an id of its own, so that the
-round trip is that of one packet.
+to agree on, and to one OTHER-ADDRESS, which may not be in a private network, this machine, or a
+port below 1024. At most MAX_PACKETS are sent and MAX_RECEIVED looked at. An answer counts if it
+bears one of the 96-bit transaction ids that are out on that socket and comes from where it has to.
+Each transmission has an id of its own, so that the round trip is that of one packet.
 """
 
 from __future__ import annotations
@@ -34,6 +36,7 @@ from clients.netcheck.findings import (
     is_translated,
     mapping_of,
     may_be_asked,
+    may_be_other,
     ports_of,
 )
 from relays.stun import (
@@ -60,15 +63,16 @@ TRIES: Final = 3
 FIRST_WAIT_NS: Final = 250 * NS_PER_MS
 """For an answer; doubled with each try."""
 PACE_NS: Final = 20 * NS_PER_MS
-MAX_PACKETS: Final = TRIES * (MAX_ENDPOINTS + (SOCKETS - 1) + 2 + 2)
-"""All that there is to ask, each as often as can be: servers, ports, filtering, hairpinning."""
+MAX_PACKETS: Final = TRIES * (MAX_ENDPOINTS + (SOCKETS - 1) + 2 + 2 + 2)
+"""All that there is to ask, each as often as can be: servers, ports, a server's other address,
+filtering, hairpinning."""
 MAX_RECEIVED: Final = 512
 MAX_ANSWER_BYTES: Final = 1_500
 
 _CHANGE_PORT: Final = 0x2
 _CHANGE_BOTH: Final = 0x6
 
-Purpose = Literal["server", "ports", "other_host", "other_port", "hairpin"]
+Purpose = Literal["server", "ports", "mapping", "other_host", "other_port", "hairpin"]
 Transmit = tuple[int, bytes, Address]
 """Number of the socket, datagram, destination."""
 
@@ -122,7 +126,8 @@ class Netcheck:
         self._errors: dict[Address, int] = {}
         self._seen: dict[Address, Answer] = {}
         self._samples: dict[int, Answer] = {}
-        self._offers_other: set[Address] = set()
+        self._other: dict[Address, Address] = {}
+        self._elsewhere: dict[Address, Answer] = {}
         self._heard: set[Purpose] = set()
         self._unheeded = False
         self._hairpinned: list[Address] = []
@@ -173,7 +178,7 @@ class Netcheck:
         reached = sum(one.reachable for one in servers)
         udp: Udp = "works" if reached == len(servers) else "partly" if reached else "blocked"
         local = self._locals[MAIN].host
-        answers = list(self._seen.values())
+        answers = [*self._seen.values(), *self._elsewhere.values()]
         samples = [self._samples[number] for number in sorted(self._samples)]
         mapping = mapping_of(answers)
         nat = Nat(
@@ -207,15 +212,28 @@ class Netcheck:
             return
         self._chosen = min(
             self._seen,
-            key=lambda address: (address not in self._offers_other, self._round_trips[address]),
+            key=lambda address: (address not in self._other, self._round_trips[address]),
         )
         others = range(MAIN + 1, SOCKETS)
         self._ask("ports", ((number, self._chosen) for number in others), now)
+        if mapping_of(list(self._seen.values())) in ("not_measured", "endpoint_dependent"):
+            places = self._other_places(self._chosen)
+            self._ask("mapping", ((MAIN, place) for place in places), now)
+
+    def _other_places(self, server: Address) -> list[Address]:
+        """Where else that server says it answers, and was not asked yet: its other IP address with
+        the same port, and with the other one."""
+        other = self._other.get(server)
+        if other is None or not may_be_other(other, server):
+            return []
+        return [
+            place for place in (Address(other.host, server.port), other) if place not in self._seen
+        ]
 
     def _ask_doors(self, now: int) -> None:
         if self._chosen is None:
             return
-        if self._chosen not in self._offers_other:
+        if self._chosen not in self._other:
             self._notes.append(
                 "filtering: no server has a second address from which it could answer (RFC 5780)"
             )
@@ -332,11 +350,14 @@ class Netcheck:
         if question.purpose == "ports":
             self._samples[question.socket] = answer
             return
+        if question.purpose == "mapping":
+            self._elsewhere[asked] = answer
+            return
         self._seen[asked] = answer
         self._round_trips[asked] = now - question.ids[message.transaction_id]
         other = message.address(Attribute.OTHER_ADDRESS)
         if other is not None and other.host != asked.host and other.port != asked.port:
-            self._offers_other.add(asked)
+            self._other[asked] = other
 
     # --- conclusions ------------------------------------------------------------------------------
 
@@ -368,7 +389,7 @@ class Netcheck:
 
 def _notes_on(mapping: MappingBehaviour, reached: int) -> list[str]:
     if mapping == "not_measured" and reached:
-        return ["mapping: servers at two addresses have to answer"]
+        return ["mapping: servers at two addresses, or one with an OTHER-ADDRESS, have to answer"]
     if mapping == "endpoint_dependent":
         return ["mapping: a server that answers at two ports would tell on what it depends"]
     return []

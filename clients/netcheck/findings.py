@@ -15,6 +15,7 @@ from typing import Final, Literal
 
 import attrs
 
+from relays.peers import LOWEST_PEER_PORT, PeerPolicy
 from runtime.net.address import Address
 
 MappingBehaviour = Literal[
@@ -196,6 +197,18 @@ def hairpinning_of(
         return "none"
     inside = {local.host for local in locals_.values()}
     return "internal_source" if sources[0].host in inside else "external_source"
+
+
+def may_be_other(other: Address, server: Address) -> bool:
+    """Whether packets may go to what `server` says is its other address. A public one may not name
+    a place in a private network; none may name this machine, a group or a low port."""
+    is_public = PeerPolicy.of().allows
+    return (
+        other.family == server.family
+        and other.port >= LOWEST_PEER_PORT
+        and may_be_asked(other.host)
+        and (is_public(other.host) or not is_public(server.host))
+    )
 
 
 def may_be_asked(host: str) -> bool:

@@ -10,6 +10,7 @@ buffer for each socket: right for an agent, too much for 20,000 allocations.)
 from __future__ import annotations
 
 import contextlib
+import errno
 import select
 import socket
 from typing import Final, Protocol
@@ -17,12 +18,15 @@ from typing import Final, Protocol
 import trio
 
 from relays.server import Server
+from relays.transports.icmp import prepare, read_errors, send_unfragmented
 from runtime.clock import Clock
 from runtime.guard import Guard
 from runtime.net.address import Address
 
 DATAGRAMS_PER_TURN: Final = 32
 SOCKETS_PER_TURN: Final = 256
+ERRORS_PER_TURN: Final = 8
+"""ICMP errors that are read of one socket before its datagrams are."""
 LISTENER_BUFFER_BYTES: Final = 4 * 1024 * 1024
 ALLOCATION_BUFFER_BYTES: Final = 1024 * 1024
 LONGEST_WAIT_S: Final = 30.0
@@ -91,9 +95,11 @@ class UdpSockets:
         if host is None:
             return None
         try:
-            return self._open(Address(host, port), ALLOCATION_BUFFER_BYTES)
+            number = self._open(Address(host, port), ALLOCATION_BUFFER_BYTES)
         except OSError:
             return None
+        prepare(self._socket_by_number[number])
+        return number
 
     def close(self, socket: int) -> None:
         closing = self._socket_by_number.pop(socket, None)
@@ -126,9 +132,11 @@ class UdpSockets:
             if deadline_ns is not None and deadline_ns <= now:
                 with self._guard:
                     server.handle_timeout(now)
-            for descriptor, _ in self._epoll.poll(0, SOCKETS_PER_TURN):
+            for descriptor, events in self._epoll.poll(0, SOCKETS_PER_TURN):
                 number = self._number_by_descriptor.get(descriptor)
                 if number is not None:
+                    if events & select.EPOLLERR:
+                        self._take_errors(number, server, now)
                     self._take(number, server, now)
             if self._guard.failures != failures:
                 await trio.sleep(PAUSE_AFTER_FAILURE_S)
@@ -191,24 +199,69 @@ class UdpSockets:
             if transmits:
                 self._send(server)
 
+    def _take_errors(self, number: int, server: Server, now: int) -> None:
+        with self._guard:
+            for peer, error in read_errors(self._socket_by_number[number], ERRORS_PER_TURN):
+                if peer.port:
+                    server.receive_icmp(number, peer, error, now)
+            self.flush(server)
+
     def _send(self, server: Server) -> None:
         transmits = server.transmits
         for number, data, destination in transmits:
             sending = self._socket_by_number.get(number)
             if sending is None:
-                outlet = self._outlet_by_number.get(number)
-                if outlet is not None and not outlet.send(data, destination):
-                    self._dropped_full += 1
+                self._send_otherwise(server, number, data, destination)
                 continue
             try:
                 sending.sendto(data, destination)
             except BlockingIOError:
                 self._dropped_full += 1
             except OSError:
-                self._dropped_refused += 1
+                self._send_again(server, number, data, destination)
             else:
                 self._sent += 1
         transmits.clear()
+
+    def _send_otherwise(
+        self, server: Server, number: int, data: bytes | memoryview, destination: tuple[str, int]
+    ) -> None:
+        """By a connection, or without fragments (a negative number); nothing for who is gone."""
+        outlet = self._outlet_by_number.get(number)
+        if outlet is not None:
+            if not outlet.send(data, destination):
+                self._dropped_full += 1
+        elif -number in self._socket_by_number:
+            self._send_again(server, number, data, destination)
+
+    def _send_again(
+        self, server: Server, number: int, data: bytes | memoryview, destination: tuple[str, int]
+    ) -> None:
+        """Up to two calls, since one may fail for an ICMP error about an earlier datagram. What is
+        too big stays so, and the kernel's own error about that is read at once: it does not name
+        the port."""
+        sending = self._socket_by_number[abs(number)]
+        for _ in range(2):
+            try:
+                if number < 0:
+                    send_unfragmented(sending, data, destination)
+                else:
+                    sending.sendto(data, destination)
+            except BlockingIOError:
+                self._dropped_full += 1
+                return
+            except OSError as error:
+                if error.errno == errno.EMSGSIZE:
+                    break
+            else:
+                self._sent += 1
+                return
+        self._dropped_refused += 1
+        now = self._clock.monotonic_ns()
+        for peer, told in read_errors(sending, ERRORS_PER_TURN):
+            if peer.port or peer.host == destination[0]:
+                to = peer if peer.port else destination
+                server.receive_icmp(abs(number), to, told, now)
 
 
 def _grow(opened: socket.socket, option: int, force: int, size: int) -> None:

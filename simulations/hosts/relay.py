@@ -159,8 +159,8 @@ class RelayHost:
         for socket, data, (host, port) in self.server.drain_transmits():
             if socket == self._door_number:
                 self._doors.send(bytes(data), (host, port))
-            elif socket in self._ports:
-                self.transmit(self._ports[socket], Address(host, port), bytes(data))
+            elif abs(socket) in self._ports:
+                self.transmit(self._ports[abs(socket)], Address(host, port), bytes(data))
 
     def transmit(self, local: tuple[str, int], destination: Address, data: bytes) -> None:
         """A datagram leaves."""

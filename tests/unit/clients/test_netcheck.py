@@ -99,6 +99,33 @@ def test_two_relays_with_one_port_each_cannot_tell_on_what_a_mapping_depends() -
         assert found.nat.mapping == "endpoint_dependent"
 
 
+@given(mapping=st.sampled_from(KINDS), filtering=st.sampled_from(KINDS), seed=st.integers(0, 99))
+def test_one_server_with_two_addresses_tells_all(mapping: str, filtering: str, seed: int) -> None:
+    ports = "preserve" if mapping == "endpoint_independent" else "random"
+    nat = ModelNat(mapping=mapping, filtering=filtering, ports=ports, chance=random.Random(seed))
+    outside = Outside(nat, other={FIRST: OTHER})
+    core, found = netcheck(outside, FIRST, seed=seed)
+    assert (found.nat.mapping, found.nat.filtering) == (mapping, filtering)
+    assert [note.partition(":")[0] for note in found.notes] == ["hairpinning"]
+    assert core.packets_sent <= MAX_PACKETS
+    assert set(outside.destinations) == {FIRST, Address(OTHER.host, FIRST.port), OTHER}
+
+
+def test_another_address_is_left_alone_where_the_named_ones_tell_all() -> None:
+    for mapping in KINDS:
+        outside = Outside(ModelNat(mapping=mapping, ports="random"), other={SECOND: OTHER})
+        netcheck(outside, FIRST, SECOND_PORT, SECOND)
+        assert OTHER not in outside.destinations
+
+
+def test_another_address_that_is_silent_leaves_the_mapping_unmeasured() -> None:
+    dead = frozenset({Address(OTHER.host, FIRST.port), OTHER})
+    _, found = netcheck(Outside(ModelNat(), other={FIRST: OTHER}, dead=dead), FIRST)
+    assert found.nat.mapping == "not_measured"
+    assert found.udp == "works"
+    assert any(note.startswith("mapping") for note in found.notes)
+
+
 def test_a_server_that_is_silent_is_told_from_those_that_answer() -> None:
     _, found = netcheck(Outside(ModelNat(), dead=frozenset({SECOND})), FIRST, SECOND)
     assert found.udp == "partly"
@@ -229,6 +256,35 @@ def test_one_that_lies_cannot_have_packets_sent_to_somebody_else(
     outside = claiming(HOSTILE, *liars)
     netcheck(outside, FIRST, SECOND_PORT, SECOND)
     assert HOSTILE not in outside.destinations
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        HOSTILE,
+        Address("10.0.0.1", 4_000),
+        Address("192.168.1.1", 4_000),
+        Address("127.0.0.1", 4_000),
+        Address("169.254.169.254", 4_000),
+        Address("224.0.0.1", 4_000),
+        Address("2001:db8::1", 4_000),
+        Address("203.0.113.66", 53),
+    ],
+)
+def test_a_server_has_a_few_packets_sent_to_one_public_place_and_no_others(place: Address) -> None:
+    outside = Outside(ModelNat(), other={FIRST: place})
+    netcheck(outside, FIRST)
+    assert {each.host for each in outside.destinations} == {A}
+    victim = Address("203.0.113.66", 4_000)
+    outside = Outside(ModelNat(), other={FIRST: victim}, loss=0.9)
+    netcheck(outside, FIRST)
+    assert sum(each.host == victim.host for each in outside.destinations) <= 2 * TRIES
+
+
+def test_a_server_in_a_private_network_may_have_its_other_address_there() -> None:
+    server, other = Address("10.0.0.1", 3478), Address("10.0.0.2", 3479)
+    _, found = netcheck(Outside(ModelNat(), other={server: other}), server)
+    assert found.nat.mapping == "endpoint_independent"
 
 
 def test_two_that_agree_on_a_lie_are_not_believed_while_a_third_says_otherwise() -> None:

@@ -6,10 +6,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import attrs
 
 from relays.authentication import Credentials, StaticCredentials
-from relays.client import Event, TurnClient
+from relays.client import Event, Family, TurnClient
 from relays.peers import PeerPolicy
 from relays.requests import ServerLimits
 from relays.server import Server
@@ -80,6 +82,7 @@ class Bench:
         alternate: Address | None = None,
         ports: tuple[int, int] = (49_152, 65_535),
         seed: int = 0,
+        realm: str = "holloway",
     ) -> Bench:
         sockets = MemorySockets()
         hosts = {1: external_ip or RELAY_HOST}
@@ -87,7 +90,7 @@ class Bench:
             hosts[2] = RELAY_HOST_IPV6
         server = Server(
             credentials=credentials or StaticCredentials(USERS),
-            realm="holloway",
+            realm=realm,
             relay_addresses=hosts,
             own_addresses=frozenset({RELAY_HOST, "203.0.113.7", "127.0.0.1"}),
             sockets=sockets,
@@ -120,7 +123,7 @@ class Bench:
         """Deliver a datagram of a client; what left for peers: (peer, data, relay port)."""
         self.server.receive(LISTENER, memoryview(data), source, self.now)
         return [
-            (Address(*destination), bytes(sent), str(self.sockets.open_ports[socket][1]))
+            (Address(*destination), bytes(sent), str(self.sockets.open_ports[abs(socket)][1]))
             for socket, sent, destination in self.server.drain_transmits()
             if socket != LISTENER
         ]
@@ -281,19 +284,21 @@ class Wire:
         source: tuple[str, int] = ("198.51.100.2", 40_000),
         username: str = "alice",
         password: str | None = None,
-        family: str = "ipv4",
+        family: Family = "ipv4",
         *,
         reliable: bool = False,
+        redirects: int = 0,
     ) -> TurnClient:
         life = "again " if source in self.clients else ""
         client = TurnClient(
             server=SERVER,
             username=username,
             password=USERS[username] if password is None else password,
-            family="ipv6" if family == "ipv6" else "ipv4",
+            family=family,
             randomness=SeededRandomness(self.bench.seed, f"{life}client {source}"),
             now=self.bench.now,
             reliable=reliable,
+            redirects=redirects,
         )
         self.clients[source] = client
         self.events[source] = []
@@ -301,8 +306,11 @@ class Wire:
 
     def settle(self) -> None:
         """Deliver until nothing moves; peers keep what they get in `at_peers`."""
+        self.settle_until(lambda: False)
+
+    def settle_until(self, is_enough: Callable[[], bool]) -> None:
         moving = True
-        while moving:
+        while moving and not is_enough():
             moving = False
             for source, client in self.clients.items():
                 for datagram in client.drain_datagrams():

@@ -7,14 +7,36 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from relays.authentication import ClientCredentials, StaticCredentials
-from relays.client import Allocated, Lost, Permitted, Received, Refused, TurnClient
+from relays.client import (
+    Allocated,
+    Lost,
+    Permitted,
+    Received,
+    Redirected,
+    Refused,
+    TurnClient,
+    Unreachable,
+)
 from relays.peers import PeerPolicy
 from relays.requests import ServerLimits
-from relays.stun import Attribute, MessageClass, Method, StunMessage, error_value
-from relays.turn import NS, data_indication
+from relays.stun import (
+    Attribute,
+    MessageClass,
+    Method,
+    StunMessage,
+    address_value,
+    error_value,
+)
+from relays.turn import (
+    NS,
+    IcmpError,
+    data_indication,
+    icmp_indication,
+    read_unfragmented_indication,
+)
 from runtime.net.address import Address
 from runtime.randomness import SeededRandomness
-from tests.unit.relays.bench import RELAY_HOST, SERVER, Bench, Wire
+from tests.unit.relays.bench import RELAY_HOST, RELAY_HOST_IPV6, SERVER, Bench, Wire
 
 SOURCE = ("198.51.100.2", 40_000)
 PEER = Address("192.0.2.10", 5000)
@@ -425,3 +447,114 @@ def test_no_datagram_makes_the_client_raise(body: bytes, kind: int, is_ours: boo
     for datagram in (body, head + transaction_id + body):
         client.receive(datagram, 1)
     client.handle_timeout(10**12)
+
+
+# --- both families, other relays, the path -----------------------------------------------------
+
+
+def test_one_client_has_relayed_addresses_of_both_families() -> None:
+    wire = Wire(Bench.of(ipv6=True))
+    client = wire.client(SOURCE, family="both")
+    peers = [PEER, Address("2001:db8::10", 5000)]
+    for peer in peers:
+        client.bind(peer, wire.bench.now)
+    wire.settle()
+    (allocated, *granted) = wire.events[SOURCE]
+    assert isinstance(allocated, Allocated)
+    assert allocated.additional is not None
+    assert [allocated.relayed.host, allocated.additional.host] == [RELAY_HOST, RELAY_HOST_IPV6]
+    assert granted == [Permitted(peer=peer) for peer in peers]
+    assert wire.bench.server.allocations == 1
+    wire.run(3 * 3600)
+    assert len(wire.bench.sockets.open_ports) == 2
+    for peer in peers:
+        assert client.send(peer, b"ping", wire.bench.now)
+    wire.settle()
+    assert [peer for peer, _, _ in wire.at_peers] == peers
+
+
+def test_a_relay_of_one_family_gives_that_one_to_who_wants_both() -> None:
+    wire = Wire(Bench.of())
+    client = wire.client(SOURCE, family="both")
+    client.permit(Address("2001:db8::10", 5000), wire.bench.now)
+    wire.settle()
+    allocated, refused = wire.events[SOURCE]
+    assert isinstance(allocated, Allocated)
+    assert (allocated.relayed.host, allocated.additional) == (RELAY_HOST, None)
+    assert refused == Refused(peer=Address("2001:db8::10", 5000), code=443)
+
+
+def test_a_client_follows_a_draining_relay_to_another_one_if_it_is_allowed_to() -> None:
+    alternate = Address("192.0.2.99", 3478)
+    wire = Wire(Bench.of(alternate=alternate))
+    wire.bench.server.drain()
+    client = wire.client(SOURCE)
+    wire.settle()
+    assert wire.events[SOURCE] == [Lost(code=300, reason="Try Alternate")]
+    client = wire.client(SOURCE, redirects=1)
+    wire.settle()
+    assert wire.events[SOURCE][0] == Redirected(server=alternate)
+    assert client.server == alternate
+    # It is the same relay to which it was sent, for this test: it does not go in circles.
+    assert wire.events[SOURCE][1:] == [Lost(code=300, reason="Try Alternate")]
+
+
+def test_a_client_takes_its_credentials_to_no_other_realm() -> None:
+    alternate = Address("192.0.2.99", 3478)
+    first, second = Bench.of(alternate=alternate), Bench.of(realm="other")
+    first.server.drain()
+    wire = Wire(first)
+    client = wire.client(SOURCE, redirects=1)
+    wire.settle_until(lambda: client.server == alternate)
+    wire.bench = second
+    wire.settle()
+    lost = wire.events[SOURCE][-1]
+    assert isinstance(lost, Lost)
+    assert lost.code == 401
+    assert second.server.allocations == 0
+
+
+def test_nobody_sends_a_client_elsewhere_who_does_not_know_its_password() -> None:
+    client = TurnClient(
+        server=SERVER,
+        username="alice",
+        password="opensesame",
+        family="ipv4",
+        randomness=SeededRandomness(1, "client"),
+        now=0,
+        redirects=3,
+    )
+    (request,) = client.drain_datagrams()
+    forged = StunMessage(
+        method=Method.ALLOCATE,
+        message_class=MessageClass.ERROR,
+        transaction_id=StunMessage.decode(request).transaction_id,
+        attributes=(
+            (Attribute.ERROR_CODE, error_value(300)),
+            (Attribute.ALTERNATE_SERVER, address_value(("192.0.2.66", 3478))),
+        ),
+    ).encode()
+    client.receive(forged, 0)
+    assert client.server == SERVER
+    assert client.drain_datagrams() == []
+
+
+def test_what_must_stay_whole_says_so_and_errors_of_the_path_are_told() -> None:
+    wire = Wire(Bench.of())
+    client, _ = connected(wire)
+    client.bind(PEER, wire.bench.now)
+    wire.settle()
+    assert client.send(PEER, b"probe", wire.bench.now, dont_fragment=True)
+    (datagram,) = client.drain_datagrams()
+    unpacked = read_unfragmented_indication(memoryview(datagram))
+    assert unpacked is not None
+    assert (unpacked[0], bytes(unpacked[1])) == (PEER, b"probe")
+    wire.events[SOURCE].clear()
+    (socket,) = wire.bench.sockets.open_ports
+    error = IcmpError(3, 4, 1300)
+    wire.bench.server.receive_icmp(socket, PEER, error, wire.bench.now)
+    wire.settle()
+    assert wire.events[SOURCE] == [Unreachable(peer=PEER, error=error)]
+    stranger = Address("192.0.2.77", 5000)
+    assert not client.receive(icmp_indication(stranger, error, bytes(12)), wire.bench.now)
+    assert client.drain_events() == []

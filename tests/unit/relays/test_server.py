@@ -64,9 +64,9 @@ def test_an_attribute_that_must_be_understood_and_is_not_gets_420_with_its_numbe
     assert code_of(answer) == 420
     assert answer is not None
     assert answer.value(Attribute.UNKNOWN_ATTRIBUTES) == b"\x77\x77"
-    answer = caller.call(Method.ALLOCATE, [UDP, (Attribute.DONT_FRAGMENT, b"")])
+    answer = caller.call(Method.ALLOCATE, [UDP, (Attribute.CHANGE_REQUEST, bytes(4))])
     assert code_of(answer) == 420
-    assert answer.value(Attribute.UNKNOWN_ATTRIBUTES) == b"\0\x1a"
+    assert answer.value(Attribute.UNKNOWN_ATTRIBUTES) == b"\0\x03"
 
 
 def test_the_first_allocate_is_challenged_with_realm_nonce_and_sha_256() -> None:

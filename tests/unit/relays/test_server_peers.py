@@ -332,6 +332,7 @@ def test_an_indication_with_what_cannot_be_honoured_is_dropped() -> None:
         transaction_id=bytes(12),
         attributes=(
             (Attribute.XOR_PEER_ADDRESS, xor_address_value(PEER, bytes(12))),
+            (Attribute.CHANGE_REQUEST, bytes(4)),
             (Attribute.DONT_FRAGMENT, b""),
             (Attribute.DATA, b"x"),
         ),
