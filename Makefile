@@ -55,4 +55,4 @@ lock: setup-test
 	  --upgrade -o requirements.lock -q
 
 clean:
-	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	@rm -rf .venv build/foreign .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
