@@ -32,9 +32,10 @@ HEAVY: Final = (
     "tests/system/test_demo.py",
     "tests/system/test_farm_on_ray.py",
     "tests/system/test_kernel_twin.py",
+    "tests/system/test_relay_browser.py",
 )
-"""Files that start a Ray, or several installations at once. They come first, and are one worker's:
-none of them ever runs beside another."""
+"""Files that start a Ray, a browser, or several installations at once. They come first, and are one
+worker's: none of them ever runs beside another."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
