@@ -10,8 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import attrs
@@ -22,17 +21,16 @@ from runtime.clock import SystemClock
 from runtime.net.address import Address
 from runtime.randomness import SystemRandomness
 from simulations.kernel.lab import Host, Lab
+from tests.system.relay_lab import METRICS, ROOT, running, wait_until
 
 pytestmark = pytest.mark.system
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 RELAY = "203.0.113.6"
 RELAY_IPV6 = "2001:db8:6::2"
 CLIENT = "198.51.100.2"
 CLIENT_IPV6 = "2001:db8:2::2"
 PEER = "192.0.2.10"
 SERVER = Address(RELAY, 3478)
-METRICS = ("127.0.0.1", 9478)
 
 
 @attrs.frozen(kw_only=True)
@@ -55,24 +53,6 @@ def network() -> Iterator[Network]:
             peer=lab.public_host("peer", core, f"{PEER}/24", "2001:db8:10::2/64"),
             folder=lab.directory,
         )
-
-
-@contextlib.contextmanager
-def running(process: subprocess.Popen[bytes]) -> Iterator[subprocess.Popen[bytes]]:
-    """The whole session of a process is ended with this block."""
-    try:
-        yield process
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-
-def wait_until(holds: Callable[[], bool], what: str, timeout_s: float = 30.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not holds():
-        assert time.monotonic() < deadline, f"{what}: not within {timeout_s} s"
-        time.sleep(0.05)
 
 
 @contextlib.contextmanager
@@ -144,17 +124,21 @@ def udp_socket(host: Host, address: str) -> socket.socket:
 
 
 def test_coturns_clients_lose_nothing(network: Network) -> None:
-    """Side by side: between clients with channels, with Send indications, over IPv6 relayed
-    addresses, and the plain form with pairs of ports against an echoing peer."""
+    """Side by side: an echoing peer or other clients (`-y`), channels or Send indications (`-s`),
+    pairs of ports or not (`-c`), and so on."""
     forms = {
-        "channels between clients": ("-y",),
-        "clients that come by IPv6": ("-y", "-x", "-L", CLIENT_IPV6),
-        "indications between clients": ("-s", "-y"),
-        "IPv4 asked for": ("-X", "-y"),
+        "a peer, channels, pairs of ports": ("-e", PEER),
+        "a peer, indications": ("-e", PEER, "-s"),
+        "between clients": ("-y",),
+        "between clients, indications": ("-s", "-y"),
+        "fragments forbidden, no pairs": ("-e", PEER, "-g", "-c"),
+        "fragments forbidden, indications": ("-y", "-g", "-s"),
+        "padded ChannelData": ("-e", PEER, "-D", "-l", "173"),
+        "more requests than needed": ("-e", PEER, "-G"),
+        "more requests, indications": ("-e", PEER, "-s", "-c", "-G"),
+        "IPv4 asked for": ("-e", PEER, "-X"),
         "IPv6 relayed addresses": ("-x", "-y"),
-        "a peer, pairs of ports": ("-e", PEER),
-        "a peer, indications, more requests": ("-e", PEER, "-s", "-c", "-G"),
-        "fragments forbidden": ("-y", "-g", "-s"),
+        "clients that come by IPv6": ("-y", "-x", "-L", CLIENT_IPV6),
         "large messages": ("-e", PEER, "-c", "-l", "180", "-m", "5"),
     }
     with (
