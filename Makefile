@@ -31,6 +31,9 @@ soak: setup-test
 	  tests/system/test_database_faults.py
 	@HOLLOWAY_MODEL_HISTORIES=$(or $(SEEDS),100) $(PYTEST) --timeout=7200 \
 	  tests/system/test_control_model.py
+	@HOLLOWAY_FOREIGN_MESSAGES=$(or $(MESSAGES),1000) $(PYTEST) --timeout=3600 \
+	  tests/system/test_relay_foreign.py tests/system/test_relay_streams.py \
+	  tests/system/test_relay_webrtc.py -k "lose_nothing or over_tcp_and_tls or pions"
 
 lint: setup-test
 	@.venv/bin/ruff check .

@@ -26,6 +26,8 @@ RELAY = "203.0.113.6"
 CLIENT = "198.51.100.2"
 PEER = "192.0.2.10"
 METRICS = ("127.0.0.1", 9478)
+MESSAGES = int(os.environ.get("HOLLOWAY_FOREIGN_MESSAGES", "0"))
+"""How many messages each client of coturn and pion sends; 0: as many as tell what is to be told."""
 AUTHORITY = Authority("web")
 
 

@@ -21,7 +21,7 @@ from runtime.clock import SystemClock
 from runtime.net.address import Address
 from runtime.randomness import SystemRandomness
 from simulations.kernel.lab import Host, Lab
-from tests.system.relay_lab import METRICS, ROOT, running, wait_until
+from tests.system.relay_lab import MESSAGES, METRICS, ROOT, running, wait_until
 
 pytestmark = pytest.mark.system
 
@@ -151,7 +151,7 @@ def test_coturns_clients_lose_nothing(network: Network) -> None:
                 running(
                     network.client.spawn(
                         ["turnutils_uclient", "-L", CLIENT, *flags, "-u", "alice",
-                         "-w", "opensesame", "-n", "5",
+                         "-w", "opensesame", "-n", str(MESSAGES or 5),
                          RELAY_IPV6 if CLIENT_IPV6 in flags else RELAY],
                         stdout=subprocess.PIPE,
                         stderr=subprocess.STDOUT,
@@ -161,7 +161,7 @@ def test_coturns_clients_lose_nothing(network: Network) -> None:
             for name, flags in forms.items()
         }  # fmt: skip
         for name, client in clients.items():
-            output = client.communicate(timeout=60)[0].decode()
+            output = client.communicate(timeout=60 + MESSAGES)[0].decode()
             sent = re.search(r"tot_send_msgs=(\d+), tot_recv_msgs=(\d+)\n.*tot_send_bytes", output)
             assert sent is not None, f"{name}:\n{output}"
             assert int(sent[1]) == int(sent[2]) > 0, f"{name}:\n{output}"

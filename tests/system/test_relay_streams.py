@@ -25,6 +25,7 @@ from tests.ports import free_port
 from tests.system.relay_lab import (
     AUTHORITY,
     CLIENT,
+    MESSAGES,
     PEER,
     RELAY,
     ROOT,
@@ -87,7 +88,7 @@ def test_coturns_clients_talk_over_tcp_and_tls(network: Network) -> None:
                 running(
                     network.client.spawn(
                         ["turnutils_uclient", "-L", CLIENT, *flags, "-u", "alice",
-                         "-w", "opensesame", "-n", "10", RELAY],
+                         "-w", "opensesame", "-n", str(MESSAGES or 10), RELAY],
                         stdout=subprocess.PIPE,
                         stderr=subprocess.STDOUT,
                     )
@@ -97,7 +98,7 @@ def test_coturns_clients_talk_over_tcp_and_tls(network: Network) -> None:
         }  # fmt: skip
         passed_by_transport = {"tcp": 0, "tls": 0}
         for name, client in clients.items():
-            output = client.communicate(timeout=90)[0].decode()
+            output = client.communicate(timeout=90 + MESSAGES)[0].decode()
             told = re.search(r"tot_send_msgs=(\d+), tot_recv_msgs=(\d+)\n.*tot_send_bytes", output)
             assert told is not None, f"{name}:\n{output}"
             sent, received = int(told[1]), int(told[2])

@@ -12,6 +12,7 @@ import pytest
 from tests.system.relay_lab import (
     CLIENT,
     FOREIGN,
+    MESSAGES,
     PEER,
     RELAY,
     ROOT,
@@ -38,18 +39,20 @@ def network() -> Iterator[Network]:
 
 @pytest.mark.parametrize("transport", ["udp", "tcp", "tls"])
 def test_pions_client_of_turn_is_echoed_without_loss(network: Network, transport: str) -> None:
-    before = metrics(network)
+    before, messages = metrics(network), MESSAGES or 50
     argv = [
         str(installed("pion")), transport, f"{RELAY}:{PORT_BY_TRANSPORT[transport]}",
-        f"{PEER}:3480", str(network.authority),
+        f"{PEER}:3480", str(network.authority), str(messages),
     ]  # fmt: skip
-    told = json.loads(network.client.run("env", "PASSWORD=opensesame", *argv))
-    assert told["echoed"] == 50
+    told = json.loads(
+        network.client.run("env", "PASSWORD=opensesame", *argv, timeout_s=60 + MESSAGES)
+    )
+    assert told["echoed"] == messages
     assert told["relayed"].startswith(f"{RELAY}:")
     assert told["mapped"] == told["local"]
     assert told["local"].startswith(f"{CLIENT}:")
     wait_until(lambda: metrics(network)["allocations"] == 0, "pion gave its allocation back")
-    assert passed_by(network, before) == {transport: 100}
+    assert passed_by(network, before) == {transport: 2 * messages}
     assert metrics(network)["dropped_packets_total"] == before["dropped_packets_total"]
 
 

@@ -1,6 +1,6 @@
 // A client by pion/turn, which shares no code with any other client that judges the relay:
 //
-//	pion udp|tcp|tls RELAY:PORT PEER:PORT AUTHORITY.pem
+//	pion udp|tcp|tls RELAY:PORT PEER:PORT AUTHORITY.pem MESSAGES
 //
 // as the user alice, whose password is in the variable PASSWORD. It asks for its address, allocates,
 // sends messages to an echoing peer (by Send indications until its channel is bound, then by
@@ -15,16 +15,17 @@ import (
 	"log"
 	"net"
 	"os"
+	"strconv"
 	"time"
 
 	"github.com/pion/logging"
 	"github.com/pion/turn/v2"
 )
 
-const messages = 50
-
 func main() {
 	transport, server, peer, authority := os.Args[1], os.Args[2], os.Args[3], os.Args[4]
+	messages, err := strconv.Atoi(os.Args[5])
+	check(err)
 	conn := dial(transport, server, authority)
 	defer conn.Close()
 	client, err := turn.NewClient(&turn.ClientConfig{
