@@ -19,10 +19,15 @@ test: setup-test
 	@$(PYTEST) -n 3 --dist loadfile $(ARGS)
 
 # The long form of the random histories, many seeds of each, of calls of the API, of the faults of the
-# database, and ten minutes of the simulator's chaos.
+# database, 100,000 malformed packets for the relay, ten minutes of its churn, and ten of the
+# simulator's chaos.
 soak: setup-test
 	@HOLLOWAY_CHAOS_MINUTES=$(or $(MINUTES),10) $(PYTEST) -s --timeout=7200 \
 	  tests/simulation/test_chaos_seeds.py
+	@HOLLOWAY_MALFORMED=$(or $(PACKETS),100000) $(PYTEST) --timeout=3600 \
+	  tests/unit/relays/test_malformed.py
+	@HOLLOWAY_RELAY_SOAK_MINUTES=$(or $(MINUTES),10) $(PYTEST) -s -n 0 \
+	  tests/system/test_relay_soak.py
 	@HOLLOWAY_SCHEMATHESIS_EXAMPLES=100 $(PYTEST) --timeout=7200 \
 	  tests/system/test_portal_api_described.py
 	@HOLLOWAY_CHAOS_SEEDS=$(or $(SEEDS),300) $(PYTEST) --timeout=3600 \

@@ -32,7 +32,7 @@ from channel.messages import (
     RelayJoin,
 )
 from channel.transports import TransportOptions
-from runtime.clock import NS_PER_S
+from runtime.clock import NS_PER_S, earliest
 from runtime.net.quic_core import QuicLimits
 from runtime.net.websocket_core import WebSocketLimits
 from runtime.randomness import Randomness
@@ -198,7 +198,7 @@ class AgentSession:
 
     def poll_timeout(self) -> int:
         """When `handle_timeout` is due (ns)."""
-        deadlines = (
+        at = earliest(
             self._answer_deadline,
             self._heartbeat_at,
             self._keepalive_at,
@@ -206,7 +206,8 @@ class AgentSession:
             self._probe_at,
             self._probe_deadline,
         )
-        return min(deadline for deadline in deadlines if deadline is not None)
+        assert at is not None  # it waits for an answer, or it beats
+        return at
 
     def handle_timeout(self, now: int) -> None:
         if self._answer_deadline is not None and now >= self._answer_deadline:

@@ -29,6 +29,7 @@ from cryptography.x509.verification import PolicyBuilder, Store, VerificationErr
 from nacl.exceptions import CryptoError
 from nacl.signing import SigningKey, VerifyKey
 
+from runtime.keyed_hash import hmac_sha256
 from runtime.net.address import split_host_port
 from runtime.randomness import Randomness
 from runtime.secret import Secret
@@ -206,7 +207,7 @@ def turn_user(key: bytes, relay_id: UUID, agent_id: UUID, generation: int) -> st
     that the portal alone has. So it can name them all without having kept any, and nobody else
     can tell whose they are. The next generation has nothing in common with the one before."""
     message = relay_id.bytes + agent_id.bytes + generation.to_bytes(8, "big")
-    return _base64url(hmac.digest(key, message, hashlib.sha256)[:TURN_USER_BYTES])
+    return _base64url(hmac_sha256(key, message)[:TURN_USER_BYTES])
 
 
 def turn_expiry(username: str) -> int:
@@ -227,7 +228,7 @@ def turn_password(stamp_secret: bytes, relay_id: UUID, username: str) -> str:
     "holloway/1 turn", a zero byte, the relay's id as text, a zero byte, the user name.
     """
     message = b"\0".join((b"holloway/1 turn", str(relay_id).encode(), username.encode()))
-    return _base64url(hmac.digest(stamp_secret, message, hashlib.sha256))
+    return _base64url(hmac_sha256(stamp_secret, message))
 
 
 # --- the portal's certificate ------------------------------------------------------------------

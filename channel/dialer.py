@@ -1,15 +1,10 @@
 """An agent's end of the control channel.
 
 `channel.agent_session` has the cores: one connection's life, and the rule of when to try again;
-`channel.doors` that of where, `channel.transports` that of how. `Dialer` is the shell around them:
-it resolves, has `channel.reaching` dial over QUIC or WebSocket and prove the portal by its pin
-before a byte is sent, keeps time, and starts over.
-
-An agent on WebSocket looks from time to time, and when its network changes, whether QUIC answers.
-If so it dials over QUIC beside the connection that stands, and when the portal has sent its
-challenge there, it ends the older one in good order, waits until the portal has answered to that,
-and joins over the new one, saying what it holds. So a gateway never looks like a copy of itself,
-nothing is lost, and an attempt that comes to nothing costs nothing.
+`channel.doors` that of where, `channel.transports` that of how: the race between QUIC and
+WebSocket, and the way back to QUIC. `Dialer` is the shell around them: it resolves, has
+`channel.reaching` dial and prove the portal by its pin before a byte is sent, keeps time, and
+starts over.
 """
 
 from __future__ import annotations
@@ -23,10 +18,16 @@ import trio
 from channel.agent_session import AgentSession, Backoff, ChannelAgent, DialerOptions
 from channel.credentials import UntrustedPortal
 from channel.doors import Doors
-from channel.frames import CLOSE_CODES, PORTAL_FRAME_LIMIT, FrameDecoder, RemoteProtocolError
-from channel.messages import Challenge, Disconnect, RefusalCode, Rejoining
+from channel.frames import CLOSE_CODES, RemoteProtocolError
+from channel.messages import Disconnect, RefusalCode, Rejoining
 from channel.reaching import Reach, Unreached
-from channel.transports import ReturnTimes, TransportMemory, TransportName
+from channel.transports import (
+    GOING_ON,
+    Return,
+    TransportMemory,
+    TransportName,
+    is_left_behind,
+)
 from runtime.clock import NS_PER_S, Clock
 from runtime.guard import Guard
 from runtime.net.address import Address, split_host_port
@@ -210,6 +211,9 @@ class Dialer:
 
     # --- helpers -------------------------------------------------------------------------------
 
+    def _now(self) -> int:
+        return self._clock.monotonic_ns()
+
     async def _pause(self, retry_after_ns: int) -> None:
         least_ns, delay_ns = self._backoff.window_ns(retry_after_ns)  # a poke shortens the wait
         self._poked = trio.Event()
@@ -258,7 +262,7 @@ class Dialer:
         """A stay at an address, over one transport and perhaps then over QUIC; how it ended.
         Raises Unreached, OSError."""
         network = self._reach.network(address)
-        move = _Move()
+        move = _Move(Return(self._options.transports, self._randomness, self._now()))
         failure: Unreached | None = None
         outcome: Disconnect | str = ""
         async with trio.open_nursery() as nursery:
@@ -272,7 +276,7 @@ class Dialer:
                     outcome = await self._serve(connection, transport)
             except Unreached as error:
                 failure = error
-            if move.began:
+            if move.rule.began:
                 move.may_join.set()
             else:
                 nursery.cancel_scope.cancel()
@@ -283,35 +287,44 @@ class Dialer:
         return outcome if move.outcome is None else move.outcome
 
     async def _return_to_quic(self, address: Address, older: Connection, move: _Move) -> None:
-        """Move to QUIC once that works, and stay there; see the head of this file."""
-        times = ReturnTimes(self._options.transports, self._randomness)
-        while not move.began:
-            self._look_for_quic = trio.Event()
-            with trio.move_on_after(times.next_ns() / NS_PER_S):
-                await self._look_for_quic.wait()
-            if not await self._reach.quic_answers(address):
+        """Move to QUIC once that works, and stay there."""
+        rule = move.rule
+        while not rule.began:
+            await self._until_look(rule)
+            if not rule.answered(await self._reach.quic_answers(address), self._now()):
                 continue
             try:
                 async with self._reach.quic(address) as connection:
                     challenge = await connection.receive()
-                    if not _is_challenge(challenge) or older.closed is not None:
+                    stands = older.closed is None
+                    if not rule.challenged(challenge, self._now(), older_stands=stands):
                         continue
-                    move.began = True
-                    older.close(0, "going on over QUIC")
+                    older.close(0, GOING_ON)
                     await move.may_join.wait()
                     self._totals.moves += 1
                     move.outcome = await self._serve(connection, "quic", challenge)
             except (UntrustedPortal, ConnectionClosed, OSError) as error:
+                rule.failed(self._now())
                 log.info("quic_not_yet", portal=self._portal, reason=str(error))
+
+    async def _until_look(self, rule: Return) -> None:
+        """Wait until QUIC is to be asked, or the network is another one."""
+        self._look_for_quic = trio.Event()
+        while not rule.begin(now := self._now()):
+            due = rule.poll_timeout()
+            with trio.move_on_after(max(0, (due or now) - now) / NS_PER_S):
+                await self._look_for_quic.wait()
+                rule.hurry(self._now())
 
     def _is_left_behind(self, connection: Connection) -> bool:
         """Whether the connection is bound to an address that leads to the portal no more."""
         if not isinstance(connection, WebSocketConnection):
             return False
         try:
-            return self._reach.network(connection.remote) != connection.local_host
+            network = self._reach.network(connection.remote)
         except OSError:  # no route, for now
             return not has_address(connection.local_host)
+        return is_left_behind("websocket", connection.local_host, network)
 
     async def _resolve(self, door: str) -> list[str]:
         """Find a door's addresses; where that fails, those of the last time serve. What failed."""
@@ -408,22 +421,13 @@ class Dialer:
 
 
 class _Move:
-    """From WebSocket to QUIC: whether it began, when the older connection is gone for the portal
-    too, and how the stay on the new one ended."""
+    """From WebSocket to QUIC: how far it is, when the older connection is gone for the portal too,
+    and how the stay on the new one ended."""
 
-    def __init__(self) -> None:
-        self.began = False
+    def __init__(self, rule: Return) -> None:
+        self.rule = rule
         self.may_join = trio.Event()
         self.outcome: Disconnect | str | None = None
-
-
-def _is_challenge(data: bytes) -> bool:
-    """Whether the portal begins like one that would take us in."""
-    try:
-        frame = FrameDecoder({"challenge": Challenge}, PORTAL_FRAME_LIMIT).feed(data)[0]
-    except (RemoteProtocolError, IndexError):
-        return False
-    return isinstance(frame.message, Challenge)
 
 
 class _Totals:

@@ -437,7 +437,7 @@ class ChannelServer:
         connection.on_migrated = lambda remote: channel.moved(IpText(remote.host))
         connection.on_pong = channel.heard
         self._channels.add(channel)
-        end = "shutting_down"
+        end: str | None = None
         try:
             end = await self._run(channel, connection)
         except Exception:
@@ -448,8 +448,10 @@ class ChannelServer:
         finally:
             self._channels.discard(channel)
             self._protocol_errors += channel.broke_protocol
-            channel.close(self._come_again("shutting_down", self._limits.shed_spread_ns))
-            channel.lost(end)
+            if end is None:  # called off, while the agent is there
+                channel.close(self._come_again("shutting_down", self._limits.shed_spread_ns))
+            channel.lost(end or "shutting_down")
+            connection.close()
 
     async def _run(self, channel: PortalChannel, connection: Connection) -> str:
         channel.start(self._connected)

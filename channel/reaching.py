@@ -1,13 +1,12 @@
 """How an agent reaches an address of its portal: over QUIC, or WebSocket where UDP is blocked.
 
 Either proves the portal by the pin, the chain and the name before it sends anything (see
-`channel.credentials.verify_portal`). The two are raced: QUIC begins, WebSocket follows when QUIC
-has had its head start, or failed; who is first is taken, and the other called off.
+`channel.credentials.verify_portal`). The two are raced, by the rule of `channel.transports.Race`.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 import attrs
@@ -16,7 +15,7 @@ from cryptography.x509 import Certificate
 
 from channel.agent_session import DialerOptions
 from channel.credentials import UntrustedPortal, verify_portal
-from channel.transports import ALPN, PATH, SUBPROTOCOL, TransportName
+from channel.transports import ALPN, PATH, SUBPROTOCOL, Race, TransportName
 from runtime.clock import NS_PER_S, Clock
 from runtime.net.address import Address, split_host_port
 from runtime.net.connection import Connection, ConnectionClosed
@@ -85,15 +84,18 @@ class Reach:
     ) -> AsyncIterator[tuple[TransportName, Connection]]:
         """The connection that was first; within the block it stands, after it it is closed.
         Raises Unreached. What the block raises is not wrapped in a group."""
-        race = _Race()
+        race = _Race(
+            Race(websocket_after_ns, self.clock.monotonic_ns()),
+            self.clock,
+            {"quic": lambda: self.quic(address), "websocket": lambda: self.websocket(address)},
+        )
         failure: Exception | None = None
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(race.run, "quic", self.quic(address), 0)
-            nursery.start_soon(race.run, "websocket", self.websocket(address), websocket_after_ns)
+            nursery.start_soon(race.run, nursery)
             try:
                 await race.decided.wait()
                 if race.winner is None:
-                    raise Unreached("; ".join(race.problems))
+                    raise Unreached("; ".join(race.rule.problems))
                 yield race.winner
             except Exception as error:
                 failure = error
@@ -111,50 +113,56 @@ class Reach:
 
 
 class _Race:
-    """Between the two transports. The winner's connection stands until `over`."""
+    """Carries out a race. The winner's connection stands until `over`."""
 
-    def __init__(self) -> None:
-        self._scopes: dict[TransportName, trio.CancelScope] = {
-            "quic": trio.CancelScope(),
-            "websocket": trio.CancelScope(),
-        }
-        self._running = set(self._scopes)
-        self._one_failed = trio.Event()
+    def __init__(
+        self,
+        rule: Race,
+        clock: Clock,
+        connecting: Mapping[TransportName, Callable[[], AbstractAsyncContextManager[Connection]]],
+    ) -> None:
+        self.rule = rule
         self.winner: tuple[TransportName, Connection] | None = None
-        self.problems: list[str] = []
         self.decided = trio.Event()
         self.over = trio.Event()
+        self._clock = clock
+        self._connecting = connecting
+        self._scopes = {name: trio.CancelScope() for name in connecting}
+        self._news = trio.Event()
 
-    async def run(
-        self,
-        name: TransportName,
-        connecting: AbstractAsyncContextManager[Connection],
-        after_ns: int,
-    ) -> None:
-        """Compete: `after_ns` after the start, or as soon as the other has failed."""
+    async def run(self, nursery: trio.Nursery) -> None:
+        """Have each begin when it is to, until it is decided."""
+        while not self.rule.is_over:
+            self._news = trio.Event()
+            now = self._clock.monotonic_ns()
+            for name in self.rule.begin(now):
+                nursery.start_soon(self._compete, name)
+            due = self.rule.poll_timeout()
+            with trio.CancelScope() as waiting:
+                if due is not None:
+                    waiting.deadline = trio.current_time() + max(0, due - now) / NS_PER_S
+                await self._news.wait()
+        self.decided.set()
+
+    async def _compete(self, name: TransportName) -> None:
         with self._scopes[name]:
-            if after_ns:
-                with trio.move_on_after(after_ns / NS_PER_S):
-                    await self._one_failed.wait()
             try:
-                async with connecting as connection:
-                    if self._won(name, connection):
+                async with self._connecting[name]() as connection:
+                    if self.rule.opened(name):
+                        self._won(name, connection)
                         await self.over.wait()
             except (UntrustedPortal, ConnectionClosed) as error:
-                self.problems.append(f"{name}: {error}")
+                self._failed(name, str(error))
             except OSError as error:
-                self.problems.append(f"{name}: {error.strerror or error}")
-            self._running.discard(name)
-            self._one_failed.set()
-            if not self._running:
-                self.decided.set()
+                self._failed(name, error.strerror or str(error))
 
-    def _won(self, name: TransportName, connection: Connection) -> bool:
-        if self.winner is not None:
-            return False
+    def _won(self, name: TransportName, connection: Connection) -> None:
         self.winner = name, connection
-        self._running.discard(name)
-        for loser in self._running:
-            self._scopes[loser].cancel()
-        self.decided.set()
-        return True
+        for other, scope in self._scopes.items():
+            if other != name:
+                scope.cancel()
+        self._news.set()
+
+    def _failed(self, name: TransportName, why: str) -> None:
+        self.rule.failed(name, why, self._clock.monotonic_ns())
+        self._news.set()

@@ -50,6 +50,7 @@ from clients.leases import ClientStatistics, Connection, HeldLease, Lease, peer_
 from clients.renewal import A_DAY, Renewal, RenewalTimes
 from clients.requests import Denial, Requests
 from clients.resources import ResourceTable
+from runtime.clock import earliest
 from runtime.randomness import Randomness
 from tunnel.agent import (
     SECOND_NS,
@@ -276,12 +277,14 @@ class ClientAgent(TunnelAgent):
 
     def poll_timeout(self) -> int | None:
         """When `handle_timeout` is due."""
-        instants = [self._expiries.next(), self._requests.poll_timeout(self.joined)]
-        instants += (self._flows_timeout(), self._unnamed_relays.next())
-        instants += [each.renewal.check_at_ns for each in self._connections.values()]
-        if self._survey is not None and self.joined:
-            instants.append(self._survey_at)
-        return min((at for at in instants if at is not None), default=None)
+        return earliest(
+            self._expiries.next(),
+            self._requests.poll_timeout(self.joined),
+            self._flows_timeout(),
+            self._unnamed_relays.next(),
+            self._survey_at if self._survey is not None and self.joined else None,
+            *[each.renewal.check_at_ns for each in self._connections.values()],
+        )
 
     def handle_timeout(self, now: int) -> None:
         """End leases that ran out, ask again where no answer came."""

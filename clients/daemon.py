@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from channel.messages import TO_CLIENT
 from channel.own_token import read_token
 from clients.agent import ClientAgent
@@ -23,8 +25,11 @@ MTU = 1280
 DEVICE_KEY = "device.key"
 
 
-async def run_client(settings: ClientSettings) -> None:
-    """Run until a signal or `down` ends it; the machine is then as it was before.
+async def run_client(
+    settings: ClientSettings, make: Callable[..., ClientAgent] = ClientAgent
+) -> None:
+    """Run until a signal or `down` ends it; the machine is then as it was before. `make` is for the
+    simulator, whose hostile clients are others.
 
     Raises SecretUnavailable and InvalidToken for the token or device key, AlreadyRunning, TunError,
     CommandFailed and OSError when the machine cannot be set up, and channel.dialer.Refused when
@@ -49,10 +54,10 @@ async def run_client(settings: ClientSettings) -> None:
     routing = ClientRouting(
         mark=settings.mark, table=settings.routing_table, priority=settings.rule_priority
     )
-    await run_agent(options, _make_agent, routing)
 
+    def make_agent(
+        identity: AgentIdentity, engine: Engine, randomness: Randomness, now: int
+    ) -> ClientAgent:
+        return make(identity, engine, randomness=randomness, now=now, survey=survey)
 
-def _make_agent(
-    identity: AgentIdentity, engine: Engine, randomness: Randomness, now: int
-) -> ClientAgent:
-    return ClientAgent(identity, engine, randomness=randomness, now=now, survey=survey)
+    await run_agent(options, make_agent, routing)

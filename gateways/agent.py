@@ -31,6 +31,7 @@ from channel.messages import (
     Stats,
 )
 from gateways.filters import ClientFilter, Verdict
+from runtime.clock import earliest
 from runtime.randomness import Randomness
 from tunnel.agent import SECOND_NS, AgentIdentity, TunnelAgent, own_addresses
 from tunnel.deadlines import Deadlines
@@ -212,13 +213,12 @@ class GatewayAgent(TunnelAgent):
 
     def poll_timeout(self) -> int | None:
         """When `handle_timeout` is due."""
-        instants = (
+        return earliest(
             self._leases.next(),
             self._stats_at,
             self._flows_timeout(),
             self._unnamed_relays.next(),
         )
-        return min(at for at in instants if at is not None)
 
     def handle_timeout(self, now: int) -> None:
         """End leases that ran out; report the load, and flows."""

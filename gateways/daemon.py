@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from channel.messages import TO_GATEWAY
 from channel.own_token import read_token
 from gateways.agent import GatewayAgent
@@ -22,8 +24,11 @@ from tunnel.shell.process import (
 MTU = 1280
 
 
-async def run_gateway(settings: GatewaySettings) -> None:
-    """Run until a signal or `down` ends it; the machine is then as it was before.
+async def run_gateway(
+    settings: GatewaySettings, make: Callable[..., GatewayAgent] = GatewayAgent
+) -> None:
+    """Run until a signal or `down` ends it; the machine is then as it was before. `make` is for the
+    simulator, whose hostile gateways are others.
 
     Raises SettingsError, SecretUnavailable and InvalidToken for the token or device key,
     AlreadyRunning, TunError, CommandFailed and OSError when the machine cannot be set up, and
@@ -54,7 +59,7 @@ async def run_gateway(settings: GatewaySettings) -> None:
     def make_agent(
         identity: AgentIdentity, engine: Engine, randomness: Randomness, now: int
     ) -> GatewayAgent:
-        return GatewayAgent(identity, engine, randomness=randomness, now=now, ceiling=ceiling)
+        return make(identity, engine, randomness=randomness, now=now, ceiling=ceiling)
 
     forwarding = GatewayForwarding(directory=settings.state_dir, masquerade=settings.masquerade)
     await run_agent(options, make_agent, forwarding)

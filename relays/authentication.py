@@ -29,6 +29,7 @@ from relays.stun import (
 )
 from relays.stun import user_hash as compute_user_hash
 from relays.turn import FEATURE_PASSWORD_ALGORITHMS, NS, nonce_cookie, nonce_features
+from runtime.keyed_hash import hmac_sha256
 
 NONCE_LIFETIME_NS: Final = 3600 * NS
 GRACE_S: Final = 3600
@@ -294,5 +295,5 @@ class Authenticator:
     def _seal(self, stamp: bytes, source: tuple[str, int]) -> str:
         """15 characters: so short that a 401 is never more than twice a bare Allocate request."""
         covered = stamp + f"{source[0]}|{source[1]}".encode()
-        mac = hmac.digest(self._nonce_key, covered, "sha256")[:8]
+        mac = hmac_sha256(self._nonce_key, covered)[:8]
         return urlsafe_b64encode(stamp + mac).rstrip(b"=").decode()

@@ -51,6 +51,7 @@ from relays.turn import (
     read_indication,
     send_indication,
 )
+from runtime.clock import earliest
 from runtime.net.address import Address
 from runtime.randomness import Randomness
 
@@ -189,6 +190,8 @@ class TurnClient:
         self._next_channel = FIRST_CHANNEL
         self._resting_channels: deque[tuple[int, int]] = deque()
         self._refresh_at_ns: int | None = None
+        # No later than the first refresh of a permission or channel.
+        self._peers_refresh_at_ns: int | None = None
         self._deadline_ns: int | None = None
         self._gave_back = False
         self._events: list[Event] = []
@@ -458,6 +461,7 @@ class TurnClient:
             if channel is not None:
                 channel.bound = True
                 channel.refresh_at_ns = now + CHANNEL_REFRESH_NS
+                self._note_refresh(channel.refresh_at_ns)
             self._grant(transaction.peer.host, now)
 
     def _begin(self, now: int) -> None:
@@ -478,6 +482,7 @@ class TurnClient:
             return
         permission.granted = True
         permission.refresh_at_ns = now + PERMISSION_REFRESH_NS
+        self._note_refresh(permission.refresh_at_ns)
         self._events.extend(Permitted(peer=peer) for peer in sorted(permission.asking))
         permission.asking.clear()
 
@@ -518,7 +523,7 @@ class TurnClient:
         self._permission_by_host.clear()
         self._channel_by_peer.clear()
         self._peer_by_channel.clear()
-        self._refresh_at_ns = None
+        self._refresh_at_ns = self._peers_refresh_at_ns = None
 
     # --- requests ----------------------------------------------------------------------------
 
@@ -555,18 +560,29 @@ class TurnClient:
         if self._refresh_at_ns is not None and self._refresh_at_ns <= now:
             self._refresh_at_ns = None
             self._transactions.begin(Method.REFRESH, (), now)
+        if self._peers_refresh_at_ns is not None and self._peers_refresh_at_ns <= now:
+            self._refresh_peers(now)
+
+    def _refresh_peers(self, now: int) -> None:
         for host, permission in list(self._permission_by_host.items()):
             if permission.refresh_at_ns is not None and permission.refresh_at_ns <= now:
                 self._ask_permission(host, now)
         for peer, channel in list(self._channel_by_peer.items()):
             if channel.refresh_at_ns is not None and channel.refresh_at_ns <= now:
                 self._ask_channel(peer, now)
+        self._peers_refresh_at_ns = earliest(
+            *[each.refresh_at_ns for each in self._permission_by_host.values()],
+            *[each.refresh_at_ns for each in self._channel_by_peer.values()],
+        )
+
+    def _note_refresh(self, at_ns: int) -> None:
+        self._peers_refresh_at_ns = earliest(self._peers_refresh_at_ns, at_ns)
 
     def _reschedule(self) -> None:
-        refreshes = [self._transactions.next_deadline(), self._refresh_at_ns]
-        refreshes += [p.refresh_at_ns for p in self._permission_by_host.values()]
-        refreshes += [c.refresh_at_ns for c in self._channel_by_peer.values()]
-        self._deadline_ns = min((at for at in refreshes if at is not None), default=None)
+        """Looks at what is under way, not at all peers: a gateway has thousands."""
+        self._deadline_ns = earliest(
+            self._transactions.next_deadline(), self._refresh_at_ns, self._peers_refresh_at_ns
+        )
 
     def _free_channel(self, now: int) -> int | None:
         if self._resting_channels and self._resting_channels[0][0] <= now:

@@ -46,8 +46,10 @@ TICK_S: Final = 0.5
 SOFTWARE: Final = "holloway-relay"
 
 
-async def run_relay(settings: RelaySettings) -> None:
-    """Run until a signal ends it.
+async def run_relay(
+    settings: RelaySettings, sockets: Callable[..., UdpSockets] = UdpSockets
+) -> None:
+    """Run until a signal ends it. `sockets` is for the simulator, whose hostile relays have others.
 
     Raises SettingsError, runtime.service.SecretUnavailable, channel.credentials.InvalidToken,
     relays.transports.tls.CertificateError, OSError when an address cannot be bound, and
@@ -57,7 +59,7 @@ async def run_relay(settings: RelaySettings) -> None:
     addresses = check(settings)
     token, credentials, stamp_secret = _read_secrets(settings)
     decoded = None if token is None else decode_token(token)
-    relay = _Relay(settings, addresses, credentials)
+    relay = _Relay(settings, addresses, credentials, sockets)
     try:
         relay.listen()
         agent = None
@@ -97,11 +99,15 @@ class _Relay:
     """The parts of a running relay and the tasks that connect them."""
 
     def __init__(
-        self, settings: RelaySettings, addresses: Addresses, credentials: Credentials
+        self,
+        settings: RelaySettings,
+        addresses: Addresses,
+        credentials: Credentials,
+        sockets: Callable[..., UdpSockets],
     ) -> None:
         self.clock: Clock = SystemClock()
         self.health = Health()
-        self.sockets = UdpSockets(bind_hosts=addresses.bind_hosts, clock=self.clock)
+        self.sockets = sockets(bind_hosts=addresses.bind_hosts, clock=self.clock)
         self._settings = settings
         self._addresses = addresses
         self._credentials = credentials
@@ -157,9 +163,9 @@ class _Relay:
 
     def listen(self) -> None:
         listen_by_transport = self._addresses.listen_by_transport
-        told_of_udp = [told for transport, told in self._addresses.announced if transport == "udp"]
+        told_at = [told for transport, told in self._addresses.announced if transport == "udp"]
         known: dict[int, Address] = {}
-        for address, told in zip(listen_by_transport["udp"], told_of_udp, strict=True):
+        for address, told in zip(listen_by_transport["udp"], told_at, strict=True):
             with binding("listen", f"{address} (UDP)"):
                 number, bound = self.sockets.listen(address)
             self.server.add_listener(number)

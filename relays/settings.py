@@ -38,6 +38,7 @@ class RelaySettings:
     ----------
     listen
         Addresses on which clients are served over UDP, as `192.0.2.1:3478` or `[2001:db8::1]:3478`.
+        Two IP addresses with the same two ports each also offer NAT behaviour discovery (RFC 5780).
     listen_tcp
         Addresses on which clients are served over TCP. Without it, those of `listen`; empty for
         none.

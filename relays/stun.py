@@ -20,10 +20,11 @@ raised.
 
 from __future__ import annotations
 
-import hmac
 import unicodedata
+from collections.abc import Callable
 from enum import Enum, IntEnum
 from hashlib import md5, sha256
+from hmac import compare_digest
 from ipaddress import ip_address
 from socket import AF_INET, AF_INET6, inet_ntop, inet_pton
 from struct import Struct
@@ -32,6 +33,7 @@ from zlib import crc32
 
 import attrs
 
+from runtime.keyed_hash import hmac_sha1, hmac_sha256
 from runtime.net.address import Address
 
 MAGIC_COOKIE: Final = 0x2112A442
@@ -42,6 +44,8 @@ MAX_ATTRIBUTES: Final = 128
 MAX_TEXT_BYTES: Final = 763
 
 _HEADER: Final = Struct("!HHI12s")
+_LENGTH: Final = Struct("!H")
+_LENGTH_AT: Final = 2
 _ATTRIBUTE: Final = Struct("!HH")
 _COOKIE_BYTES: Final = MAGIC_COOKIE.to_bytes(4, "big")
 _FINGERPRINT_MASK: Final = 0x5354554E
@@ -118,6 +122,7 @@ class Attribute(IntEnum):
     OTHER_ADDRESS = 0x802C
 
 
+_CLASSES: Final = tuple(MessageClass)
 # As plain numbers, which are compared for every attribute of every message.
 _FINGERPRINT: Final = int(Attribute.FINGERPRINT)
 _SHA1: Final = int(Attribute.MESSAGE_INTEGRITY)
@@ -125,15 +130,17 @@ _SHA256: Final = int(Attribute.MESSAGE_INTEGRITY_SHA256)
 
 
 class Integrity(Enum):
-    """The two integrity attributes: type, length of the value in bytes, digest."""
+    """The two integrity attributes: type, length of the value in bytes, HMAC."""
 
-    SHA1 = (Attribute.MESSAGE_INTEGRITY, 20, "sha1")
-    SHA256 = (Attribute.MESSAGE_INTEGRITY_SHA256, 32, "sha256")
+    SHA1 = (Attribute.MESSAGE_INTEGRITY, 20, hmac_sha1)
+    SHA256 = (Attribute.MESSAGE_INTEGRITY_SHA256, 32, hmac_sha256)
 
-    def __init__(self, attribute: Attribute, size: int, digest: str) -> None:
-        self.attribute = attribute
+    def __init__(
+        self, attribute: Attribute, size: int, hmac: Callable[[bytes, bytearray], bytes]
+    ) -> None:
+        self.attribute = int(attribute)
         self.size = size
-        self.digest = digest
+        self.hmac = hmac
 
 
 class PasswordAlgorithm(IntEnum):
@@ -157,7 +164,7 @@ class StunMessage:
     attributes: tuple[tuple[int, bytes], ...] = ()
     has_fingerprint: bool = attrs.field(default=False, eq=False)
     _received: bytes = attrs.field(default=b"", eq=False, repr=False)
-    _integrity_offsets: dict[Integrity, int] = attrs.field(factory=dict, eq=False, repr=False)
+    _integrity_offsets: dict[int, int] = attrs.field(factory=dict, eq=False, repr=False)
 
     @classmethod
     def decode(cls, data: bytes | memoryview) -> StunMessage:
@@ -199,14 +206,14 @@ class StunMessage:
             elif not sha1_at:
                 attributes.append((attribute, data[start:end]))
             offset = end + (-size % 4)
-        offsets: dict[Integrity, int] = {}
+        offsets: dict[int, int] = {}
         if sha1_at:
-            offsets[Integrity.SHA1] = sha1_at
+            offsets[_SHA1] = sha1_at
         if sha256_at:
-            offsets[Integrity.SHA256] = sha256_at
+            offsets[_SHA256] = sha256_at
         return cls(
             method=_method_of(kind),
-            message_class=MessageClass((kind >> 7 & 0b10) | (kind >> 4 & 0b01)),
+            message_class=_CLASSES[(kind >> 7 & 0b10) | (kind >> 4 & 0b01)],
             transaction_id=transaction_id,
             attributes=tuple(attributes),
             has_fingerprint=has_fingerprint,
@@ -225,26 +232,29 @@ class StunMessage:
 
         Raises ValueError for what no message can hold (own misuse).
         """
-        body = bytearray()
-        for attribute, value in self.attributes:
-            body += _ATTRIBUTE.pack(attribute, len(value)) + value + bytes(-len(value) % 4)
         kind = _type_of(self.method, self.message_class)
         if len(self.transaction_id) != TRANSACTION_ID_BYTES:
             raise ValueError("a transaction id has 12 bytes")
-        if len(body) + 64 > MAX_MESSAGE_BYTES:
+        message = bytearray(_HEADER.pack(kind, 0, MAGIC_COOKIE, self.transaction_id))
+        for attribute, value in self.attributes:
+            message += _ATTRIBUTE.pack(attribute, len(value))
+            message += value
+            message += bytes(-len(value) % 4)
+        if len(message) + 64 > MAX_MESSAGE_BYTES:
             raise ValueError("too much for one STUN message")
-
-        def header(length: int) -> bytes:
-            return _HEADER.pack(kind, length, MAGIC_COOKIE, self.transaction_id)
-
+        # Both, integrity and fingerprint, cover the header with the length up to their own end.
         if key is not None:
-            covered = header(len(body) + 4 + integrity.size) + body
-            value = hmac.digest(key, covered, integrity.digest)
-            body += _ATTRIBUTE.pack(integrity.attribute, integrity.size) + value
+            _set_length(message, len(message) + 4 + integrity.size)
+            value = integrity.hmac(key, message)
+            message += _ATTRIBUTE.pack(integrity.attribute, integrity.size)
+            message += value
         if fingerprint:
-            checksum = crc32(header(len(body) + _FINGERPRINT_BYTES) + body) ^ _FINGERPRINT_MASK
-            body += _ATTRIBUTE.pack(Attribute.FINGERPRINT, 4) + checksum.to_bytes(4, "big")
-        return header(len(body)) + bytes(body)
+            _set_length(message, len(message) + _FINGERPRINT_BYTES)
+            checksum = crc32(message) ^ _FINGERPRINT_MASK
+            message += _ATTRIBUTE.pack(_FINGERPRINT, 4)
+            message += checksum.to_bytes(4, "big")
+        _set_length(message, len(message))
+        return bytes(message)
 
     def size(self, *, fingerprint: bool = False) -> int:
         """How many bytes `encode` makes of it without an integrity attribute."""
@@ -254,19 +264,18 @@ class StunMessage:
     @property
     def integrities(self) -> frozenset[Integrity]:
         """The integrity attributes that a decoded message carried, valid or not."""
-        return frozenset(self._integrity_offsets)
+        return frozenset(each for each in Integrity if each.attribute in self._integrity_offsets)
 
     def verify(self, key: bytes, integrity: Integrity = Integrity.SHA1) -> bool:
         """Whether the decoded message carried this integrity attribute, made with `key`."""
-        offset = self._integrity_offsets.get(integrity)
+        offset = self._integrity_offsets.get(integrity.attribute)
         if offset is None:
             return False
         covered = bytearray(self._received[:offset])
-        covered[2:4] = (offset + 4 + integrity.size - HEADER_BYTES).to_bytes(2, "big")
-        expected = hmac.digest(key, covered, integrity.digest)
-        return hmac.compare_digest(
-            expected, self._received[offset + 4 : offset + 4 + integrity.size]
-        )
+        start = offset + 4
+        end = start + integrity.size
+        _set_length(covered, end)
+        return compare_digest(integrity.hmac(key, covered), self._received[start:end])
 
     def value(self, attribute: int) -> bytes | None:
         """The raw value of the first such attribute (later ones do not count: section 14)."""
@@ -437,13 +446,18 @@ def _type_of(method: int, message_class: MessageClass) -> int:
     )
 
 
+def _set_length(message: bytearray, end: int) -> None:
+    """Have the header say that the message ends at byte `end`."""
+    _LENGTH.pack_into(message, _LENGTH_AT, end - HEADER_BYTES)
+
+
 def _method_of(kind: int) -> int:
     return (kind >> 2 & 0xF80) | (kind >> 1 & 0x070) | (kind & 0x00F)
 
 
 def _check_integrity_size(integrity: Integrity, size: int) -> None:
     if size != integrity.size:
-        raise StunError(f"{integrity.attribute.name} has a wrong length")
+        raise StunError(f"{Attribute(integrity.attribute).name} has a wrong length")
 
 
 def _check_fingerprint(data: bytes, offset: int, size: int) -> None:

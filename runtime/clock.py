@@ -16,6 +16,15 @@ NS_PER_MS: Final = 10**6
 NS_PER_US: Final = 10**3
 
 
+def earliest(*instants: int | None) -> int | None:
+    """The least of those that are not None; None where all are. For timers."""
+    least = None
+    for instant in instants:
+        if instant is not None and (least is None or instant < least):
+            least = instant
+    return least
+
+
 class Clock(Protocol):
     """What a shell asks for the time."""
 

@@ -23,7 +23,7 @@ from typing import Any, Final
 import attrs
 
 from runtime.actor import DEFAULT_DEADLINE_NS
-from runtime.clock import VirtualClock
+from runtime.clock import VirtualClock, earliest
 from runtime.faults import (
     FaultInjector,
     Faults,
@@ -160,8 +160,7 @@ class HeapHost:
 
     def next_event_ns(self) -> int | None:
         """When (on the clock) something happens next if nothing comes from outside, or None."""
-        due = [self.scheduler.next_deadline(), self._heap.next_due_ns()]
-        return min((each for each in due if each is not None), default=None)
+        return earliest(self.scheduler.next_deadline(), self._heap.next_due_ns())
 
     def at(self, instant_ns: int, callback: Callable[[], object]) -> None:
         """Have `callback` called when the clock stands at `instant_ns` (past: when this host runs

@@ -191,7 +191,7 @@ class AccountBook:
                 user = self._principal(self._users[first])
                 self._put([attrs.evolve(user, disabled=True)])
             case "delete_token":
-                self._remove("token", "token client", first)
+                self._remove("token", "token client", self._user_of(first))
             case "remove_resource":
                 self._remove("resource", "resource", first)
         return f"{change} {' '.join(subject)}"
@@ -286,6 +286,12 @@ class AccountBook:
             "account_id": self.account_id,
             "created_at": self._world.clock.utc_now(),
         }
+
+    def _user_of(self, client: str) -> str:
+        user = self.user_by_client.get(client)
+        if user is None:
+            raise ValueError(f"there is no client {client!r}")
+        return user
 
     def _remove(self, kind: EntityKind, key: str, name: str) -> None:
         id = self._ids.pop((key, name), None)

@@ -297,8 +297,8 @@ class Installation:
         self._slot(name, "client", host, make, written.hostile, starts=written.starts)
 
     def _host(self, name: str, network: str, address: str = "") -> Host:
-        ipv4 = address if address and ":" not in address else None
         ipv6 = address if ":" in address else None
+        ipv4 = "" if ipv6 else address or None
         return self.world.host(name, self.networks[network], ipv4=ipv4, ipv6=ipv6)
 
     def _slot(

@@ -29,8 +29,8 @@ from simulations.faults import Faults
 from simulations.hosts.agent import ENGINE_PORT
 from simulations.net.packets import Sighting
 from simulations.recoveries import injected
+from simulations.result import Injected, Result, Violation
 from simulations.result import Pair as PairResult
-from simulations.result import Result, Violation
 from simulations.scenario import schema
 from simulations.scenario.population import expand
 from simulations.scenario.units import duration_ns
@@ -38,8 +38,9 @@ from simulations.timeline import Timeline
 from simulations.traffic import UNANSWERED, Pair, Traffic
 
 PROGRESS_STEPS: Final = 50
-COLLECTION: Final = (20_000, 50, 100)
-"""Thresholds of the garbage collector's generations while a world runs."""
+COLLECTION: Final = (1_000_000, 10, 10)
+"""Thresholds of the garbage collector's generations while a world runs: a session leaves ten
+objects in cycles behind, and three hundred that live on and would be looked at for nothing."""
 EXPIRY_NS: Final = 10**6
 """So long after its expiry a policy is over by every rounding."""
 MAX_BESIDE: Final = 100_000
@@ -77,7 +78,8 @@ class Run:
         self.scenario = scenario = expand(scenario, seed)
         self.seed = seed
         self.monitors = tuple(monitors)
-        self.installation = Installation(scenario, seed, self.monitors)
+        with rare_collection():
+            self.installation = Installation(scenario, seed, self.monitors)
         self.world = self.installation.world
         self.traffic = Traffic(self.installation)
         self.timeline = None if follow is None else Timeline(self.installation, *follow)
@@ -175,10 +177,7 @@ class Run:
             trace=self.world.trace,
             virtual_ns=self.world.now - self.zero,
             pairs=self._pairs(zero),
-            faults=tuple(
-                injected(struck, self.traffic.pairs, zero, self.faults.struck)
-                for struck in self.faults.struck
-            ),
+            faults=self._injected(zero),
             checks=self.expectations.judge(zero),
             violations=self._violations(),
             nodes=self.installation.nodes(),
@@ -192,6 +191,14 @@ class Run:
                 * system_resource.getrusage(system_resource.RUSAGE_SELF).ru_maxrss,
             },
         )
+
+    def _injected(self, zero: Zero) -> tuple[Injected, ...]:
+        """The faults, by what became of honest clients: of hostile ones nothing is expected, and
+        some hold on to what is dead."""
+        slots = self.installation.slots
+        honest = [pair for pair in self.traffic.pairs if not slots[pair.client].hostile]
+        struck = self.faults.struck
+        return tuple(injected(each, honest, zero, struck) for each in struck)
 
     def _pairs(self, zero: Zero) -> tuple[PairResult, ...]:
         judge = Judge(self.installation)
@@ -282,8 +289,8 @@ class Wiretap:
 
 @contextmanager
 def rare_collection() -> Iterator[None]:
-    """Have the garbage collector look less often: a world makes many objects that live for the
-    whole run, and few cycles. A tenth less time for a thousand hosts."""
+    """Have the garbage collector look rarely: a world makes many objects that live for the whole
+    run, and few cycles. A tenth less time for a thousand hosts."""
     before = gc.get_threshold()
     gc.set_threshold(*COLLECTION)
     try:

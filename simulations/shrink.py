@@ -278,7 +278,7 @@ def tidy(scenario: Scenario) -> Scenario:
     policies = tuple(each for each in account.policies if each.resource in names)
     users = {each.name for each in account.users}
     places = hosts | networks
-    subjects = {*names, *users, *(each.name for each in policies)} | {
+    subjects = {*names, *users, *clients, *(each.name for each in policies)} | {
         group for user in account.users for group in user.groups
     }
     scenario = _evolved(

@@ -529,7 +529,8 @@ def _run_all(
             return
         merger.add(outcome)
         if compared is not None and outcome.backend == "kernel":
-            compared.append(compare_backends(beside(job, outcome.seed), outcome))
+            lying = [each.name for each in loads(job.scenario).clients if each.hostile]
+            compared.append(compare_backends(beside(job, outcome.seed), outcome, lying))
 
     title = job.name if len(numbers) == 1 else f"{job.name}, {len(numbers):,} seeds"
     if ray.ray_address:

@@ -130,15 +130,18 @@ class Pair:
     def recovered_ns(
         self, fault_at: int, over_at: int, until: int, shows_until: int | None = None
     ) -> int | None:
-        """After a fault from `fault_at` to `over_at`: 0 if no question was lost by it (up to
-        `shows_until`, or SHOWS_NS after it), else the time from its end to the first answer to a
-        question after the first loss; None for no answer."""
+        """After a fault from `fault_at` to `over_at`: 0 if no question was lost by it (of those
+        that were to be answered before `shows_until`, or SHOWS_NS after it), else the time from its
+        end to the first answer to a question after the first loss; None for no answer."""
         lost = False
+        trip = 0
         shows_until = over_at + SHOWS_NS if shows_until is None else shows_until
         for asked, answered in zip(self.asked, self.answered, strict=True):
+            if answered != UNANSWERED and not lost:
+                trip = min(answered - asked, FRESH_NS)
             if asked < fault_at or asked >= until:
                 continue
-            if not lost and asked > shows_until:
+            if not lost and asked + trip >= shows_until:
                 return 0
             if answered == UNANSWERED:
                 lost = lost or until - asked > FRESH_NS

@@ -32,6 +32,11 @@ HEAVY: Final = (
     "tests/system/test_demo.py",
     "tests/system/test_farm_on_ray.py",
     "tests/system/test_kernel_twin.py",
+    "tests/system/test_kernel_ipv6.py",
+    "tests/system/test_kernel_links.py",
+    "tests/system/test_kernel_watch.py",
+    "tests/system/test_kernel_faults.py",
+    "tests/system/test_kernel_hostile.py",
     "tests/system/test_relay_browser.py",
 )
 """Files that start a Ray, a browser, or several installations at once. They come first, and are one

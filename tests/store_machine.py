@@ -915,12 +915,13 @@ class StoreMachine(RecordsMachine):
     )
     def put_relay(self, id: UUID, token_id: UUID, at: datetime, domain: str) -> None:
         address = SocketAddress(address=IpText("192.0.2.1"), port=3478)
+        other = SocketAddress(address=IpText("2001:db8::1"), port=443, transport="tls")
         relay = Relay(
             id=id,
             token_id=token_id,
             name="R",
             failure_domain=domain,
-            addresses=(address,),
+            addresses=(address, other),
             last_seen_at=at,
         )
         tokens = [each for each in self.model.installation_tokens if each.id == token_id]

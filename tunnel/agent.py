@@ -34,6 +34,7 @@ from channel.messages import (
     RelayServer,
 )
 from channel.reserved import RESERVED
+from runtime.clock import earliest
 from runtime.net.address import Address
 from runtime.randomness import Randomness
 from runtime.secret import Secret
@@ -192,16 +193,19 @@ class TunnelAgent(ABC):
         drained, self._events = self._events, []
         return drained
 
-    def pump(self, now: int) -> None:
-        """Take what the engine has. Call it after anything that touched the engine."""
-        for event in self.engine.drain_events():
+    def pump(self, now: int) -> bool:
+        """Take what the engine has, if anything. Call it after whatever touched the engine."""
+        events = self.engine.drain_events()
+        for event in events:
             if isinstance(event, LocalCandidates):
                 self._trickle(event.message)
             else:
                 self._path_event(event, now)
-        for connection_id, group in groupby(self.engine.drain_packets(), key=itemgetter(0)):
+        packets = self.engine.drain_packets()
+        for connection_id, group in groupby(packets, key=itemgetter(0)) if packets else ():
             for header, run in runs(packet for _, packet in group):
                 self._tunnelled(connection_id, header, run, now)
+        return bool(events or packets)
 
     # --- what the two kinds of agent fill in -----------------------------------------------------
 
@@ -230,8 +234,7 @@ class TunnelAgent(ABC):
     def _flows_timeout(self) -> int | None:
         """When `_tell_flows` is due."""
         report_at = self.reports.poll_timeout() if self.joined else None
-        sweep_at = self._sweep.poll_timeout()
-        return sweep_at if report_at is None else min(sweep_at, report_at)
+        return earliest(report_at, self._sweep.poll_timeout())
 
     def _tell_flows(self, now: int) -> None:
         """Look at flows, and report those that ended or go on for long."""

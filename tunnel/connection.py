@@ -19,7 +19,7 @@ from uuid import UUID
 import attrs
 
 from channel.messages import Candidate, Candidates, IceCredentials
-from runtime.clock import NS_PER_MS, NS_PER_S
+from runtime.clock import NS_PER_MS, NS_PER_S, earliest
 from runtime.net.address import Address
 from tunnel.ice.agent import (
     Doubted,
@@ -235,14 +235,15 @@ class Connection:
 
     def poll_timeout(self) -> int | None:
         """When `handle_timeout` is due; None: nothing is waited for."""
-        deadlines = [at for at, _ in self._repeats]
         agent_at = self.agent.poll_timeout()
-        if agent_at is not None:
-            deadlines.append(agent_at)
-        return min(deadlines, default=None)
+        if not self._repeats:
+            return agent_at
+        return earliest(agent_at, *(at for at, _ in self._repeats))
 
     def handle_timeout(self, now: int) -> None:
         self.agent.handle_timeout(now)
+        if not self._repeats:
+            return
         due = [datagram for at, datagram in self._repeats if at <= now]
         self._repeats = [(at, datagram) for at, datagram in self._repeats if at > now]
         for datagram in due:

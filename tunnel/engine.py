@@ -27,7 +27,7 @@ import attrs
 from channel.messages import Candidates, RelayServer
 from relays.stun import MessageClass, Method, StunError, StunMessage, is_stun
 from relays.turn import is_channel_data
-from runtime.clock import NS_PER_S
+from runtime.clock import NS_PER_S, earliest
 from runtime.net.address import Address
 from runtime.randomness import Randomness
 from tunnel.connection import (
@@ -80,6 +80,7 @@ TOLD_ANEW_NS: Final = 60 * NS_PER_S
 _MIN_WIREGUARD_BYTES: Final = 32
 _WIREGUARD_RESERVED: Final = b"\0\0\0"
 _TRANSPORT_LABEL: Final = MESSAGE_TRANSPORT.to_bytes(4, "little")
+_NOWHERE: Final = Address("", 0)
 # The type of a WireGuard message, and the receiver's index of a transport message.
 _LABEL_BYTES: Final = 8
 
@@ -334,10 +335,13 @@ class Engine:
         self._stale_deadlines = {}
         while self._deadlines and not self._is_current(self._deadlines[0]):
             heapq.heappop(self._deadlines)
-        deadlines = [at for at, _, _ in self._deadlines[:1]]
-        others = (self._gatherer.poll_timeout(), self._device.poll_timeout(), self._rest_at)
-        deadlines += [at for at in others if at is not None]
-        return min(deadlines, default=None)
+        connections_at = self._deadlines[0][0] if self._deadlines else None
+        return earliest(
+            connections_at,
+            self._gatherer.poll_timeout(),
+            self._device.poll_timeout(),
+            self._rest_at,
+        )
 
     def handle_timeout(self, now: int) -> None:
         """Do whatever is due."""
@@ -503,7 +507,8 @@ class Engine:
             elif isinstance(event, HandshakeFailed):
                 connection.handshake_failed()
             self._touch(connection)
-        for target, group in groupby(self._device.drain_datagrams(), key=itemgetter(0)):
+        made = self._device.drain_datagrams()
+        for target, group in groupby(made, key=itemgetter(0)) if made else ():
             datagrams = [datagram for _, datagram in group]
             if isinstance(target, Address):
                 base = self._base_by_source.get(target)
@@ -564,13 +569,13 @@ class Engine:
                 return prefix
 
     def _is_current(self, entry: tuple[int, int, Connection]) -> bool:
-        return entry[2].deadline == entry[0] and entry[2].id in self._connections
+        return entry[2].deadline == entry[0]  # it has none any more, once it is removed
 
 
 def _runs(datagrams: Iterable[tuple[bytes, Address]]) -> Iterator[tuple[Address, list[bytes]]]:
     """Neighbours of one source that begin with the same 8 bytes, in order."""
     run: list[bytes] = []
-    label, sender = b"", Address("", 0)
+    label, sender = b"", _NOWHERE
     for data, source in datagrams:
         if data[:_LABEL_BYTES] == label and source == sender:
             run.append(data)

@@ -138,7 +138,7 @@ class FlowReports:
 
     def poll_timeout(self) -> int | None:
         """When `take` has something."""
-        return self._send_at if len(self) else None
+        return self._send_at if self._waiting or self._sums else None
 
     def __len__(self) -> int:
         return len(self._waiting) + len(self._sums)

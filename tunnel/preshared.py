@@ -43,13 +43,14 @@ class KemError(Exception):
 class KemKey:
     """A decapsulation key for one connection. It never prints, copies or pickles its content."""
 
-    __slots__ = ("_key",)
+    __slots__ = ("_key", "_public")
 
     def __init__(self, seed: bytes) -> None:
         """Derive the key from a seed of 64 random bytes (d and z of FIPS 203, section 7.1)."""
         if len(seed) != SEED_BYTES:
             raise ValueError(f"a seed has {SEED_BYTES} bytes")
         self._key = MLKEM768PrivateKey.from_seed_bytes(seed)
+        self._public = self._key.public_key().public_bytes_raw()
 
     @classmethod
     def generate(cls, randomness: Randomness | None = None) -> KemKey:
@@ -60,7 +61,7 @@ class KemKey:
 
     def public_bytes(self) -> bytes:
         """The encapsulation key, 1184 bytes."""
-        return self._key.public_key().public_bytes_raw()
+        return self._public
 
     def decapsulate(self, ciphertext: bytes) -> bytes:
         """The 32-byte secret in `ciphertext`; raises KemError unless that has 1088 bytes.

@@ -49,9 +49,6 @@ UNALLOCATED_FRAME_BYTES: Final = 4_096
 SWEEP_S: Final = 1.0
 UNSENT_BYTES: Final = 64 * 1024
 """What the kernel may hold that it has not sent: what waits longer waits here, and is dropped."""
-DEAD_AFTER_MS: Final = 60_000
-"""A connection whose other end acknowledges nothing for so long is dead (RFC 5482)."""
-KEEPALIVE_S: Final = 60
 
 _TLS_RECORD_BYTES: Final = 16 * 1024
 _NS: Final = 10**9
@@ -59,14 +56,6 @@ _READ = select.EPOLLIN
 _WRITE = select.EPOLLOUT
 _OUT_OF_RESOURCES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 _WAIT: Final = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
-_TCP_OPTIONS: Final = (
-    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
-    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_S),
-    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_S // 4),
-    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 4),
-    (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, DEAD_AFTER_MS),
-    (socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES),
-)
 
 _log = get_logger("relay.streams")
 
@@ -88,6 +77,9 @@ class StreamLimits:
     unallocated_s: float = 30.0
     """For an allocation to begin, and for another one after it ended. One with an allocation is
     kept for as long as that is refreshed (at most an hour at a time)."""
+    dead_after_s: int = 60
+    """An end that acknowledges nothing for so long is dead (RFC 5482): data, or the kernel's probes
+    once nothing was heard of it for as long."""
     queued_data_bytes: int = 256 * 1024
     """For one client; beyond, ChannelData and Data indications are dropped."""
     queued_bytes: int = 320 * 1024
@@ -230,8 +222,7 @@ class StreamSockets:
         """Open a listener for TCP, or for TLS with `certificates`; where it is bound. Raises
         OSError."""
         listening = listening_socket(address, ipv6_only=True)
-        for level, option, value in _TCP_OPTIONS:
-            listening.setsockopt(level, option, value)  # connections inherit them
+        _watch_over(listening, self.limits.dead_after_s)
         door = _Door(self, "tls" if certificates else "tcp", listening, certificates)
         door.number = self._sockets.attach(door)
         self._server.add_listener(door.number, reliable=True)
@@ -551,6 +542,18 @@ class StreamSockets:
         self._places.leave(connection.prefix)
         door.counts.ended[reason] += 1
         self._server.client_gone(door.number, connection.source)
+
+
+def _watch_over(listening: socket.socket, dead_after_s: int) -> None:
+    """Have the kernel find out who is dead, and hold little unsent; connections inherit it."""
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in (
+        (socket.TCP_KEEPIDLE, dead_after_s),
+        (socket.TCP_KEEPINTVL, max(1, dead_after_s // 4)),
+        (socket.TCP_USER_TIMEOUT, dead_after_s * 1_000),
+        (socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES),
+    ):
+        listening.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
 def _data_bytes(indication: bytes | memoryview) -> int:

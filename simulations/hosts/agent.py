@@ -22,6 +22,7 @@ from channel.messages import (
 )
 from clients.agent import ClientAgent
 from gateways.agent import FlushTranslations, GatewayAgent, _Connection
+from runtime.clock import earliest
 from runtime.net.address import Address
 from runtime.randomness import SeededRandomness
 from runtime.secret import Secret
@@ -68,6 +69,9 @@ class AgentHost:
         self._sockets: dict[Address, None] = {}
         self._engine_at: int | None = None
         self._agent_at: int | None = None
+        self._channel_at: int | None = None
+        # Whether more than the engine was touched; most datagrams concern nobody else.
+        self._is_touched = True
         self._sealed = hears(observers, "sealed")
         self._listeners = hears(observers, "heard")
         now = self.now
@@ -112,29 +116,33 @@ class AgentHost:
     # --- Part ------------------------------------------------------------------------------------
 
     def poll_timeout(self) -> int | None:
-        engine_at = self._engine_at = self.engine.poll_timeout()
-        agent_at = self._agent_at = self.agent.poll_timeout()
-        at = self.channel.poll_timeout()
-        if engine_at is not None and (at is None or engine_at < at):
-            at = engine_at
-        if agent_at is not None and (at is None or agent_at < at):
-            at = agent_at
-        return at
+        self._engine_at = self.engine.poll_timeout()
+        if self._is_touched:
+            self._is_touched = False
+            self._agent_at = self.agent.poll_timeout()
+            self._channel_at = self.channel.poll_timeout()
+        return earliest(self._engine_at, self._agent_at, self._channel_at)
 
     def handle_timeout(self, now: int) -> None:
         # Whatever touched a part since has had its timer read anew.
         if self._engine_at is not None and self._engine_at <= now:
             self.engine.handle_timeout(now)
         if self._agent_at is not None and self._agent_at <= now:
+            self._is_touched = True
             self.agent.handle_timeout(now)
-        self.channel.handle_timeout(now)
+        if self._channel_at is not None and self._channel_at <= now:
+            self._is_touched = True
+            self.channel.handle_timeout(now)
 
     def flush(self, now: int) -> None:
         agent = self.agent
-        agent.pump(now)
+        if agent.pump(now):
+            self._is_touched = True
         for transmit in self.engine.drain_transmits():
             self.transmit(transmit.local, transmit.remote, bytes(transmit.data))
         self._links.flush()
+        if not self._is_touched:
+            return
         packets = agent.drain_packets()
         if packets:
             self._take_packets(packets)
@@ -180,6 +188,8 @@ class AgentHost:
         self.host.send(local.port, remote, data)
 
     def touched(self) -> None:
+        """Something happened to the agent, the channel or the engine."""
+        self._is_touched = True
         self.world.touch(self)
 
     def _say(self, outgoing: Outgoing) -> None:
@@ -190,7 +200,7 @@ class AgentHost:
     # --- channel owner ---------------------------------------------------------------------------
 
     def channel_touched(self) -> None:
-        self.world.touch(self)
+        self.touched()
 
     def channel_refused(self, outcome: Disconnect) -> None:
         self.refused = outcome.reason
@@ -210,7 +220,7 @@ class AgentHost:
         if self._follow_addresses(now):
             self.engine.path_suspect(now)
             self.channel.poke(now)
-        self.world.touch(self)
+        self.touched()
 
     def _follow_addresses(self, now: int) -> bool:
         host = self.host
@@ -271,7 +281,7 @@ class ClientHost(AgentHost):
     def send_packet(self, packet: bytes) -> None:
         """An application sends a packet that is routed into the TUN device."""
         self.agent.receive_packets((packet,), self.now)
-        self.world.touch(self)
+        self.touched()
 
     def _take_packets(self, packets: list[bytes]) -> None:
         for packet in packets:
@@ -337,7 +347,7 @@ class GatewayHost(AgentHost):
         for returned in hears(self.observers, "returned"):
             returned(self.world.now, self.name, packet)
         self.agent.receive_packets((packet,), self.now)
-        self.world.touch(self)
+        self.touched()
 
     def _take_packets(self, packets: list[bytes]) -> None:
         for packet in packets:

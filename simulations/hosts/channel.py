@@ -1,27 +1,28 @@
 """An agent's end of the control channel in the world: the real `AgentSession`, `Backoff`, `Doors`
-over a stream, by the rules of `channel.dialer.Dialer`, whose shell this is in virtual time.
+and `TransportMemory` over streams, by the rules of `channel.dialer.Dialer`, whose shell this is in
+virtual time. `simulations.hosts.reaching` has the race of QUIC and WebSocket, and the way back.
 
-A door is tried over "udp" (QUIC), and where that does not open within its handshake's time, over
-"tcp"; the one that opened is tried first from then on, until the network changes. All
-that one event has an agent say leaves together.
+All that one event has an agent say leaves together.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal, Protocol
+from functools import partial
+from typing import Protocol
 
 from channel.credentials import DecodedToken
-from channel.dialer import AgentSession, Backoff, ChannelAgent, DialerOptions
+from channel.dialer import MAX_ADDRESSES, AgentSession, Backoff, ChannelAgent, DialerOptions
 from channel.doors import Doors
 from channel.frames import CLOSE_CODES, Frame, RemoteProtocolError
 from channel.messages import Challenge, Disconnect, Join, RelayJoin
+from channel.transports import TransportMemory, TransportName, is_left_behind
 from runtime.net.address import Address, split_host_port
 from runtime.randomness import Randomness
+from simulations.hosts.reaching import Racing, Returning, network_towards
 from simulations.net.streams import Stream
 from simulations.net.world import Host, World
 
-Transport = Literal["udp", "tcp"]
 Lookup = Callable[[str], Sequence[str]]
 """The addresses of a name, or of an address itself."""
 
@@ -58,24 +59,27 @@ class AgentChannel:
     ) -> None:
         self._owner = owner
         self._lookup = lookup
-        self.transport: Transport = "udp"
+        self.transport: TransportName | None = None
         self._agent = _Overheard(agent, heard) if heard is not None else agent
         self._events = events
         self._options = options or DialerOptions()
         self._randomness = randomness
         self._backoff = Backoff(self._options, randomness)
         self._doors = Doors(token.portal, randomness)
-        self._transports: tuple[Transport, ...] = ("udp", "tcp")
-        self._attempt = 0
-        self._attempts: list[tuple[Address, Transport]] = []
+        self._memory = TransportMemory(self._options.transports)
+        self._addresses: list[Address] = []
+        self._problems: list[str] = []
+        self._racing: Racing | None = None
+        self._returning: Returning | None = None
         self._stream: Stream | None = None
+        self._bound_to = ""
         self._outbox: list[bytes] = []
         self._session: AgentSession | None = None
         self._highest_epoch = 0
         self._deadline: int | None = now
         self._earliest = now
         self.door = ""
-        self.dials = self.connections = 0
+        self.dials = self.connections = self.moves = 0
         self.last_error = ""
         self.is_over = False
 
@@ -92,30 +96,40 @@ class AgentChannel:
 
     def poke(self, now: int) -> None:
         """The network changed: see `Dialer.poke`."""
-        self._transports = ("udp", "tcp")
-        if self._session is not None:
-            self._session.poke(now)
-        elif self._stream is None and self._deadline is not None:
+        if self._returning is not None:
+            self._returning.hurry(now)
+        if self._stream is not None and self._session is not None:
+            network = network_towards(self._owner.host, self._stream.remote)
+            if self.transport is not None and is_left_behind(
+                self.transport, self._bound_to, network
+            ):
+                address = self._stream.remote
+                self._leave("the network is another one")
+                self._meet(address)
+            else:
+                self._session.poke(now)
+        elif self._deadline is not None:
             self._deadline = max(self._earliest, now)
 
     def poll_timeout(self) -> int | None:
         """When `handle_timeout` is due."""
-        return self._deadline if self._session is None else self._session.poll_timeout()
+        due = [self._deadline]
+        for part in (self._racing, self._returning, self._session):
+            if part is not None:
+                due.append(part.poll_timeout())
+        return min((each for each in due if each is not None), default=None)
 
     def handle_timeout(self, now: int) -> None:
+        if self._racing is not None:
+            self._racing.handle_timeout(now)
+        if self._returning is not None:
+            self._returning.handle_timeout(now)
         session = self._session
-        if session is not None:
-            if session.poll_timeout() <= now:
-                session.handle_timeout(now)
-                self._look(now)
-        elif self._deadline is None or now < self._deadline or self.is_over:
-            return
-        elif self._stream is None:
+        if session is not None and session.poll_timeout() <= now:
+            session.handle_timeout(now)
+            self._look(now)
+        if self._deadline is not None and self._deadline <= now and not self.is_over:
             self._dial(now)
-        else:
-            self._stream.close(0, "no answer to the handshake")
-            self._stream = None
-            self._not_opened("the handshake took too long", now)
 
     def flush(self) -> None:
         """Put out what there is to send."""
@@ -128,6 +142,7 @@ class AgentChannel:
         self.is_over = True
         stream, self._stream, self._session = self._stream, None, None
         self._deadline = None
+        self._call_off(reason)
         if stream is not None:
             stream.close(0, reason)
 
@@ -147,16 +162,19 @@ class AgentChannel:
     def _dial(self, now: int) -> None:
         self.door = self._doors.next(now)
         self.dials += 1
-        self._attempt = 0
-        self._attempts = [
-            (address, transport)
-            for transport in self._transports
-            for address in self._resolve(self.door)
-        ]
-        if self._attempts:
-            self._connect(now)
-        else:
-            self._again(self._take_in("no address of the portal is of our families", now), now)
+        self._deadline = None
+        self._problems = []
+        self._addresses = self._resolve(self.door)[:MAX_ADDRESSES]
+        self._try_next()
+
+    def _try_next(self) -> None:
+        """The next address of the door, or another door."""
+        if self._addresses:
+            self._meet(self._addresses.pop(0))
+            return
+        now = self._now()
+        problems = "; ".join(self._problems) or "no address of the portal is of our families"
+        self._again(self._take_in(problems, now), now)
 
     def _resolve(self, door: str) -> list[Address]:
         """The addresses of a door that this host can dial, IPv6 first (RFC 6724)."""
@@ -169,25 +187,68 @@ class AgentChannel:
             if (host.ipv6 if ":" in ip else host.ipv4)
         ]
 
-    def _connect(self, now: int) -> None:
-        address, self.transport = self._attempts[self._attempt]
-        self._deadline = now + self._options.quic.handshake_timeout_ns
+    def _meet(self, address: Address) -> None:
+        """A stay at an address, over one transport and perhaps then over QUIC: `Dialer._meet`."""
+        host = self._owner.host
         self._outbox.clear()
-        stream = self._owner.host.connect(
+        self._racing = Racing(
+            host,
             address,
-            protocol=self.transport,
-            opened=lambda: self._opened(stream),
-            received=lambda data: self._received(stream, data),
-            closed=lambda code, reason: self._closed(stream, reason),
+            self._memory.websocket_after_ns(network_towards(host, address)),
+            self._options,
+            won=self._won,
+            lost=partial(self._lost, address),
         )
-        self._stream = stream
+        self._racing.handle_timeout(self._now())
+        self._owner.channel_touched()
 
-    def _opened(self, stream: Stream) -> None:
-        if stream is not self._stream or self.is_over:
-            stream.close(0, "too late")
-            return
+    def _lost(self, address: Address, why: str) -> None:
+        self._racing = None
+        self._problems.append(f"{address}: {why}")
+        self._try_next()
+
+    def _won(self, transport: TransportName, stream: Stream) -> None:
+        self._racing = None
+        if transport == "websocket":
+            self._returning = Returning(
+                self._owner.host,
+                stream.remote,
+                stream,
+                self._options,
+                self._randomness,
+                leave=self._leave,
+                join=self._join,
+                touched=self._owner.channel_touched,
+            )
+        self._serve(transport, stream)
+
+    def _leave(self, reason: str) -> None:
+        """End the connection in good order, for another one to the same address."""
+        stream, self._stream = self._stream, None
+        self._end_session(self._now())
+        if self._returning is not None and not self._returning.began:
+            self._call_off(reason)
+        if stream is not None:
+            stream.close(0, reason)
+
+    def _join(self, stream: Stream, begun: bytes) -> None:
+        """The portal has heard that we left: go on over QUIC, where this came already."""
+        self._returning = None
+        self.moves += 1
+        self._serve("quic", stream)
+        if stream.state == "closed":
+            self._ended("the new connection ended before the older one was left", self._now())
+        else:
+            self._received(stream, begun)
+
+    def _serve(self, transport: TransportName, stream: Stream) -> None:
+        """`Dialer._serve`: one session on a stream that is open."""
         now = self._now()
-        self._transports = ("udp", "tcp") if self.transport == "udp" else ("tcp", "udp")
+        self.transport = transport
+        self._stream = stream
+        self._outbox.clear()
+        self._bound_to = network_towards(self._owner.host, stream.remote)
+        self._memory.worked(self._bound_to, transport)
         self.connections += 1
         self._session = AgentSession(
             self._agent,
@@ -200,6 +261,8 @@ class AgentChannel:
             highest_epoch=self._highest_epoch,
             now=now,
         )
+        stream.received = partial(self._received, stream)
+        stream.closed = partial(self._closed, stream)
         stream.ponged = self._ponged
         self._owner.channel_touched()
 
@@ -225,14 +288,9 @@ class AgentChannel:
             self._doors.entered(now)
         self._look(now)
 
-    def _closed(self, stream: Stream, reason: str) -> None:
-        if stream is not self._stream or self.is_over:
-            return
-        if self._session is not None:
+    def _closed(self, stream: Stream, code: int, reason: str) -> None:
+        if stream is self._stream and not self.is_over:
             self._ended(reason, self._now())
-        else:
-            self._stream = None
-            self._not_opened(reason, self._now())
 
     def _take(self, data: bytes) -> bool:
         self._outbox.append(data)
@@ -249,24 +307,13 @@ class AgentChannel:
         else:
             self._owner.channel_touched()
 
-    def _not_opened(self, reason: str, now: int) -> None:
-        if self._attempt + 1 < len(self._attempts):
-            self._attempt += 1
-            self._connect(now)
-            self._owner.channel_touched()
-            return
-        self._again(self._take_in(reason, now), now)
-
     def _ended(self, outcome: Disconnect | str, now: int) -> None:
         """What was a connection is over."""
-        session, self._session = self._session, None
         stream, self._stream = self._stream, None
-        assert session is not None
+        self._end_session(now)
+        self._call_off("")
         if stream is not None:
             stream.close(0, "")
-        self._highest_epoch = session.highest_epoch
-        if session.joined:
-            self._agent.channel_lost(now)
         if isinstance(outcome, Disconnect) and not outcome.retry:
             self.last_error = outcome.reason
             self.is_over = True
@@ -274,6 +321,22 @@ class AgentChannel:
             self._owner.channel_refused(outcome)
             return
         self._again(self._take_in(outcome, now), now, was_there=True)
+
+    def _end_session(self, now: int) -> None:
+        session, self._session = self._session, None
+        if session is None:
+            return
+        self._highest_epoch = session.highest_epoch
+        if session.joined:
+            self._agent.channel_lost(now)
+
+    def _call_off(self, reason: str) -> None:
+        """What is under way beside a connection, or to one."""
+        racing, self._racing = self._racing, None
+        returning, self._returning = self._returning, None
+        for each in (racing, returning):
+            if each is not None:
+                each.call_off(reason)
 
     def _again(self, retry_after_ns: int | None, now: int, *, was_there: bool = False) -> None:
         """When to dial next: `Dialer.run`."""

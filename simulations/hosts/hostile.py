@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Any, Final, Protocol
 from uuid import UUID
 
 from channel.credentials import decode_token, encode_token
@@ -43,6 +43,7 @@ from simulations.hosts.agent import ENGINE_PORT, AgentHost, ClientHost, GatewayH
 from simulations.hosts.inner import APP_PORT, ECHO_PORT, udp_packet
 from simulations.hosts.relay import RELAY_PORT, RelayHost
 from tunnel.agent import Outgoing
+from tunnel.engine import Engine
 from tunnel.flows import Ending
 
 EVERY_NS: Final = 200 * NS_PER_MS
@@ -58,7 +59,24 @@ Targets = Callable[[], Sequence[Address]]
 """Where gateways and relays can be found on the internet."""
 
 
-class _Recorder:
+class Hand(Protocol):
+    """What a client that misbehaves acts with; on the heap it is the host itself."""
+
+    engine: Engine
+    draws: SeededRandomness
+    record: Recorder
+    resources: Sequence[bytes]
+    targets: Targets
+
+    @property
+    def now(self) -> int: ...
+    @property
+    def channel(self) -> Any: ...
+    def addresses(self) -> tuple[bytes, bytes] | None: ...
+    def hurl(self, target: Address, data: bytes) -> None: ...
+
+
+class Recorder:
     """The last datagrams that a host sent or was sent, with whom it had them."""
 
     def __init__(self) -> None:
@@ -77,7 +95,7 @@ class _Recorder:
 class _Recorded(AgentHost):
     """An agent's host that keeps what it sends and is sent."""
 
-    record: _Recorder
+    record: Recorder
 
     def transmit(self, local: Address, remote: Address, data: bytes) -> None:
         self.record.note(remote, data)
@@ -106,12 +124,12 @@ class HostileClient(_Recorded, ClientHost):
     ) -> None:
         self.targets = targets
         self.resources = resources
-        self.record = _Recorder()
-        self._act = _CLIENT_HABITS.get(habit)
+        self.record = Recorder()
+        self._act = CLIENT_HABITS.get(habit)
         if habit == "trespasses":
-            self.agent_type = _Keeper
+            self.agent_type = Keeper
         if habit == "stale_token":
-            token = _forged(token)
+            token = forged(token)
         super().__init__(*args, token=token, **keywords)
         self.draws = self._drawn.child("mischief")
         self.world.after(EVERY_NS, self._again)
@@ -121,7 +139,7 @@ class HostileClient(_Recorded, ClientHost):
             return
         if self._act is not None and self.host.runs:
             self._act(self)
-            self.world.touch(self)
+            self.touched()
         self.world.after(EVERY_NS, self._again)
 
     def channel_refused(self, outcome: Disconnect) -> None:
@@ -134,7 +152,7 @@ class HostileClient(_Recorded, ClientHost):
         self.host.send(ENGINE_PORT, target, data)
 
 
-def _spoof(client: HostileClient) -> None:
+def _spoof(client: Hand) -> None:
     """Inner packets under the addresses of other clients, of gateways and of resources."""
     for connection_id in client.engine.connection_ids:
         packets = []
@@ -150,7 +168,7 @@ def _spoof(client: HostileClient) -> None:
         client.engine.send_packets(connection_id, packets, client.now)
 
 
-def _trespass(client: HostileClient) -> None:
+def _trespass(client: Hand) -> None:
     """Packets of its own to every resource, through whatever tunnel it ever had."""
     own = client.addresses() or ()
     for connection_id in client.engine.connection_ids:
@@ -163,7 +181,7 @@ def _trespass(client: HostileClient) -> None:
         client.engine.send_packets(connection_id, packets, client.now)
 
 
-class _Keeper(ClientAgent):
+class Keeper(ClientAgent):
     """Heeds no revocation, and no end of a lease."""
 
     def _end(self, authorization_id: UUID, now: int, ending: Ending = "") -> None:
@@ -173,7 +191,7 @@ class _Keeper(ClientAgent):
         pass
 
 
-def _flood(client: HostileClient) -> None:
+def _flood(client: Hand) -> None:
     """Junk of the shapes that agents and relays look at, and questions to the portal."""
     for target in client.targets():
         for _ in range(FLOOD):
@@ -186,7 +204,7 @@ def _flood(client: HostileClient) -> None:
         client.channel.send(request)
 
 
-def _replay(client: HostileClient) -> None:
+def _replay(client: Hand) -> None:
     """To those it had them with, and to all others."""
     for peer, data in client.record.some(client.draws):
         client.hurl(peer, data)
@@ -194,7 +212,7 @@ def _replay(client: HostileClient) -> None:
             client.hurl(target, data)
 
 
-def _forge_candidates(client: HostileClient) -> None:
+def _forge_candidates(client: Hand) -> None:
     """Candidates of its own connections at addresses of others, and of connections of others."""
     unknown = UUID(bytes=client.draws.bytes(16), version=4)
     add = tuple(
@@ -212,7 +230,7 @@ def _forge_candidates(client: HostileClient) -> None:
         client.channel.send(Candidates(connection_id=connection_id, generation=generation, add=add))
 
 
-def _scan(client: HostileClient) -> None:
+def _scan(client: Hand) -> None:
     """STUN, handshakes and nothing in particular, to ports of gateways."""
     for target in client.targets():
         for port in (target.port, 1_024 + client.draws.integer(64_512)):
@@ -220,7 +238,7 @@ def _scan(client: HostileClient) -> None:
                 client.hurl(Address(target.host, port), _junk(client.draws, shape))
 
 
-_CLIENT_HABITS: Final[dict[str, Callable[[HostileClient], None]]] = {
+CLIENT_HABITS: Final[dict[str, Callable[[Hand], None]]] = {
     "spoofs": _spoof,
     "trespasses": _trespass,
     "floods": _flood,
@@ -247,7 +265,7 @@ def _junk(draws: SeededRandomness, shape: int | None = None) -> bytes:
             return draws.bytes(1 + draws.integer(200))
 
 
-def _forged(token: Secret) -> Secret:
+def forged(token: Secret) -> Secret:
     """A token of the same id whose secret is another."""
     real = decode_token(token)
     return encode_token(real.kind, real.id, bytes(32), real.portal, real.pin)
@@ -262,7 +280,7 @@ class HostileGateway(_Recorded, GatewayHost):
     def __init__(self, *args: Any, habit: str, resources: Sequence[bytes], **keywords: Any) -> None:
         self.habit = habit
         self.resources = resources
-        self.record = _Recorder()
+        self.record = Recorder()
         super().__init__(*args, **keywords)
         self.draws = self._drawn.child("mischief")
         self.world.after(EVERY_NS, self._again)
@@ -272,25 +290,12 @@ class HostileGateway(_Recorded, GatewayHost):
             return
         if self.host.runs:
             if self.habit == "spoofs":
-                self._spoof()
+                spoof_clients(self.engine, self.resources, self.now)
             elif self.habit == "replays":
                 for peer, data in self.record.some(self.draws):
                     self.host.send(ENGINE_PORT, peer, data)
-            self.world.touch(self)
+            self.touched()
         self.world.after(EVERY_NS, self._again)
-
-    def _spoof(self) -> None:
-        """To each client, under addresses that it asked nothing of this gateway."""
-        for connection_id in self.engine.connection_ids:
-            packets = []
-            for source in self.resources:
-                if len(source) != 4:
-                    continue
-                for number in range(1, 8):
-                    client = FIRST_TUNNEL_ADDRESS[:3] + bytes((number,))
-                    for ports in ((ECHO_PORT, APP_PORT), (22, 22)):
-                        packets.append(udp_packet(source, client, ports, b"spoofed by a gateway"))
-            self.engine.send_packets(connection_id, packets, self.now)
 
     def _say(self, outgoing: Outgoing) -> None:
         if self.habit == "silent" and isinstance(outgoing.message, Ack):
@@ -302,6 +307,20 @@ class HostileGateway(_Recorded, GatewayHost):
             super()._take_packets(packets)
 
 
+def spoof_clients(engine: Engine, resources: Sequence[bytes], now: int) -> None:
+    """To each client, under addresses that it asked nothing of this gateway."""
+    for connection_id in engine.connection_ids:
+        packets = []
+        for source in resources:
+            if len(source) != 4:
+                continue
+            for number in range(1, 8):
+                client = FIRST_TUNNEL_ADDRESS[:3] + bytes((number,))
+                for ports in ((ECHO_PORT, APP_PORT), (22, 22)):
+                    packets.append(udp_packet(source, client, ports, b"spoofed by a gateway"))
+        engine.send_packets(connection_id, packets, now)
+
+
 # --- relays ---------------------------------------------------------------------------------------
 
 
@@ -311,12 +330,12 @@ class HostileRelay(RelayHost):
 
     def __init__(self, *args: Any, habit: str, **keywords: Any) -> None:
         self.habit = habit
-        self.record = _Recorder()
+        self.record = Recorder()
         super().__init__(*args, **keywords)
         self.draws = self.world.randomness(f"{self.name} mischief")
 
     def transmit(self, local: tuple[str, int], destination: Address, data: bytes) -> None:
-        if local[1] == RELAY_PORT and not _carries(data):
+        if local[1] == RELAY_PORT and not carries(data):
             super().transmit(local, destination, data)
             return
         self.record.note(destination, data)
@@ -336,6 +355,6 @@ class HostileRelay(RelayHost):
         super().transmit(local, destination, data)
 
 
-def _carries(data: bytes) -> bool:
+def carries(data: bytes) -> bool:
     """Whether it is ChannelData or a Data indication: what a peer said (RFC 8656)."""
     return bool(data) and (0x40 <= data[0] <= 0x7F or data[:2] == b"\x00\x17")

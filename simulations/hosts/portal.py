@@ -21,13 +21,14 @@ from channel.binding import BindingProbe
 from channel.credentials import NONCE_BYTES
 from channel.listener import ChannelLimits, PortalChannel
 from channel.messages import Disconnect, DoorAddress, IpText, RefusalCode, SocketAddress
-from runtime.clock import NS_PER_MS, NS_PER_S, VirtualClock
+from runtime.clock import NS_PER_MS, NS_PER_S, VirtualClock, earliest
 from runtime.cluster.member import BeginDraining, Identity, Leave
 from runtime.cluster.node import ClusterNode
 from runtime.cluster.remote import RemoteActors
 from runtime.cluster.tenure import Tenure
 from runtime.inspection import CrashReport, Report
 from runtime.net.address import Address, join_host_port
+from runtime.net.quic_probe import negotiation
 from runtime.scheduler import Scheduler
 from runtime.testing import HeapHost, heap_sleep
 from runtime.timers import TimerHeap
@@ -220,19 +221,19 @@ class PortalNode:
         self.plane.start()
         database.attach(self)
         host.listen(DOOR_PORT, self._accept)
+        host.bind(DOOR_PORT, self._asked)
         self.links.start()
         world.add(self, host=host)
 
     # --- Part ------------------------------------------------------------------------------------
 
     def poll_timeout(self) -> int | None:
-        due = (
+        return earliest(
             self.heap.next_event_ns(),
             self._deadlines.next_due_ns(),
             self.links.poll_timeout(),
             self._drain_at,
         )
-        return min((each for each in due if each is not None), default=None)
 
     def handle_timeout(self, now: int) -> None:
         while (door := self._deadlines.pop_due(now)) is not None:
@@ -297,6 +298,7 @@ class PortalNode:
             door.channel.close(self._come_again("shutting_down", self.limits.shed_spread_ns))
             door.flush()
         self.host.stop_listening(DOOR_PORT)
+        self.host.unbind(DOOR_PORT)
         self.host.stop_listening(LINK_PORT)
         self.kill()
 
@@ -367,6 +369,11 @@ class PortalNode:
         self._unjoined[door] = None
         door.channel.start(self.plane.connected)
         self.door_touched(door)
+
+    def _asked(self, data: bytes, source: Address, local: Address) -> None:
+        """A datagram that is of no stream: whether QUIC is spoken here."""
+        if (answer := negotiation(data)) is not None:
+            self.host.send(DOOR_PORT, source, answer)
 
     def _received(self, door: _Door, data: bytes) -> None:
         if door in self._doors:

@@ -10,7 +10,7 @@ from channel.messages import TO_RELAY, Disconnect, IpText, SocketAddress
 from relays.agent import DrainRequested, Joined, RelayAgent, UserRevoked
 from relays.authentication import GRACE_S, StampedCredentials
 from relays.server import Server
-from runtime.clock import NS_PER_S
+from runtime.clock import NS_PER_S, earliest
 from runtime.net.address import Address
 from runtime.secret import Secret
 from simulations.checks.interface import Observer, hears
@@ -130,11 +130,12 @@ class RelayHost:
     # --- Part ---
 
     def poll_timeout(self) -> int | None:
-        instants = [self.server.poll_timeout(), self.agent.poll_timeout()]
-        instants.append(self.channel.poll_timeout())
-        if self._gone is not None:
-            instants.append(self._drain_at)
-        return min((each for each in instants if each is not None), default=None)
+        return earliest(
+            self.server.poll_timeout(),
+            self.agent.poll_timeout(),
+            self.channel.poll_timeout(),
+            None if self._gone is None else self._drain_at,
+        )
 
     def handle_timeout(self, now: int) -> None:
         self.server.handle_timeout(now)

@@ -9,8 +9,9 @@ from __future__ import annotations
 import contextlib
 import http.client
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,6 +19,7 @@ from actors.policy.conditions import NOWHERE
 from simulations.account import EVERYONE, AccountBook, added_later
 from simulations.hosts.database import Database
 from simulations.installation import Api, InstallationError
+from simulations.kernel.watch import Authorized
 from simulations.net.world import World
 from simulations.scenario.schema import Change, Policy, Scenario
 from simulations.scenario.units import duration_ns
@@ -51,6 +53,7 @@ class KernelAccount:
         self._admin_token = ""
         self._account_id = ""
         self._ids: dict[tuple[str, str], str] = {}
+        self._names: dict[str, str] = {}
         self._policies = {policy.name: policy for policy in scenario.account.policies}
         self._book = AccountBook(
             world := World(1),
@@ -62,6 +65,7 @@ class KernelAccount:
         )
         self._world = world
         self._began = time.monotonic_ns()
+        self._ahead_ns = time.time_ns() - self._began
 
     # --- who may what ----------------------------------------------------------------------------
 
@@ -71,6 +75,14 @@ class KernelAccount:
         if past > 0:
             self._world.run_for(past)
         return self._book.may(client, resource, remote_ip)
+
+    def expiries(self) -> list[int]:
+        """The instants, on the machine's monotonic clock, at which policies of the file expire."""
+        return [
+            self._began + duration_ns(policy.expires_in)
+            for policy in self._scenario.account.policies
+            if policy.expires_in
+        ]
 
     # --- making ----------------------------------------------------------------------------------
 
@@ -104,7 +116,7 @@ class KernelAccount:
             body = {
                 "name": resource.name,
                 "kind": "cidr",
-                "address": f"{self._addresses[resource.name]}/32",
+                "address": str(ip_network(self._addresses[resource.name])),
                 "site_ids": [self._ids["site", site] for site in resource.sites],
                 "filters": list(resource.filters),
             }
@@ -172,6 +184,7 @@ class KernelAccount:
     def _make(self, kind: str, name: str, noun: str, body: dict[str, Any]) -> str:
         made: str = self._call(self.admin(), "POST", f"/v1/{noun}", body)["id"]
         self._ids[kind, name] = made
+        self._names[made] = name
         return made
 
     def _token(self, api: Api, name: str, kind: str, body: dict[str, Any]) -> None:
@@ -203,10 +216,22 @@ class KernelAccount:
                 path = f"/v1/principals/{self._ids['user', first]}"
                 self._call(self.admin(), "PATCH", path, {"disabled": True})
             case "delete_token":
-                self._delete("tokens", "token", f"user-{first}")
+                user = self._book.user_by_client[first]
+                self._delete("tokens", "token", f"user-{user}")
             case "remove_resource":
                 self._delete("resources", "resource", first)
         self._book.change(change, subject)
+
+    def users(self) -> list[str]:
+        """Of the file, in its order."""
+        return list(self._book.users())
+
+    def remove_users(self, names: Sequence[str]) -> None:
+        """As a directory that lost them does. Raises InstallationError."""
+        for name in names:
+            if ("user", name) in self._ids:
+                self._delete("principals", "user", name)
+        self._book.remove_users(names)
 
     def _set_policy(self, name: str, *, disabled: bool) -> None:
         known = self._ids.get(("policy", name))
@@ -234,5 +259,37 @@ class KernelAccount:
         ):
             with contextlib.suppress(InstallationError, *NO_ANSWER):
                 items = who().call("GET", f"/v1/{noun}?limit={MAX_PAGE}")["items"]
+                self._names |= {item["id"]: str(item["name"]) for item in items}
                 found.update(str(item["name"]) for item in items if item["online"])
         return found
+
+    # --- what it has given out -------------------------------------------------------------------
+
+    def authorizations(self) -> list[Authorized] | None:
+        """All that there ever were; None if the portal does not say."""
+        self.online()  # who is who
+        found: list[Authorized] = []
+        path = f"/v1/authorizations?limit={MAX_PAGE}"
+        cursor = ""
+        try:
+            while True:
+                page = self._call(self.admin(), "GET", path + cursor)
+                found += map(self._authorized, page["items"])
+                if not page["next_cursor"]:
+                    return found
+                cursor = f"&cursor={page['next_cursor']}"
+        except (InstallationError, *NO_ANSWER):
+            return None
+
+    def _authorized(self, item: dict[str, Any]) -> Authorized:
+        def instant(text: str) -> int:
+            return int(datetime.fromisoformat(text).timestamp() * 10**9) - self._ahead_ns
+
+        return Authorized(
+            client=self._names.get(item["client_id"], ""),
+            gateway=self._names.get(item["gateway_id"], ""),
+            resource=self._names.get(item["resource_id"], ""),
+            created_ns=instant(item["created_at"]),
+            expires_ns=instant(item["expires_at"]),
+            ended_ns=instant(item["ended_at"]) if item["ended_at"] else None,
+        )

@@ -5,7 +5,7 @@ Only outcomes decide. Times are shown, and are those of this machine and its loa
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import attrs
 from rich.console import Group
@@ -18,17 +18,19 @@ from simulations.result import Pair, Result
 
 @attrs.frozen(kw_only=True)
 class Row:
-    """One pair in both worlds; `None` where it was not asked for."""
+    """One pair in both worlds; `None` where it was not asked for. Of a client that lies nothing is
+    expected."""
 
     client: str
     resource: str
     virtual: Pair | None
     kernel: Pair | None
+    lies: bool = False
 
     @property
     def agrees(self) -> bool:
         """Whether it had the same outcome in both."""
-        return _outcome(self.virtual) == _outcome(self.kernel)
+        return self.lies or _outcome(self.virtual) == _outcome(self.kernel)
 
 
 @attrs.frozen(kw_only=True)
@@ -47,13 +49,19 @@ class Comparison:
         return not self.errors and all(row.agrees for row in self.rows)
 
 
-def compare(virtual: Result, kernel: Result) -> Comparison:
-    """Two results of one scenario and seed."""
+def compare(virtual: Result, kernel: Result, lying: Collection[str] = ()) -> Comparison:
+    """Two results of one scenario and seed, of which these clients are hostile."""
     before, after = ({(p.client, p.resource): p for p in each.pairs} for each in (virtual, kernel))
     return Comparison(
         seed=kernel.seed,
         rows=tuple(
-            Row(client=key[0], resource=key[1], virtual=before.get(key), kernel=after.get(key))
+            Row(
+                client=key[0],
+                resource=key[1],
+                virtual=before.get(key),
+                kernel=after.get(key),
+                lies=key[0] in lying,
+            )
             for key in {**before, **after}
         ),
         errors=tuple(
@@ -87,7 +95,7 @@ def shown(comparison: Comparison) -> Group:
             _outcome(row.virtual),
             _outcome(row.kernel),
             f"{_first(row.virtual)} / {_first(row.kernel)}",
-            "" if row.agrees else "differs",
+            "lies" if row.lies else "" if row.agrees else "differs",
         )
     word = "agree" if comparison.agrees else "differ"
     head = f"virtual time and the kernel {word}, seed {comparison.seed}:"

@@ -2,7 +2,8 @@
 
 It sends numbered UDP datagrams to the echoes behind the resources, each at its time, and writes a
 line for each question and each answer. They become the same `Pair` as in virtual time, so that
-checks, gaps and recoveries are worked out by the same code.
+checks, gaps and recoveries are worked out by the same code. No two questions of a run are alike,
+and all bear the run's mark, by which taps tell them (`watch.question` says how they look).
 """
 
 from __future__ import annotations
@@ -22,25 +23,27 @@ _ASKER: Final = """
 import heapq, json, selectors, socket, struct, sys, time
 plan = json.loads(sys.stdin.readline())
 now = time.monotonic_ns
+mark, base = bytes.fromhex(plan["mark"]), plan["base"]
 waiting, sockets = selectors.DefaultSelector(), {}
 due = []
 for number, address, port, first, every, until, size in plan["pairs"]:
-    s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    s = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM)
     s.setblocking(False)
     waiting.register(s, selectors.EVENT_READ, number)
-    sockets[number] = (s, (address, port), every, until, bytes(max(0, size - 12)))
-    heapq.heappush(due, (first, number, 0))
+    words = (mark * (size // len(mark)))[:size - 16]
+    sockets[number] = (s, (address, port), every, until, words)
+    heapq.heappush(due, (first, number, base))
 out = sys.stdout
 until = max(each[5] for each in plan["pairs"])
 while now() < until + plan["linger"]:
     while due and due[0][0] <= now():
         at, number, index = heapq.heappop(due)
-        s, target, every, end, padding = sockets[number]
+        s, target, every, end, words = sockets[number]
         if at >= end:
             continue
         out.write(f"q {number} {index} {now()}\\n")
         try:
-            s.sendto(struct.pack("!IQ", number, index) + padding, target)
+            s.sendto(mark + struct.pack("!II", number, index) + words, target)
         except OSError:
             pass
         heapq.heappush(due, (at + every, number, index + 1))
@@ -50,22 +53,28 @@ while now() < until + plan["linger"]:
         try:
             while True:
                 data = key.fileobj.recv(2048)
-                number, index = struct.unpack_from("!IQ", data)
+                number, index = struct.unpack_from("!II", data, len(mark))
                 out.write(f"a {number} {index} {now()}\\n")
         except (BlockingIOError, ConnectionError):
             pass
     out.flush()
 """
 LINGER_NS: Final = 10**9
+MAX_ASKED: Final = 1 << 20
+"""Questions of one process to one resource that are told from those of the next process."""
 WAY_NS: Final = 3 * 10**9
 """How far from an answer the client's word on its path may be."""
 
 
 class Asked:
-    """All pairs of a run, and who asks. `may` says what policy allows now."""
+    """All pairs of a run, and who asks. `may` says what policy allows now. `known` is what clients
+    said when of the resources that they have."""
 
-    def __init__(self, may: Callable[[str, str], bool]) -> None:
+    def __init__(self, may: Callable[[str, str], bool], mark: bytes) -> None:
         self._may = may
+        self._mark = mark
+        self._started = 0
+        self.known: dict[str, list[tuple[int, frozenset[str]]]] = {}
         self._by_names: dict[tuple[str, str], Pair] = {}
         self._askers: list[tuple[subprocess.Popen[str], threading.Thread]] = []
         self._ways: dict[str, list[tuple[int, dict[str, tuple[str, Outcome]]]]] = {}
@@ -109,7 +118,10 @@ class Asked:
                 [pair.number, *targets[pair.resource], first, every, until, size] for pair in pairs
             ],
             "linger": LINGER_NS,
+            "mark": self._mark.hex(),
+            "base": self._started * MAX_ASKED,
         }
+        self._started += 1
         process = subprocess.Popen(
             ["ip", "netns", "exec", host.name, sys.executable, "-I", "-S", "-c", _ASKER],
             stdin=subprocess.PIPE,
@@ -161,7 +173,9 @@ class Asked:
     # --- paths -----------------------------------------------------------------------------------
 
     def saw(self, client: str, now: int, status: dict[str, Any]) -> None:
-        """What a client said of its ways."""
+        """What a client said of its ways and resources."""
+        names = frozenset(each["name"] for each in status.get("resources", []))
+        self.known.setdefault(client, []).append((now, names))
         ways: dict[str, tuple[str, Outcome]] = {}
         for peer in status.get("peers", []):
             kind = (peer.get("path") or {}).get("kind")

@@ -11,6 +11,7 @@ import os
 import pwd
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -20,16 +21,20 @@ from simulations.installation import wait_until
 from simulations.kernel.lab import Host, LabError
 
 OWNER: Final = "holloway"
+SOCKET: Final = ".s.PGSQL.5432"
 READY_S: Final = 60.0
 STOP_S: Final = 20.0
 
 
 class LabDatabase:
-    """One cluster. `url_file` is for `holloway portal --database-url-file`."""
+    """One cluster. `url_file` is for `holloway portal --database-url-file`. Only with `may_be_slow`
+    there is a way to it that can be made so."""
 
-    def __init__(self, directory: Path, host: Host) -> None:
+    def __init__(self, directory: Path, host: Host, *, may_be_slow: bool = False) -> None:
         self._directory = directory
         self._host = host
+        self._slow_directory = directory.with_suffix(".slow") if may_be_slow else None
+        self._slow: subprocess.Popen[bytes] | None = None
         self.url_file = directory.with_suffix(".url")
         self._process: subprocess.Popen[bytes] | None = None
         self._stopped: list[int] = []
@@ -68,8 +73,32 @@ class LabDatabase:
             timeout_s=READY_S,
         )
         _run([*asked, "-c", f"CREATE DATABASE {OWNER}"], self._directory, identity)
+        reached_by = self._directory
+        if self._slow_directory is not None:
+            reached_by = self._slow_directory
+            self._start_slow(reached_by)
         self.url_file.touch(mode=0o600)
-        self.url_file.write_text(f"postgresql:///{OWNER}?host={self._directory}&user={OWNER}")
+        self.url_file.write_text(f"postgresql:///{OWNER}?host={reached_by}&user={OWNER}")
+
+    def _start_slow(self, directory: Path) -> None:
+        directory.mkdir(mode=0o700)
+        ends = [str(each / SOCKET) for each in (directory, self._directory)]
+        self._slow = self._host.spawn(
+            [sys.executable, "-m", "simulations.kernel.slow", *ends],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            cwd=Path(__file__).resolve().parents[2],
+        )
+        assert self._slow.stdout is not None
+        if self._slow.stdout.readline().strip() != b"ready":
+            raise LabError("the way to the database did not start")
+
+    def answer_after(self, delay_ns: int) -> None:
+        """Each answer takes so much longer from now on. Raises LabError unless it may be slow."""
+        if self._slow is None or self._slow.stdin is None:
+            raise LabError("this database was not made to be slow")
+        self._slow.stdin.write(b"%d\n" % (delay_ns // 1_000))
+        self._slow.stdin.flush()
 
     def pause(self) -> None:
         """Nothing of it goes on; connections stay."""
@@ -86,6 +115,10 @@ class LabDatabase:
 
     def stop(self) -> None:
         """End it at once; nobody needs what is in it."""
+        slow, self._slow = self._slow, None
+        if slow is not None:
+            with slow:  # which closes its standard input
+                pass
         process, self._process = self._process, None
         if process is None:
             return

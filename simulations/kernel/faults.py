@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Final
 
+from runtime.randomness import SeededRandomness, shuffle
 from simulations.faults import RESTART_NS, Struck, sentence_of
 from simulations.installation import CHANNEL_PORT, InstallationError
 from simulations.kernel.account import NO_ANSWER
@@ -14,7 +15,7 @@ from simulations.kernel.parts import Parts
 from simulations.kernel.schedule import Schedule
 from simulations.kernel.topology import Topology, quality_of
 from simulations.scenario import schema
-from simulations.scenario.units import duration_ns
+from simulations.scenario.units import PPM, duration_ns, share_ppm
 
 LOOK_NS: Final = 50 * 10**6
 RECONNECT_NS: Final = 17 * 10**9
@@ -24,7 +25,7 @@ Undo = Callable[[], None]
 
 class KernelFaults:
     """The faults of one run. `impairments` by the name of their router; `changed` is called when an
-    admin has changed who may what."""
+    admin has changed who may what, and `log` is told of each fault."""
 
     def __init__(
         self,
@@ -33,14 +34,19 @@ class KernelFaults:
         schedule: Schedule,
         impairments: dict[str, Impairment],
         changed: Callable[[], None],
+        log: Callable[[int, str], None],
+        seed: int,
     ) -> None:
         self._parts = parts
+        self._log = log
         self._topology = topology
         self._schedule = schedule
         self._impairments = impairments
         self._changed = changed
         self._qualities: dict[str, list[Quality]] = {}
-        self._outages = 0
+        self._outages: list[int] = []
+        self._may_be_slow = False
+        self._randomness = SeededRandomness(seed, "faults")
         self._parted = 0
         self.struck: list[Struck] = []
 
@@ -51,6 +57,7 @@ class KernelFaults:
 
     def schedule(self, faults: Sequence[schema.Fault]) -> None:
         """Have each happen at its instant, counted from now."""
+        self._may_be_slow = any(fault.slow for fault in faults)
         for fault in faults:
             self._schedule.after(duration_ns(fault.at), self._strike, fault)
 
@@ -67,6 +74,7 @@ class KernelFaults:
             struck.text = sentence_of(fault)
         except (KeyError, LabError, InstallationError, *NO_ANSWER) as error:
             undo, struck.text = None, f"nothing: {error}"
+        self._log(now, struck.text)
         if undo is not None and duration is not None:
             self._schedule.after(now + duration - self._schedule.now, undo)
 
@@ -126,16 +134,20 @@ class KernelFaults:
 
     def _reconnect(self, fault: schema.Fault) -> None:
         """The portal's doors refuse until the channel ends by itself: nothing ends it at once."""
-        doors = ", ".join(self._parts.addresses("portal"))
+        refused = "\n    ".join(
+            f"{'ip6' if ':' in door else 'ip'} daddr {door} udp dport {CHANNEL_PORT}"
+            " reject with icmpx type port-unreachable"
+            for door in self._parts.addresses("portal")
+        )
         hosts = [self._topology.place(name).host for name in fault.targets]
         for host in hosts:
             host.nft(f"""
-table ip reconnecting
-delete table ip reconnecting
-table ip reconnecting {{
+table inet reconnecting
+delete table inet reconnecting
+table inet reconnecting {{
   chain outward {{
     type filter hook output priority filter;
-    ip daddr {{ {doors} }} udp dport {CHANNEL_PORT} reject with icmp type port-unreachable
+    {refused}
   }}
 }}
 """)
@@ -144,7 +156,7 @@ table ip reconnecting {{
     @staticmethod
     def _let_again(hosts: Sequence[Host]) -> None:
         for host in hosts:
-            host.nft("table ip reconnecting\ndelete table ip reconnecting\n")
+            host.nft("table inet reconnecting\ndelete table inet reconnecting\n")
 
     def _roam(self, fault: schema.Fault) -> Undo:
         before = [(name, self._topology.network_of(name)) for name in fault.targets]
@@ -215,16 +227,33 @@ table ip reconnecting {{
     # --- the portal ------------------------------------------------------------------------------
 
     def _database(self, fault: schema.Fault) -> Undo:
-        self._outages += 1
-        if self._outages == 1:
-            self._parts.database.pause()
+        slow_ns = duration_ns(fault.slow) if fault.slow else 0
+        self._outages.append(slow_ns)
+        self._set_database()
 
         def recover() -> None:
-            self._outages -= 1
-            if not self._outages:
-                self._parts.database.resume()
+            self._outages.remove(slow_ns)
+            self._set_database()
 
         return recover
+
+    def _set_database(self) -> None:
+        """Away while any fault has it so, else as slow as the slowest."""
+        database = self._parts.database
+        if 0 in self._outages:
+            database.pause()
+        else:
+            database.resume()
+        if self._may_be_slow:
+            database.answer_after(max(self._outages, default=0))
+
+    def _shrink_directory(self, fault: schema.Fault) -> None:
+        """The same users as in virtual time, by the same stream of the seed."""
+        account = self._parts.account
+        users = account.users()
+        shuffle(users, self._randomness)
+        account.remove_users(sorted(users[: len(users) * share_ppm(fault.share) // PPM]))
+        self._changed()
 
     def _change(self, fault: schema.Fault) -> None:
         if not fault.change:

@@ -30,7 +30,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from ipaddress import ip_interface
 from pathlib import Path
 from types import TracebackType
@@ -44,6 +44,10 @@ _EASY = "masquerade"
 _HARD = "masquerade random,fully-random"
 _CLONE_NEWNET = 0x4000_0000
 PREFIX = "hlw-"
+ETC = Path("/etc/netns")
+"""Where `ip netns exec` finds what a namespace has in place of files in /etc (ip-netns(8))."""
+LINK_ROUTER = "fe80::1"
+"""A router, as its neighbours know it on their links."""
 DIES_WITH_PARENT = ("setpriv", "--pdeathsig", "KILL", "--")
 """Before a command: it is killed when we die. (Not done by code between fork and exec: then CPython
 runs its callbacks of a fork in us, too, and a signal's exception that is raised in one is lost.)"""
@@ -95,6 +99,7 @@ class Host:
     uplink: str = ""
     wan_address: str = ""
     _attachments: int = 0
+    _hops: int = 0
     _lan_network: str | None = None
 
     def run(self, *argv: str, check: bool = True, timeout_s: float = 60.0) -> str:
@@ -132,6 +137,14 @@ class Host:
             cwd=cwd,
             start_new_session=True,
         )
+
+    def name_hosts(self, names: Mapping[str, Sequence[str]]) -> None:
+        """Have what is started inside from now on find these names at these addresses."""
+        lines = ["127.0.0.1 localhost", "::1 localhost"]
+        lines += [f"{address} {name}" for name, each in names.items() for address in each]
+        directory = ETC / self.name
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / "hosts").write_text("\n".join(lines) + "\n")
 
     def nft(self, rules: str) -> None:
         """Load an nftables file. Raises LabError with nft's own words."""
@@ -280,14 +293,15 @@ class Lab:
         host.run("sysctl", "-qw", "net.ipv4.ip_forward=1")
         return host
 
-    def host(self, name: str, nat: Host, address: str) -> Host:
-        """A host on the LAN behind a NAT, with its default route through it."""
+    def host(self, name: str, nat: Host, address: str = "") -> Host:
+        """A host on the LAN behind a NAT, with its default route through it. Without an address it
+        has no IPv4."""
         assert nat._lan_network is not None, f"{nat.short_name} is no NAT"
         host = self._namespace(name)
         self._join_lan(host, "eth0", nat, address)
         return host
 
-    def move(self, host: Host, nat: Host, address: str) -> None:
+    def move(self, host: Host, nat: Host, address: str = "") -> None:
         """A host of a LAN, or a public one, is on the LAN behind a NAT from now on."""
         assert nat._lan_network is not None, f"{nat.short_name} is no NAT"
         host.ip("link del eth0")
@@ -311,8 +325,26 @@ class Lab:
         )
         router.ip(f"route add {inner.network} via {outer.ip}")
 
+    def forward_ipv6(self, inner: Host, outer: Host) -> str:
+        """Let a NAT, or a router on the way to one, forward IPv6 to the router that it hangs on,
+        and return the hop by which that one finds it, as of an `ip route`."""
+        inner.run("sysctl", "-qw", "net.ipv6.conf.all.forwarding=1")
+        outer._hops += 1
+        end = inner.uplink if outer._lan_network is None else "lan"
+        own = f"fe80::{outer._hops + 1:x}"
+        outer.ip(f"addr replace {LINK_ROUTER}/64 dev {end} nodad")
+        inner.ip(
+            f"addr add {own}/64 dev {inner.device} nodad",
+            f"route add default via {LINK_ROUTER} dev {inner.device}",
+        )
+        return f"via {own} dev {end}"
+
+    def lan_ipv6(self, nat: Host, address: str) -> None:
+        """An IPv6 address with its prefix for a NAT on its LAN; `ipv6` then gives hosts theirs."""
+        nat.ip(f"addr add {address} dev lan nodad")
+
     def ipv6(self, host: Host, address: str) -> None:
-        """An IPv6 address for a host on a LAN with `route_ipv6`, and its default route."""
+        """An IPv6 address for a host on a LAN that has the prefix, and its default route."""
         gateway = next(ip_interface(address).network.hosts())
         host.ip(f"addr add {address} dev eth0 nodad", f"route add default via {gateway}")
 
@@ -339,11 +371,9 @@ class Lab:
         )
         host.device, host.uplink = device, port
         gateway = ip_interface(nat._lan_network).ip
-        host.ip(
-            f"addr add {address} dev {device}",
-            f"link set {device} up",
-            f"route add default via {gateway}",
-        )
+        host.ip(f"link set {device} up")
+        if address:
+            host.ip(f"addr add {address} dev {device}", f"route add default via {gateway}")
 
     def _link(self, host: Host, device: str, router: Host, addresses: Sequence[str]) -> None:
         router._attachments += 1
@@ -409,6 +439,7 @@ def sweep(prefix: str, directory: Path | None = None) -> None:
         _signal_all(names, sent)
     for name in names:
         subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False)
+        shutil.rmtree(ETC / name, ignore_errors=True)
     if directory is not None and directory.name.startswith(prefix):
         shutil.rmtree(directory, ignore_errors=True)
 

@@ -296,11 +296,13 @@ def install_firewall(
     udp: Literal["pass", "drop", "reject"] = "pass",
     udp_ports: tuple[int, ...] = (),
     tcp_ports: tuple[int, ...] = (),
+    ipv6_inbound: bool = True,
 ) -> None:
     """What a router of a lab with `lan` and `wan` lets out, beside its NAT, from now on. `udp` is
-    of all UDP, both ways; lists of ports are those to which it goes out alone, if there are any."""
+    of all UDP, both ways; lists of ports are those to which it goes out alone, if there are any.
+    Without `ipv6_inbound` no IPv6 comes in that nobody asked for."""
     lines = []
-    refused = "reject with icmp type admin-prohibited" if udp == "reject" else "drop"
+    refused = "reject with icmpx type admin-prohibited" if udp == "reject" else "drop"
     if udp != "pass":
         lines.append(f'oifname "wan" meta l4proto udp {refused}')
         lines.append('iifname "wan" meta l4proto udp drop')
@@ -309,11 +311,13 @@ def install_firewall(
             those = ", ".join(map(str, ports))
             new = f'oifname "wan" ct direction original {protocol} dport'
             lines.append(f"{new} != {{ {those} }} drop")
+    if not ipv6_inbound:
+        lines.append('iifname "wan" meta nfproto ipv6 ct state new,invalid drop')
     body = "\n    ".join(lines)
     host.nft(f"""
-table ip firewall_of_lab
-delete table ip firewall_of_lab
-table ip firewall_of_lab {{
+table inet firewall_of_lab
+delete table inet firewall_of_lab
+table inet firewall_of_lab {{
   chain forward {{
     type filter hook forward priority filter - 20;
     {body}

@@ -10,11 +10,14 @@ import contextlib
 import signal
 import sys
 import time
+from ipaddress import ip_address
 from typing import Any, Final, Literal
 
 import attrs
+import msgspec
 
 from runtime.control import ControlUnavailable, ask_control
+from runtime.net.address import Address
 from simulations.installation import (
     API_PORT,
     CHANNEL_PORT,
@@ -27,6 +30,7 @@ from simulations.installation import (
 )
 from simulations.kernel.account import NO_ANSWER, KernelAccount
 from simulations.kernel.database import LabDatabase
+from simulations.kernel.hostile import Plan
 from simulations.kernel.lab import Lab
 from simulations.kernel.obstacles import agents_of
 from simulations.kernel.topology import Topology, ip_of
@@ -34,16 +38,21 @@ from simulations.scenario.schema import Client, Gateway, Portal, Relay, Scenario
 from tunnel.shell.process import CONTROL_SOCKET
 
 Kind = Literal["portal", "relay", "gateway", "client", "service"]
+AgentKind = Literal["relay", "gateway", "client"]
 ECHO_PORT: Final = 7_007
 RELAY_PORT: Final = 3_478
+ENGINE_PORT: Final = 51_820
 LINK_PORT: Final = 7_400
 READY_S: Final = 120.0
 STATUS_NS: Final = 2 * 10**9
 FRESH_S: Final = 0.5
 """How old the portal's word on who is online may be."""
+HOSTILE: Final = "simulations.kernel.hostile"
+DOMAIN: Final = "portal.example"
 _ECHO: Final = f"""
 import socket
-s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+s = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+s.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
 s.bind(("", {ECHO_PORT}))
 while True:
     data, source = s.recvfrom(2048)
@@ -59,6 +68,7 @@ class Part:
     kind: Kind
     component: Component
     starts: bool = True
+    hostile: str = ""
     is_paused: bool = False
 
     @property
@@ -69,13 +79,18 @@ class Part:
 class Parts:
     """All processes of one scenario. Raises InstallationError where one does not start."""
 
-    def __init__(self, lab: Lab, scenario: Scenario, topology: Topology) -> None:
+    def __init__(self, lab: Lab, scenario: Scenario, topology: Topology, seed: int) -> None:
         self._lab = lab
+        self._seed = seed
         self._scenario = scenario
         self._topology = topology
         self._state = lab.directory / "portal"
         self._online: tuple[float, set[str]] = (0.0, set())
-        self.database = LabDatabase(lab.directory / "database", topology.core)
+        self.database = LabDatabase(
+            lab.directory / "database",
+            topology.core,
+            may_be_slow=any(fault.slow for fault in scenario.faults),
+        )
         self.parts: dict[str, Part] = {}
         self.account: KernelAccount
         portals = scenario.portals or (Portal(name="portal"),)
@@ -87,6 +102,9 @@ class Parts:
         for service in scenario.services:
             topology.host(service.name, service.network, service.address)
             self._add(service.name, "service", [sys.executable, "-c", _ECHO], {})
+        self._doors = {name: self._door(name) for name in self._nodes}
+        if topology.has_ipv6:
+            self._name_doors()
         for portal in portals:
             self._add_portal(portal)
 
@@ -122,19 +140,32 @@ class Parts:
             lambda: self._is_ready(node), what=f"{node.name} is ready", timeout_s=READY_S
         )  # fmt: skip
 
+    def _door(self, node: str) -> str:
+        """By which agents reach a node: its address, or a name where it has several."""
+        if not self._topology.has_ipv6:
+            return self._topology.address_of(node)
+        return f"{_label(node)}.{DOMAIN}"
+
+    def _name_doors(self) -> None:
+        addresses = {self._doors[each]: self._topology.addresses_of(each) for each in self._nodes}
+        for name in self._nodes + [each.name for each in agents_of(self._scenario)]:
+            self._topology.place(name).host.name_hosts(addresses)
+
     def _add_portal(self, portal: Portal) -> None:
         own = self._topology.address_of(portal.name)
-        first = self._topology.address_of(self._nodes[0])
+        door = self._doors[portal.name]
+        listen = "[::]" if self._topology.has_ipv6 else own
         env = {
-            "HOLLOWAY_PORTAL_NODE": portal.name.replace("_", "-"),
-            "HOLLOWAY_PORTAL_LISTEN": f"{own}:{CHANNEL_PORT}",
-            "HOLLOWAY_PORTAL_API_LISTEN": f"{own}:{API_PORT}",
-            "HOLLOWAY_PORTAL_ADDRESS": f"{first}:{CHANNEL_PORT}",
+            "HOLLOWAY_PORTAL_NODE": _label(portal.name),
+            "HOLLOWAY_PORTAL_LISTEN": f"{listen}:{CHANNEL_PORT}",
+            "HOLLOWAY_PORTAL_API_LISTEN": f"{listen}:{API_PORT}",
+            "HOLLOWAY_PORTAL_ADDRESS": f"{self._doors[self._nodes[0]]}:{CHANNEL_PORT}",
+            "HOLLOWAY_PORTAL_NODE_ADDRESS": f"{door}:{CHANNEL_PORT}",
             "HOLLOWAY_PORTAL_DATABASE_URL_FILE": str(self.database.url_file),
         }
         if len(self._nodes) > 1:
             env["HOLLOWAY_PORTAL_LINK_LISTEN"] = f"{own}:{LINK_PORT}"
-        argv = [*HOLLOWAY, "portal", "--state-dir", str(self._state)]
+        argv = [*HOLLOWAY, "portal", "--state-dir", str(self._state), "--names", own]
         self._add(portal.name, "portal", argv, env, starts=portal.starts)
 
     def _add_agent(self, written: Relay | Gateway | Client) -> None:
@@ -143,26 +174,84 @@ class Parts:
         match written:
             case Relay():
                 kind, token = "RELAY", "relay"
-                listen = f"{self._topology.address_of(name)}:{RELAY_PORT}"
-                argv = ["relay", "--name", name, "--listen", listen]
+                argv = ["relay", "--name", name]
+                for address in self._topology.addresses_of(name):
+                    argv += ["--listen", str(Address(address, RELAY_PORT))]
                 if written.region:
                     argv += ["--region", written.region]
-                self._agent(name, "relay", argv, kind, token, written.starts)
+                self._agent(written, "relay", argv, kind, token)
             case Gateway():
                 token = f"site-{written.site}"
-                self._agent(name, "gateway", ["gateway", *folder], "GATEWAY", token, written.starts)
+                argv = ["gateway", *folder]
+                if port := self._engine_port(written):
+                    argv += ["--port", str(port)]
+                self._agent(written, "gateway", argv, "GATEWAY", token)
             case Client():
                 token = f"user-{written.user}"
-                self._agent(name, "client", ["up", *folder], "UP", token, written.starts)
+                self._agent(written, "client", ["up", *folder], "UP", token)
 
     def _agent(
-        self, name: str, kind: Kind, argv: list[str], variable: str, token: str, starts: bool
+        self,
+        written: Relay | Gateway | Client,
+        kind: AgentKind,
+        argv: list[str],
+        variable: str,
+        token: str,
     ) -> None:
         env = {f"HOLLOWAY_{variable}_TOKEN_FILE": str(self.account.token_file(token))}
-        self._add(name, kind, [*HOLLOWAY, *argv], env, starts=starts)
+        argv = [*HOLLOWAY, *argv]
+        if written.hostile:
+            argv = [sys.executable, "-m", HOSTILE, self._mischief(written, kind)]
+        self._add(written.name, kind, argv, env, starts=written.starts, hostile=written.hostile)
+
+    def _mischief(self, written: Relay | Gateway | Client, kind: AgentKind) -> str:
+        """What a hostile process is told, as JSON."""
+        topology, scenario = self._topology, self._scenario
+        agents: list[Relay | Gateway] = [*scenario.gateways, *scenario.relays]
+        targets = [
+            Address(address, RELAY_PORT if isinstance(each, Relay) else self._engine_port(each))
+            for each in agents
+            for address in dict.fromkeys(
+                (*topology.addresses_of(each.name), topology.outside_ipv4(each.name))
+            )
+        ]
+        plan = Plan(
+            kind=kind,
+            habit=written.hostile,
+            name=written.name,
+            seed=self._seed,
+            state_dir=str(self._lab.directory / written.name),
+            port=self._engine_port(written) if isinstance(written, Gateway) else 0,
+            listen=tuple(
+                str(Address(address, RELAY_PORT))
+                for address in topology.addresses_of(written.name)
+                if isinstance(written, Relay)
+            ),
+            region=written.region if isinstance(written, Relay) else "",
+            targets=tuple(map(str, targets)),
+            resources=tuple(
+                ip_address(topology.address_of(each.service)).packed
+                for each in scenario.account.resources
+            ),
+        )
+        return msgspec.json.encode(plan).decode()
+
+    def _engine_port(self, gateway: Gateway) -> int:
+        """That of a gateway, for who scans it: each has its own, since two may stand behind one
+        NAT; 0 where nobody lies, so that it chooses."""
+        if not any(each.hostile for each in agents_of(self._scenario)):
+            return 0
+        return ENGINE_PORT + self._scenario.gateways.index(gateway)
 
     def _add(
-        self, name: str, kind: Kind, argv: list[str], env: dict[str, str], *, starts: bool = True
+        self,
+        name: str,
+        kind: Kind,
+        argv: list[str],
+        env: dict[str, str],
+        *,
+        starts: bool = True,
+        hostile: str = "",
     ) -> None:
         component = Component(
             name=name,
@@ -171,7 +260,7 @@ class Parts:
             env={"PYTHONPATH": str(ROOT), **env},
             log=self._lab.directory / f"{name}.log",
         )
-        self.parts[name] = Part(name, kind, component, starts)
+        self.parts[name] = Part(name, kind, component, starts, hostile)
 
     def _is_ready(self, node: Part) -> bool:
         if not node.is_up:
@@ -219,8 +308,10 @@ class Parts:
     # --- looking ---------------------------------------------------------------------------------
 
     def addresses(self, kind: Kind) -> list[str]:
-        """Of all hosts of a kind."""
-        return [self._topology.address_of(part.name) for part in self._of(kind)]
+        """All of all hosts of a kind."""
+        return [
+            address for part in self._of(kind) for address in self._topology.addresses_of(part.name)
+        ]
 
     def is_online(self, name: str) -> bool:
         """Whether it runs, and whom it belongs to knows it."""
@@ -240,8 +331,12 @@ class Parts:
         return name in known
 
     def all_online(self) -> bool:
-        """Whether everything that starts at once is."""
-        return all(self.is_online(name) for name, part in self.parts.items() if part.starts)
+        """Whether everything that starts at once is, but for who lies."""
+        return all(
+            self.is_online(name)
+            for name, part in self.parts.items()
+            if part.starts and not part.hostile
+        )
 
     def status(self, name: str) -> dict[str, Any]:
         """What an agent says of itself; nothing if it does not answer."""
@@ -266,3 +361,8 @@ class Parts:
 
     def _of(self, kind: Kind) -> list[Part]:
         return [part for part in self.parts.values() if part.kind == kind]
+
+
+def _label(name: str) -> str:
+    """A name of the file as one of hosts."""
+    return name.replace("_", "-")

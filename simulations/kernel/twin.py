@@ -19,17 +19,21 @@ from typing import Final
 
 import attrs
 
+from runtime.randomness import SeededRandomness
 from simulations.asked import CHECK_BYTES, CHECK_EVERY_NS, Names, asked_by, probed_by
 from simulations.build import nat_label
 from simulations.checks.expectations import Expectations, Zero
 from simulations.kernel.asking import Asked
 from simulations.kernel.faults import KernelFaults
+from simulations.kernel.follow import Follow
 from simulations.kernel.lab import Lab, LabError, missing_requirements
 from simulations.kernel.links import Impairment, impaired
 from simulations.kernel.obstacles import liberties, obstacles
 from simulations.kernel.parts import ECHO_PORT, RELAY_PORT, Parts
 from simulations.kernel.schedule import Schedule
+from simulations.kernel.taps import Seen, Taps
 from simulations.kernel.topology import Topology
+from simulations.kernel.watch import MARK_BYTES, Authorized, Watch
 from simulations.oracle import judge
 from simulations.recoveries import injected
 from simulations.result import Checked, Node, Pair, Result
@@ -43,6 +47,7 @@ __all__ = ["liberties", "obstacles", "run"]
 
 REQUIRED_PROGRAMS: Final = {"iptables-nft": "iptables", "tc": "iproute2"}
 LEAST_SETTLE_NS: Final = 60 * 10**9
+SETTLE_OF_EACH_NS: Final = 3 * 10**9
 """Processes take their time to start, however short the file's `settle` is."""
 LOOK_NS: Final = 200 * 10**6
 WATCH_NS: Final = 500 * 10**6
@@ -50,6 +55,8 @@ WATCH_NS: Final = 500 * 10**6
 STEPS: Final = 50
 SLACK_FACTOR: Final = 2
 SLACK_NS: Final = 3 * 10**9
+EXPIRY_NS: Final = 10**6
+"""So long after its expiry a policy is over by every rounding."""
 
 Progress = Callable[[int, int], object]
 
@@ -64,16 +71,17 @@ def run(
 ) -> Result:
     """Build it, start everything, let it run for its duration, and take it down again.
 
-    `follow` and `monitors` are for virtual time, where every packet is seen; nothing comes of them
-    here. Raises LabError for a scenario with `obstacles`, or a machine that lacks something, and
-    InstallationError if a part does not start.
+    `follow` names the client and resource whose packets are to be told one by one. `monitors` are
+    for virtual time: here `watch` has the rules that can be seen from outside. Raises LabError for
+    a scenario with `obstacles`, or a machine that lacks something, and InstallationError if a part
+    does not start.
     """
     scenario = expand(scenario, seed)
     if found := obstacles(scenario) or missing_requirements(REQUIRED_PROGRAMS):
         raise LabError("; ".join(found))
     began = time.monotonic()
     with Lab() as lab, contextlib.ExitStack() as stack:
-        twin = _Twin(lab, scenario, stack)
+        twin = _Twin(lab, scenario, seed, stack, follow)
         twin.start()
         twin.carry_out(progress)
         result = twin.result()
@@ -81,19 +89,39 @@ def run(
 
 
 class _Twin:
-    def __init__(self, lab: Lab, scenario: Scenario, stack: contextlib.ExitStack) -> None:
+    def __init__(
+        self,
+        lab: Lab,
+        scenario: Scenario,
+        seed: int,
+        stack: contextlib.ExitStack,
+        follow: tuple[str, str] | None,
+    ) -> None:
         self._scenario = scenario
+        self._seed = seed
         self._stack = stack
         self._schedule = Schedule()
         self._topology = Topology(lab, scenario)
-        self._parts = Parts(lab, scenario, self._topology)
+        self._parts = Parts(lab, scenario, self._topology, seed)
         stack.callback(self._parts.end)
-        self._asked = Asked(self._may)
+        mark = SeededRandomness(seed, "mark").bytes(MARK_BYTES)
+        self._asked = Asked(self._may, mark)
         stack.callback(self._asked.finish, kill=True)
+        self._watch = Watch(scenario, self._topology, mark)
+        self._follow = None if follow is None else Follow(scenario, self._topology, *follow)
+        hosts = {name: self._topology.place(name).host for name in self._topology.names}
+        self._taps = stack.enter_context(Taps(hosts, self._see))
+        self._authorized: list[Authorized] | None = None
         self._expectations = Expectations(map(with_slack, scenario.checks), self._asked)
         self._impairments: dict[str, Impairment] = {}
         self._faults = KernelFaults(
-            self._parts, self._topology, self._schedule, self._impairments, self._policy_changed
+            self._parts,
+            self._topology,
+            self._schedule,
+            self._impairments,
+            self._policy_changed,
+            self._struck,
+            seed,
         )
         self._zero = self._end = 0
 
@@ -109,9 +137,10 @@ class _Twin:
             for name in fault.targets
         }
         for router, links in self._topology.links.values():
-            context = impaired(router, links, changing=changing)
+            context = impaired(router, links, changing=changing, seed=self._seed)
             self._impairments[router.name] = self._stack.enter_context(context)
-        limit = self._schedule.now + max(duration_ns(self._scenario.settle), LEAST_SETTLE_NS)
+        least = LEAST_SETTLE_NS + SETTLE_OF_EACH_NS * len(self._parts.parts)
+        limit = self._schedule.now + max(duration_ns(self._scenario.settle), least)
         while not self._parts.all_online() and self._schedule.now < limit:
             self._schedule.run_until(self._schedule.now + LOOK_NS)
 
@@ -126,6 +155,8 @@ class _Twin:
         for traffic in scenario.traffic:
             schedule.after(duration_ns(traffic.at), self._begin_traffic, traffic)
         schedule.after(0, self._begin_probes)
+        for instant in self._parts.account.expiries():
+            schedule.after(max(0, instant - schedule.now) + EXPIRY_NS, self._policy_changed)
         schedule.after(WATCH_NS, self._watch_ways)
         for step in range(STEPS):
             schedule.run_until(self._zero + duration * (step + 1) // STEPS)
@@ -135,6 +166,8 @@ class _Twin:
         self._asked.finish()
         self._asked.note_paths()
         self._note_denials()
+        self._authorized = self._parts.account.authorizations()
+        self._taps.close()
 
     def _begin_traffic(self, traffic: Traffic) -> None:
         until = self._zero + duration_ns(traffic.until) if traffic.until else self._end
@@ -166,6 +199,24 @@ class _Twin:
         for client in self._scenario.clients:
             status = self._parts.status(client.name)
             self._asked.saw(client.name, self._schedule.now, status)
+        self._look_around()
+
+    # --- packets ---------------------------------------------------------------------------------
+
+    def _see(self, seen: Seen) -> None:
+        self._watch.see(seen)
+        if self._follow is not None:
+            self._follow.see(seen)
+
+    def _look_around(self) -> None:
+        self._watch.refresh()
+        if self._follow is not None:
+            self._follow.refresh()
+
+    def _struck(self, now: int, text: str) -> None:
+        self._look_around()
+        if self._follow is not None:
+            self._follow.fault(now, text)
 
     # --- policy ----------------------------------------------------------------------------------
 
@@ -210,13 +261,23 @@ class _Twin:
             pairs=tuple(self._pair(pair, zero) for pair in pairs),
             faults=tuple(injected(each, pairs, zero, struck) for each in struck),
             checks=tuple(map(_told, checks, self._scenario.checks)),
+            violations=tuple(
+                attrs.evolve(each, at_ns=each.at_ns - self._zero)
+                for each in self._watch.judge(pairs, struck, self._authorized, self._asked.known)
+            ),
             nodes=self._nodes(),
+            timeline=() if self._follow is None else self._follow.steps(self._zero),
             counters={
                 "questions": sum(len(pair.asked) for pair in pairs),
                 "answers": sum(_answers(pair) for pair in pairs),
                 "strays": self._asked.strays,
                 "hosts": len(self._parts.parts),
                 "networks": len(self._scenario.networks),
+                "packets_seen": self._taps.seen,
+                "packets_unseen": self._taps.unseen,
+                "questions_through_gateways": self._watch.arrived,
+                "questions_unjudged": self._watch.unjudged,
+                "questions_in_the_open": self._watch.beside,
             },
         )
 
@@ -235,12 +296,17 @@ class _Twin:
             answered=_answers(pair),
             longest_gap_ns=pair.longest_gap_ns(zero.begin, zero.end),
         )
-        if not pair.may() or not self._parts.parts[pair.client].is_up or self._faults.is_parted:
+        client = self._parts.parts[pair.client]
+        if not pair.may() or client.hostile or not client.is_up or self._faults.is_parted:
             return found
         if gateway is None or not self._parts.parts[gateway.name].is_up:
             return attrs.evolve(found, expected="none", why="no gateway of the resource is up")
+        if gateway.hostile:
+            return found
         here, there = (self._topology.network_of(name) for name in (pair.client, gateway.name))
-        has_relay = any(self._parts.parts[each.name].is_up for each in self._scenario.relays)
+        has_relay = any(
+            self._parts.parts[each.name].is_up for each in self._scenario.relays if not each.hostile
+        )
         verdict = judge(
             self._topology.side(here, relay_port=RELAY_PORT),
             self._topology.side(there, relay_port=RELAY_PORT),
@@ -258,7 +324,7 @@ class _Twin:
         for each in up:
             if each.name == pair.gateway:
                 return each
-        return next(iter(up or able), None)
+        return next(iter([each for each in up if not each.hostile] or up or able), None)
 
     def _nats(self, host: str) -> str:
         return self._topology.describe(self._topology.network_of(host))

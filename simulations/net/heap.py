@@ -5,6 +5,10 @@ one instant in the order in which they were asked for; nothing else decides, so 
 every process. There is no way to take an event back: what may become needless looks, when it
 happens, whether it still matters.
 
+Most of what waits is timers of later, of which every host has some. They stand aside in spans of
+time, unsorted, and come into the heap when their span begins; so the heap is as small as what
+happens soon, however large the world is.
+
 A part is a core with a timer (an agent, a relay, the control plane). The heap never walks over all
 parts: who gives a part something calls `touch`, and after the present event the part is flushed
 once and its timer is read again.
@@ -12,14 +16,17 @@ once and its timer is read again.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from heapq import heappop, heappush
+from collections.abc import Callable, Iterator
+from heapq import heapify, heappop, heappush
+from itertools import chain
 from typing import Any, Final, Protocol
 
 from runtime.clock import VirtualClock
 
 MAX_AT_ONE_INSTANT: Final = 1_000_000
 MAX_FIRINGS_AT_ONE_INSTANT: Final = 10_000
+SPAN_BITS: Final = 24
+"""A span lasts 2**24 ns, about 17 ms."""
 
 Event = tuple[int, int, Callable[..., object], tuple[Any, ...]]
 
@@ -70,6 +77,11 @@ class Timeline:
         self.clock = VirtualClock()
         self.now = 0
         self.heap: list[Event] = []
+        """All that happens before `_heap_until`. Whoever asks for something soon may push it here
+        whatever its instant; `after` puts what is later aside."""
+        self._heap_until = 0
+        self._aside: dict[int, list[Event]] = {}  # by span
+        self._spans: list[int] = []  # a heap of the keys of `_aside`
         self.serial = 0
         self.events = 0
         self._seats: dict[Part, Seat] = {}
@@ -79,8 +91,36 @@ class Timeline:
         """Call `act(*args)` in `delay_ns` (0 or more: 0 is after the present event)."""
         if delay_ns < 0:
             raise ValueError("nothing happens in the past")
+        self._push(self.now + delay_ns, act, args)
+
+    def events_to_come(self) -> Iterator[Event]:
+        """All that waits, in no order."""
+        return chain(self.heap, *self._aside.values())
+
+    def _push(self, instant: int, act: Callable[..., object], args: tuple[Any, ...]) -> None:
         self.serial += 1
-        heappush(self.heap, (self.now + delay_ns, self.serial, act, args))
+        event = (instant, self.serial, act, args)
+        if instant < self._heap_until:
+            heappush(self.heap, event)
+            return
+        span = instant >> SPAN_BITS
+        aside = self._aside.get(span)
+        if aside is None:
+            self._aside[span] = [event]
+            heappush(self._spans, span)
+        else:
+            aside.append(event)
+
+    def _next_instant(self) -> int | None:
+        """When the next event is due: it is on top of the heap then. None: nothing waits."""
+        heap, spans = self.heap, self._spans
+        while spans and (not heap or spans[0] << SPAN_BITS <= heap[0][0]):
+            heap += self._aside.pop(heappop(spans))
+            heapify(heap)
+        if not heap:
+            return None
+        self._heap_until = ((heap[0][0] >> SPAN_BITS) + 1) << SPAN_BITS
+        return heap[0][0]
 
     # --- parts ---
 
@@ -152,10 +192,17 @@ class Timeline:
         """All events up to an instant, unless the condition holds before; whether it does."""
         heap = self.heap
         touched = self._touched
+        next_instant = self._next_instant
         advance_to = self.clock.advance_to
         ask_at = self.now + every_ns
         at_this_instant = 0
-        while heap and heap[0][0] <= end:
+        while True:
+            if not heap or heap[0][0] >= self._heap_until:
+                soonest = next_instant()
+                if soonest is None or soonest > end:
+                    return False
+            elif heap[0][0] > end:
+                return False
             instant, _, act, args = heappop(heap)
             if instant > self.now:
                 self.now = instant
@@ -173,7 +220,6 @@ class Timeline:
             if holds():
                 return True
             ask_at = self.now + every_ns
-        return False
 
     def _settle(self) -> None:
         """Flush who was touched, in that order; whoever is touched meanwhile, after them."""
@@ -205,8 +251,7 @@ class Timeline:
             wants = self.now
         if seat.armed is None or wants < seat.armed:
             seat.armed = wants
-            self.serial += 1
-            heappush(self.heap, (wants, self.serial, self._fire, (seat, wants)))
+            self._push(wants, self._fire, (seat, wants))
 
     def _fire(self, seat: Seat, instant: int) -> None:
         if seat.armed != instant or not seat.taken:

@@ -32,15 +32,18 @@ class HostClock:
     drift. `jump` sets the wall clock only. Monotonic time never goes back.
     """
 
-    __slots__ = ("_at_local", "_at_world", "_drift_ppm", "_offset_ns", "_world")
+    __slots__ = ("_ahead_ns", "_at_local", "_at_world", "_drift_ppm", "_offset_ns", "_world")
 
     def __init__(self, world: World) -> None:
         self._world = world
         self._at_world = self._at_local = 0
+        self._ahead_ns = 0  # of the world's time, while the clock does not drift
         self._drift_ppm = 0
         self._offset_ns = 0
 
     def monotonic_ns(self) -> int:
+        if not self._drift_ppm:
+            return self._world.now + self._ahead_ns
         return self.local_time(self._world.now)
 
     def utc_now(self) -> datetime:
@@ -58,15 +61,15 @@ class HostClock:
     def local_time(self, world_ns: int) -> int:
         """The host's monotonic time at an instant of the world."""
         if not self._drift_ppm:
-            return world_ns - self._at_world + self._at_local
+            return world_ns + self._ahead_ns
         passed = world_ns - self._at_world
         return self._at_local + passed * (_MILLION + self._drift_ppm) // _MILLION
 
     def world_time(self, local_ns: int) -> int:
         """The first instant of the world at which the host's monotonic time is `local_ns`."""
-        passed = local_ns - self._at_local
         if not self._drift_ppm:
-            return self._at_world + passed
+            return local_ns - self._ahead_ns
+        passed = local_ns - self._at_local
         return self._at_world - (-passed * _MILLION // (_MILLION + self._drift_ppm))
 
     def jump(self, offset_ns: int) -> None:
@@ -80,6 +83,7 @@ class HostClock:
         now = self._world.now
         self._at_local = self.local_time(now)
         self._at_world = now
+        self._ahead_ns = self._at_local - now
         self._drift_ppm = ppm
 
 
@@ -100,6 +104,7 @@ class Host:
         self.answers = True
         self.paused = False
         self.clock = HostClock(world)
+        self.local_time, self.world_time = self.clock.local_time, self.clock.world_time
         self.on_moved: list[Callable[[Host], None]] = []
         self._receivers: dict[int, tuple[Receiver, Failed | None]] = {}
         self._streams: Streams | None = None
@@ -176,12 +181,6 @@ class Host:
     def runs(self) -> bool:
         """Whether its processes act."""
         return self.alive and not self.paused
-
-    def local_time(self, world_ns: int) -> int:
-        return self.clock.local_time(world_ns)
-
-    def world_time(self, local_ns: int) -> int:
-        return self.clock.world_time(local_ns)
 
     def move(self, network: Network, *, ipv4: str | None = None, ipv6: str | None = None) -> None:
         """Roam: new addresses at once; sockets stay, streams over TCP end, those over UDP go on

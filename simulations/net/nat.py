@@ -151,18 +151,19 @@ class Nat:
     ) -> Address | None:
         """The outside source of a packet from inside; makes or refreshes its mapping (REQ-6).
         None when there is no port or no room."""
+        lasts_ns = self._timeout_ns(protocol)
         mapping = self._reply(protocol, source, destination, now) if self._replies else None
         if mapping is None:
             part = _part(destination, self.behaviour.mapping)
             mapping = self._by_inside.get((protocol, source, part))
-            if mapping is None or self._is_over(mapping, now):
+            if mapping is None or now - mapping.refreshed_at > lasts_ns:
                 mapping = self._map(protocol, source, part, destination, now)
             if mapping is not None and self._has_blocked:
                 mapping = self._beside_blocks(mapping, destination, now)
         if mapping is None:
             self._exhausted += 1
             return None
-        mapping.sent_to(destination, now, self._timeout_ns(protocol))
+        mapping.sent_to(destination, now, lasts_ns)
         self._out += 1
         return mapping.outside
 
@@ -170,13 +171,14 @@ class Nat:
         self, protocol: int, source: Address, destination: Address, now: int
     ) -> Address | None:
         """The inside destination of a packet to an outside address; None where it is filtered."""
+        lasts_ns = self._timeout_ns(protocol)
         mapping = self._by_outside.get((protocol, destination))
-        if mapping is None or self._is_over(mapping, now):
+        if mapping is None or now - mapping.refreshed_at > lasts_ns:
             self._unmapped += 1
             self._refuse("nat no mapping", protocol, source, destination, now)
             return None
         shut_out = self._has_blocked and self._is_blocked(protocol, destination, source, now)
-        if shut_out or not self._admits(mapping, source, now):
+        if shut_out or not self._admits(mapping, source, now, lasts_ns):
             self._filtered += 1
             self._refuse("nat filter", protocol, source, destination, now)
             return None
@@ -250,13 +252,13 @@ class Nat:
     def _is_over(self, mapping: Mapping, now: int) -> bool:
         return now - mapping.refreshed_at > self._timeout_ns(mapping.protocol)
 
-    def _admits(self, mapping: Mapping, source: Address, now: int) -> bool:
+    def _admits(self, mapping: Mapping, source: Address, now: int, lasts_ns: int) -> bool:
         filtering = self.behaviour.filtering
         if filtering == "endpoint_independent":
             return True
         peer = source if filtering == "address_and_port_dependent" else source.host
         last = mapping.peers.get(peer)
-        return last is not None and now - last <= self._timeout_ns(mapping.protocol)
+        return last is not None and now - last <= lasts_ns
 
     def _map(
         self, protocol: int, source: Address, part: object, peer: Address, now: int

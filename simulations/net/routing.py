@@ -97,7 +97,7 @@ class Network:
         self.links: list[tuple[Network, Pipe]] = []
         self.linked_children: list[Network] = []
         self.routes: dict[str, Hop] = {}
-        self.version = 0
+        """What `find_hop` answered; the world forgets it when anything is placed elsewhere."""
 
     @property
     def outer(self) -> tuple[str, ...]:

@@ -80,7 +80,7 @@ class World(Timeline):
         self.networks: dict[str, Network] = {}
         self.partitions: list[Partition] = []
         self._taps: list[Tap] = []
-        self._version = 1
+        self._routed: list[Network] = []  # those that know routes
         self._numbers: dict[str, int] = {}
         self._next_host = 0
         self._next_stream = 0
@@ -132,7 +132,7 @@ class World(Timeline):
             network.nat = Nat(name, (), nat, seed=self.seed)
             self._number(network, nat, outer)
         self.networks[name] = network
-        self._version += 1
+        self._forget_routes()
         return network
 
     def link(self, a: Network, b: Network, quality: LinkQuality) -> Link:
@@ -148,7 +148,7 @@ class World(Timeline):
                 each.parent.linked_children.append(each)
                 each = each.parent
         self.has_links = True
-        self._version += 1
+        self._forget_routes()
         return link
 
     def host(
@@ -198,7 +198,7 @@ class World(Timeline):
         for address in old:
             if address not in nat.addresses:
                 del self._outside(network).realm4[address]
-        self._version += 1
+        self._forget_routes()
 
     # --- seeing ---
 
@@ -237,7 +237,7 @@ class World(Timeline):
         """Packets that are on their way or wait at a paused host. Walks over the heap."""
         flying = sum(
             1
-            for event in self.heap
+            for event in self.events_to_come()
             if event[3]
             and isinstance(event[3][0], Packet)
             and not isinstance(event[3][-1], Failure)
@@ -274,15 +274,21 @@ class World(Timeline):
             pipe.carry(packet, self._at, network)
 
     def _hop(self, network: Network, host: str) -> Hop:
-        if network.version != self._version:
-            network.routes.clear()
-            network.version = self._version
-        hop = network.routes.get(host)
-        if hop is None:
-            if len(network.routes) >= MAX_ROUTES:
-                network.routes.clear()
-            hop = network.routes[host] = find_hop(network, host)
+        return network.routes.get(host) or self._find_hop(network, host)
+
+    def _find_hop(self, network: Network, host: str) -> Hop:
+        routes = network.routes
+        if not routes:
+            self._routed.append(network)
+        elif len(routes) >= MAX_ROUTES:
+            routes.clear()
+        hop = routes[host] = find_hop(network, host)
         return hop
+
+    def _forget_routes(self) -> None:
+        for network in self._routed:
+            network.routes.clear()
+        self._routed.clear()
 
     def _at(self, packet: Packet, network: Network) -> None:
         """A packet is at a router, on the inner side."""
@@ -507,11 +513,11 @@ class World(Timeline):
             network.realm4[ipv4] = (network, (TO_HOST, host))
         if ipv6:
             network.realm6[ipv6] = (network, (TO_HOST, host))
-        self._version += 1
+        self._forget_routes()
 
     def _displace(self, host: Host) -> None:
         if host.ipv4:
             del host.network.realm4[host.ipv4]
         if host.ipv6:
             del host.network.realm6[host.ipv6]
-        self._version += 1
+        self._forget_routes()

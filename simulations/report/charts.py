@@ -18,15 +18,23 @@ MAX_FAULTS: Final = 60
 CHARACTER: Final = 6.6
 """About the width of a character of the charts' text."""
 _REACHED: Final = ("direct", "relayed", "failed")
+NARROW: Final = 420.0
+"""On a telephone it has more than three quarters of this."""
+_CORNER: Final = "client behind"
+FITS: Final = 360.0
+"""The width of a drawing that fits a telephone, and the margins of its axes."""
+_LEFT, _RIGHT, _BOTTOM = 44.0, 24.0, 28.0
 
 
-def svg(width: float, height: float, title: str, *children: Child) -> Element:
-    """A drawing with its name for those who hear it read."""
+def svg(width: float, height: float, title: str, *children: Child, fits: bool = False) -> Element:
+    """A drawing with its name for those who hear it read. One that `fits` is drawn for the width of
+    a telephone, and grows with its column; another is scrolled there, unless it is so narrow that
+    its labels can be read when it is shrunk."""
     return tag(
         "svg",
         tag("title", title),
         *children,
-        class_="chart",
+        class_="chart fits" if fits else "chart narrow" if width <= NARROW else "chart",
         viewBox=f"0 0 {width:.0f} {height:.0f}",
         width=f"{width:.0f}",
         height=f"{height:.0f}",
@@ -53,11 +61,12 @@ def heat_map(rows: Sequence[NatRow]) -> Element:
         [row.gateway_nat for row in rows for _ in range(min(row.reached, 99))]
     )
     by_key = {(row.client_nat, row.gateway_nat): row for row in rows}
-    left = 30 + CHARACTER * max((len(shortened(nat(each), 34)) for each in clients), default=0)
+    names = [_CORNER, *(shortened(nat(each), 34) for each in clients)]
+    left = 24 + CHARACTER * max(map(len, names))
     cell, high, top = 148.0, 50.0, 62.0
     marks: list[Child] = [
         text(left, 14, "gateway behind", "s"),
-        text(left - 12, top - 10, "client behind", "s e"),
+        text(left - 12, top - 10, _CORNER, "s e"),
     ]
     for x, name in enumerate(gateways):
         for line, part in enumerate(_lines(nat(name), 22)):
@@ -113,8 +122,8 @@ def _lines(content: str, most: int) -> list[str]:
 
 def ecdf(by_class: Mapping[str, Distribution], title: str) -> Element:
     """What share of all took no longer than a time, on a logarithmic axis; a line each."""
-    width, height, left, bottom = 560.0, 230.0, 46.0, 34.0
-    axis = _LogAxis(by_class.values(), left, width - 16)
+    width, height, left, bottom = FITS, 176.0, _LEFT, _BOTTOM
+    axis = _LogAxis(by_class.values(), left, width - _RIGHT)
     high = height - bottom - 14
 
     def up(share: float) -> float:
@@ -122,7 +131,7 @@ def ecdf(by_class: Mapping[str, Distribution], title: str) -> Element:
 
     marks: list[Child] = [_time_axis(axis, 14, height - bottom)]
     for share in (0.0, 0.5, 0.9, 1.0):
-        marks.append(tag("line", x1=left, x2=width - 16, y1=up(share), y2=up(share), class_="axis"))
+        marks.append(tag("line", x1=left, x2=axis.end, y1=up(share), y2=up(share), class_="axis"))
         marks.append(text(left - 6, up(share) + 4, f"{share * 100:.0f} %", "s e"))
     for name, times in by_class.items():
         points = [f"M{axis.place(times.least):.1f} {up(0):.1f}"]
@@ -131,14 +140,14 @@ def ecdf(by_class: Mapping[str, Distribution], title: str) -> Element:
         line = tag("path", d="".join(points), class_=f"line {name}" + _dashed(name))
         median = times.quantile(0.5) or 0
         marks.append(tag("g", tag("title", f"{name}: median {time(median)}"), line))
-        marks.append(tag("circle", cx=axis.place(median), cy=up(0.5), r="4", class_=name))
-    return svg(width, height, title, marks)
+        marks.append(tag("circle", cx=axis.place(median), cy=up(0.5), r="3", class_=name))
+    return svg(width, height, title, marks, fits=True)
 
 
 def histogram(times: Distribution, class_: str, title: str, *, bars: int = 36) -> Element:
     """How many took how long, in bars of equal width on a logarithmic axis."""
-    width, height, left, bottom = 560.0, 150.0, 46.0, 34.0
-    axis = _LogAxis([times], left, width - 16)
+    width, height, left, bottom = FITS, 104.0, _LEFT, _BOTTOM
+    axis = _LogAxis([times], left, width - _RIGHT)
     counts = [0] * bars
     before = 0.0
     for value, share in times.steps():
@@ -158,7 +167,7 @@ def histogram(times: Distribution, class_: str, title: str, *, bars: int = 36) -
             )  # fmt: skip
             marks.append(bar)
     marks.append(text(left - 6, 24, f"{most:,}", "s e"))
-    return svg(width, height, title, marks)
+    return svg(width, height, title, marks, fits=True)
 
 
 def _dashed(name: str) -> str:
@@ -182,7 +191,7 @@ class _LogAxis:
         return self.start + min(max(part, 0.0), 1.0) * (self.end - self.start)
 
     def ticks(self) -> Iterator[int]:
-        steps = (1, 2, 5) if self._high - self._low < 2.2 else (1,)
+        steps = (1, 2, 5) if self._high - self._low < 2 else (1,)
         for decade in range(3, 16):
             for step in steps:
                 value = step * 10**decade

@@ -453,7 +453,7 @@ def _table(caption: str, head: Sequence[str], rows: Sequence[Element]) -> Elemen
     ]
     table = tag(
         "table",
-        tag("caption", caption) if caption else None,
+        tag("caption", tag("span", caption)) if caption else None,
         tag("thead", tag("tr", cells)),
         tag("tbody", rows),
     )

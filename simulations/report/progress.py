@@ -1,10 +1,10 @@
-"""Progress on the terminal while seeds are run; nothing where there is no terminal."""
+"""Progress while seeds are run: a bar on a terminal, a line a minute in a log."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Final, Protocol
 
 from rich.console import Console
 from rich.progress import (
@@ -17,6 +17,9 @@ from rich.progress import (
 )
 
 from admin.safety import printable
+from runtime.clock import NS_PER_S, Clock, SystemClock
+
+LINE_INTERVAL_NS: Final = 60 * NS_PER_S
 
 
 class Watcher(Protocol):
@@ -29,14 +32,32 @@ class Watcher(Protocol):
         """Something that should be known at once, such as a worker that died."""
 
 
-class Quiet:
-    """Tells nothing but what must be known, line by line."""
+class Lines:
+    """Tells how far the whole is every LINE_INTERVAL_NS, and what must be known at once."""
 
-    def __init__(self, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, say: Callable[[str], None], title: str, total: float, clock: Clock, *, steps: bool
+    ) -> None:
         self._say = say
+        self._title = title
+        self._total = total
+        self._clock = clock
+        self._steps = steps
+        self._began_ns = clock.monotonic_ns()
+        self._told_ns = self._began_ns
 
     def advanced(self, done: float, *, failed: int, text: str = "") -> None:
-        pass
+        now = self._clock.monotonic_ns()
+        if now - self._told_ns < LINE_INTERVAL_NS:
+            return
+        self._told_ns = now
+        share = done / self._total
+        how_far = f"{int(done):,} of {self._total:,.0f}" if self._steps else f"{share:.0%}"
+        parts = [how_far, f"{failed:,} did not hold" if failed else "", text]
+        if done > 0:
+            left_ns = (now - self._began_ns) * (1 - share) / share
+            parts.append(f"about {max(1, round(left_ns / (60 * NS_PER_S)))} min left")
+        self.say(f"{self._title}: {', '.join(part for part in parts if part)}")
 
     def say(self, text: str) -> None:
         self._say(printable(text))
@@ -58,10 +79,16 @@ class Bar:
 
 
 @contextmanager
-def watching(console: Console, title: str, total: float, *, steps: bool) -> Iterator[Watcher]:
+def watching(
+    console: Console, title: str, total: float, *, steps: bool, clock: Clock | None = None
+) -> Iterator[Watcher]:
     """Shows progress towards `total` while the block runs; `steps`: it is a count of runs."""
     if not console.is_terminal:
-        yield Quiet(lambda text: console.print(text, markup=False, highlight=False, soft_wrap=True))
+
+        def say(text: str) -> None:
+            console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+        yield Lines(say, title, total, clock or SystemClock(), steps=steps)
         return
     how_far = MofNCompleteColumn() if steps else TaskProgressColumn()
     columns = (

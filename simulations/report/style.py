@@ -53,6 +53,7 @@ section { background: var(--card); border: 1px solid var(--line); border-radius:
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-size: .9rem; }
 caption { text-align: left; color: var(--soft); padding: 0 0 .4rem; }
+caption span { display: inline-block; position: sticky; left: 0; max-width: calc(100vw - 4rem); }
 th { text-align: left; font-weight: 600; color: var(--soft); white-space: nowrap; }
 th, td { padding: .3rem .9rem .3rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
 tbody th { color: var(--ink); font-weight: 500; white-space: normal; }
@@ -68,10 +69,15 @@ summary { cursor: pointer; color: var(--direct); margin: .6rem 0 .4rem; }
   margin: .3rem 0 .6rem; font-size: .86rem; color: var(--soft); }
 .legend svg { vertical-align: -2px; margin-right: .35rem; }
 figure { margin: .5rem 0 0; }
-.pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(26rem, 1fr)); gap: 0 2rem; }
+.pair { display: grid; gap: 0 2rem;
+  grid-template-columns: repeat(auto-fit, minmax(min(26rem, 100%), 1fr)); }
+.pair figure { min-width: 0; }
 svg.chart { display: block; max-width: 100%; height: auto; }
+svg.fits { width: 100%; max-width: 34rem; }
+svg.fits line, svg.fits path { vector-effect: non-scaling-stroke; }
 svg text { fill: var(--ink); font: 12px system-ui, sans-serif; }
 svg text.s { fill: var(--soft); font-size: 11px; }
+svg.fits text, svg.fits text.s { font-size: 8.5px; }
 svg text.on { fill: var(--on); } svg text.b { font-weight: 650; }
 svg text.e { text-anchor: end; } svg text.m { text-anchor: middle; }
 .direct { fill: var(--direct); } .relayed { fill: var(--relayed); } .failed { fill: var(--failed); }
@@ -94,12 +100,20 @@ svg text.e { text-anchor: end; } svg text.m { text-anchor: middle; }
 footer { max-width: 76rem; margin: 0 auto; padding: .4rem 1.5rem 2.5rem; color: var(--soft);
   font-size: .86rem; }
 @media (prefers-reduced-motion: no-preference) { html { scroll-behavior: smooth; } }
+@media screen and (max-width: 60rem) { .scroll > svg.chart:not(.narrow) { max-width: none; } }
+@media (max-width: 40rem) {
+  main, header.top, footer { padding-left: .8rem; padding-right: .8rem; }
+  section { padding-left: .9rem; padding-right: .9rem; }
+  svg.fits text { font-size: 12px; } svg.fits text.s { font-size: 11px; }
+  .cards { grid-template-columns: repeat(auto-fit, minmax(8.5rem, 1fr)); }
+}
 @media print {
   :root { --paper: #fff; --card: #fff; --ink: #000; --soft: #444; --line: #bbb; --faint: #f2f2f2; }
   body { font-size: 10.5pt; } nav, .skip { display: none; }
   section { border: 0; border-top: 1px solid #999; border-radius: 0; padding: .6rem 0; }
   section, figure, tr { break-inside: avoid; }
   .badge, .badge.bad { color: #000; background: none; padding: 0; }
+  .scroll { overflow: visible; } .pair { grid-template-columns: 1fr 1fr; }
   svg.chart { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
 }
 """.strip()

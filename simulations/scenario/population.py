@@ -8,7 +8,7 @@ changes nothing about the others.
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from importlib.resources import files
 from ipaddress import IPv4Network, IPv6Network
@@ -111,7 +111,7 @@ def expand(scenario: Scenario, seed: int) -> Scenario:
         networks=(*scenario.networks, *_all(drawn, lambda each: each.networks)),
         clients=(*scenario.clients, *_all(drawn, lambda each: each.clients)),
         faults=(
-            *(_spread_fault(fault, spread) for fault in scenario.faults),
+            *(one for fault in scenario.faults for one in _spread_fault(fault, spread)),
             *_all(drawn, lambda each: each.faults),
         ),
         traffic=tuple(_spread_source(each, spread) for each in scenario.traffic),
@@ -225,8 +225,11 @@ def _all(drawn: list[Drawn], part: Callable[[Drawn], list[Any]]) -> tuple[Any, .
     return tuple(one for each in drawn for one in part(each))
 
 
-def _spread_fault(fault: Fault, spread: Spread) -> Fault:
-    return attrs.evolve(fault, targets=spread(fault.targets), others=spread(fault.others))
+def _spread_fault(fault: Fault, spread: Spread) -> Iterator[Fault]:
+    """A change of a population is one of each of its clients, or users, whose names are theirs."""
+    fault = attrs.evolve(fault, targets=spread(fault.targets), others=spread(fault.others))
+    for first in spread(fault.subject[:1]) or ("",):
+        yield attrs.evolve(fault, subject=(first, *fault.subject[1:])) if first else fault
 
 
 def _spread_source(traffic: Traffic, spread: Spread) -> Traffic:

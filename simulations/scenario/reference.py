@@ -185,6 +185,10 @@ def reference() -> str:
     rows = [f"| `{name}` | {' and a '.join(kinds)} |" for name, kinds in SUBJECTS.items()]
     parts.append("#### Changes by an admin\n\n| `change` | `subject`: names of a |\n|---|---|\n")
     parts[-1] += "\n".join(rows)
+    parts.append(
+        "A token is the user's: with that of one client go all devices of the same user. The name "
+        "of a population stands for each of its clients, and their users."
+    )
     parts.append(_kinds("Kinds of checks", CHECKS))
     parts.append(
         "#### Mixes of populations\n\n| mix | what it is | figures in it |\n|---|---|---|\n"

@@ -289,7 +289,8 @@ class Fault:
     every: Quantity = "5s"
     change: Change | Literal[""] = ""
     subject: Names = ()
-    """Names of what is changed: a policy; a user and a group; a user; a resource."""
+    """Names of what is changed: a policy; a user and a group; a user; a client, of whose user the
+    token is; a resource."""
     share: Share = 0.0
 
 

@@ -12,7 +12,20 @@ import pytest
 
 from simulations.result import Result, from_json, to_json
 from simulations.run import run
-from simulations.scenario.schema import Check, Fault, Firewall, NatBehaviour, Network
+from simulations.scenario.schema import (
+    Check,
+    Client,
+    Fault,
+    Firewall,
+    Gateway,
+    NatBehaviour,
+    Network,
+    Policy,
+    Population,
+    Resource,
+    Service,
+    User,
+)
 
 from .scenarios import EASY, FAULTY, HARD, home, office, scenario
 
@@ -100,6 +113,97 @@ def test_a_revoked_access_is_cut_and_comes_back_with_its_policy() -> None:
     )
     assert [(check.held, check.detail) for check in result.checks] == [(True, "")] * 3
     assert result.pairs[0].outcome == "direct"
+
+
+def test_who_lost_the_token_is_cut_with_all_devices_of_the_user_and_nobody_else_is() -> None:
+    account = scenario().account
+    hers, his = User(name="grace", groups=("engineers",)), User(name="alan", groups=("engineers",))
+    result = run(
+        scenario(
+            clients=(
+                Client(name="laptop", network="home", user="grace"),
+                Client(name="phone", network="cafe", user="grace"),
+                Client(name="desktop", network="cafe", user="alan"),
+            ),
+            account=attrs.evolve(account, users=(hers, his)),
+            faults=(Fault(at="3s", kind="change", change="delete_token", subject=("laptop",)),),
+            checks=(
+                Check(kind="uninterrupted", source=("laptop",), until="3s", within="600ms"),
+                Check(kind="cut", source=("laptop", "phone"), at="3s", within="250ms"),
+                Check(kind="uninterrupted", source=("desktop",), at="1s", within="600ms"),
+                Check(kind="reach", source=("desktop",)),
+            ),
+        ),
+        1,
+    )
+    assert result.error == ""
+    assert [fault.text for fault in result.faults] == ["delete_token laptop"]
+    assert [(check.held, check.detail) for check in result.checks] == [(True, "")] * 4
+    assert [pair.outcome for pair in result.pairs] == ["denied", "denied", "direct"]
+
+
+def test_a_population_that_an_admin_changes_is_changed_as_a_whole() -> None:
+    for change in ("delete_token", "remove_user", "disable_user"):
+        result = run(
+            scenario(
+                clients=(),
+                populations=(Population(name="crowd", count=3, groups=("engineers",)),),
+                faults=(Fault(at="3s", kind="change", change=change, subject=("crowd",)),),
+                checks=(Check(kind="cut", source=("crowd",), at="3s", within="250ms"),),
+            ),
+            1,
+        )
+        assert result.error == ""
+        texts = [fault.text for fault in result.faults]
+        assert texts == [f"{change} crowd-{number}" for number in (1, 2, 3)]
+        assert [(check.held, check.detail) for check in result.checks] == [(True, "")]
+
+
+def test_a_hostile_client_that_holds_on_to_a_dead_gateway_is_no_failed_recovery() -> None:
+    """It heeds no revocation, so it never goes to the other gateway."""
+    account = scenario().account
+    guests = User(name="mallory", groups=("engineers", "guests"))
+    again = Resource(name="archive", sites=("hq",), service="old")
+    crash = Fault(at="9s", kind="crash", targets=("gateway-1",), duration="3s")
+    whose = ("mallory", "engineers")
+    result = run(
+        scenario(
+            duration="20s",
+            gateways=tuple(
+                Gateway(name=f"gateway-{n}", network="office", site="hq") for n in range(2)
+            ),
+            services=(
+                *scenario().services,
+                Service(name="old", network="office", address="10.20.0.81"),
+            ),
+            clients=(
+                *scenario().clients,
+                Client(name="trespasser", network="cafe", user="mallory", hostile="trespasses"),
+            ),
+            account=attrs.evolve(
+                account,
+                users=(*account.users, guests),
+                resources=(*account.resources, again),
+                policies=(
+                    *account.policies,
+                    Policy(name="guests-archive", group="guests", resource="archive"),
+                ),
+            ),
+            faults=(
+                Fault(at="2s", kind="change", change="remove_membership", subject=whose),
+                Fault(at="5s", kind="change", change="add_membership", subject=whose),
+                crash,
+            ),
+        ),
+        1,
+    )
+    assert result.error == ""
+    outcomes = {(pair.client, pair.resource): pair.outcome for pair in result.pairs}
+    assert outcomes["trespasser", "archive"] == "failed"
+    assert outcomes["laptop", "web"] == "direct"
+    recovery_ns = result.faults[2].recovery_ns
+    assert recovery_ns is not None
+    assert recovery_ns < S
 
 
 def test_a_followed_session_is_told_packet_by_packet() -> None:

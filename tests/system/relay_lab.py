@@ -107,6 +107,7 @@ def relay_process(network: Network, *flags: str) -> Iterator[subprocess.Popen[by
         running(network.relay.spawn(argv, stderr=log, cwd=ROOT)) as process,
     ):
         wait_until(lambda: network.log.read_text().count("listening") == 3, "the relay listens")
+        wait_until(lambda: is_observable(network), "its metrics can be read")
         yield process
 
 
@@ -126,6 +127,13 @@ def metrics(network: Network) -> dict[str, float]:
     lines = b"".join(parts).decode().splitlines()
     found = [re.fullmatch(r"holloway_relay_(\w+(?:{.*})?) (\S+)", line) for line in lines]
     return {each[1]: float(each[2]) for each in found if each}
+
+
+def is_observable(network: Network) -> bool:
+    try:
+        return bool(metrics(network))
+    except OSError:
+        return False
 
 
 def installed(name: str) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeVar
@@ -50,15 +50,19 @@ class StreamRelay:
 
 @asynccontextmanager
 async def stream_relay(
-    limits: StreamLimits | None = None, chain: Path | None = None, key: Path | None = None
+    limits: StreamLimits | None = None,
+    chain: Path | None = None,
+    key: Path | None = None,
+    host: str = HOST,
+    inside: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> AsyncIterator[StreamRelay]:
-    """Relays to PEER_HOST; the user is alice."""
-    sockets = UdpSockets(bind_hosts={1: HOST}, clock=CLOCK)
+    """Relays to PEER_HOST; the user is alice. The listeners are opened `inside` of a block."""
+    sockets = UdpSockets(bind_hosts={1: host}, clock=CLOCK)
     server = Server(
         credentials=StaticCredentials({"alice": "opensesame"}),
         realm="holloway",
-        relay_addresses={1: HOST},
-        own_addresses=frozenset({HOST}),
+        relay_addresses={1: host},
+        own_addresses=frozenset({host}),
         sockets=sockets,
         randomness=RANDOMNESS,
         peers=PeerPolicy.of(allowed_peer_ranges=["127.0.0.0/8"]),
@@ -68,13 +72,16 @@ async def stream_relay(
     streams = StreamSockets(server=server, sockets=sockets, clock=CLOCK, limits=limits)
     certificates = CertificateSource(chain, key, datetime.now(UTC))
     try:
+        with inside():
+            tcp = streams.listen(Address(host, 0))
+            tls = streams.listen(Address(host, 0), certificates)
         relay = StreamRelay(
             server=server,
             sockets=sockets,
             streams=streams,
             certificates=certificates,
-            tcp=streams.listen(Address(HOST, 0)),
-            tls=streams.listen(Address(HOST, 0), certificates),
+            tcp=tcp,
+            tls=tls,
         )
         async with trio.open_nursery() as nursery:
             nursery.start_soon(sockets.run, server)

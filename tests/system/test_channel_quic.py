@@ -476,15 +476,38 @@ async def test_a_desk_that_fails_costs_one_agent_its_channel(
     assert TOKEN not in written.out + written.err
 
 
+async def test_who_ended_a_channel_is_told_by_its_reason() -> None:
+    """An agent that goes is no end of the portal."""
+    async with portal() as there:
+        async with dialing(there.at, Agent()) as dialer:
+            await until(lambda: dialer.connected)
+        await until(lambda: there.desks[0].ends)
+        async with bare_connection(there) as connection:
+            connection.send(JOINED)
+            await connection.receive()
+            connection.close(7, "that was all")
+        await until(lambda: there.desks[1].ends)
+        assert there.desks[0].ends == ["lost: closed (code 0)"]
+        assert there.desks[1].ends == ["lost: that was all (code 7)"]
+        async with dialing(there.at, Agent()) as dialer:
+            await until(lambda: dialer.connected)
+            desk = there.desks[2]
+            there.server.drain(spread_ns=MS)
+            await until(lambda: desk.ends)
+            assert desk.ends == ["draining"]
+
+
 async def test_stopping_a_portal_tells_its_agents_to_come_again() -> None:
     agent = Agent()
     serving = trio.CancelScope()
     stopped = trio.Event()
     started: list[str] = []
+    desks: list[Desk] = []
 
     async def serve() -> None:
         async with portal() as there:
             started.append(there.at)
+            there.desks = desks
             with serving:
                 await trio.sleep_forever()
         stopped.set()
@@ -499,3 +522,4 @@ async def test_stopping_a_portal_tells_its_agents_to_come_again() -> None:
             await until(lambda: dialer.statistics().last_error)
             assert dialer.statistics().last_error == "shutting_down"
             assert agent.losses == 1
+            assert desks[0].ends == ["shutting_down"]

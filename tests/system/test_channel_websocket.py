@@ -155,7 +155,7 @@ async def test_once_udp_passes_again_the_agent_goes_on_over_quic(tmp_path: Path)
         assert agent.messages == [INIT, INIT]
         # The older channel was ended by the agent, in good order, before it joined anew.
         older, newer = here.portal.desks
-        assert len(older.ends) == 1
+        assert older.ends == ["lost: going on over QUIC (code 0)"]
         assert newer.ends == []
         assert here.door.statistics().connections == 0
 

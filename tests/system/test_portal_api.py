@@ -397,12 +397,16 @@ async def test_operators_make_relay_tokens_and_see_relays(tmp_path: Path) -> Non
             token_id=UUID(token["id"]),
             name="frankfurt",
             failure_domain="rack-7",
-            addresses=(SocketAddress(address="192.0.2.1", port=3478),),
+            addresses=(
+                SocketAddress(address="192.0.2.1", port=3478),
+                SocketAddress(address="192.0.2.1", port=5349, transport="tls"),
+            ),
             last_seen_at=here.office.clock.utc_now(),
         )
         await here.store.put_relay(relay)
         listed = (await operator.get("/v1/relays")).json()["items"]
         assert [each["failure_domain"] for each in listed] == ["rack-7"]
+        assert [each["transport"] for each in listed[0]["addresses"]] == ["udp", "tls"]
         assert [(each["name"], each["online"]) for each in listed] == [("frankfurt", False)]
         assert (await operator.get(f"/v1/relays/{relay.id}")).json() == listed[0]
         assert (await operator.get(f"/v1/relays/{uuid4()}")).status_code == 404

@@ -15,9 +15,10 @@ import trio
 
 from relays.client import Allocated, Lost
 from relays.stun import MessageClass, Method, StunMessage
-from relays.transports.stream import DEAD_AFTER_MS, StreamLimits
+from relays.transports.stream import StreamLimits
 from runtime.net.presented import chain_of
 from runtime.net.tcp import connect_tcp
+from simulations.kernel.lab import Lab
 from tests.system.stream_relay import (
     CLOCK,
     PATIENCE_S,
@@ -274,15 +275,29 @@ async def test_without_an_open_file_left_newcomers_wait_and_are_taken_later() ->
                 assert (await stream.receive_some(100))[:2] == b"\1\1"
 
 
-async def test_the_kernel_looks_for_dead_ends_and_holds_little_unsent() -> None:
-    async with stream_relay() as relay, dialled(relay) as client:
-        await client.event(Allocated)
-        door = next(iter(relay.streams._door_by_descriptor.values()))
-        [connection] = door.client_by_source.values()
-        option = connection.socket.getsockopt
-        assert option(socket.IPPROTO_TCP, socket.TCP_NODELAY)
-        assert option(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
-        assert option(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == DEAD_AFTER_MS
+async def test_an_end_that_was_cut_off_without_a_word_is_found_dead() -> None:
+    with Lab() as lab:
+        core = lab.router("core")
+        machine = lab.public_host("relay", core, "203.0.113.6/30")
+        home = lab.public_host("client", core, "198.51.100.2/30")
+        limits = StreamLimits(dead_after_s=2)
+        async with stream_relay(limits, host="203.0.113.6", inside=machine.entered) as relay:
+            streams = []
+            for where in (relay.tcp, relay.tls):
+                with home.entered():
+                    dialling = trio.socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+                await dialling.connect(where)
+                streams.append(trio.SocketStream(dialling))
+            counts = relay.counts
+            await until(lambda: counts().connections + counts("tls").connections == 2, "both came")
+            home.nft("""table ip cut {
+              chain out { type filter hook output priority 0; policy drop; }
+            }""")
+            await until(lambda: counts().connections + counts("tls").connections == 0, "both went")
+            assert counts().ended == {"closed": 1}
+            assert counts("tls").ended == {"handshake": 1}
+            for stream in streams:
+                await stream.aclose()
 
 
 async def test_a_relay_that_drains_serves_its_stream_clients_on_and_takes_no_others() -> None:

@@ -29,7 +29,7 @@ import attrs
 
 from channel.messages import Candidates, IceCredentials
 from relays.stun import StunMessage
-from runtime.clock import NS_PER_MS, NS_PER_S
+from runtime.clock import NS_PER_MS, NS_PER_S, earliest
 from runtime.net.address import Address
 from runtime.randomness import Randomness
 from tunnel.ice.candidates import (
@@ -50,6 +50,7 @@ from tunnel.ice.pair import (
     PROBE_INTERVALS_NS,
     PROBE_SLOW_NS,
     SUSPECT_INTERVALS_NS,
+    USABLE,
     Happening,
     Pair,
     PairState,
@@ -278,25 +279,23 @@ class IceAgent:
 
     def poll_timeout(self) -> int | None:
         """When `handle_timeout` is due; None: nothing is waited for."""
-        deadlines = [at for at in (self._give_up_at, self._report_lost_at) if at is not None]
-        due = None
-        for pair in self._pairs:
-            if pair.due is not None and (due is None or pair.due < due):
-                due = pair.due
-            if pair.usable and (expires_at := pair.expires_at) is not None:
-                deadlines.append(expires_at)
-        if due is not None:
-            deadlines.append(max(due, self._next_check_ns))
-        if self.selected is not None and self.selected.suspect_at is not None:
-            deadlines.append(self.selected.suspect_at)
-        return min(deadlines, default=None)
+        pairs = self._pairs.by_ends.values()
+        due = [pair.due for pair in pairs if pair.due is not None]
+        return earliest(
+            self._give_up_at,
+            self._report_lost_at,
+            max(min(due), self._next_check_ns) if due else None,
+            None if self.selected is None else self.selected.suspect_at,
+            *[pair.expires_at for pair in pairs if pair.state in USABLE],
+        )
 
     def handle_timeout(self, now: int) -> None:
-        selected = self.selected
-        if selected is not None and selected.suspect_at is not None and selected.suspect_at <= now:
+        suspect_at = None if self.selected is None else self.selected.suspect_at
+        if suspect_at is not None and suspect_at <= now:
             self._doubt(now)
         for pair in self._pairs:
-            if pair.expires_at is not None and pair.expires_at <= now:
+            expires_at = pair.expires_at
+            if expires_at is not None and expires_at <= now:
                 self._expired(pair, now)
         self._reselect(now)
         self._report_loss(now)
@@ -358,8 +357,10 @@ class IceAgent:
     def _reselect(self, now: int, grace_ns: int = 0) -> None:
         """Send on the best usable pair from now on; report what changed, a loss after a grace."""
         before = self.selected
-        usable = [pair for pair in self._pairs if pair.usable]
-        best = max(usable, key=lambda pair: self._preference(pair, now), default=None)
+        usable = [pair for pair in self._pairs.by_ends.values() if pair.state in USABLE]
+        best = usable[0] if usable else None
+        if len(usable) > 1:
+            best = max(usable, key=lambda pair: self._preference(pair, now))
         if best is before:
             return
         self.selected = best
@@ -403,7 +404,8 @@ class IceAgent:
     # --- checks --------------------------------------------------------------------------------
 
     def _check_next(self, now: int) -> None:
-        due = [pair for pair in self._pairs if pair.due is not None and pair.due <= now]
+        pairs = self._pairs.by_ends.values()
+        due = [pair for pair in pairs if pair.due is not None and pair.due <= now]
         if not due:
             return
         pair = min(due, key=_urgency)

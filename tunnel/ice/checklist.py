@@ -36,18 +36,19 @@ class CheckList:
         self._bases: dict[Address, Base] = {}
         self._remotes: dict[Address, Remote] = {}
         self._generation = -1
-        self._pairs: dict[tuple[Address, Address], Pair] = {}
+        self.by_ends: dict[tuple[Address, Address], Pair] = {}
+        """The pairs by the addresses of base and remote candidate, for others to read."""
 
     def __iter__(self) -> Iterator[Pair]:
         """The pairs, as they are now: the list may change while the iteration goes on."""
-        return iter(list(self._pairs.values()))
+        return iter(list(self.by_ends.values()))
 
     def __len__(self) -> int:
-        return len(self._pairs)
+        return len(self.by_ends)
 
     def get(self, base: Address, remote: Address) -> Pair | None:
         """The pair of the base of this address and a remote address."""
-        return self._pairs.get((base, remote))
+        return self.by_ends.get((base, remote))
 
     @property
     def remote_addresses(self) -> list[Address]:
@@ -73,7 +74,7 @@ class CheckList:
     def take_role(self, role: Role) -> None:
         """The role decides how the priorities of the two ends are combined."""
         self._role = role
-        for pair in self._pairs.values():
+        for pair in self.by_ends.values():
             pair.priority = self._priority(pair.base, pair.remote)
 
     # --- the peer's side -------------------------------------------------------------------------
@@ -98,7 +99,7 @@ class CheckList:
             if gone is not None:
                 self._withdraw(gone)
         named_again = [self._name(candidate, now) for candidate in message.add]
-        return [pair for pair in self._pairs.values() if pair.remote in named_again]
+        return [pair for pair in self.by_ends.values() if pair.remote in named_again]
 
     def learn(self, base: Base, source: Address, priority: int, now: int) -> Pair | None:
         """The pair on which a check of the peer arrived: if its source was unknown, it is a
@@ -107,7 +108,7 @@ class CheckList:
             kind = reflexive_kind(priority)
             remote = Remote(address=source, kind=kind, priority=priority, signalled=False)
             self._add(remote, now)
-        return self._pairs.get((base.address, source))
+        return self.by_ends.get((base.address, source))
 
     def drop_if_gone(self, remote: Remote) -> None:
         """Forget a candidate that was withdrawn, once nothing works with it any more."""
@@ -129,7 +130,7 @@ class CheckList:
             return self._add(remote, now)
         known.kind, known.priority = candidate.kind, candidate.priority
         known.signalled, known.gone = True, False
-        for pair in self._pairs.values():
+        for pair in self.by_ends.values():
             if pair.remote is known:
                 pair.priority = self._priority(pair.base, known)
         return known
@@ -156,16 +157,16 @@ class CheckList:
         if not reachable(base, remote.address):
             return
         priority = self._priority(base, remote)
-        if len(self._pairs) >= MAX_PAIRS:
-            idle = [pair for pair in self._pairs.values() if not pair.usable]
+        if len(self.by_ends) >= MAX_PAIRS:
+            idle = [pair for pair in self.by_ends.values() if not pair.usable]
             worst = min(idle, key=lambda pair: pair.priority, default=None)
             if worst is None or worst.priority >= priority:
                 return
-            del self._pairs[worst.base.address, worst.remote.address]
+            del self.by_ends[worst.base.address, worst.remote.address]
         pair = Pair(base=base, remote=remote, priority=priority, due=now, state=PairState.PROBING)
         if pair.twice_relayed:
             pair.due = now + TWICE_RELAYED_AFTER_NS
-        self._pairs[base.address, remote.address] = pair
+        self.by_ends[base.address, remote.address] = pair
 
     def _priority(self, base: Base, remote: Remote) -> int:
         if self._role == "controlling":
@@ -177,11 +178,11 @@ class CheckList:
         self.drop_if_gone(remote)
 
     def _works(self, remote: Remote) -> bool:
-        return any(pair.usable for pair in self._pairs.values() if pair.remote is remote)
+        return any(pair.usable for pair in self.by_ends.values() if pair.remote is remote)
 
     def _forget(self, remote: Remote) -> None:
         self._remotes.pop(remote.address, None)
         self._remove(lambda pair: pair.remote is remote)
 
     def _remove(self, doomed: Callable[[Pair], bool]) -> None:
-        self._pairs = {key: pair for key, pair in self._pairs.items() if not doomed(pair)}
+        self.by_ends = {key: pair for key, pair in self.by_ends.items() if not doomed(pair)}

@@ -27,7 +27,7 @@ import attrs
 from channel.messages import MAX_CANDIDATES, Candidate, RelayServer
 from relays.client import Allocated, Lost, Permitted, Received, Refused, TurnClient
 from relays.stun import Attribute, MessageClass, Method, StunError, StunMessage
-from runtime.clock import NS_PER_MS, NS_PER_S
+from runtime.clock import NS_PER_MS, NS_PER_S, earliest
 from runtime.net.address import Address
 from runtime.randomness import Randomness
 from tunnel.ice.candidates import (
@@ -295,19 +295,14 @@ class Gatherer:
 
     def poll_timeout(self) -> int | None:
         """When `handle_timeout` is due; None: nothing is waited for."""
-        deadlines = [b.due for b in self._bindings.values() if b.due is not None]
-        link_due = self._links.poll_timeout()
-        if link_due is not None:
-            deadlines.append(link_due)
-        if self._review_at is not None:
-            deadlines.append(self._review_at)
-        for relay in self._relays.values():
-            if relay.retry_at is not None:
-                deadlines.append(relay.retry_at)
-            due = None if relay.client is None else relay.client.poll_timeout()
-            if due is not None:
-                deadlines.append(due)
-        return min(deadlines, default=None)
+        relays = self._relays.values()
+        return earliest(
+            self._review_at,
+            self._links.poll_timeout(),
+            *[binding.due for binding in self._bindings.values()],
+            *[relay.retry_at for relay in relays],
+            *[relay.client.poll_timeout() for relay in relays if relay.client is not None],
+        )
 
     def handle_timeout(self, now: int) -> None:
         if self._review_at is not None and self._review_at <= now:

@@ -20,7 +20,6 @@ Python and the libraries below make copies that nobody can reach.
 from __future__ import annotations
 
 import hashlib
-import hmac
 import struct
 
 import attrs
@@ -28,6 +27,8 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from nacl.bindings import crypto_scalarmult, crypto_scalarmult_base
 from nacl.exceptions import CryptoError
+
+from runtime.keyed_hash import hmac_blake2s
 
 KEY_BYTES = 32
 TAG_BYTES = 16
@@ -143,20 +144,20 @@ class _Symmetric:
     def mix_key_and_derive(self, material: bytes) -> bytes:
         """KDF2: a new chaining key, and the key of the field that follows."""
         secret = self._advance(material)
-        return _hmac(secret, self.chaining_key + b"\x02")
+        return hmac_blake2s(secret, self.chaining_key + b"\x02")
 
     def mix_preshared_key(self, preshared_key: bytes) -> bytes:
         """KDF3: chaining key, a value for the transcript, and the key of the last field."""
         secret = self._advance(preshared_key)
-        middle = _hmac(secret, self.chaining_key + b"\x02")
+        middle = hmac_blake2s(secret, self.chaining_key + b"\x02")
         self.mix_hash(middle)
-        return _hmac(secret, middle + b"\x03")
+        return hmac_blake2s(secret, middle + b"\x03")
 
     def split(self) -> tuple[bytes, bytes]:
         """The two transport keys: initiator to responder first. The chaining key is wiped."""
         secret = self._advance(b"")
         first = bytes(self.chaining_key)
-        second = _hmac(secret, first + b"\x02")
+        second = hmac_blake2s(secret, first + b"\x02")
         wipe(self.chaining_key)
         return first, second
 
@@ -174,8 +175,8 @@ class _Symmetric:
         return plaintext
 
     def _advance(self, material: bytes) -> bytes:
-        secret = _hmac(self.chaining_key, material)
-        self.chaining_key[:] = _hmac(secret, b"\x01")
+        secret = hmac_blake2s(self.chaining_key, material)
+        self.chaining_key[:] = hmac_blake2s(secret, b"\x01")
         return secret
 
 
@@ -319,7 +320,3 @@ def open_initiation(static: StaticKey, message: bytes) -> ReceivedInitiation:
 
 def _session(outbound: bytes, inbound: bytes) -> SessionKeys:
     return SessionKeys(sending=ChaCha20Poly1305(outbound), receiving=ChaCha20Poly1305(inbound))
-
-
-def _hmac(key: bytes | bytearray, message: bytes | bytearray) -> bytes:
-    return hmac.new(key, message, hashlib.blake2s).digest()

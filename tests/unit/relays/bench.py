@@ -110,13 +110,15 @@ class Bench:
         self.now += int(seconds * NS)
         self.server.handle_timeout(self.now)
 
-    def from_client(self, data: bytes, source: tuple[str, int]) -> list[bytes]:
+    def from_client(
+        self, data: bytes, source: tuple[str, int], listener: int = LISTENER
+    ) -> list[bytes]:
         """Deliver a datagram of a client; what came back to that client."""
-        self.server.receive(LISTENER, memoryview(data), source, self.now)
+        self.server.receive(listener, memoryview(data), source, self.now)
         return [
             bytes(sent)
             for socket, sent, destination in self.server.drain_transmits()
-            if socket == LISTENER and destination == source
+            if socket == listener and destination == source
         ]
 
     def to_peers(self, data: bytes, source: tuple[str, int]) -> list[tuple[Address, bytes, str]]:
@@ -149,8 +151,10 @@ class Caller:
         username: str = "alice",
         password: str | None = None,
         algorithm: PasswordAlgorithm = PasswordAlgorithm.SHA256,
+        listener: int = LISTENER,
     ) -> None:
         self.bench = bench
+        self.listener = listener
         self.source = source
         self.username = username
         self.password = USERS[username] if password is None else password
@@ -176,7 +180,7 @@ class Caller:
             transaction_id=self.transaction_id(),
             attributes=tuple(attributes or []),
         )
-        answers = self.bench.from_client(message.encode(), self.source)
+        answers = self.bench.from_client(message.encode(), self.source, self.listener)
         return StunMessage.decode(answers[0]) if answers else None
 
     def learn_nonce(self) -> StunMessage:
@@ -213,7 +217,7 @@ class Caller:
         """Send a request with credentials; its answer, whose integrity is checked unless it is a
         challenge."""
         data = self.encode(method, attributes, transaction_id)
-        answers = self.bench.from_client(data, self.source)
+        answers = self.bench.from_client(data, self.source, self.listener)
         assert len(answers) == 1
         answer = StunMessage.decode(answers[0])
         if code_of(answer) not in (400, 401, 438) or answer.integrities:

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from simulations.report import merged
+from simulations.report.charts import CHARACTER
 from simulations.report.distribution import Distribution, bin_of, middle_of
 from simulations.report.markup import render, tag
 from simulations.report.merged import (
@@ -259,7 +260,7 @@ def test_whatever_a_run_says_is_text_on_the_page(report: Report) -> None:
 
 
 def test_every_drawing_is_well_formed_and_has_a_name() -> None:
-    drawings = re.findall(r'<svg class="chart".*?</svg>', page(reports()[0]), re.DOTALL)
+    drawings = re.findall(r'<svg class="chart[ "].*?</svg>', page(reports()[0]), re.DOTALL)
     assert len(drawings) >= 8
     for drawing in drawings:
         root = ElementTree.fromstring(drawing)
@@ -270,6 +271,26 @@ def test_every_drawing_is_well_formed_and_has_a_name() -> None:
             for name in ("x", "y", "width", "height", "x1", "x2", "y1", "y2", "cx", "cy"):
                 assert float(each.get(name, "0")) == float(each.get(name, "0")), "not a number"
             assert float(each.get("width", "1")) >= 0
+
+
+def test_no_label_of_a_drawing_reaches_beyond_it_and_charts_fit_a_telephone() -> None:
+    text = page(merge(*(run_of(seed) for seed in range(1, 4))))
+    drawings = re.findall(r'<svg class="chart[ "].*?</svg>', text, re.DOTALL)
+    assert len(drawings) >= 5
+    fitting = 0
+    for drawing in drawings:
+        root = ElementTree.fromstring(drawing)
+        width = float(root.get("width", "nan"))
+        if "fits" in (root.get("class") or ""):
+            fitting += 1
+            assert width <= 360
+        for each in root.iter("text"):
+            long, x = CHARACTER * 0.95 * len(each.text or ""), float(each.get("x", "nan"))
+            classes = (each.get("class") or "").split()
+            before = long if "e" in classes else long / 2 if "m" in classes else 0
+            assert x - before >= 0, (root[0].text, each.text)
+            assert x - before + long <= width, (root[0].text, each.text)
+    assert fitting >= 3
 
 
 def test_headings_tables_and_links_are_there_for_who_hears_the_page() -> None:

@@ -149,10 +149,13 @@ def test_tidying_leaves_out_what_names_something_that_is_gone() -> None:
         faults=(
             Fault(at="1s", kind="reconnect", targets=("laptop-5",)),
             Fault(at="2s", kind="reconnect", targets=("laptop-5", "laptop-1")),
+            Fault(at="3s", kind="change", change="delete_token", subject=("laptop-5",)),
+            Fault(at="4s", kind="change", change="delete_token", subject=("laptop-1",)),
         ),
     )
     tidied = tidy(scenario)
-    assert [fault.targets for fault in tidied.faults] == [("laptop-1",)]
+    assert [fault.targets for fault in tidied.faults] == [("laptop-1",), ()]
+    assert tidied.faults[1].subject == ("laptop-1",)
     assert [each.source for each in tidied.traffic] == [("laptop-1",), ("laptop-3",)]
 
 

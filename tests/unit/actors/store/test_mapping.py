@@ -48,6 +48,7 @@ def test_every_entity_comes_back_from_its_row(kind: EntityKind) -> None:
             SocketAddress,
             address=st.ip_addresses().map(lambda address: IpText(str(address))),
             port=st.integers(1, 65_535),
+            transport=st.sampled_from(["udp", "tcp", "tls", "quic"]),
         ),
         max_size=4,
     )
