@@ -19,8 +19,8 @@ test: setup-test
 	@$(PYTEST) -n 3 --dist loadfile $(ARGS)
 
 # The long form of the random histories, many seeds of each, of calls of the API, of the faults of the
-# database, 100,000 malformed packets for the relay, ten minutes of its churn, and ten of the
-# simulator's chaos.
+# database, 100,000 malformed packets for the relay, ten minutes of its churn, a thousand messages of
+# each foreign client of it, and ten minutes of the simulator's chaos.
 soak: setup-test
 	@HOLLOWAY_CHAOS_MINUTES=$(or $(MINUTES),10) $(PYTEST) -s --timeout=7200 \
 	  tests/simulation/test_chaos_seeds.py

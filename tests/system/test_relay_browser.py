@@ -6,6 +6,7 @@ from __future__ import annotations
 import base64
 import json
 import queue
+import shutil
 import socket
 import subprocess
 import threading
@@ -64,6 +65,14 @@ class Site:
             self._server.socket = socket.create_server(("127.0.0.1", 0))
         self.address = f"http://127.0.0.1:{self._server.socket.getsockname()[1]}/"
 
+    def hear(self, network: Network) -> dict[str, Any]:
+        """What came of the next URL."""
+        try:
+            return self.told.get(timeout=PATIENCE_S)
+        except queue.Empty:
+            said = (network.folder / "chromium.log").read_text(errors="replace")
+            raise AssertionError(f"the page said nothing:\n{said[-3000:]}") from None
+
     @contextmanager
     def open(self) -> Iterator[None]:
         with self._server:
@@ -106,7 +115,8 @@ def chromium(network: Network, address: str) -> Iterator[None]:
     that its authorities do not know."""
     profile, log = network.folder / "profile", network.folder / "chromium.log"
     argv = [
-        "chromium", "--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run",
+        shutil.which("chromium") or "google-chrome",
+        "--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run",
         "--disable-background-networking", "--disable-component-update", "--disable-sync",
         "--disable-quic", "--disable-dev-shm-usage", "--allow-loopback-in-peer-connection",
         f"--ignore-certificate-errors-spki-list={pin(network)}", f"--user-data-dir={profile}",
@@ -138,7 +148,7 @@ def test_two_peers_in_chromium_talk_through_two_allocations_by_each_transport(
 ) -> None:
     site = Site(network)
     with site.open(), chromium(network, site.address):
-        all_told = [site.told.get(timeout=PATIENCE_S) for _ in TRANSPORT_BY_URL]
+        all_told = [site.hear(network) for _ in TRANSPORT_BY_URL]
         standing = metrics(network)
     assert {told["url"] for told in all_told} == set(TRANSPORT_BY_URL)
     for told in all_told:
