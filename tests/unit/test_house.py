@@ -4,6 +4,7 @@ do without, what is shipped, and what a test may not do."""
 from __future__ import annotations
 
 import ast
+import json
 import re
 import subprocess
 import sys
@@ -220,3 +221,13 @@ def help_of(name: str) -> str:
         check=True,
     )
     return done.stdout.partition("╭─ Commands")[2].partition("╰─")[0]
+
+
+def test_packages_of_npm_are_pinned_by_hashes_and_come_from_no_host_that_we_name() -> None:
+    lock = (ROOT / "tests/system/foreign/werift/package-lock.json").read_text()
+    assert "://" not in lock
+    packages = {name: each for name, each in json.loads(lock)["packages"].items() if name}
+    assert packages
+    for name, each in packages.items():
+        assert each["integrity"].startswith("sha512-"), name
+        assert "resolved" not in each, name
