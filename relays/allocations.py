@@ -13,6 +13,7 @@ from typing import Final, Protocol, TypeVar
 
 import attrs
 
+from relays.fastpath import FastPath
 from relays.peers import source_prefix
 from relays.turn import RESERVATION_LIFETIME_NS
 from runtime.net.address import Address
@@ -118,6 +119,7 @@ class AllocationTable:
         last_port: int,
         sockets: Sockets,
         randomness: Randomness,
+        fast_path: FastPath,
     ) -> None:
         self.relay_addresses = relay_addresses
         self.by_client: dict[int, dict[tuple[str, int], Allocation]] = {}
@@ -127,6 +129,7 @@ class AllocationTable:
         self._last_port = last_port
         self._sockets = sockets
         self._randomness = randomness
+        self._fast_path = fast_path
         self._count_by_username: dict[str, int] = {}
         self._count_by_source: dict[str | bytes, int] = {}
         self._ports_in_use: set[tuple[int, int]] = set()
@@ -222,6 +225,7 @@ class AllocationTable:
             self._look_again(allocation)
 
     def remove(self, allocation: Allocation) -> None:
+        self._fast_path.allocation_ended(allocation)
         del self.by_client[allocation.listener][allocation.client]
         del self.by_socket[allocation.socket]
         del self.by_relayed[allocation.relayed]

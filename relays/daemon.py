@@ -25,6 +25,7 @@ from channel.messages import TO_RELAY, IpText, SocketAddress
 from channel.own_token import read_token
 from relays.agent import DrainRequested, Joined, RelayAgent, UserRevoked
 from relays.authentication import GRACE_S, Credentials, StampedCredentials, StaticCredentials
+from relays.fastpath.attaching import Attached, Unavailable, attach_fast_path
 from relays.peers import PeerPolicy
 from relays.requests import ServerLimits
 from relays.server import Server
@@ -33,6 +34,7 @@ from relays.transports.local import local_addresses
 from relays.transports.udp import UdpSockets, wanted_descriptors
 from runtime.clock import Clock, SystemClock
 from runtime.descriptors import raise_file_limit
+from runtime.net.address import Address
 from runtime.net.binding import binding
 from runtime.randomness import SystemRandomness
 from runtime.secret import Secret
@@ -41,7 +43,11 @@ from runtime.service import Health, configure_logging, get_logger, read_secret, 
 TICK_S: Final = 0.5
 SOFTWARE: Final = "holloway-relay"
 
-_GAUGES: Final = frozenset({"allocations", "reservations", "source_prefixes", "sockets"})
+_GAUGES: Final = frozenset(
+    {"allocations", "reservations", "source_prefixes", "sockets", "fast_path_channels"}
+)
+
+_PASSED: Final = "fast_path_passed_"
 
 
 async def run_relay(settings: RelaySettings) -> None:
@@ -77,7 +83,7 @@ async def run_relay(settings: RelaySettings) -> None:
     except BaseExceptionGroup as group:
         raise _only_cause(group) from None
     finally:
-        relay.sockets.close_all()
+        relay.close()
 
 
 def _read_secrets(settings: RelaySettings) -> tuple[Secret | None, Credentials, bytes]:
@@ -103,6 +109,7 @@ class _Relay:
         self._addresses = addresses
         self._credentials = credentials
         self._log = get_logger("relay")
+        self._attached = self._attach_fast_path()
         allocations = _allow_descriptors(settings.max_allocations)
         self.server = Server(
             credentials=credentials,
@@ -127,6 +134,7 @@ class _Relay:
             first_port=addresses.first_port,
             last_port=addresses.last_port,
             alternate_servers=addresses.alternate_servers,
+            fast_path=None if self._attached is None else self._attached.path,
             now=self.clock.monotonic_ns(),
             unix_s=_unix_ns(self.clock.utc_now()) // 10**9,
         )
@@ -136,8 +144,39 @@ class _Relay:
             with binding("listen", f"{address} (UDP)"):
                 number, bound = self.sockets.listen(address)
             self.server.add_listener(number)
+            self._tell_fast_path(number, bound)
             self._log.info("listening", address=str(bound), transport="udp")
         self.health.set("sockets", True)
+
+    def close(self) -> None:
+        self.sockets.close_all()
+        if self._attached is not None:
+            self._attached.close()
+
+    def _attach_fast_path(self) -> Attached | None:
+        settings, addresses = self._settings, self._addresses
+        if settings.fast_path == "off":
+            return None
+        try:
+            attached = attach_fast_path(
+                settings.fast_path,
+                listen=addresses.listen,
+                relayed_hosts=addresses.bind_hosts,
+                devices=settings.fast_path_device,
+            )
+        except Unavailable as reason:
+            self._log.warning("no_fast_path", wanted=settings.fast_path, reason=str(reason))
+            return None
+        self._log.info("fast_path", mode=attached.mode, devices=" ".join(attached.devices))
+        return attached
+
+    def _tell_fast_path(self, number: int, bound: Address) -> None:
+        if self._attached is None:
+            return
+        try:
+            self._attached.add_listener(number, bound)
+        except Unavailable as reason:
+            self._log.warning("no_fast_path", listener=str(bound), reason=str(reason))
 
     async def run(self, agent: RelayAgent | None, token: DecodedToken | None) -> None:
         registry = CollectorRegistry()
@@ -206,6 +245,8 @@ class _Relay:
         while True:
             now, utc = self.clock.monotonic_ns(), self.clock.utc_now()
             self.server.synchronise(now, _unix_ns(utc) // 10**9)
+            if self._attached is not None:
+                self._attached.path.handle_timeout(now)
             act()
             await trio.sleep(TICK_S)
 
@@ -243,16 +284,24 @@ class _Metrics(Collector):
         errors = CounterMetricFamily(
             "holloway_relay_errors", "error responses by STUN code", labels=["code"]
         )
+        passed = CounterMetricFamily(
+            "holloway_relay_fast_path_passed_packets",
+            "packets that the fast path left to the kernel",
+            labels=["reason"],
+        )
         for name, value in {**self.server.statistics(), **self.sockets.statistics()}.items():
             prefix, _, code = name.rpartition("_")
             described = name.replace("_", " ")
             if prefix == "errors":
                 errors.add_metric([code], value)
+            elif name.startswith(_PASSED):
+                passed.add_metric([name.removeprefix(_PASSED)], value)
             elif name in _GAUGES:
                 yield GaugeMetricFamily(f"holloway_relay_{name}", described, value=value)
             else:
                 yield CounterMetricFamily(f"holloway_relay_{name}", described, value=value)
         yield errors
+        yield passed
 
 
 def _allow_descriptors(allocations: int) -> int:

@@ -13,6 +13,7 @@ from typing import Final
 import attrs
 
 from relays.allocations import Allocation, AllocationTable, Channel, Permission
+from relays.fastpath import FastPath
 from relays.peers import LOWEST_PEER_PORT, PeerPolicy
 from relays.stun import (
     Attribute,
@@ -92,6 +93,7 @@ class Requests:
         own_addresses: frozenset[str],
         alternate_servers: dict[int, Address],
         counters: Counter[str],
+        fast_path: FastPath,
     ) -> None:
         self.draining = False
         self._table = table
@@ -100,6 +102,7 @@ class Requests:
         self._own_addresses = own_addresses
         self._alternate_servers = alternate_servers
         self._counters = counters
+        self._fast_path = fast_path
 
     def answer(
         self,
@@ -255,6 +258,7 @@ class Requests:
         else:
             allocation.purge(now)
             self._table.refresh(allocation, now + lifetime_s * NS)
+            self._fast_path.channels_changed(allocation, now)
         return success_response(message, ((Attribute.LIFETIME, lifetime_s.to_bytes(4, "big")),))
 
     def _create_permission(
@@ -270,6 +274,7 @@ class Requests:
         self._make_room_for_permissions(hosts, allocation, now)
         for host in hosts:
             self._permit(host, allocation, now)
+            self._fast_path.channels_changed(allocation, now, host)
         return success_response(message, ())
 
     def _bind_channel(self, message: StunMessage, allocation: Allocation, now: int) -> StunMessage:
@@ -295,6 +300,7 @@ class Requests:
             allocation.channel_by_number[number] = channel
             allocation.channel_by_peer[peer] = channel
         channel.expires_ns = now + CHANNEL_LIFETIME_NS
+        self._fast_path.channels_changed(allocation, now, peer.host)
         return success_response(message, ())
 
     def _check_binding(self, allocation: Allocation, number: int, peer: Address, now: int) -> None:

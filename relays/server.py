@@ -21,6 +21,7 @@ from typing import Final
 
 from relays.allocations import Allocation, AllocationTable, Permission, Sockets
 from relays.authentication import Authenticator, Credentials
+from relays.fastpath import FastPath, NoFastPath
 from relays.peers import LOWEST_PEER_PORT, PeerPolicy, RateLimiter, source_prefix
 from relays.requests import (
     Requests,
@@ -68,9 +69,9 @@ class Server:
 
     `relay_addresses` maps a family (1: IPv4, 2: IPv6) to the address that clients are told,
     `own_addresses` are all IP addresses of this machine and those under which it is known outside.
-    `alternate_servers` maps a family to where a draining relay sends newcomers. Listeners are
-    announced by `add_listener`. `synchronise` tells the wall clock, against which the expiry of
-    user names is checked; call it now and then.
+    `alternate_servers` maps a family to where a draining relay sends newcomers. `fast_path` is told
+    of channels, and may carry their data. Listeners are announced by `add_listener`. `synchronise`
+    tells the wall clock, against which the expiry of user names is checked; call it now and then.
     """
 
     def __init__(
@@ -87,6 +88,7 @@ class Server:
         first_port: int = 49_152,
         last_port: int = 65_535,
         alternate_servers: dict[int, Address] | None = None,
+        fast_path: FastPath | None = None,
         now: int,
         unix_s: int,
     ) -> None:
@@ -95,12 +97,14 @@ class Server:
         self.counters: Counter[str] = Counter()
         self._own_addresses = own_addresses | frozenset(relay_addresses.values())
         self._randomness = randomness
+        self._fast_path = fast_path or NoFastPath()
         self._table = AllocationTable(
             relay_addresses=relay_addresses,
             first_port=first_port,
             last_port=last_port,
             sockets=sockets,
             randomness=randomness,
+            fast_path=self._fast_path,
         )
         self._requests = Requests(
             table=self._table,
@@ -109,6 +113,7 @@ class Server:
             own_addresses=self._own_addresses,
             alternate_servers=alternate_servers or {},
             counters=self.counters,
+            fast_path=self._fast_path,
         )
         self._authenticator = Authenticator(
             credentials=credentials, realm=realm, nonce_key=randomness.bytes(32)
@@ -173,15 +178,17 @@ class Server:
         return drained
 
     def statistics(self) -> dict[str, int]:
-        """Present sizes and counts since the start."""
+        """Present sizes and counts since the start; what a fast path relayed is counted in."""
+        packets, size = self._fast_path.relayed()
         return {
             "allocations": self.allocations,
             "reservations": self._table.reservations,
             "source_prefixes": len(self._unauthenticated),
-            "relayed_packets": self.relayed_packets,
-            "relayed_bytes": self.relayed_bytes,
+            "relayed_packets": self.relayed_packets + packets,
+            "relayed_bytes": self.relayed_bytes + size,
             "dropped_packets": self.dropped_packets,
             **self.counters,
+            **self._fast_path.statistics(),
         }
 
     # --- data ------------------------------------------------------------------------------------
@@ -269,7 +276,9 @@ class Server:
         if permission is None or permission.expires_ns <= now or len(data) > MAX_DATA_BYTES:
             self.dropped_packets += 1
             return
-        permission.answered = True
+        if not permission.answered:
+            permission.answered = True
+            self._fast_path.channels_changed(allocation, now, peer[0])
         channel = allocation.channel_by_peer.get(peer)
         if channel is not None and channel.expires_ns > now:
             packet = channel_data(channel.number, data)

@@ -33,6 +33,8 @@ SHELLS = {
     "channel/websocket_listener.py",
     "relays/command.py",
     "relays/daemon.py",
+    "relays/fastpath/attaching.py",
+    "relays/fastpath/loader.py",
     "relays/settings.py",
     "gateways/command.py",
     "gateways/daemon.py",
