@@ -30,7 +30,8 @@ _MAX_FRAME: Final = 65_536
 
 @attrs.frozen
 class Way:
-    """Where the kernel sends packets for an address."""
+    """Where the kernel sends packets for an address. `target_mac` is empty while it does not know
+    the neighbour."""
 
     device: int
     source_mac: bytes
@@ -138,6 +139,7 @@ class Model:
         need(way is not None, "no_route")
         assert way is not None
         need(frame_bytes - 14 <= way.mtu, "too_large")
+        need(bool(way.target_mac), "no_route")
         need(way.device == self.ingress or way.device in self.devices, "other_device")
         need(0 <= self.now - flow.sampled_ns < SAMPLE_INTERVAL_NS, "sampled")
         wrong_by = _sum(pseudo + udp) % 0xFFFF

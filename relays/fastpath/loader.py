@@ -47,6 +47,7 @@ _PER_CPU_KINDS: Final = (5, 6)
 
 _CREATE: Final = Struct("=7I16s")
 _ELEMENT: Final = Struct("=IIQQQ")
+_KEY: Final = Struct("=IIQ")
 _LOAD: Final = Struct("=IIQQIIQII16sII")
 _LINK: Final = Struct("=IIII")
 _POSSIBLE_CPUS: Final = Path("/sys/devices/system/cpu/possible")
@@ -100,6 +101,7 @@ class BpfMap:
                 self.descriptor, 0, ctypes.addressof(self._key), ctypes.addressof(self._value), 0
             )
         )
+        self._for_deletion = _buffer(_KEY.pack(self.descriptor, 0, ctypes.addressof(self._key)))
 
     def update(self, key: bytes, value: bytes) -> None:
         """Set what is under `key`. Raises BpfError, with E2BIG when the map is full."""
@@ -112,7 +114,7 @@ class BpfMap:
         self._put(self._key, key)
         for attempt in range(DELETE_ATTEMPTS):
             try:
-                bpf(_MAP_DELETE, self._attributes)
+                bpf(_MAP_DELETE, self._for_deletion)
             except BpfError as error:
                 if error.errno == errno.ENOENT:
                     return
