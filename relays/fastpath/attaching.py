@@ -32,7 +32,8 @@ MAX_DEVICES: Final = 64
 PROGRAM_NAME: Final = "holloway_relay"
 
 _HINTS: Final = {
-    errno.EPERM: "CAP_BPF and CAP_NET_ADMIN are needed",
+    errno.EPERM: "CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN are needed",
+    errno.EACCES: "CAP_PERFMON is needed, or the verifier is older than the program",
     errno.EBUSY: "another program is attached there, perhaps that of another relay",
     errno.EINVAL: "Linux 5.9 or newer is needed",
     errno.ENOSYS: "this kernel or machine has no bpf(2)",
@@ -89,13 +90,13 @@ def attach_fast_path(
     names = tuple(devices) or _devices_of(hosts)
     if not names or len(names) > MAX_DEVICES:
         raise Unavailable(f"1 to {MAX_DEVICES} devices are needed, not {len(names)}")
-    for family in sorted({family_of(host) for host in hosts}):
-        _allow_look_ups(family)
     try:
         program = LoadedProgram(parse_object(OBJECT.read_bytes()), PROGRAM_NAME)
     except (BpfError, InvalidObject, OSError) as error:
         raise Unavailable(_said(error)) from None
     try:
+        for family in sorted({family_of(host) for host in hosts}):
+            _allow_look_ups(family)
         indices = [socket.if_nametoindex(name) for name in names]
         mode = _attach(program, names, indices, _modes(wanted, names))
         for index in indices:
