@@ -38,6 +38,8 @@ RELAY, RELAY_IPV6 = "203.0.113.6", "2001:db8:6::2"
 CLIENT, CLIENT_IPV6 = "198.51.100.2", "2001:db8:2::2"
 PEER, PEER_IPV6 = "192.0.2.10", "2001:db8:10::2"
 SECOND = "192.0.2.194"
+BEHIND = "198.18.0.2"
+UDP_SEGMENT: Final = 103
 PORT: Final = 3478
 METRICS: Final = ("127.0.0.1", 9478)
 PACKETS: Final = 200
@@ -49,13 +51,14 @@ PASSES: Final = bytes.fromhex("b700000002000000") + bytes.fromhex("9500000000000
 @attrs.frozen(kw_only=True)
 class Network:
     """Hosts around a router. `second` has its checksums completed by (what passes for) hardware,
-    `client` and `peer` complete them themselves."""
+    `client` and `peer` complete them themselves. `behind` hangs on the relay's second device."""
 
     core: Host
     relay: Host
     client: Host
     peer: Host
     second: Host
+    behind: Host
     folder: Path
 
 
@@ -69,17 +72,29 @@ def network() -> Iterator[Network]:
             client=lab.public_host("client", core, f"{CLIENT}/30", f"{CLIENT_IPV6}/64"),
             peer=lab.public_host("peer", core, f"{PEER}/25", f"{PEER_IPV6}/64"),
             second=lab.public_host("second", core, f"{SECOND}/26"),
+            behind=lab.public_host("behind", core, "198.51.100.66/30"),
             folder=lab.directory,
         )
-        for host in (built.client, built.peer):
-            host.run("ethtool", "-K", "eth0", "tx", "off")
+        built.relay.ip(
+            f"link add eth1 type veth peer name eth1 netns {built.behind.name}",
+            "addr add 198.18.0.1/30 dev eth1",
+            "link set eth1 up",
+        )
+        built.behind.ip(
+            f"addr add {BEHIND}/30 dev eth1",
+            "link set eth1 up",
+            f"route add {RELAY} via 198.18.0.1",
+        )
+        for host, device in ((built.client, "eth0"), (built.peer, "eth0"), (built.behind, "eth1")):
+            host.run("ethtool", "-K", device, "tx", "off")
         # the other end of a veth takes what driver mode sends only if it has a program too
         taking = LoadedProgram(
             ProgramObject(instructions=PASSES, license=b"GPL", maps=(), map_by_offset={}), "passes"
         )
         try:
-            with core.entered():
-                taking.attach(socket.if_nametoindex(built.relay.uplink), "driver")
+            for host, device in ((core, built.relay.uplink), (built.behind, "eth1")):
+                with host.entered():
+                    taking.attach(socket.if_nametoindex(device), "driver")
             yield built
         finally:
             taking.close()
@@ -187,14 +202,18 @@ class Pair:
 
 
 @contextlib.contextmanager
-def pair(network: Network, is_ipv6: bool = False, client: Host | None = None) -> Iterator[Pair]:
-    from_address = CLIENT_IPV6 if is_ipv6 else CLIENT
-    if client is network.second:
-        from_address = SECOND
+def pair(
+    network: Network,
+    is_ipv6: bool = False,
+    client: tuple[Host, str] | None = None,
+    peer: tuple[Host, str] | None = None,
+) -> Iterator[Pair]:
+    client = client or (network.client, CLIENT_IPV6 if is_ipv6 else CLIENT)
+    peer = peer or (network.peer, PEER_IPV6 if is_ipv6 else PEER)
     now = SystemClock().monotonic_ns()
     made = Pair(
-        client=udp_socket(client or network.client, from_address),
-        peer=udp_socket(network.peer, PEER_IPV6 if is_ipv6 else PEER),
+        client=udp_socket(*client),
+        peer=udp_socket(*peer),
         turn=TurnClient(
             server=Address(RELAY_IPV6 if is_ipv6 else RELAY, PORT),
             username="alice",
@@ -304,23 +323,24 @@ def test_a_relay_that_is_killed_leaves_no_program_and_no_way_through(network: Ne
 
 
 def test_a_listener_on_all_addresses_is_fast_where_there_is_one(network: Network) -> None:
-    with (
-        relay_process(network, "--fast-path", "generic", listen=f"0.0.0.0:{PORT}"),
-        pair(network) as made,
-    ):
-        assert exchange(made.client, made.server, made.peer, made.relayed) == 2 * PACKETS
-        assert metrics(network)["fast_path_to_peer_packets"] >= PACKETS - 2
-    network.relay.ip("addr add 203.0.113.130/32 dev eth0")
+    everywhere = ("--fast-path", "generic", "--fast-path-device", "eth0")
+    network.relay.ip("addr del 198.18.0.1/30 dev eth1")
     try:
         with (
-            relay_process(network, "--fast-path", "generic", listen=f"0.0.0.0:{PORT}"),
+            relay_process(network, *everywhere, listen=f"0.0.0.0:{PORT}"),
             pair(network) as made,
         ):
-            assert "listen on each by name" in said(network)
             assert exchange(made.client, made.server, made.peer, made.relayed) == 2 * PACKETS
-            assert metrics(network)["fast_path_to_peer_packets"] == 0
+            assert metrics(network)["fast_path_to_peer_packets"] >= PACKETS - 2
     finally:
-        network.relay.ip("addr del 203.0.113.130/32 dev eth0")
+        network.relay.ip("addr add 198.18.0.1/30 dev eth1")
+    with (
+        relay_process(network, *everywhere, listen=f"0.0.0.0:{PORT}"),
+        pair(network) as made,
+    ):
+        assert "listen on each by name" in said(network)
+        assert exchange(made.client, made.server, made.peer, made.relayed) == 2 * PACKETS
+        assert metrics(network)["fast_path_to_peer_packets"] == 0
 
 
 def test_packets_whose_checksum_hardware_was_to_complete_go_the_usual_way(
@@ -328,13 +348,53 @@ def test_packets_whose_checksum_hardware_was_to_complete_go_the_usual_way(
 ) -> None:
     with (
         relay_process(network, "--fast-path", "generic"),
-        pair(network, client=network.second) as made,
+        pair(network, client=(network.second, SECOND)) as made,
     ):
         assert exchange(made.client, made.server, made.peer, made.relayed) == 2 * PACKETS
         counts = metrics(network)
         assert counts["fast_path_to_peer_packets"] == 0
         assert counts["fast_path_to_client_packets"] >= PACKETS - 2
         assert counts['fast_path_passed_packets{reason="checksum"}'] >= PACKETS
+
+
+@pytest.mark.parametrize("mode", ["driver", "generic"])
+def test_trains_that_the_kernel_carries_as_one_packet_arrive_as_they_were_sent(
+    network: Network, mode: str
+) -> None:
+    """The program would take a train for one datagram, and wrap it as one."""
+    packets = [bytes([number]) * 100 for number in range(10)]
+    with (
+        relay_process(network, "--fast-path", mode),
+        pair(network, peer=(network.second, SECOND)) as made,
+    ):
+        made.peer.setsockopt(socket.SOL_UDP, UDP_SEGMENT, 100)
+        made.peer.sendto(b"".join(packets), made.relayed)
+        assert list(all_of(made.client)) == [wrapped(packet) for packet in packets]
+    with (
+        relay_process(network, "--fast-path", mode),
+        pair(network, client=(network.second, SECOND)) as made,
+    ):
+        made.client.setsockopt(socket.SOL_UDP, UDP_SEGMENT, 104)
+        made.client.sendto(b"".join(map(wrapped, packets)), made.server)
+        assert list(all_of(made.peer)) == packets
+
+
+@pytest.mark.parametrize("mode", ["driver", "generic"])
+def test_a_relay_with_two_devices_passes_from_one_to_the_other(network: Network, mode: str) -> None:
+    behind = network.behind
+    peer = (behind, BEHIND)
+    for devices, is_fast in ((("eth0", "eth1"), True), (("eth0",), False)):
+        flags = [word for device in devices for word in ("--fast-path-device", device)]
+        with (
+            relay_process(network, "--fast-path", mode, *flags),
+            pair(network, peer=peer) as made,
+        ):
+            assert exchange(made.client, made.server, made.peer, made.relayed) == 2 * PACKETS
+            counts = metrics(network)
+            assert (counts["fast_path_to_peer_packets"] >= PACKETS - 2) == is_fast
+            assert (counts["fast_path_to_client_packets"] >= PACKETS - 2) == is_fast
+            other = counts['fast_path_passed_packets{reason="other_device"}']
+            assert (other >= PACKETS) == (not is_fast)
 
 
 @pytest.mark.parametrize("mode", ["auto", "driver"])
