@@ -97,7 +97,7 @@ def attach_fast_path(
     try:
         for family in sorted({family_of(host) for host in hosts}):
             _allow_look_ups(family)
-        indices = [socket.if_nametoindex(name) for name in names]
+        indices = [_index_of(name) for name in names]
         mode = _attach(program, names, indices, _modes(wanted, names))
         for index in indices:
             program.maps["devices"].update(index.to_bytes(4, "little"), b"\1\0\0\0")
@@ -166,6 +166,13 @@ def _devices_of(hosts: Iterable[str]) -> tuple[str, ...]:
     if not names:
         raise Unavailable("packets of the loopback device are not carried")
     return tuple(names)
+
+
+def _index_of(name: str) -> int:
+    try:
+        return socket.if_nametoindex(name)
+    except OSError:
+        raise Unavailable(f"there is no network device {name}") from None
 
 
 def _allow_look_ups(family: int) -> None:

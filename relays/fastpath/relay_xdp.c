@@ -244,8 +244,8 @@ INLINE int read_udp(struct packet *packet, const struct udphdr *udp, void *end)
 }
 
 /* A sum of no more than the addresses, the length and the protocol is what is left for hardware to
- * complete: so it comes from a machine's own virtual networks, and in trains of packets that the
- * kernel has joined (in generic mode) and that are not one. */
+ * complete: so it comes from a machine's own virtual networks, and with trains of packets that look
+ * like one. */
 INLINE int has_whole_checksum(const struct packet *packet)
 {
 	__u16 partial = folded(sum_of_addresses(packet->key.source, packet->key.target) +

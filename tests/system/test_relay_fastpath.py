@@ -20,7 +20,7 @@ import pytest
 
 from relays.authentication import StaticCredentials
 from relays.client import Allocated, Event, Permitted, TurnClient
-from relays.fastpath.attaching import Attached, attach_fast_path, read_counts
+from relays.fastpath.attaching import Attached, Unavailable, attach_fast_path, read_counts
 from relays.fastpath.elf import ProgramObject
 from relays.fastpath.loader import LoadedProgram
 from relays.server import Server
@@ -410,6 +410,39 @@ def test_without_the_right_to_it_the_relay_says_so_and_relays_all_the_same(
         assert "CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN are needed" in said(network)
         assert exchange(made.client, made.server, made.peer, made.relayed) == 2 * PACKETS
         assert "fast_path_channels" not in metrics(network)
+
+
+def test_the_loopback_setting_is_the_machines_where_the_relay_may_not_set_it(
+    network: Network,
+) -> None:
+    may_not = 'mount --bind /proc/sys /proc/sys && mount -o remount,bind,ro /proc/sys && exec "$@"'
+    before = ("sh", "-c", may_not, "sh")
+    for family in ("ipv4", "ipv6"):
+        network.relay.run("sysctl", "-qw", f"net.{family}.conf.lo.forwarding=0")
+    with relay_process(network, "--fast-path", "driver", before=before), pair(network) as made:
+        reason = "net.ipv4.conf.lo.forwarding is to be 1 and cannot be set (Read-only file system)"
+        assert reason in said(network)
+        assert exchange(made.client, made.server, made.peer, made.relayed) == 2 * PACKETS
+    for family in ("ipv4", "ipv6"):
+        network.relay.run("sysctl", "-qw", f"net.{family}.conf.lo.forwarding=1")
+    with relay_process(network, "--fast-path", "driver", before=before), pair(network):
+        assert '"mode":"driver"' in said(network)
+    assert network.relay.run("sysctl", "-n", "net.ipv4.conf.eth0.forwarding").strip() == "0"
+
+
+def test_what_no_device_can_do_is_refused_with_the_reason(network: Network) -> None:
+    relay = Address(RELAY, PORT)
+    with network.relay.entered():
+        for words, listen, devices in (
+            ("no network device has the address 192.0.2.77", Address("192.0.2.77", 1), ()),
+            ("the loopback device are not carried", Address("127.0.0.1", 1), ()),
+            ("there is no network device elsewhere", relay, ("elsewhere",)),
+            ("1 to 64 devices are needed, not 65", relay, tuple(map(str, range(65)))),
+        ):
+            hosts = {1: listen.host}
+            with pytest.raises(Unavailable, match=words):
+                attach_fast_path("generic", listen=[listen], relayed_hosts=hosts, devices=devices)
+    assert attached_programs(network.relay) == ""
 
 
 def test_three_capabilities_are_enough(network: Network) -> None:
