@@ -20,7 +20,7 @@ import attrs
 
 from relays.fastpath.elf import InvalidObject, parse_object
 from relays.fastpath.loader import BpfError, BpfMap, LoadedProgram, Mode
-from relays.fastpath.xdp import NAMES, OBJECT, XdpFastPath
+from relays.fastpath.xdp import NAMES, OBJECT, XdpFastPath, relayed_port_of
 from relays.transports.local import device_by_address, outer_addresses
 from relays.turn import FAMILY_IPV4, FAMILY_IPV6
 from runtime.net.address import Address
@@ -72,6 +72,22 @@ class Attached:
             bound = Address(host, bound.port)
         self.path.add_listener(number, bound)
 
+    @property
+    def flows_descriptor(self) -> int:
+        """For other processes of this relay to inherit: see `shared_fast_path`."""
+        return self.program.maps["flows"].descriptor
+
+    def forget_ports(self, first: int, last: int) -> int:
+        """Remove the entries of these relayed ports: those of a process that has ended. How many
+        there were. Raises BpfError."""
+        flows, removed = self.program.maps["flows"], 0
+        for key in flows.all_keys():
+            values = flows.lookup(key)
+            if values and first <= relayed_port_of(key, values[0]) <= last:
+                flows.delete(key)
+                removed += 1
+        return removed
+
     def close(self) -> None:
         self.program.close()
 
@@ -114,6 +130,16 @@ def attach_fast_path(
         relayed_hosts=relayed_hosts,
     )
     return Attached(path, mode, names, program, relayed_hosts)
+
+
+def shared_fast_path(flows_descriptor: int, *, relayed_hosts: dict[int, str]) -> XdpFastPath:
+    """For one of several processes of a relay: entries in the map of the one that has attached the
+    program, which alone counts packets, and calls `forget_ports` when this process has ended. The
+    descriptor is kept open. Raises BpfError, InvalidObject, OSError."""
+    program = parse_object(OBJECT.read_bytes())
+    [definition] = [one for one in program.maps if one.name == "flows"]
+    flows = BpfMap(definition, flows_descriptor)
+    return XdpFastPath(flows=flows, counts=dict, relayed_hosts=relayed_hosts)
 
 
 def read_counts(counts: BpfMap) -> dict[str, tuple[int, int]]:

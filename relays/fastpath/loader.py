@@ -38,6 +38,7 @@ _MAP_CREATE: Final = 0
 _MAP_LOOKUP: Final = 1
 _MAP_UPDATE: Final = 2
 _MAP_DELETE: Final = 3
+_MAP_NEXT_KEY: Final = 4
 _PROGRAM_LOAD: Final = 5
 _LINK_CREATE: Final = 28
 _PROGRAM_TYPE_XDP: Final = 6
@@ -48,6 +49,7 @@ _PER_CPU_KINDS: Final = (5, 6)
 _CREATE: Final = Struct("=7I16s")
 _ELEMENT: Final = Struct("=IIQQQ")
 _KEY: Final = Struct("=IIQ")
+_NEXT: Final = Struct("=IIQQ")
 _LOAD: Final = Struct("=IIQQIIQII16sII")
 _LINK: Final = Struct("=IIII")
 _POSSIBLE_CPUS: Final = Path("/sys/devices/system/cpu/possible")
@@ -72,24 +74,11 @@ def bpf(command: int, attributes: ctypes.Array[ctypes.c_char]) -> int:
 class BpfMap:
     """A map of the kernel. Keys and values are bytes of exactly its sizes."""
 
-    def __init__(self, definition: MapDefinition) -> None:
-        """Make one. Raises BpfError."""
+    def __init__(self, definition: MapDefinition, descriptor: int | None = None) -> None:
+        """Make one, or take over one that another process has made: `descriptor` is closed with
+        this then. Raises BpfError."""
         self.definition = definition
-        attributes = _buffer(
-            _CREATE.pack(
-                definition.kind,
-                definition.key_bytes,
-                definition.value_bytes,
-                definition.max_entries,
-                definition.flags,
-                0,
-                0,
-                definition.name.encode()[:15],
-            )
-        )
-        with suppress(ValueError, OSError):  # before Linux 5.11 maps count as locked memory
-            setrlimit(RLIMIT_MEMLOCK, (RLIM_INFINITY, RLIM_INFINITY))
-        self.descriptor = _tried(f"map {definition.name}", _MAP_CREATE, attributes)
+        self.descriptor = _create(definition) if descriptor is None else descriptor
         self._copies = possible_cpus() if definition.kind in _PER_CPU_KINDS else 1
         self._stride = definition.value_bytes
         if self._copies > 1 or definition.kind in _PER_CPU_KINDS:
@@ -135,6 +124,25 @@ class BpfMap:
             raise
         raw, size = self._value.raw, self.definition.value_bytes
         return [raw[at : at + size] for at in range(0, len(raw), self._stride)]
+
+    def all_keys(self) -> list[bytes]:
+        """All that are there; keys that come or go meanwhile may be in it or not, some twice.
+        Raises BpfError."""
+        found: list[bytes] = []
+        after = ctypes.create_string_buffer(self.definition.key_bytes)
+        key_at = 0  # none: begin
+        while len(found) < 2 * self.definition.max_entries:
+            raw = _NEXT.pack(self.descriptor, 0, key_at, ctypes.addressof(after))
+            try:
+                bpf(_MAP_NEXT_KEY, _buffer(raw))
+            except BpfError as error:
+                if error.errno == errno.ENOENT:
+                    break
+                raise
+            found.append(after.raw)
+            self._put(self._key, after.raw)
+            key_at = ctypes.addressof(self._key)
+        return found
 
     def close(self) -> None:
         if self.descriptor >= 0:
@@ -191,6 +199,24 @@ def possible_cpus() -> int:
     """How many copies a per-CPU map keeps. Raises OSError, ValueError."""
     last = _POSSIBLE_CPUS.read_text().strip().replace(",", "-").split("-")[-1]
     return int(last) + 1
+
+
+def _create(definition: MapDefinition) -> int:
+    with suppress(ValueError, OSError):  # before Linux 5.11 maps count as locked memory
+        setrlimit(RLIMIT_MEMLOCK, (RLIM_INFINITY, RLIM_INFINITY))
+    attributes = _buffer(
+        _CREATE.pack(
+            definition.kind,
+            definition.key_bytes,
+            definition.value_bytes,
+            definition.max_entries,
+            definition.flags,
+            0,
+            0,
+            definition.name.encode()[:15],
+        )
+    )
+    return _tried(f"map {definition.name}", _MAP_CREATE, attributes)
 
 
 def _load(instructions: bytes, license: bytes, name: str) -> int:

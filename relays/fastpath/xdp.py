@@ -212,6 +212,14 @@ class XdpFastPath:
             self._undeleted.append(key)
 
 
+def relayed_port_of(key: bytes, value: bytes) -> int:
+    """Of which relayed port an entry is."""
+    _, _, _, target_port, channel = _ENDS.unpack_from(key)
+    if channel == 0:
+        return int(target_port)
+    return int(_ENDS.unpack_from(value, _TIMES.size)[2])
+
+
 def _ends(source: tuple[str, int], target: tuple[str, int], channel: int) -> bytes:
     """Addresses, ports, channel and family as relay_xdp.c has them. Raises OSError."""
     family = AF_INET6 if ":" in source[0] else AF_INET

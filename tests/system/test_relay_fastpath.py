@@ -20,7 +20,13 @@ import pytest
 
 from relays.authentication import StaticCredentials
 from relays.client import Allocated, Event, Permitted, TurnClient
-from relays.fastpath.attaching import Attached, Unavailable, attach_fast_path, read_counts
+from relays.fastpath.attaching import (
+    Attached,
+    Unavailable,
+    attach_fast_path,
+    read_counts,
+    shared_fast_path,
+)
 from relays.fastpath.elf import ProgramObject
 from relays.fastpath.loader import LoadedProgram
 from relays.server import Server
@@ -578,6 +584,43 @@ def test_whoever_gives_its_allocation_back_is_not_heard_again(bare: Bare) -> Non
     bare.begin()
     assert exchange(*bare.ends) == 2 * PACKETS
     bare.caller.refresh(LIFETIME_0)
+    carried = bare.carried()
+    assert_nothing_passes(*bare.ends)
+    assert bare.carried() == carried
+
+
+def test_of_a_process_that_has_ended_the_one_that_holds_the_program_forgets_the_ports(
+    bare: Bare,
+) -> None:
+    """Several processes of one relay share the map; each has a slice of the relayed ports."""
+    shared = shared_fast_path(os.dup(bare.attached.flows_descriptor), relayed_hosts={1: RELAY})
+    shared.add_listener(LISTENER, Address(RELAY, PORT))
+    other = Server(
+        credentials=StaticCredentials(USERS),
+        realm="holloway",
+        relay_addresses={1: RELAY},
+        own_addresses=frozenset({RELAY}),
+        sockets=bare.bench.sockets,
+        randomness=SeededRandomness(2, "another server"),
+        fast_path=shared,
+        first_port=30_000,
+        last_port=30_099,
+        now=boot_ns(),
+        unix_s=1_800_000_000,
+    )
+    other.add_listener(LISTENER)
+    bare.begin()
+    of_other = Caller(Bench(other, bare.bench.sockets, now=boot_ns()), (CLIENT, 40_000))
+    relayed = of_other.allocate()
+    of_other.bind(CHANNEL, end_of(bare.peer))
+    of_other.bench.from_peer(b"the peer answers", end_of(bare.peer), relayed)
+    flows = bare.attached.program.maps["flows"]
+    assert len(flows.all_keys()) == 4
+    assert bare.attached.forget_ports(30_000, 30_099) == 2
+    assert len(flows.all_keys()) == 2
+    assert exchange(*bare.ends) == 2 * PACKETS
+    assert bare.attached.forget_ports(49_152, 65_535) == 2
+    assert flows.all_keys() == []
     carried = bare.carried()
     assert_nothing_passes(*bare.ends)
     assert bare.carried() == carried
