@@ -56,6 +56,7 @@ _FAMILY: Final = Struct("<H")
 _TIMES: Final = Struct("<QQ")
 
 Counts = Callable[[], dict[str, tuple[int, int]]]
+_Owner = tuple[int, tuple[str, int]]
 
 
 class Flows(Protocol):
@@ -89,7 +90,7 @@ class XdpFastPath:
         self._counts = counts
         self._relayed_hosts = relayed_hosts
         self._listeners: dict[int, Address] = {}
-        self._entries: dict[int, dict[int, _Entry]] = {}
+        self._entries: dict[_Owner, dict[int, _Entry]] = {}
         self._swept_at_ns = 0
         self._refused = 0
         self._undeleted: list[bytes] = []
@@ -107,7 +108,7 @@ class XdpFastPath:
                 self._follow(allocation, channel, now)
 
     def allocation_ended(self, allocation: Allocation) -> None:
-        for entry in self._entries.pop(allocation.socket, {}).values():
+        for entry in self._entries.pop(_owner(allocation), {}).values():
             self._remove(entry)
 
     def handle_timeout(self, now: int) -> None:
@@ -121,7 +122,7 @@ class XdpFastPath:
             for number, entry in list(entries.items()):
                 if entry.expires_ns <= now:
                     self._remove(entries.pop(number))
-        self._entries = {socket: held for socket, held in self._entries.items() if held}
+        self._entries = {owner: held for owner, held in self._entries.items() if held}
 
     def relayed(self) -> tuple[int, int]:
         counts = self._counts()
@@ -143,7 +144,7 @@ class XdpFastPath:
 
     def _follow(self, allocation: Allocation, channel: Channel, now: int) -> None:
         """Make the entries of one channel what it is now."""
-        entries = self._entries.setdefault(allocation.socket, {})
+        entries = self._entries.setdefault(_owner(allocation), {})
         permission = channel.permission
         expires_ns = min(allocation.expires_ns, channel.expires_ns, permission.expires_ns)
         entry = entries.get(channel.number)
@@ -210,6 +211,11 @@ class XdpFastPath:
             self._flows.delete(key)
         except OSError:  # it ends by itself at the latest when its time has come
             self._undeleted.append(key)
+
+
+def _owner(allocation: Allocation) -> _Owner:
+    """The 5-tuple: it has one allocation at a time."""
+    return allocation.listener, allocation.client
 
 
 def relayed_port_of(key: bytes, value: bytes) -> int:
