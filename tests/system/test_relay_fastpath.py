@@ -247,6 +247,8 @@ def pair(
 def exchange(client: socket.socket, server: Address, peer: socket.socket, relayed: Address) -> int:
     """Send so many packets both ways, of several sizes; how many arrived unharmed."""
     arrived = 0
+    for end in (client, peer):
+        end.settimeout(2.0)
     for number in range(PACKETS):
         data = number.to_bytes(2, "big") * (20 + number % 7 * 100)
         client.sendto(wrapped(data), server)
@@ -256,6 +258,8 @@ def exchange(client: socket.socket, server: Address, peer: socket.socket, relaye
         peer.sendto(data, relayed)
         with contextlib.suppress(TimeoutError):
             arrived += client.recv(2048) == wrapped(data)
+    for end in (client, peer):
+        end.settimeout(0.2)
     return arrived
 
 
@@ -305,10 +309,10 @@ def test_data_goes_the_fast_way_until_the_allocation_is_given_back(
             name: after[f"fast_path_{name}_packets"] - before[f"fast_path_{name}_packets"]
             for name in ("to_peer", "to_client")
         }
-        assert min(fast.values()) >= PACKETS - 2  # but for what is sampled
+        assert min(fast.values()) >= PACKETS - 10  # but for what is sampled
         assert after["relayed_packets"] - before["relayed_packets"] == 2 * PACKETS
         assert after["relayed_bytes"] - before["relayed_bytes"] > 100 * PACKETS
-        assert after["sent_datagrams"] - before["sent_datagrams"] <= 4
+        assert after["sent_datagrams"] - before["sent_datagrams"] <= 20
         made.give_back()
         assert metrics(network)["fast_path_channels"] == 0
         assert_nothing_passes(*ends)
@@ -337,7 +341,7 @@ def test_a_listener_on_all_addresses_is_fast_where_there_is_one(network: Network
             pair(network) as made,
         ):
             assert exchange(made.client, made.server, made.peer, made.relayed) == 2 * PACKETS
-            assert metrics(network)["fast_path_to_peer_packets"] >= PACKETS - 2
+            assert metrics(network)["fast_path_to_peer_packets"] >= PACKETS - 10
     finally:
         network.relay.ip("addr add 198.18.0.1/30 dev eth1")
     with (
@@ -359,7 +363,7 @@ def test_packets_whose_checksum_hardware_was_to_complete_go_the_usual_way(
         assert exchange(made.client, made.server, made.peer, made.relayed) == 2 * PACKETS
         counts = metrics(network)
         assert counts["fast_path_to_peer_packets"] == 0
-        assert counts["fast_path_to_client_packets"] >= PACKETS - 2
+        assert counts["fast_path_to_client_packets"] >= PACKETS - 10
         assert counts['fast_path_passed_packets{reason="checksum"}'] >= PACKETS
 
 
@@ -397,8 +401,8 @@ def test_a_relay_with_two_devices_passes_from_one_to_the_other(network: Network,
         ):
             assert exchange(made.client, made.server, made.peer, made.relayed) == 2 * PACKETS
             counts = metrics(network)
-            assert (counts["fast_path_to_peer_packets"] >= PACKETS - 2) == is_fast
-            assert (counts["fast_path_to_client_packets"] >= PACKETS - 2) == is_fast
+            assert (counts["fast_path_to_peer_packets"] >= PACKETS - 10) == is_fast
+            assert (counts["fast_path_to_client_packets"] >= PACKETS - 10) == is_fast
             other = counts['fast_path_passed_packets{reason="other_device"}']
             assert (other >= PACKETS) == (not is_fast)
 
@@ -458,7 +462,7 @@ def test_three_capabilities_are_enough(network: Network) -> None:
         pair(network) as made,
     ):
         assert exchange(made.client, made.server, made.peer, made.relayed) == 2 * PACKETS
-        assert metrics(network)["fast_path_to_client_packets"] >= PACKETS - 2
+        assert metrics(network)["fast_path_to_client_packets"] >= PACKETS - 10
 
 
 def test_a_veth_is_not_taken_in_driver_mode_unless_told_so(network: Network) -> None:
@@ -549,7 +553,10 @@ def bare(network: Network) -> Iterator[Bare]:
 def test_a_user_who_is_revoked_sends_and_gets_not_one_packet_more(bare: Bare) -> None:
     bare.begin()
     assert exchange(*bare.ends) == 2 * PACKETS
+    flows = bare.attached.program.maps["flows"]
+    assert len(flows.all_keys()) == 2
     assert bare.bench.server.revoke_user("alice") == 1
+    assert flows.all_keys() == []
     carried = bare.carried()
     assert_nothing_passes(*bare.ends)
     assert bare.carried() == carried == 2 * PACKETS
@@ -557,7 +564,7 @@ def test_a_user_who_is_revoked_sends_and_gets_not_one_packet_more(bare: Bare) ->
 
 @pytest.mark.parametrize(
     ("ends", "ago_s"),
-    [("the permission", 299), ("the allocation", 599), ("the channel", 599)],
+    [("the permission", 297), ("the allocation", 597), ("the channel", 597)],
 )
 def test_when_a_right_ends_packets_end_though_the_relay_hangs(
     bare: Bare, ends: str, ago_s: float
@@ -574,7 +581,7 @@ def test_when_a_right_ends_packets_end_though_the_relay_hangs(
         bare.peer.sendto(bytes(100), bare.relayed)
     assert set(all_of(bare.peer)) == {bytes(100)}
     assert set(all_of(bare.client)) == {wrapped(bytes(100))}
-    wait_until(lambda: boot_ns() > bare.bench.now + NS, "a second is over")
+    wait_until(lambda: boot_ns() > bare.bench.now + 3 * NS, "three seconds are over")
     carried = bare.carried()
     assert_nothing_passes(*bare.ends)
     assert bare.carried() == carried > 0
