@@ -149,9 +149,9 @@ class _Relay:
         self.health.set("sockets", True)
 
     def close(self) -> None:
-        self.sockets.close_all()
         if self._attached is not None:
             self._attached.close()
+        self.sockets.close_all()
 
     def _attach_fast_path(self) -> Attached | None:
         settings, addresses = self._settings, self._addresses
