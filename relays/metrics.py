@@ -17,6 +17,7 @@ from relays.transports.statistics import PRESENT, TransportStatistics
 from relays.transports.tls import CertificateSource
 
 _ERRORS: Final = "errors_"
+_PASSED: Final = "fast_path_passed_"
 
 
 class Measured(Protocol):
@@ -40,14 +41,22 @@ class RelayMetrics(Collector):
 
     def collect(self) -> Iterator[Metric]:
         totals, certificates = self.relay.statistics(), self.relay.certificates
+        passed = CounterMetricFamily(
+            "holloway_relay_fast_path_passed_packets",
+            "packets that the fast path left to the kernel",
+            labels=["reason"],
+        )
         for name, value in totals.items():
             described = name.replace("_", " ")
             if name.startswith(_ERRORS):
                 continue
-            if name in PRESENT:
+            if name.startswith(_PASSED):
+                passed.add_metric([name.removeprefix(_PASSED)], value)
+            elif name in PRESENT:
                 yield GaugeMetricFamily(f"holloway_relay_{name}", described, value=value)
             else:
                 yield CounterMetricFamily(f"holloway_relay_{name}", described, value=value)
+        yield passed
         by_name = self.relay.transports()
         yield from _of_all_transports(totals, by_name)
         yield from _of_connections(by_name)

@@ -8,11 +8,15 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable, Mapping
 from ipaddress import ip_address
+from typing import Final
 
 import trio
 
 from relays.authentication import Credentials
+from relays.fastpath import FastPath
+from relays.fastpath.attaching import Attached, Unavailable, attach_fast_path
 from relays.fastpath.drain import load as load_drain
+from relays.fastpath.several import SeveralFastPaths
 from relays.peers import PeerPolicy
 from relays.requests import ServerLimits
 from relays.server import Server
@@ -29,6 +33,8 @@ from runtime.net.address import Address
 from runtime.net.binding import binding
 from runtime.randomness import SystemRandomness
 from runtime.service import get_logger
+
+TIDY_S: Final = 5.0
 
 
 class Serving:
@@ -58,6 +64,10 @@ class Serving:
         self._inherited = inherited
         self._shares_ports = inherited is not None
         self._log = get_logger("relay")
+        self._attached = self._attach_fast_path()
+        paths: list[FastPath] = [] if self._attached is None else [self._attached.path]
+        if drain is not None:
+            paths.append(drain)
         self.sockets = make_sockets(bind_hosts=addresses.bind_hosts, clock=clock, drain=drain)
         limits = ServerLimits()
         allocations, connections = _allow_descriptors(settings)
@@ -85,7 +95,7 @@ class Serving:
             first_port=addresses.first_port,
             last_port=addresses.last_port,
             alternate_servers=addresses.alternate_servers,
-            fast_path=drain,
+            fast_path=SeveralFastPaths(paths) if len(paths) > 1 else next(iter(paths), None),
             now=clock.monotonic_ns(),
             unix_s=int(clock.utc_now().timestamp()),
         )
@@ -129,6 +139,8 @@ class Serving:
             nursery.start_soon(self._streams.run)
             for door in self._quic_doors:
                 nursery.start_soon(door.run)
+            if self._attached is not None:
+                nursery.start_soon(self._tidy_fast_path, self._attached)
 
     async def wait_serving(self) -> None:
         """Listeners are read as soon as `run` runs; what has come before waits in them."""
@@ -147,10 +159,44 @@ class Serving:
         return totals
 
     def close(self) -> None:
+        if self._attached is not None:
+            self._attached.close()
         self._streams.close_all()
         self.sockets.close_all()
 
     # --- helpers -------------------------------------------------------------------------------
+
+    def _attach_fast_path(self) -> Attached | None:
+        settings, addresses = self._settings, self._addresses
+        if settings.fast_path == "off":
+            return None
+        try:
+            if self._shares_ports:
+                raise Unavailable("several processes serve")
+            attached = attach_fast_path(
+                settings.fast_path,
+                listen=addresses.listen_by_transport["udp"],
+                relayed_hosts=addresses.bind_hosts,
+                devices=settings.fast_path_device,
+            )
+        except Unavailable as reason:
+            self._log.warning("no_fast_path", wanted=settings.fast_path, reason=str(reason))
+            return None
+        self._log.info("fast_path", mode=attached.mode, devices=" ".join(attached.devices))
+        return attached
+
+    def _tell_fast_path(self, number: int, bound: Address) -> None:
+        if self._attached is None:
+            return
+        try:
+            self._attached.add_listener(number, bound)
+        except Unavailable as reason:
+            self._log.warning("no_fast_path", listener=str(bound), reason=str(reason))
+
+    async def _tidy_fast_path(self, attached: Attached) -> None:
+        while True:
+            await trio.sleep(TIDY_S)
+            attached.path.handle_timeout(self._clock.monotonic_ns())
 
     def _listen_for_udp(self) -> None:
         listen = self._addresses.listen_by_transport["udp"]
@@ -166,6 +212,7 @@ class Serving:
                     number, bound = self.sockets.listen(address)
                 self._tell_listening("udp", bound)
             self.server.add_listener(number)
+            self._tell_fast_path(number, bound)
             if not ip_address(address.host).is_unspecified:
                 known[number] = Address(told.host, bound.port)
         if self.server.offer_discovery(known) and inherited is None:

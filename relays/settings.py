@@ -11,6 +11,7 @@ from typing import Final, Literal
 import attrs
 
 from channel.messages import MAX_ADDRESSES
+from relays.fastpath.attaching import FastPathMode
 from relays.turn import FAMILY_IPV4, FAMILY_IPV6
 from runtime.net.address import Address
 
@@ -129,6 +130,13 @@ class RelaySettings:
         Move data by the compiled drain, where it was built; otherwise in Python.
     drain_timeout_s
         How long a relay that was told to end waits for agents to leave.
+    fast_path
+        Have the kernel relay the data of channels by an XDP program at the network devices:
+        `driver` (run by the device's driver), `generic` (by the kernel), `auto` (the better one
+        that works), or `off`. Without the rights or the kernel for it all goes the usual way.
+        Packets that it relays do not pass the machine's packet filter.
+    fast_path_device
+        Network devices for `fast_path`; otherwise those that have the relay's addresses.
     observability
         `host:port` of /metrics, /healthz and /readyz; empty for none.
     log_format
@@ -170,6 +178,8 @@ class RelaySettings:
     processes: int = 1
     compiled_drain: bool = True
     drain_timeout_s: float = 60.0
+    fast_path: FastPathMode = "off"
+    fast_path_device: tuple[str, ...] = ()
     observability: str = "127.0.0.1:9478"
     log_format: Literal["text", "json"] = "text"
     log_level: Literal["debug", "info", "warning", "error"] = "info"

@@ -9,7 +9,15 @@ from typing import Any, Final, Protocol
 import attrs
 
 PRESENT: Final = frozenset(
-    {"allocations", "reservations", "source_prefixes", "sockets", "drain_routes", "processes"}
+    {
+        "allocations",
+        "reservations",
+        "source_prefixes",
+        "sockets",
+        "drain_routes",
+        "fast_path_channels",
+        "processes",
+    }
 )
 """Statistics of a relay that are sizes and no counts: a process that ended takes them along."""
 

@@ -38,6 +38,8 @@ SHELLS = {
     "relays/processes/supervisor.py",
     "relays/processes/worker.py",
     "relays/serving.py",
+    "relays/fastpath/attaching.py",
+    "relays/fastpath/loader.py",
     "relays/settings.py",
     "relays/users.py",
     "gateways/command.py",
@@ -168,6 +170,7 @@ def test_the_distribution_holds_the_packages_and_the_migrations_and_no_tests(
     assert {top for top in tops if not top.startswith("holloway-")} == {*PACKAGES, "holloway.py"}
     data = ("actors/store/migrations/0001_foundation.sql", "admin/openapi.json")
     assert {*data, "simulations/scenario/mixes.toml"} <= set(names)
+    assert "relays/fastpath/relay_xdp.o" in names
 
 
 def test_every_dependency_is_pinned_with_hashes_and_the_lock_file_names_no_index() -> None:
