@@ -85,7 +85,7 @@ class Judge:
             side = self._sides[key] = oracle.Side(
                 nats=tuple(_nat(each.nat) for each in behind if each.nat is not None),
                 udp=self._udp(behind),
-                streams=all(_lets_streams_out(network.firewall) for network in behind),
+                streams=all(lets_streams_out(network.firewall) for network in behind),
                 ipv6=slot.host.ipv6 is not None,
             )
         return side
@@ -116,7 +116,7 @@ class Judge:
         return len(set(ours) & set(theirs))
 
 
-def _lets_streams_out(firewall: schema.Firewall) -> bool:
+def lets_streams_out(firewall: schema.Firewall, *, is_udp_blocked: bool = False) -> bool:
     """Whether a relay's door is open: over TCP, or over UDP to the same port."""
     over_udp = firewall.udp == "pass" and (
         not firewall.udp_ports or DOOR_PORT in firewall.udp_ports

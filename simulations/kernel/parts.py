@@ -41,6 +41,8 @@ Kind = Literal["portal", "relay", "gateway", "client", "service"]
 AgentKind = Literal["relay", "gateway", "client"]
 ECHO_PORT: Final = 7_007
 RELAY_PORT: Final = 3_478
+DOOR_PORT: Final = 443
+"""Of relays, for agents whose network blocks UDP: as in virtual time."""
 ENGINE_PORT: Final = 51_820
 LINK_PORT: Final = 7_400
 READY_S: Final = 120.0
@@ -177,6 +179,8 @@ class Parts:
                 argv = ["relay", "--name", name]
                 for address in self._topology.addresses_of(name):
                     argv += ["--listen", str(Address(address, RELAY_PORT))]
+                    for door in ("--listen-tls", "--listen-quic"):
+                        argv += [door, str(Address(address, DOOR_PORT))]
                 if written.region:
                     argv += ["--region", written.region]
                 self._agent(written, "relay", argv, kind, token)

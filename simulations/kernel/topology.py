@@ -19,11 +19,12 @@ from ipaddress import (
     ip_network,
 )
 from itertools import count
-from typing import Final
+from typing import Final, Literal
 
 import attrs
 
 from simulations.build import nat_label
+from simulations.expected import lets_streams_out
 from simulations.kernel.lab import Host, Lab, LabError
 from simulations.kernel.links import Quality
 from simulations.kernel.nats import install, install_firewall
@@ -297,7 +298,8 @@ table netdev {table} {{
     def side(self, network: str, *, relay_port: int) -> Side:
         """What the oracle has to know of a host in this network."""
         nats: list[Nat] = []
-        udp = "open"
+        udp: Literal["open", "relays", "blocked"] = "open"
+        streams = True
         for built in self._way_out(network):
             if (written := built.network.nat) is not None:
                 kernel = kernel_nat(written)
@@ -318,10 +320,9 @@ table netdev {table} {{
                 udp = "blocked"
             elif ports and udp == "open":
                 udp = "relays"
+            streams = streams and lets_streams_out(firewall, is_udp_blocked=built.blocked)
         ipv6 = self.has_ipv6 if network == INTERNET else bool(self._networks[network].prefix6)
-        if udp == "open":
-            return Side(nats=tuple(nats), ipv6=ipv6)
-        return Side(nats=tuple(nats), udp="relays" if udp == "relays" else "blocked", ipv6=ipv6)
+        return Side(nats=tuple(nats), udp=udp, streams=streams, ipv6=ipv6)
 
     def describe(self, network: str) -> str:
         """The NATs on the way out, from the host outwards, and where UDP is kept in; in short."""

@@ -312,7 +312,7 @@ class _Twin:
             self._topology.side(there, relay_port=RELAY_PORT),
             shared_nats=self._topology.shared_nats(here, there),
             same_lan=here == there != INTERNET,
-            relay_transports=("udp",) if has_relay else (),
+            relay_transports=("udp", "stream") if has_relay else (),
         )
         return attrs.evolve(found, expected=verdict.path, why=verdict.why)
 
