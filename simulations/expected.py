@@ -118,9 +118,8 @@ class Judge:
 
 def lets_streams_out(firewall: schema.Firewall, *, is_udp_blocked: bool = False) -> bool:
     """Whether a relay's door is open: over TCP, or over UDP to the same port."""
-    over_udp = firewall.udp == "pass" and (
-        not firewall.udp_ports or DOOR_PORT in firewall.udp_ports
-    )
+    passes_udp = firewall.udp == "pass" and not is_udp_blocked
+    over_udp = passes_udp and (not firewall.udp_ports or DOOR_PORT in firewall.udp_ports)
     return over_udp or not firewall.tcp_ports or DOOR_PORT in firewall.tcp_ports
 
 

@@ -320,7 +320,7 @@ table netdev {table} {{
                 udp = "blocked"
             elif ports and udp == "open":
                 udp = "relays"
-            streams = streams and lets_streams_out(firewall, is_udp_blocked=built.blocked)
+            streams = streams and lets_streams_out(firewall, is_udp_blocked=built.blocked > 0)
         ipv6 = self.has_ipv6 if network == INTERNET else bool(self._networks[network].prefix6)
         return Side(nats=tuple(nats), udp=udp, streams=streams, ipv6=ipv6)
 
