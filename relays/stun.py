@@ -370,6 +370,11 @@ def encode_attributes(attributes: Iterable[tuple[int, bytes]]) -> bytes:
     return b"".join(pieces)
 
 
+def message_size(attributes: bytes, *, fingerprint: bool = False) -> int:
+    """How many bytes `encode_message` makes of `attributes` without an integrity attribute."""
+    return HEADER_BYTES + len(attributes) + (_FINGERPRINT_BYTES if fingerprint else 0)
+
+
 def encode_message(
     method: int,
     message_class: MessageClass,
