@@ -14,10 +14,8 @@ from binascii import a2b_base64, b2a_base64
 from collections.abc import Mapping
 from functools import lru_cache
 from hashlib import blake2s
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 from uuid import UUID
-
-import attrs
 
 from channel.credentials import turn_expiry, turn_password
 from relays.stun import (
@@ -37,6 +35,7 @@ from relays.stun import (
 )
 from relays.stun import user_hash as compute_user_hash
 from relays.turn import FEATURE_PASSWORD_ALGORITHMS, NS, nonce_cookie, nonce_features
+from runtime.keyed_hash import HmacSha256
 
 NONCE_LIFETIME_NS: Final = 3600 * NS
 GRACE_S: Final = 3600
@@ -201,13 +200,22 @@ class StaticCredentials:
         return None
 
 
-@attrs.frozen
-class Identity:
+class Identity(NamedTuple):
     """Who sent a request; the answer is protected with the same key and attribute."""
 
     username: str
-    key: bytes = attrs.field(repr=False)
+    key: bytes | HmacSha256
     integrity: Integrity
+
+    def __repr__(self) -> str:
+        return f"Identity({self.username!r})"
+
+
+def _key(
+    integrity: Integrity, algorithm: PasswordAlgorithm, username: str, realm: str, password: str
+) -> bytes | HmacSha256:
+    key = long_term_key(algorithm, username, realm, password)
+    return HmacSha256(key) if integrity is Integrity.SHA256 else key
 
 
 class Authenticator:
@@ -233,7 +241,7 @@ class Authenticator:
             password_algorithms_value(one): one for one in credentials.algorithms
         }
         self._cookie = nonce_cookie(FEATURE_PASSWORD_ALGORITHMS)
-        self._long_term_key = lru_cache(MAX_CACHED_KEYS)(long_term_key)
+        self._key = lru_cache(MAX_CACHED_KEYS)(_key)
         # What a challenge says, before and behind the nonce.
         self._before = {
             code: encode_attributes(
@@ -272,7 +280,7 @@ class Authenticator:
         integrity = Integrity.SHA256 if is_sha256 else Integrity.SHA1
         if not is_sha256 and PasswordAlgorithm.MD5 not in self._credentials.algorithms:
             return 401
-        key = self._long_term_key(algorithm, username, realm, password)
+        key = self._key(integrity, algorithm, username, realm, password)
         if not message.verify(key, integrity):
             return 401
         if not self._is_fresh(nonce, source, now):

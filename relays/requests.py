@@ -397,11 +397,7 @@ def unknown_attributes(
 ) -> tuple[int, bytes] | None:
     """UNKNOWN-ATTRIBUTES for an answer 420, None when all that must be understood is. `also` are
     those that are understood here beside the usual ones."""
-    kinds = {
-        kind
-        for kind, _ in message.attributes
-        if kind < 0x8000 and kind not in _UNDERSTOOD and kind not in also
-    }
+    kinds = [kind for kind in message.kinds() - _UNDERSTOOD if kind < 0x8000 and kind not in also]
     if not kinds:
         return None
     listed = sorted(kinds)[:MAX_UNKNOWN_ATTRIBUTES]

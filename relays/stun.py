@@ -21,7 +21,7 @@ raised.
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, KeysView
 from enum import Enum, IntEnum
 from functools import lru_cache
 from hashlib import md5, sha256
@@ -34,7 +34,7 @@ from zlib import crc32
 
 import attrs
 
-from runtime.keyed_hash import hmac_sha1, hmac_sha256
+from runtime.keyed_hash import HmacSha256, hmac_sha1, hmac_sha256
 from runtime.net.address import Address
 
 MAGIC_COOKIE: Final = 0x2112A442
@@ -233,7 +233,7 @@ class StunMessage:
     def encode(
         self,
         *,
-        key: bytes | None = None,
+        key: bytes | HmacSha256 | None = None,
         integrity: Integrity = Integrity.SHA1,
         fingerprint: bool = False,
     ) -> bytes:
@@ -265,7 +265,7 @@ class StunMessage:
         """Whether a decoded message carried this integrity attribute, valid or not."""
         return integrity.attribute in self._integrity_offsets
 
-    def verify(self, key: bytes, integrity: Integrity = Integrity.SHA1) -> bool:
+    def verify(self, key: bytes | HmacSha256, integrity: Integrity = Integrity.SHA1) -> bool:
         """Whether the decoded message carried this integrity attribute, made with `key`."""
         offset = self._integrity_offsets.get(integrity.attribute)
         if offset is None:
@@ -273,25 +273,30 @@ class StunMessage:
         received, start = self._received, offset + 4
         end = start + integrity.size
         covered = received[:_LENGTH_AT] + _LENGTH.pack(end - HEADER_BYTES) + received[4:offset]
-        return compare_digest(integrity.hmac(key, covered), received[start:end])
+        return compare_digest(_mac(key, integrity, covered), received[start:end])
 
     def value(self, attribute: int) -> bytes | None:
         """The raw value of the first such attribute (later ones do not count: section 14)."""
-        values = self._first_values
-        if values is None:
-            values = self._first_values = dict(reversed(self.attributes))
-        return values.get(attribute)
+        return (self._first_values or self._index()).get(attribute)
 
     def values(self, attribute: int) -> list[bytes]:
         """The raw values of all such attributes."""
         return [value for kind, value in self.attributes if kind == attribute]
 
     def __contains__(self, attribute: int) -> bool:
-        return self.value(attribute) is not None
+        return attribute in (self._first_values or self._index())
+
+    def kinds(self) -> KeysView[int]:
+        """The types of all attributes."""
+        return (self._first_values or self._index()).keys()
+
+    def _index(self) -> dict[int, bytes]:
+        self._first_values = dict(reversed(self.attributes))
+        return self._first_values
 
     def integer(self, attribute: int, size: int) -> int | None:
         """An unsigned integer of exactly `size` bytes. Raises StunError."""
-        value = self.value(attribute)
+        value = (self._first_values or self._index()).get(attribute)
         if value is None:
             return None
         if len(value) != size:
@@ -300,7 +305,7 @@ class StunMessage:
 
     def text(self, attribute: int) -> str | None:
         """UTF-8 text of at most 763 bytes. Raises StunError."""
-        value = self.value(attribute)
+        value = (self._first_values or self._index()).get(attribute)
         if value is None:
             return None
         if len(value) > MAX_TEXT_BYTES:
@@ -381,7 +386,7 @@ def encode_message(
     transaction_id: bytes,
     attributes: bytes,
     *,
-    key: bytes | None = None,
+    key: bytes | HmacSha256 | None = None,
     integrity: Integrity = Integrity.SHA1,
     fingerprint: bool = False,
 ) -> bytes:
@@ -396,7 +401,7 @@ def encode_message(
         size += 4 + integrity.size
         covered = _HEADER.pack(kind, size, MAGIC_COOKIE, transaction_id) + attributes
         attributes += _ATTRIBUTE.pack(integrity.attribute, integrity.size)
-        attributes += integrity.hmac(key, covered)
+        attributes += _mac(key, integrity, covered)
     if fingerprint:
         size += _FINGERPRINT_BYTES
     message = _HEADER.pack(kind, size, MAGIC_COOKIE, transaction_id) + attributes
@@ -490,6 +495,13 @@ def _type_of(method: int, message_class: MessageClass) -> int:
         | (message_class & 0b10) << 7
         | (message_class & 0b01) << 4
     )
+
+
+def _mac(key: bytes | HmacSha256, integrity: Integrity, covered: bytes) -> bytes:
+    """A key with which SHA-256 was begun is for MESSAGE-INTEGRITY-SHA256 only."""
+    if isinstance(key, HmacSha256):
+        return key.digest(covered)
+    return integrity.hmac(key, covered)
 
 
 def _method_of(kind: int) -> int:
