@@ -33,6 +33,9 @@ LONGEST_WAIT_S: Final = 30.0
 PAUSE_AFTER_FAILURE_S: Final = 0.1
 
 _MAX_DATAGRAM_BYTES: Final = 65_535
+_IPV4: Final = int(socket.AF_INET)
+_IPV6: Final = int(socket.AF_INET6)
+_KIND: Final = int(socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
 _SO_SNDBUFFORCE: Final = 32
 _SO_RCVBUFFORCE: Final = 33
 
@@ -98,7 +101,7 @@ class UdpSockets:
             number = self._open(Address(host, port), ALLOCATION_BUFFER_BYTES)
         except OSError:
             return None
-        prepare(self._socket_by_number[number])
+        prepare(self._socket_by_number[number], is_ipv6=":" in host)
         return number
 
     def close(self, socket: int) -> None:
@@ -154,10 +157,10 @@ class UdpSockets:
         }
 
     def _open(self, address: Address, buffer_bytes: int) -> int:
-        opened = socket.socket(address.family, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+        is_ipv6 = ":" in address.host
+        opened = socket.socket(_IPV6 if is_ipv6 else _IPV4, _KIND)
         try:
-            opened.setblocking(False)
-            if address.family == socket.AF_INET6:
+            if is_ipv6:
                 opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             _grow(opened, socket.SO_RCVBUF, _SO_RCVBUFFORCE, buffer_bytes)
             _grow(opened, socket.SO_SNDBUF, _SO_SNDBUFFORCE, buffer_bytes)
