@@ -42,6 +42,14 @@ GRACE_S: Final = 3600
 MAX_REVOKED: Final = 65_536
 MAX_CACHED_KEYS: Final = 4096
 
+# As plain numbers: naming a member of an enum costs more than looking its value up (Python 3.11).
+_USERNAME: Final = int(Attribute.USERNAME)
+_USERHASH: Final = int(Attribute.USERHASH)
+_REALM: Final = int(Attribute.REALM)
+_NONCE: Final = int(Attribute.NONCE)
+_CHOSEN: Final = int(Attribute.PASSWORD_ALGORITHM)
+_OFFERED: Final = int(Attribute.PASSWORD_ALGORITHMS)
+
 _NONCE_UNIT_NS: Final = 16 * NS
 _STAMP_BYTES: Final = 3
 _STAMP_CHARACTERS: Final = 4
@@ -241,6 +249,7 @@ class Authenticator:
             password_algorithms_value(one): one for one in credentials.algorithms
         }
         self._cookie = nonce_cookie(FEATURE_PASSWORD_ALGORITHMS)
+        self._cookie_bytes = self._cookie.encode()
         self._key = lru_cache(MAX_CACHED_KEYS)(_key)
         # What a challenge says, before and behind the nonce.
         self._before = {
@@ -261,7 +270,7 @@ class Authenticator:
         if not is_sha256 and not message.has_integrity(Integrity.SHA1):
             return 401
         username = self._username(message)
-        nonce, realm = message.text(Attribute.NONCE), message.text(Attribute.REALM)
+        nonce, realm = message.text(_NONCE), message.text(_REALM)
         has_name = username is not None or Attribute.USERHASH in message
         if not has_name or nonce is None or realm is None:
             return 400
@@ -298,10 +307,8 @@ class Authenticator:
     ) -> bytes:
         """The error response 401 or 438 to `request`. It names the software if it is then not
         longer than `room` bytes; without that it may be longer all the same."""
-        nonce = self._nonce(source, now).encode()
-        attributes = (
-            self._before[code] + encode_attributes(((Attribute.NONCE, nonce),)) + self._behind
-        )
+        nonce = encode_attributes(((_NONCE, self._nonce(source, now)),))
+        attributes = self._before[code] + nonce + self._behind
         fingerprint = request.has_fingerprint
         if message_size(attributes + self._software, fingerprint=fingerprint) <= room:
             attributes += self._software
@@ -314,15 +321,14 @@ class Authenticator:
         )
 
     def _username(self, message: StunMessage) -> str | None:
-        hashed = message.value(Attribute.USERHASH)
+        hashed = message.value(_USERHASH)
         if hashed is None:
-            return message.text(Attribute.USERNAME)
+            return message.text(_USERNAME)
         return self._credentials.username_of(hashed, self._realm)
 
     def _algorithm(self, message: StunMessage, nonce: str) -> PasswordAlgorithm | None:
         """The password algorithm that the client chose; None if it may not choose so (400)."""
-        chosen = message.value(Attribute.PASSWORD_ALGORITHM)
-        offered = message.value(Attribute.PASSWORD_ALGORITHMS)
+        chosen, offered = message.value(_CHOSEN), message.value(_OFFERED)
         if offered == self._offer and nonce.startswith(self._cookie):
             known = self._algorithm_by_value.get(chosen or b"")
             if known is not None:  # as nearly all do
@@ -336,10 +342,9 @@ class Authenticator:
             return None
         return next((one for one in self._credentials.algorithms if one == numbers[0]), None)
 
-    def _nonce(self, source: tuple[str, int], now: int) -> str:
+    def _nonce(self, source: tuple[str, int], now: int) -> bytes:
         ends = now // _NONCE_UNIT_NS + NONCE_LIFETIME_NS // _NONCE_UNIT_NS
-        stamp = (ends & 0xFFFFFF).to_bytes(_STAMP_BYTES, "big")
-        return self._cookie + self._seal(stamp, source)
+        return self._seal((ends & 0xFFFFFF).to_bytes(_STAMP_BYTES, "big"), source)
 
     def _is_fresh(self, nonce: str, source: tuple[str, int], now: int) -> bool:
         at = len(self._cookie)
@@ -349,15 +354,16 @@ class Authenticator:
             return False
         if len(stamp) != _STAMP_BYTES:
             return False
-        sealed = self._cookie + self._seal(stamp, source)
-        if not hmac.compare_digest(sealed.encode(), nonce.encode()):
+        if not hmac.compare_digest(self._seal(stamp, source), nonce.encode()):
             return False
         left = (int.from_bytes(stamp, "big") - now // _NONCE_UNIT_NS) & 0xFFFFFF
         return 0 < left <= NONCE_LIFETIME_NS // _NONCE_UNIT_NS
 
-    def _seal(self, stamp: bytes, source: tuple[str, int]) -> str:
-        """15 characters: so short that a 401 is never more than twice a bare Allocate request.
-        BLAKE2s with a key (RFC 7693) is a MAC in one call, and nobody else has to compute it."""
-        covered = stamp + f"{source[0]}|{source[1]}".encode()
+    def _seal(self, stamp: bytes, source: tuple[str, int]) -> bytes:
+        """The cookie and 15 characters: so short that a 401 is never more than twice a bare
+        Allocate request. BLAKE2s with a key (RFC 7693) is a MAC in one call, and nobody else has
+        to compute it."""
+        host, port = source
+        covered = b"%b%b|%d" % (stamp, host.encode(), port)
         mac = blake2s(covered, key=self._nonce_key, digest_size=_SEAL_BYTES).digest()
-        return b2a_base64(stamp + mac, newline=False).rstrip(b"=").decode()
+        return self._cookie_bytes + b2a_base64(stamp + mac, newline=False).rstrip(b"=")

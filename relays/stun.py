@@ -192,8 +192,9 @@ class StunMessage:
         sha1_at = sha256_at = 0
         has_fingerprint = False
         offset, count, total = HEADER_BYTES, 0, len(data)
+        unpack = _ATTRIBUTE.unpack_from
         while offset < total:
-            attribute, size = _ATTRIBUTE.unpack_from(data, offset)
+            attribute, size = unpack(data, offset)
             start = offset + 4
             end = start + size
             count += 1
@@ -399,14 +400,14 @@ def encode_message(
     # Both, integrity and fingerprint, cover the header with the length up to their own end.
     if key is not None:
         size += 4 + integrity.size
-        covered = _HEADER.pack(kind, size, MAGIC_COOKIE, transaction_id) + attributes
-        attributes += _ATTRIBUTE.pack(integrity.attribute, integrity.size)
-        attributes += _mac(key, integrity, covered)
-    if fingerprint:
-        size += _FINGERPRINT_BYTES
     message = _HEADER.pack(kind, size, MAGIC_COOKIE, transaction_id) + attributes
+    if key is not None:
+        mac = _mac(key, integrity, message)
+        message += _ATTRIBUTE.pack(integrity.attribute, integrity.size) + mac
     if not fingerprint:
         return message
+    length = _LENGTH.pack(size + _FINGERPRINT_BYTES)
+    message = message[:_LENGTH_AT] + length + message[_LENGTH_AT + 2 :]
     checksum = crc32(message) ^ _FINGERPRINT_MASK
     return message + _ATTRIBUTE.pack(_FINGERPRINT, 4) + checksum.to_bytes(4, "big")
 
@@ -435,9 +436,8 @@ def address_value(address: tuple[str, int]) -> bytes:
     """The value of an address attribute in the clear. Raises ValueError."""
     host, port = address
     try:
-        if ":" in host:
-            return b"\0\x02" + port.to_bytes(2, "big") + inet_pton(AF_INET6, host)
-        return b"\0\x01" + port.to_bytes(2, "big") + inet_pton(AF_INET, host)
+        family = b"\0\x02" if ":" in host else b"\0\x01"
+        return family + port.to_bytes(2, "big") + _packed(host)
     except (OSError, OverflowError):
         raise ValueError("not an address and a port") from None
 
@@ -482,6 +482,12 @@ def _opaque(text: str) -> str:
         return text
     spaced = "".join(" " if unicodedata.category(c) == "Zs" else c for c in text)
     return unicodedata.normalize("NFC", spaced)
+
+
+@lru_cache(1024)
+def _packed(host: str) -> bytes:
+    """Raises OSError; that is not kept."""
+    return inet_pton(AF_INET6 if ":" in host else AF_INET, host)
 
 
 @lru_cache(128)
