@@ -19,8 +19,8 @@ test: setup-test
 	@$(PYTEST) -n 3 --dist loadfile $(ARGS)
 
 # The long form of the random histories, many seeds of each, of calls of the API, of the faults of the
-# database, 100,000 malformed packets for the relay, ten minutes of its churn, and ten of the
-# simulator's chaos.
+# database, 100,000 malformed packets for the relay, ten minutes of its churn, a thousand messages of
+# each foreign client of it, and ten minutes of the simulator's chaos.
 soak: setup-test
 	@HOLLOWAY_CHAOS_MINUTES=$(or $(MINUTES),10) $(PYTEST) -s --timeout=7200 \
 	  tests/simulation/test_chaos_seeds.py
@@ -32,10 +32,15 @@ soak: setup-test
 	  tests/system/test_portal_api_described.py
 	@HOLLOWAY_CHAOS_SEEDS=$(or $(SEEDS),300) $(PYTEST) --timeout=3600 \
 	  tests/unit/actors/test_cluster_chaos.py tests/unit/runtime_cluster/test_keyed_chaos.py
+	@HOLLOWAY_DRAIN_FUZZ_S=$(or $(SECONDS),600) $(PYTEST) --timeout=7200 \
+	  tests/system/test_relay_drain_sanitized.py
 	@HOLLOWAY_DATABASE_FAULTS=$(or $(TIMES),6) $(PYTEST) --timeout=3600 \
 	  tests/system/test_database_faults.py
 	@HOLLOWAY_MODEL_HISTORIES=$(or $(SEEDS),100) $(PYTEST) --timeout=7200 \
 	  tests/system/test_control_model.py
+	@HOLLOWAY_FOREIGN_MESSAGES=$(or $(MESSAGES),1000) $(PYTEST) --timeout=3600 \
+	  tests/system/test_relay_foreign.py tests/system/test_relay_streams.py \
+	  tests/system/test_relay_webrtc.py -k "lose_nothing or over_tcp_and_tls or pions"
 
 lint: setup-test
 	@.venv/bin/ruff check .
@@ -60,4 +65,4 @@ lock: setup-test
 	  --upgrade -o requirements.lock -q
 
 clean:
-	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	@rm -rf .venv build/foreign .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -8,11 +8,14 @@ until its allocation is refreshed or until room is needed: whoever reads it comp
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from heapq import heapify, heappop, heappush
+from itertools import islice
 from typing import Final, Protocol, TypeVar
 
 import attrs
 
+from relays.fastpath import FastPath
 from relays.peers import source_prefix
 from relays.turn import RESERVATION_LIFETIME_NS, RESERVATION_TOKEN_BYTES
 from runtime.net.address import Address
@@ -135,6 +138,7 @@ class AllocationTable:
         last_port: int,
         sockets: Sockets,
         randomness: Randomness,
+        fast_path: FastPath,
     ) -> None:
         self.relay_addresses = relay_addresses
         self.by_client: dict[int, dict[tuple[str, int], Allocation]] = {}
@@ -144,6 +148,7 @@ class AllocationTable:
         self._last_port = last_port
         self._sockets = sockets
         self._randomness = randomness
+        self._fast_path = fast_path
         self._count_by_username: dict[str, int] = {}
         self._count_by_source: dict[str | bytes, int] = {}
         self._ports_in_use: set[tuple[int, int]] = set()
@@ -183,21 +188,36 @@ class AllocationTable:
 
     def take_port(self, family: int) -> Relayed | None:
         """A port chosen at random (RFC 8656, section 7.2); None: no port is free."""
-        for _ in range(MAX_PORT_ATTEMPTS):
-            span = self._last_port - self._first_port + 1
-            taken = self._open(family, self._first_port + self._randomness.integer(span))
+        for port in self._free_ports(family, range(self._first_port, self._last_port + 1)):
+            taken = self._open(family, port)
             if taken is not None:
                 return taken
         return None
+
+    def _free_ports(self, family: int, ports: range) -> Iterator[int]:
+        """Ports of these that no allocation has, in the order in which to try them: some at random,
+        and where those are taken, since few are left, as many again in a row."""
+        in_use, count = self._ports_in_use, len(ports)
+        if not count:
+            return
+        for _ in range(MAX_PORT_ATTEMPTS):
+            port = ports[self._randomness.integer(count)]
+            if (family, port) not in in_use:
+                yield port
+        start = self._randomness.integer(count)
+        in_a_row = (ports[(start + place) % count] for place in range(count))
+        yield from islice(
+            (port for port in in_a_row if (family, port) not in in_use), MAX_PORT_ATTEMPTS
+        )
 
     def take_even_port(
         self, family: int, now: int, *, reserve: bool
     ) -> tuple[Relayed, bytes | None] | None:
         """An even port, with `reserve` also the next one, held for 30 s: the port, the token."""
-        first_half = (self._first_port + 1) // 2
-        span = (self._last_port - 1) // 2 - first_half + 1
-        for _ in range(MAX_PORT_ATTEMPTS if span > 0 else 0):
-            port = 2 * (first_half + self._randomness.integer(span))
+        first_even = self._first_port + self._first_port % 2
+        for port in self._free_ports(family, range(first_even, self._last_port, 2)):
+            if reserve and (family, port + 1) in self._ports_in_use:
+                continue
             taken = self._open(family, port)
             if taken is None:
                 continue
@@ -239,6 +259,7 @@ class AllocationTable:
         allocation = self.by_client[listener].pop(before, None)
         if allocation is None:
             return
+        self._fast_path.allocation_ended(allocation)
         _count(self._count_by_source, _source(before[0]), -1)
         _count(self._count_by_source, _source(after[0]), 1)
         allocation.client = after
@@ -255,7 +276,9 @@ class AllocationTable:
             self.drop(allocation, relayed)
 
     def drop(self, allocation: Allocation, relayed: Relayed) -> bool:
-        """End one relayed address; True when it was the last, and the allocation ended too."""
+        """End one relayed address; True when it was the last, and the allocation ended too. What is
+        left goes the slow way until its channels are refreshed."""
+        self._fast_path.allocation_ended(allocation)
         del self.by_socket[relayed.socket]
         del self.by_relayed[relayed.address]
         self._close(relayed)
@@ -323,8 +346,6 @@ class AllocationTable:
                 return
 
     def _open(self, family: int, port: int) -> Relayed | None:
-        if (family, port) in self._ports_in_use:
-            return None
         socket = self._sockets.open(family, port)
         if socket is None:
             return None

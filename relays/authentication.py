@@ -152,10 +152,16 @@ class StampedCredentials:
 
     algorithms: tuple[PasswordAlgorithm, ...] = (PasswordAlgorithm.SHA256,)
 
-    def __init__(self, stamp_secret: bytes) -> None:
+    def __init__(
+        self, stamp_secret: bytes, *, revoked_until: Mapping[str, int] | None = None
+    ) -> None:
         self._stamp_secret = stamp_secret
-        self._revoked_until: dict[str, int] = {}
+        self._revoked_until: dict[str, int] = dict(revoked_until or {})
         self.relay_id: UUID | None = None
+
+    def reveal_stamp_secret(self) -> bytes:
+        """For another process of this relay, and nobody else."""
+        return self._stamp_secret
 
     def revoke(self, user: str, *, until_unix_s: int, unix_s: int) -> None:
         """No user name that ends in `user` is good any more. It is remembered until
@@ -167,6 +173,11 @@ class StampedCredentials:
             if len(revoked) >= MAX_REVOKED:
                 del revoked[next(iter(revoked))]
         revoked[user] = until_unix_s
+
+    @property
+    def revoked_until(self) -> dict[str, int]:
+        """Users whose names are void, and until when (Unix time); a copy."""
+        return dict(self._revoked_until)
 
     @property
     def revoked_users(self) -> int:
@@ -197,6 +208,10 @@ class StaticCredentials:
 
     def __init__(self, password_by_username: Mapping[str, str]) -> None:
         self._password_by_username = dict(password_by_username)
+
+    def reveal_passwords(self) -> dict[str, str]:
+        """For another process of this relay, and nobody else."""
+        return dict(self._password_by_username)
 
     def password(self, username: str, unix_s: int, *, beginning: bool) -> str | None:
         return self._password_by_username.get(username)

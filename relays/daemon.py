@@ -11,7 +11,6 @@ import signal
 from collections.abc import Callable
 from datetime import datetime
 from functools import partial
-from ipaddress import ip_address
 from typing import Final
 
 import trio
@@ -24,20 +23,15 @@ from channel.own_token import read_token
 from relays.agent import DrainRequested, Joined, RelayAgent, UserRevoked
 from relays.authentication import GRACE_S, Credentials, StampedCredentials, StaticCredentials
 from relays.metrics import RelayMetrics
-from relays.peers import PeerPolicy
-from relays.requests import ServerLimits
+from relays.processes.fleet import Fleet
+from relays.processes.supervisor import Supervisor, process_count
 from relays.server import Server
+from relays.serving import Serving, certificates_of
 from relays.settings import Addresses, RelaySettings, check
-from relays.transports.local import local_addresses
-from relays.transports.quic import QuicDoor, quic_limits
-from relays.transports.stream import StreamLimits, StreamSockets
-from relays.transports.tls import LOOK_S, CertificateSource
-from relays.transports.udp import UdpSockets, wanted_descriptors
+from relays.transports.tls import LOOK_S
+from relays.transports.udp import UdpSockets
 from relays.users import read_users
 from runtime.clock import Clock, SystemClock
-from runtime.descriptors import raise_file_limit
-from runtime.net.address import Address
-from runtime.net.binding import binding
 from runtime.randomness import SystemRandomness
 from runtime.secret import Secret
 from runtime.service import Health, configure_logging, get_logger, serve_observability
@@ -82,8 +76,7 @@ async def run_relay(
     except BaseExceptionGroup as group:
         raise _only_cause(group) from None
     finally:
-        relay.streams.close_all()
-        relay.sockets.close_all()
+        relay.serving.close()
 
 
 def _read_secrets(settings: RelaySettings) -> tuple[Secret | None, Credentials, bytes]:
@@ -107,54 +100,34 @@ class _Relay:
     ) -> None:
         self.clock: Clock = SystemClock()
         self.health = Health()
-        self.sockets = sockets(bind_hosts=addresses.bind_hosts, clock=self.clock)
+        self.certificates = certificates_of(settings, addresses, self.clock)
+        count = process_count(settings)
+        self.serving: Serving | Supervisor
+        if count == 1:
+            self.serving = Serving(
+                settings,
+                addresses,
+                credentials,
+                self.clock,
+                certificates=self.certificates,
+                make_sockets=sockets,
+            )
+        else:
+            self.serving = Supervisor(
+                settings,
+                addresses,
+                credentials,
+                certificates=self.certificates,
+                count=count,
+                on_change=self._count_processes,
+            )
         self._settings = settings
-        self._addresses = addresses
         self._credentials = credentials
         self._log = get_logger("relay")
-        allocations, connections = _allow_descriptors(settings)
-        self.server = Server(
-            credentials=credentials,
-            realm=settings.realm,
-            relay_addresses=addresses.told_hosts,
-            own_addresses=local_addresses() | addresses.external_hosts,
-            sockets=self.sockets,
-            randomness=SystemRandomness(),
-            peers=PeerPolicy.of(
-                allow_private_peers=settings.allow_private_peers,
-                allowed_peer_ranges=settings.allowed_peer_ranges,
-            ),
-            limits=ServerLimits(
-                allocations_per_username=settings.max_allocations_per_user,
-                allocations_per_source=settings.max_allocations_per_source,
-                allocations=allocations,
-                permissions_per_allocation=settings.max_permissions,
-                channels_per_allocation=settings.max_channels,
-                unauthenticated_per_second=settings.unauthenticated_per_second,
-                unauthenticated_burst=2 * settings.unauthenticated_per_second,
-            ),
-            first_port=addresses.first_port,
-            last_port=addresses.last_port,
-            alternate_servers=addresses.alternate_servers,
-            now=self.clock.monotonic_ns(),
-            unix_s=_unix_ns(self.clock.utc_now()) // 10**9,
-        )
-        self.streams = StreamSockets(
-            server=self.server,
-            sockets=self.sockets,
-            clock=self.clock,
-            limits=StreamLimits(
-                connections=connections,
-                connections_per_prefix=settings.max_connections_per_prefix,
-                connections_per_second=settings.connections_per_second,
-            ),
-        )
-        self.certificates: CertificateSource | None = None
-        self.quic_doors: list[QuicDoor] = []
-        if addresses.listen_by_transport["tls"] or addresses.listen_by_transport["quic"]:
-            self.certificates = CertificateSource(
-                settings.tls_certificate, settings.tls_key, self.clock.utc_now()
-            )
+
+    @property
+    def server(self) -> Server | Fleet:
+        return self.serving.server
 
     @property
     def pins(self) -> tuple[str, ...]:
@@ -162,57 +135,20 @@ class _Relay:
         return () if self.certificates is None else (self.certificates.current.pin,)
 
     def listen(self) -> None:
-        listen_by_transport = self._addresses.listen_by_transport
-        told_at = [told for transport, told in self._addresses.announced if transport == "udp"]
-        known: dict[int, Address] = {}
-        for address, told in zip(listen_by_transport["udp"], told_at, strict=True):
-            with binding("listen", f"{address} (UDP)"):
-                number, bound = self.sockets.listen(address)
-            self.server.add_listener(number)
-            if not ip_address(address.host).is_unspecified:
-                known[number] = Address(told.host, bound.port)
-            self._log.info("listening", address=str(bound), transport="udp")
-        if self.server.offer_discovery(known):
-            self._log.info("offering_discovery", reason="two addresses with the same two ports")
-        for address in listen_by_transport["tcp"]:
-            with binding("listen_tcp", f"{address} (TCP)"):
-                bound = self.streams.listen(address)
-            self._log.info("listening", address=str(bound), transport="tcp")
-        for address in listen_by_transport["tls"]:
-            with binding("listen_tls", f"{address} (TCP)"):
-                bound = self.streams.listen(address, self.certificates)
-            self._log.info("listening", address=str(bound), transport="tls", pins=self.pins)
-        for address in listen_by_transport["quic"]:
-            with binding("listen_quic", f"{address} (UDP)"):
-                door = self._quic_door(address)
-            self.quic_doors.append(door)
-            self._log.info("listening", address=str(door.address), transport="quic", pins=self.pins)
+        self.serving.listen()
         self.health.set("sockets", True)
+        self._count_processes()
 
-    def _quic_door(self, address: Address) -> QuicDoor:
-        assert self.certificates is not None
-        return QuicDoor(
-            address,
-            certificates=self.certificates,
-            server=self.server,
-            sockets=self.sockets,
-            clock=self.clock,
-            limits=quic_limits(
-                connections=self._settings.max_connections,
-                connections_per_source=self._settings.max_connections_per_prefix,
-            ),
-        )
+    def _count_processes(self) -> None:
+        """Ready is a relay all of whose processes serve."""
+        server = self.server
+        if isinstance(server, Fleet):
+            detail = f"{server.serving} of {server.count}"
+            self.health.set("processes", server.serving == server.count, detail)
 
     async def run(self, agent: RelayAgent | None, token: DecodedToken | None) -> None:
         registry = CollectorRegistry()
-        registry.register(
-            RelayMetrics(
-                server=self.server,
-                sockets=self.sockets,
-                transports=[self.streams, *self.quic_doors],
-                certificates=self.certificates,
-            )
-        )
+        registry.register(RelayMetrics(self.serving))
         channel_scope = trio.CancelScope()
         async with trio.open_nursery() as nursery:
             if self._settings.observability:
@@ -221,10 +157,7 @@ class _Relay:
                         serve_observability, self._settings.observability, self.health, registry
                     )
                 )
-            nursery.start_soon(self.sockets.run, self.server)
-            nursery.start_soon(self.streams.run)
-            for door in self.quic_doors:
-                nursery.start_soon(door.run)
+            nursery.start_soon(self.serving.run)
             nursery.start_soon(self._end_on_signal, channel_scope, nursery.cancel_scope)
             nursery.start_soon(self._keep_certificate, agent)
             if agent is None or token is None:
@@ -235,6 +168,7 @@ class _Relay:
 
     async def _keep_channel(self, agent: RelayAgent, token: DecodedToken) -> None:
         self.health.set("portal", False, "not joined yet")
+        await self.serving.wait_serving()
         async with trio.open_nursery() as nursery:
             dialer = Dialer(
                 token.portal,
@@ -254,6 +188,8 @@ class _Relay:
                 self._log.info("joined", relay_id=str(event.relay_id))
                 if isinstance(self._credentials, StampedCredentials):
                     self._credentials.relay_id = event.relay_id
+                if isinstance(self.server, Fleet):
+                    self.server.relay_known(event.relay_id)
             elif isinstance(event, DrainRequested):
                 self._log.info("draining", reason="the portal asked for it")
                 self.server.drain()
@@ -288,6 +224,8 @@ class _Relay:
                     was_told = True
                 if self.certificates is None or not self.certificates.look(again=was_told):
                     continue
+                if isinstance(self.serving, Supervisor):
+                    self.serving.certificate_renewed()
                 if agent is not None:
                     agent.certificates_changed(self.pins)
 
@@ -320,16 +258,6 @@ class _Relay:
         while self.server.allocations:
             await trio.sleep(TICK_S)
         scope.cancel()
-
-
-def _allow_descriptors(settings: RelaySettings) -> tuple[int, int]:
-    """Raise the limit of open files as far as allowed; how many allocations and connections it is
-    good for. Where it is too low, a quarter of it is for connections."""
-    allocations, connections = settings.max_allocations, settings.max_connections
-    free = raise_file_limit(wanted_descriptors(allocations) + connections) - wanted_descriptors(0)
-    if free < wanted_descriptors(allocations) - wanted_descriptors(0) + connections:
-        connections = max(1, min(connections, free // 4))
-    return max(1, min(allocations, (free - connections) // 2)), connections
 
 
 def _only_cause(group: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -6,57 +6,75 @@ The core and the sockets of UDP count all; listeners whose clients have connecti
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Final
+from collections.abc import Iterator
+from typing import Final, Protocol
 
 import attrs
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from relays.server import Server
-from relays.transports.statistics import Transport, TransportStatistics
+from relays.transports.statistics import PRESENT, TransportStatistics
 from relays.transports.tls import CertificateSource
-from relays.transports.udp import UdpSockets
 
-_GAUGES: Final = frozenset({"allocations", "reservations", "source_prefixes", "sockets"})
 _ERRORS: Final = "errors_"
+_PASSED: Final = "fast_path_passed_"
 
 
-@attrs.frozen(kw_only=True, eq=False)
+class Measured(Protocol):
+    """A relay of one process or several."""
+
+    data_path: str
+    certificates: CertificateSource | None
+
+    def statistics(self) -> dict[str, int]:
+        """Of all transports together."""
+
+    def transports(self) -> dict[str, TransportStatistics]:
+        """Of those whose clients have connections."""
+
+
+@attrs.frozen(eq=False)
 class RelayMetrics(Collector):
     """See the head of this file."""
 
-    server: Server
-    sockets: UdpSockets
-    transports: Sequence[Transport] = ()
-    certificates: CertificateSource | None = None
+    relay: Measured
 
     def collect(self) -> Iterator[Metric]:
-        totals = {**self.server.statistics(), **self.sockets.statistics()}
+        totals, certificates = self.relay.statistics(), self.relay.certificates
+        passed = CounterMetricFamily(
+            "holloway_relay_fast_path_passed_packets",
+            "packets that the fast path left to the kernel",
+            labels=["reason"],
+        )
         for name, value in totals.items():
             described = name.replace("_", " ")
             if name.startswith(_ERRORS):
                 continue
-            if name in _GAUGES:
+            if name.startswith(_PASSED):
+                passed.add_metric([name.removeprefix(_PASSED)], value)
+            elif name in PRESENT:
                 yield GaugeMetricFamily(f"holloway_relay_{name}", described, value=value)
             else:
                 yield CounterMetricFamily(f"holloway_relay_{name}", described, value=value)
-        by_name: dict[str, TransportStatistics] = {}
-        for each in self.transports:
-            for name, one in each.transports().items():
-                by_name.setdefault(name, TransportStatistics()).add(one)
+        yield passed
+        by_name = self.relay.transports()
         yield from _of_all_transports(totals, by_name)
         yield from _of_connections(by_name)
-        if self.certificates is not None:
+        path = GaugeMetricFamily(
+            "holloway_relay_data_path", "1 for how data is moved", labels=["mode"]
+        )
+        path.add_metric([self.relay.data_path], 1)
+        yield path
+        if certificates is not None:
             yield GaugeMetricFamily(
                 "holloway_relay_certificate_expires_seconds",
-                "Unix time at which the certificate for TLS ends",
-                value=self.certificates.current.expires_at.timestamp(),
+                "Unix time at which the certificate for TLS and QUIC ends",
+                value=certificates.current.expires_at.timestamp(),
             )
             yield CounterMetricFamily(
                 "holloway_relay_certificates_refused",
                 "new certificates that could not be used",
-                value=self.certificates.refused,
+                value=certificates.refused,
             )
 
 
@@ -84,9 +102,9 @@ def _of_all_transports(
         "holloway_relay_transport_bytes", "data passed on, both ways", labels=["transport"]
     )
     rest = TransportStatistics(
-        allocations=totals["allocations"] - sum(one.allocations for one in by_name.values()),
-        packets=totals["relayed_packets"] - sum(one.packets for one in by_name.values()),
-        bytes=totals["relayed_bytes"] - sum(one.bytes for one in by_name.values()),
+        allocations=totals.get("allocations", 0) - sum(one.allocations for one in by_name.values()),
+        packets=totals.get("relayed_packets", 0) - sum(one.packets for one in by_name.values()),
+        bytes=totals.get("relayed_bytes", 0) - sum(one.bytes for one in by_name.values()),
     )
     for name, one in {"udp": rest, **by_name}.items():
         allocations.add_metric([name], one.allocations)

@@ -13,6 +13,7 @@ from typing import Final
 import attrs
 
 from relays.allocations import Allocation, AllocationTable, Channel, Permission, Relayed
+from relays.fastpath import FastPath
 from relays.peers import LOWEST_PEER_PORT, PeerPolicy
 from relays.stun import (
     Attribute,
@@ -92,6 +93,7 @@ class ServerLimits:
     channels_per_allocation: int = 1024
     unauthenticated_per_second: int = 100
     unauthenticated_burst: int = 200
+    unanswered_per_host: int = 200
     source_prefixes: int = 65_536
 
 
@@ -107,6 +109,7 @@ class Requests:
         own_addresses: frozenset[str],
         alternate_servers: dict[int, Address],
         counters: Counter[str],
+        fast_path: FastPath,
     ) -> None:
         self.draining = False
         self._table = table
@@ -115,6 +118,7 @@ class Requests:
         self._own_addresses = own_addresses
         self._alternate_servers = alternate_servers
         self._counters = counters
+        self._fast_path = fast_path
 
     def answer(
         self,
@@ -308,6 +312,8 @@ class Requests:
                 self._table.refresh(relayed, now + lifetime_s * NS)
             else:
                 self._table.drop(allocation, relayed)
+        if allocation.relayed:
+            self._fast_path.channels_changed(allocation, now)
         lifetime = (_LIFETIME, lifetime_s.to_bytes(4, "big"))
         return success_response(message, (lifetime, *SOFTWARE))
 
@@ -324,6 +330,7 @@ class Requests:
         self._make_room_for_permissions(hosts, allocation, now)
         for host in hosts:
             self._permit(host, allocation, now)
+            self._fast_path.channels_changed(allocation, now, host)
         return success_response(message, SOFTWARE)
 
     def _bind_channel(self, message: StunMessage, allocation: Allocation, now: int) -> StunMessage:
@@ -349,6 +356,7 @@ class Requests:
             allocation.channel_by_number[number] = channel
             allocation.channel_by_peer[peer] = channel
         channel.expires_ns = now + CHANNEL_LIFETIME_NS
+        self._fast_path.channels_changed(allocation, now, peer.host)
         return success_response(message, SOFTWARE)
 
     def _check_binding(self, allocation: Allocation, number: int, peer: Address, now: int) -> None:

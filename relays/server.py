@@ -4,9 +4,11 @@ Datagrams come in by `receive` (from clients, at a listener) and `receive_from_p
 of an allocation), ICMP errors about what left there by `receive_icmp`; what is to be sent lies in
 `transmits`: tuples of socket number, data, destination. A negative number means that socket too,
 and a datagram that nobody on the way may fragment (DONT-FRAGMENT). Data may be a view into the
-datagram that was passed in, so the owner sends it before that buffer is used again. The relaying
-of data stands first, since it is nearly all of the work: dictionary look-ups, no object but the
-tuple. What an authenticated request does is in `relays.requests`.
+datagram that was passed in, so the owner sends it before that buffer is used again. A train
+(`relays.trains`) comes in by `receive_train` and `receive_train_from_peer`, and leaves in `trains`
+where it can be passed on as one. The relaying of data stands first, since it is nearly all of the
+work: dictionary look-ups, no object but the tuple. What an authenticated request does is in
+`relays.requests`.
 
 Beyond the RFCs: answers to requests without valid credentials are never more than twice the size
 of the request on the wire, and limited for each source prefix; an IP address that never sent
@@ -23,6 +25,7 @@ from typing import Final
 
 import attrs
 
+from relays import trains
 from relays.allocations import Allocation, AllocationTable, Permission, Sockets
 from relays.authentication import Authenticator, Credentials
 from relays.binding import (
@@ -33,7 +36,9 @@ from relays.binding import (
     is_classic_request,
     places,
 )
+from relays.fastpath import FastPath, NoFastPath
 from relays.peers import LOWEST_PEER_PORT, PeerPolicy, RateLimiter, source_prefix
+from relays.processes import siblings
 from relays.requests import SOFTWARE, Attributes, Requests, ServerLimits, error_response
 from relays.stun import (
     MAX_MESSAGE_BYTES,
@@ -64,7 +69,6 @@ Transmit = tuple[int, bytes | memoryview, tuple[str, int]]
 UNANSWERED_INTERVAL_NS: Final = NS // 20
 UNANSWERED_BURST_NS: Final = 19 * UNANSWERED_INTERVAL_NS
 UNANSWERED_BYTES: Final = 200
-UNANSWERED_PER_HOST: Final = 200
 UNANSWERED_HOSTS: Final = 65_536
 
 _TURN_METHODS: Final = frozenset(
@@ -77,9 +81,9 @@ class Server:
 
     `relay_addresses` maps a family (1: IPv4, 2: IPv6) to the address that clients are told,
     `own_addresses` are all IP addresses of this machine and those under which it is known outside.
-    `alternate_servers` maps a family to where a draining relay sends newcomers. Listeners are
-    announced by `add_listener`. `synchronise` tells the wall clock, against which the expiry of
-    user names is checked; call it now and then.
+    `alternate_servers` maps a family to where a draining relay sends newcomers. `fast_path` is told
+    of channels, and may carry their data. Listeners are announced by `add_listener`. `synchronise`
+    tells the wall clock, against which the expiry of user names is checked; call it now and then.
     """
 
     def __init__(
@@ -96,20 +100,24 @@ class Server:
         first_port: int = 49_152,
         last_port: int = 65_535,
         alternate_servers: dict[int, Address] | None = None,
+        fast_path: FastPath | None = None,
         now: int,
         unix_s: int,
     ) -> None:
         self.limits = limits or ServerLimits()
         self.transmits: list[Transmit] = []
+        self.trains: list[trains.TrainTransmit] = []
         self.counters: Counter[str] = Counter()
         self._own_addresses = own_addresses | frozenset(relay_addresses.values())
         self._randomness = randomness
+        self._fast_path = fast_path or NoFastPath()
         self._table = AllocationTable(
             relay_addresses=relay_addresses,
             first_port=first_port,
             last_port=last_port,
             sockets=sockets,
             randomness=randomness,
+            fast_path=self._fast_path,
         )
         self._requests = Requests(
             table=self._table,
@@ -118,6 +126,7 @@ class Server:
             own_addresses=self._own_addresses,
             alternate_servers=alternate_servers or {},
             counters=self.counters,
+            fast_path=self._fast_path,
         )
         self._authenticator = Authenticator(
             credentials=credentials,
@@ -131,10 +140,14 @@ class Server:
             max_keys=self.limits.source_prefixes,
         )
         self._strangers = RateLimiter(
-            per_second=UNANSWERED_PER_HOST, burst=UNANSWERED_PER_HOST, max_keys=UNANSWERED_HOSTS
+            per_second=self.limits.unanswered_per_host,
+            burst=self.limits.unanswered_per_host,
+            max_keys=UNANSWERED_HOSTS,
         )
         self._reliable_listeners: set[int] = set()
         self._places: dict[int, Place] = {}
+        self._siblings: int | None = None
+        self._ports = range(first_port, last_port + 1)
         self._unix_offset_s = 0
         self.relayed_packets = 0
         self.relayed_bytes = 0
@@ -160,6 +173,11 @@ class Server:
         ports of each offer NAT behaviour discovery (RFC 5780) from now on. How many those are."""
         self._places = places(addresses)
         return len(self._places)
+
+    def use_siblings(self, number: int) -> None:
+        """Other processes have relayed ports of the same address: data for such ports is sent to
+        `number` (see `relays.processes.siblings`)."""
+        self._siblings = number
 
     def client_gone(self, listener: int, client: tuple[str, int]) -> None:
         """The connection of a client at a reliable listener ended, and with it its allocation
@@ -215,15 +233,17 @@ class Server:
         return drained
 
     def statistics(self) -> dict[str, int]:
-        """Present sizes and counts since the start."""
+        """Present sizes and counts since the start; what a fast path relayed is counted in."""
+        packets, size = self._fast_path.relayed()
         return {
             "allocations": self.allocations,
             "reservations": self._table.reservations,
             "source_prefixes": len(self._unauthenticated),
-            "relayed_packets": self.relayed_packets,
-            "relayed_bytes": self.relayed_bytes,
+            "relayed_packets": self.relayed_packets + packets,
+            "relayed_bytes": self.relayed_bytes + size,
             "dropped_packets": self.dropped_packets,
             **self.counters,
+            **self._fast_path.statistics(),
         }
 
     # --- data ------------------------------------------------------------------------------------
@@ -270,6 +290,66 @@ class Server:
         else:
             self.counters["icmp_dropped"] += 1
 
+    def receive_train(
+        self,
+        listener: int,
+        data: memoryview,
+        segment_bytes: int,
+        source: tuple[str, int],
+        now: int,
+    ) -> None:
+        """Datagrams of `segment_bytes` each (the last may be shorter) of one client, in order; the
+        outcome is that of `receive` for each."""
+        allocation = self._table.by_client[listener].get(source)
+        if allocation is not None:
+            passed = trains.from_client(allocation, data, segment_bytes, now)
+            if passed is not None:
+                self._pass_on(passed)
+                return
+        for at in range(0, len(data), segment_bytes):
+            self.receive(listener, data[at : at + segment_bytes], source, now)
+
+    def receive_train_from_peer(
+        self, socket: int, data: memoryview, segment_bytes: int, peer: tuple[str, int], now: int
+    ) -> None:
+        """Datagrams of one peer, like `receive_from_peer` for each."""
+        allocation = self._table.by_socket.get(socket)
+        if (
+            allocation is not None
+            and peer[0] not in self._own_addresses
+            and allocation.listener not in self._reliable_listeners
+        ):
+            passed = trains.from_peer(allocation, data, segment_bytes, peer, now)
+            if passed is not None:
+                if not passed.permission.answered:
+                    self._heard_from(peer[0], allocation, passed.permission, now)
+                self._pass_on(passed)
+                return
+        for at in range(0, len(data), segment_bytes):
+            self.receive_from_peer(socket, data[at : at + segment_bytes], peer, now)
+
+    def _pass_on(self, passed: trains.Passed) -> None:
+        self.relayed_packets += passed.datagrams
+        self.relayed_bytes += passed.data_bytes
+        self.trains += passed.transmits
+
+    def _heard_from(
+        self, host: str, allocation: Allocation, permission: Permission, now: int
+    ) -> None:
+        """A peer's address answered: it is a stranger no more."""
+        permission.answered = True
+        self._fast_path.channels_changed(allocation, now, host)
+
+    def receive_from_sibling(self, packet: memoryview, now: int) -> None:
+        """Data that a client of another process of this relay has for one of ours."""
+        family, source_port, port, data = siblings.unwrap(packet)
+        host = self._table.relay_addresses.get(family, "")
+        target = self._table.by_relayed.get((host, port))
+        if target is None:
+            self.dropped_packets += 1
+        else:
+            self._deliver(target, data, (host, source_port), now)
+
     def _receive_channel_data(
         self, listener: int, data: memoryview, source: tuple[str, int], now: int
     ) -> None:
@@ -314,10 +394,13 @@ class Server:
             self.dropped_packets += 1
         elif permission.is_own:
             target = self._table.by_relayed.get(peer)
-            if target is None:
-                self.dropped_packets += 1
-            else:
+            if target is not None:
                 self._deliver(target, data, permission.relayed.address, now)
+            elif self._siblings is not None and peer[1] not in self._ports:
+                packet = siblings.wrap(permission.relayed.address, peer, data)
+                self.transmits.append((self._siblings, packet, peer))
+            else:
+                self.dropped_packets += 1
         elif permission.answered or (
             _is_within_allowance(permission, len(data), now) and self._strangers.take(peer[0], now)
         ):
@@ -334,7 +417,8 @@ class Server:
         if permission is None or permission.expires_ns <= now or len(data) > MAX_DATA_BYTES:
             self.dropped_packets += 1
             return
-        permission.answered = True
+        if not permission.answered:
+            self._heard_from(peer[0], allocation, permission, now)
         channel = allocation.channel_by_peer.get(peer)
         if channel is not None and channel.expires_ns > now:
             packet = channel_data(channel.number, data)

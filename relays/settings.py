@@ -11,6 +11,7 @@ from typing import Final, Literal
 import attrs
 
 from channel.messages import MAX_ADDRESSES
+from relays.fastpath.attaching import FastPathMode
 from relays.turn import FAMILY_IPV4, FAMILY_IPV6
 from runtime.net.address import Address
 
@@ -22,6 +23,7 @@ TLS_PORT: Final = 5349
 LOWEST_RELAYED_PORT = 1024
 MAX_USER_BYTES: Final = 508
 """Of a USERNAME (RFC 8489, section 14.3)."""
+MAX_PROCESSES: Final = 64
 MAX_PLACE_LENGTH = 64
 """Characters of a region or a failure domain, as the portal takes them."""
 
@@ -121,8 +123,20 @@ class RelaySettings:
     connections_per_second
         New connections that are taken each second of one IPv4 /24 or IPv6 /56; four times as many
         at once.
+    processes
+        How many processes serve, each on a core of its own at best; 0 for one on each core. Of
+        what all clients share each has a part: relayed ports, limits of allocations and answers.
+    compiled_drain
+        Move data by the compiled drain, where it was built; otherwise in Python.
     drain_timeout_s
         How long a relay that was told to end waits for agents to leave.
+    fast_path
+        Have the kernel relay the data of channels by an XDP program at the network devices:
+        `driver` (run by the device's driver), `generic` (by the kernel), `auto` (the better one
+        that works), or `off`. Without the rights or the kernel for it all goes the usual way.
+        Packets that it relays do not pass the machine's packet filter.
+    fast_path_device
+        Network devices for `fast_path`; otherwise those that have the relay's addresses.
     observability
         `host:port` of /metrics, /healthz and /readyz; empty for none.
     log_format
@@ -161,7 +175,11 @@ class RelaySettings:
     max_connections: int = 16_384
     max_connections_per_prefix: int = 2_048
     connections_per_second: int = 100
+    processes: int = 1
+    compiled_drain: bool = True
     drain_timeout_s: float = 60.0
+    fast_path: FastPathMode = "off"
+    fast_path_device: tuple[str, ...] = ()
     observability: str = "127.0.0.1:9478"
     log_format: Literal["text", "json"] = "text"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
@@ -189,7 +207,7 @@ class Addresses:
 def check(settings: RelaySettings) -> Addresses:
     """Read the addresses of `settings`. Raises SettingsError."""
     _check_users(settings)
-    _check_places(settings)
+    _check_the_rest(settings)
     listen_by_transport = _listen_by_transport(settings)
     listen = listen_by_transport["udp"]
     if not listen:
@@ -249,7 +267,9 @@ def _check_users(settings: RelaySettings) -> None:
         raise SettingsError("password_file: whose is it? Set user")
 
 
-def _check_places(settings: RelaySettings) -> None:
+def _check_the_rest(settings: RelaySettings) -> None:
+    if not 0 <= settings.processes <= MAX_PROCESSES:
+        raise SettingsError(f"processes: 0 to {MAX_PROCESSES}")
     for setting, text in (
         ("region", settings.region),
         ("failure_domain", settings.failure_domain),

@@ -37,9 +37,10 @@ HEAVY: Final = (
     "tests/system/test_kernel_watch.py",
     "tests/system/test_kernel_faults.py",
     "tests/system/test_kernel_hostile.py",
+    "tests/system/test_relay_browser.py",
 )
-"""Files that start a Ray, or several installations at once. They come first, and are one worker's:
-none of them ever runs beside another."""
+"""Files that start a Ray, a browser, or several installations at once. They come first, and are one
+worker's: none of them ever runs beside another."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

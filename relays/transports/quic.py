@@ -91,8 +91,10 @@ class QuicDoor:
         clock: Clock,
         limits: QuicLimits,
         unallocated_s: float = UNALLOCATED_S,
+        reuse_port: bool = False,
     ) -> None:
-        """Raises OSError when the address cannot be bound."""
+        """With `reuse_port` other processes listen there too; then a client that moves begins
+        anew. Raises OSError when the address cannot be bound."""
         self._certificates = certificates
         self._shown = certificates.current
         self._server = server
@@ -105,7 +107,7 @@ class QuicDoor:
         self._is_relaying = False
         self._doomed: list[_Client] = []
         self._listener = QuicListener(
-            UdpSocket.bind(address, dont_fragment=True),
+            UdpSocket.bind(address, dont_fragment=True, reuse_port=reuse_port),
             certificate_chain_pem=self._shown.chain,
             key_pem=self._shown.key.reveal(),
             alpn=QUIC_ALPN,

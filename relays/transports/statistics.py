@@ -3,9 +3,23 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Final, Protocol
+from collections.abc import Mapping
+from typing import Any, Final, Protocol
 
 import attrs
+
+PRESENT: Final = frozenset(
+    {
+        "allocations",
+        "reservations",
+        "source_prefixes",
+        "sockets",
+        "drain_routes",
+        "fast_path_channels",
+        "processes",
+    }
+)
+"""Statistics of a relay that are sizes and no counts: a process that ended takes them along."""
 
 _ERROR_CODE_AT: Final = 20
 _ERROR_CODE_HEAD: Final = b"\x00\x09\x00"
@@ -31,6 +45,22 @@ class TransportStatistics:
     errors: Counter[int] = attrs.field(factory=Counter)
     refused: Counter[str] = attrs.field(factory=Counter)
     ended: Counter[str] = attrs.field(factory=Counter)
+
+    @classmethod
+    def of(cls, told: Mapping[str, Any]) -> TransportStatistics:
+        """From what `attrs.asdict` made of one, and JSON of that: keys are text there."""
+        made = cls()
+        for name, value in told.items():
+            if isinstance(value, int):
+                setattr(made, name, value)
+        made.errors.update({int(code): count for code, count in told["errors"].items()})
+        made.refused.update(told["refused"])
+        made.ended.update(told["ended"])
+        return made
+
+    def without_present(self) -> TransportStatistics:
+        """What stays counted when a process has ended."""
+        return attrs.evolve(self, allocations=0, connections=0)
 
     def add(self, other: TransportStatistics) -> None:
         """Count another listener of the same transport in."""

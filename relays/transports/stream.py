@@ -218,10 +218,16 @@ class StreamSockets:
         self._nursery: trio.Nursery | None = None
         self._guard = Guard("relay.streams")
 
-    def listen(self, address: Address, certificates: CertificateSource | None = None) -> Address:
-        """Open a listener for TCP, or for TLS with `certificates`; where it is bound. Raises
-        OSError."""
-        listening = listening_socket(address, ipv6_only=True)
+    def listen(
+        self,
+        address: Address,
+        certificates: CertificateSource | None = None,
+        *,
+        reuse_port: bool = False,
+    ) -> Address:
+        """Open a listener for TCP, or for TLS with `certificates`; where it is bound. With
+        `reuse_port` other processes listen there too. Raises OSError."""
+        listening = listening_socket(address, ipv6_only=True, reuse_port=reuse_port)
         _watch_over(listening, self.limits.dead_after_s)
         door = _Door(self, "tls" if certificates else "tcp", listening, certificates)
         door.number = self._sockets.attach(door)

@@ -15,13 +15,17 @@ BACKLOG: Final = 256
 _IP_BIND_ADDRESS_NO_PORT: Final = 24
 
 
-def listening_socket(listen: Address, *, ipv6_only: bool = False) -> socket.socket:
+def listening_socket(
+    listen: Address, *, ipv6_only: bool = False, reuse_port: bool = False
+) -> socket.socket:
     """A socket that listens at `listen`; `::` is every address, of IPv4 too unless `ipv6_only`.
-    Raises OSError."""
+    With `reuse_port` it is one of several there. Raises OSError."""
     listening = socket.socket(listen.family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if reuse_port:
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         if listen.family == socket.AF_INET6:
             listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(ipv6_only))
         listening.bind((listen.host, listen.port))

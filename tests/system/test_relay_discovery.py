@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 from simulations.kernel.lab import Host, Lab
-from tests.system.test_relay_foreign import is_bound, running, wait_until
+from tests.system.relay_lab import ROOT, running, wait_until
+from tests.system.test_relay_foreign import is_bound
 
 pytestmark = pytest.mark.system
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 A, B = "203.0.113.6", "203.0.113.5"
 CORNERS = [(host, port) for host in (A, B) for port in (3478, 3479)]
 
@@ -69,9 +69,11 @@ def test_coturns_client_finds_out_the_nat(
 def test_coturns_client_gets_padded_answers_and_such_to_another_port(
     hosts: dict[str, Host],
 ) -> None:
-    output = hosts["nothing"].run("turnutils_natdiscovery", "-f", "-P", A, timeout_s=60)
+    output = hosts["nothing"].run("turnutils_natdiscovery", "-m", "-f", "-H", "-P", A, timeout_s=60)
+    assert "NAT with Endpoint Independent Mapping!" in output
     assert "NAT with Endpoint Independent Filtering!" in output
-    output = hosts["nothing"].run("turnutils_stunclient", A, timeout_s=60)
+    assert "Received a request (maybe a successful hairpinning)" in output
+    output = hosts["nothing"].run("turnutils_stunclient", "-f", A, timeout_s=60)
     assert output.count("RFC 5780 response") == 3
     assert f"Response origin: : {B}:3479" in output
 

@@ -10,8 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import attrs
@@ -22,17 +21,16 @@ from runtime.clock import SystemClock
 from runtime.net.address import Address
 from runtime.randomness import SystemRandomness
 from simulations.kernel.lab import Host, Lab
+from tests.system.relay_lab import MESSAGES, METRICS, ROOT, running, wait_until
 
 pytestmark = pytest.mark.system
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 RELAY = "203.0.113.6"
 RELAY_IPV6 = "2001:db8:6::2"
 CLIENT = "198.51.100.2"
 CLIENT_IPV6 = "2001:db8:2::2"
 PEER = "192.0.2.10"
 SERVER = Address(RELAY, 3478)
-METRICS = ("127.0.0.1", 9478)
 
 
 @attrs.frozen(kw_only=True)
@@ -55,24 +53,6 @@ def network() -> Iterator[Network]:
             peer=lab.public_host("peer", core, f"{PEER}/24", "2001:db8:10::2/64"),
             folder=lab.directory,
         )
-
-
-@contextlib.contextmanager
-def running(process: subprocess.Popen[bytes]) -> Iterator[subprocess.Popen[bytes]]:
-    """The whole session of a process is ended with this block."""
-    try:
-        yield process
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-
-def wait_until(holds: Callable[[], bool], what: str, timeout_s: float = 30.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not holds():
-        assert time.monotonic() < deadline, f"{what}: not within {timeout_s} s"
-        time.sleep(0.05)
 
 
 @contextlib.contextmanager
@@ -143,22 +123,29 @@ def udp_socket(host: Host, address: str) -> socket.socket:
     return made
 
 
-def test_coturns_clients_lose_nothing(network: Network) -> None:
-    """Side by side: between clients with channels, with Send indications, over IPv6 relayed
-    addresses, and the plain form with pairs of ports against an echoing peer."""
+@pytest.mark.parametrize("way", [(), ("--no-compiled-drain",), ("--processes", "2")])
+def test_coturns_clients_lose_nothing(network: Network, way: tuple[str, ...]) -> None:
+    """Side by side: an echoing peer or other clients (`-y`), channels or Send indications (`-s`),
+    pairs of ports or not (`-c`), and so on. A port that one of several processes reserved is not
+    found by the other: there the pairs are left out."""
+    no_pairs = ("-c",) if "--processes" in way else ()
     forms = {
-        "channels between clients": ("-y",),
-        "clients that come by IPv6": ("-y", "-x", "-L", CLIENT_IPV6),
-        "indications between clients": ("-s", "-y"),
-        "IPv4 asked for": ("-X", "-y"),
+        "a peer, channels, pairs of ports": ("-e", PEER),
+        "a peer, indications": ("-e", PEER, "-s"),
+        "between clients": ("-y",),
+        "between clients, indications": ("-s", "-y"),
+        "fragments forbidden, no pairs": ("-e", PEER, "-g", "-c"),
+        "fragments forbidden, indications": ("-y", "-g", "-s"),
+        "padded ChannelData": ("-e", PEER, "-D", "-l", "173"),
+        "more requests than needed": ("-e", PEER, "-G"),
+        "more requests, indications": ("-e", PEER, "-s", "-c", "-G"),
+        "IPv4 asked for": ("-e", PEER, "-X"),
         "IPv6 relayed addresses": ("-x", "-y"),
-        "a peer, pairs of ports": ("-e", PEER),
-        "a peer, indications, more requests": ("-e", PEER, "-s", "-c", "-G"),
-        "fragments forbidden": ("-y", "-g", "-s"),
+        "clients that come by IPv6": ("-y", "-x", "-L", CLIENT_IPV6),
         "large messages": ("-e", PEER, "-c", "-l", "180", "-m", "5"),
     }
     with (
-        relay_process(network),
+        relay_process(network, *way),
         running(network.peer.spawn(["turnutils_peer", "-L", PEER], stdout=subprocess.DEVNULL)),
         contextlib.ExitStack() as stack,
     ):
@@ -166,8 +153,8 @@ def test_coturns_clients_lose_nothing(network: Network) -> None:
             name: stack.enter_context(
                 running(
                     network.client.spawn(
-                        ["turnutils_uclient", "-L", CLIENT, *flags, "-u", "alice",
-                         "-w", "opensesame", "-n", "5",
+                        ["turnutils_uclient", "-L", CLIENT, *flags, *no_pairs, "-u", "alice",
+                         "-w", "opensesame", "-n", str(MESSAGES or 5),
                          RELAY_IPV6 if CLIENT_IPV6 in flags else RELAY],
                         stdout=subprocess.PIPE,
                         stderr=subprocess.STDOUT,
@@ -177,7 +164,7 @@ def test_coturns_clients_lose_nothing(network: Network) -> None:
             for name, flags in forms.items()
         }  # fmt: skip
         for name, client in clients.items():
-            output = client.communicate(timeout=60)[0].decode()
+            output = client.communicate(timeout=60 + MESSAGES)[0].decode()
             sent = re.search(r"tot_send_msgs=(\d+), tot_recv_msgs=(\d+)\n.*tot_send_bytes", output)
             assert sent is not None, f"{name}:\n{output}"
             assert int(sent[1]) == int(sent[2]) > 0, f"{name}:\n{output}"

@@ -120,7 +120,7 @@ async def portal(desk: Desk, port: int = 0) -> AsyncIterator[int]:
 
 @contextmanager
 def relay(
-    folder: Path, portal_port: int, port: int, *flags: str
+    folder: Path, portal_port: int, port: int, *flags: str, observability: str = ""
 ) -> Iterator[subprocess.Popen[bytes]]:
     token = folder / "relay-token"
     text = encode_token("relay", UUID(int=1), SECRET, f"localhost:{portal_port}", AUTHORITY.pin)
@@ -129,8 +129,8 @@ def relay(
     with (folder / "relay.log").open("wb") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "holloway", "relay", "--listen", f"127.0.0.1:{port}",
-             "--allowed-peer-ranges", "127.0.0.0/8", "--observability", "", "--name", "lyon",
-             "--region", "eu", "--failure-domain", "rack-7", *flags],
+             "--allowed-peer-ranges", "127.0.0.0/8", "--observability", observability,
+             "--name", "lyon", "--region", "eu", "--failure-domain", "rack-7", *flags],
             env=os.environ | {"HOLLOWAY_RELAY_TOKEN_FILE": str(token)},
             stderr=log,
             cwd=ROOT,

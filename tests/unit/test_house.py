@@ -4,6 +4,7 @@ do without, what is shipped, and what a test may not do."""
 from __future__ import annotations
 
 import ast
+import json
 import re
 import subprocess
 import sys
@@ -33,6 +34,12 @@ SHELLS = {
     "channel/websocket_listener.py",
     "relays/command.py",
     "relays/daemon.py",
+    "relays/processes/link.py",
+    "relays/processes/supervisor.py",
+    "relays/processes/worker.py",
+    "relays/serving.py",
+    "relays/fastpath/attaching.py",
+    "relays/fastpath/loader.py",
     "relays/settings.py",
     "relays/users.py",
     "gateways/command.py",
@@ -163,6 +170,7 @@ def test_the_distribution_holds_the_packages_and_the_migrations_and_no_tests(
     assert {top for top in tops if not top.startswith("holloway-")} == {*PACKAGES, "holloway.py"}
     data = ("actors/store/migrations/0001_foundation.sql", "admin/openapi.json")
     assert {*data, "simulations/scenario/mixes.toml"} <= set(names)
+    assert "relays/fastpath/relay_xdp.o" in names
 
 
 def test_every_dependency_is_pinned_with_hashes_and_the_lock_file_names_no_index() -> None:
@@ -216,3 +224,13 @@ def help_of(name: str) -> str:
         check=True,
     )
     return done.stdout.partition("╭─ Commands")[2].partition("╰─")[0]
+
+
+def test_packages_of_npm_are_pinned_by_hashes_and_come_from_no_host_that_we_name() -> None:
+    lock = (ROOT / "tests/system/foreign/werift/package-lock.json").read_text()
+    assert "://" not in lock
+    packages = {name: each for name, each in json.loads(lock)["packages"].items() if name}
+    assert packages
+    for name, each in packages.items():
+        assert each["integrity"].startswith("sha512-"), name
+        assert "resolved" not in each, name

@@ -12,6 +12,7 @@ import attrs
 
 from relays.authentication import Credentials, StaticCredentials
 from relays.client import Event, Family, TurnClient
+from relays.fastpath import FastPath
 from relays.peers import PeerPolicy
 from relays.requests import ServerLimits
 from relays.server import Server
@@ -83,6 +84,7 @@ class Bench:
         ports: tuple[int, int] = (49_152, 65_535),
         seed: int = 0,
         realm: str = "holloway",
+        fast_path: FastPath | None = None,
     ) -> Bench:
         sockets = MemorySockets()
         hosts = {1: external_ip or RELAY_HOST}
@@ -100,6 +102,7 @@ class Bench:
             first_port=ports[0],
             last_port=ports[1],
             alternate_servers=None if alternate is None else {1: alternate},
+            fast_path=fast_path,
             now=1000 * NS,
             unix_s=UNIX_S,
         )

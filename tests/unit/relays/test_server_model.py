@@ -118,7 +118,9 @@ class RelayModel(RuleBasedStateMachine):
         is_sane = want not in ("contradiction", "another one")
 
         def expect() -> int:
-            return self.reference.allocate_code(client, user, transaction, token, is_sane=is_sane)
+            return self.reference.allocate_code(
+                client, user, transaction, token, is_sane=is_sane, reserves="pair" in want
+            )
 
         def happened(answer: StunMessage) -> None:
             self.allocated(client, user, transaction, want, token, answer)

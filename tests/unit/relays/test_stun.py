@@ -1,4 +1,4 @@
-"""The STUN codec: the vectors of RFC 5769, round trips, and hostile bytes."""
+"""The STUN codec: the vectors of RFC 5769 and RFC 8489, round trips, and hostile bytes."""
 
 from __future__ import annotations
 
@@ -59,6 +59,16 @@ LONG_TERM_REQUEST = bytes.fromhex(
     "00080014f67024656dd64a3e02b8e0712e85c9a28ca89666"
 )
 
+SHA256_REQUEST = bytes.fromhex(
+    "000100902112a44278ad3433c6ad72c029da412e"
+    "001e00204a3cf38fef6992bda952c6780417da0f24819415569e60b205c46e41407f1704"
+    "001500296f624d61744a6f733241414143662f2f3439396b39353464364f4c33346f4c394653547679363473"
+    "41000000"
+    "0014000b6578616d706c652e6f726700"
+    "001d000400020000"
+    "001c0020b5c7bf005b6c52a21c51c5e892f81924136296cb927c43149309278cc6518e65"
+)
+
 
 def test_the_request_of_rfc_5769_section_2_1_is_read_and_its_integrity_holds() -> None:
     message = StunMessage.decode(REQUEST)
@@ -104,6 +114,22 @@ def test_the_long_term_request_of_rfc_5769_section_2_4_is_read_and_written_byte_
     assert not message.has_fingerprint
     assert message.verify(key)
     assert message.encode(key=key) == LONG_TERM_REQUEST
+
+
+def test_the_request_of_rfc_8489_appendix_b_1_is_read_and_written_byte_for_byte() -> None:
+    """As erratum 6268 corrects it; what was printed has a wrong length and names no algorithm."""
+    username = "\u30de\u30c8\u30ea\u30c3\u30af\u30b9"
+    key = long_term_key(PasswordAlgorithm.SHA256, username, "example.org", "TheMatrIX")
+    message = StunMessage.decode(SHA256_REQUEST)
+    assert (message.method, message.message_class) == (Method.BINDING, MessageClass.REQUEST)
+    assert message.value(Attribute.USERHASH) == user_hash(username, "example.org")
+    assert message.text(Attribute.NONCE) == "obMatJos2AAACf//499k954d6OL34oL9FSTvy64sA"
+    assert message.text(Attribute.REALM) == "example.org"
+    assert message.value(Attribute.PASSWORD_ALGORITHM) == bytes.fromhex("00020000")
+    assert message.integrities == {Integrity.SHA256}
+    assert message.verify(key, Integrity.SHA256)
+    assert not message.verify(key[:-1], Integrity.SHA256)
+    assert message.encode(key=key, integrity=Integrity.SHA256) == SHA256_REQUEST
 
 
 def test_every_single_bit_flip_of_a_protected_vector_is_noticed() -> None:

@@ -66,8 +66,17 @@ class Reference:
     # --- section 7 ---
 
     def allocate_code(
-        self, client: Client, user: str, transaction: bytes, token: bytes | None, *, is_sane: bool
+        self,
+        client: Client,
+        user: str,
+        transaction: bytes,
+        token: bytes | None,
+        *,
+        is_sane: bool,
+        reserves: bool = False,
     ) -> int:
+        """`reserves`: another port is to be kept as well, of which there are as few as of
+        allocations."""
         held = self.held.get(client)
         if held is not None:
             return 0 if held.transaction == transaction else 437
@@ -78,6 +87,8 @@ class Reference:
         if sum(one.user == user for one in self.held.values()) >= self.per_user:
             return 486
         if len(self.held) >= self.in_all:
+            return 508
+        if reserves and len(self.reserved) >= self.in_all:
             return 508
         return 508 if token is not None and token not in self.reserved else 0
 
