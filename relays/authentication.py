@@ -9,33 +9,51 @@ then use SHA-256; without the cookie both are of the old kind, MD5 and HMAC-SHA1
 from __future__ import annotations
 
 import hmac
-from base64 import urlsafe_b64decode, urlsafe_b64encode
+from binascii import Error as Base64Error
+from binascii import a2b_base64, b2a_base64
 from collections.abc import Mapping
-from typing import Final, Protocol
+from functools import lru_cache
+from hashlib import blake2s
+from typing import Final, NamedTuple, Protocol
 from uuid import UUID
-
-import attrs
 
 from channel.credentials import turn_expiry, turn_password
 from relays.stun import (
     Attribute,
     Integrity,
+    MessageClass,
     Method,
     PasswordAlgorithm,
     StunError,
     StunMessage,
+    encode_attributes,
+    encode_message,
+    error_value,
     long_term_key,
+    message_size,
     password_algorithms_value,
 )
 from relays.stun import user_hash as compute_user_hash
 from relays.turn import FEATURE_PASSWORD_ALGORITHMS, NS, nonce_cookie, nonce_features
-from runtime.keyed_hash import hmac_sha256
+from runtime.keyed_hash import HmacSha256
 
 NONCE_LIFETIME_NS: Final = 3600 * NS
 GRACE_S: Final = 3600
 MAX_REVOKED: Final = 65_536
+MAX_CACHED_KEYS: Final = 4096
+
+# As plain numbers: naming a member of an enum costs more than looking its value up (Python 3.11).
+_USERNAME: Final = int(Attribute.USERNAME)
+_USERHASH: Final = int(Attribute.USERHASH)
+_REALM: Final = int(Attribute.REALM)
+_NONCE: Final = int(Attribute.NONCE)
+_CHOSEN: Final = int(Attribute.PASSWORD_ALGORITHM)
+_OFFERED: Final = int(Attribute.PASSWORD_ALGORITHMS)
 
 _NONCE_UNIT_NS: Final = 16 * NS
+_STAMP_BYTES: Final = 3
+_STAMP_CHARACTERS: Final = 4
+_SEAL_BYTES: Final = 8
 
 
 class ClientCredentials:
@@ -205,35 +223,70 @@ class StaticCredentials:
         return None
 
 
-@attrs.frozen
-class Identity:
+class Identity(NamedTuple):
     """Who sent a request; the answer is protected with the same key and attribute."""
 
     username: str
-    key: bytes = attrs.field(repr=False)
+    key: bytes | HmacSha256
     integrity: Integrity
+
+    def __repr__(self) -> str:
+        return f"Identity({self.username!r})"
+
+
+def _key(
+    integrity: Integrity, algorithm: PasswordAlgorithm, username: str, realm: str, password: str
+) -> bytes | HmacSha256:
+    key = long_term_key(algorithm, username, realm, password)
+    return HmacSha256(key) if integrity is Integrity.SHA256 else key
 
 
 class Authenticator:
-    """Judges requests and makes challenges. A core: `now` in nanoseconds, `unix_s` in seconds."""
+    """Judges requests and makes challenges. A core: `now` in nanoseconds, `unix_s` in seconds.
 
-    def __init__(self, *, credentials: Credentials, realm: str, nonce_key: bytes) -> None:
+    The keys of the last MAX_CACHED_KEYS users are kept, found by their passwords too: whether
+    there is (still) such a password is asked each time.
+    """
+
+    def __init__(
+        self,
+        *,
+        credentials: Credentials,
+        realm: str,
+        nonce_key: bytes,
+        software: tuple[tuple[int, bytes], ...] = (),
+    ) -> None:
         self._credentials = credentials
         self._realm = realm
         self._nonce_key = nonce_key
         self._offer = password_algorithms_value(*credentials.algorithms)
+        self._algorithm_by_value = {
+            password_algorithms_value(one): one for one in credentials.algorithms
+        }
         self._cookie = nonce_cookie(FEATURE_PASSWORD_ALGORITHMS)
+        self._cookie_bytes = self._cookie.encode()
+        self._key = lru_cache(MAX_CACHED_KEYS)(_key)
+        # What a challenge says, before and behind the nonce.
+        self._before = {
+            code: encode_attributes(
+                ((Attribute.ERROR_CODE, error_value(code)), (Attribute.REALM, realm.encode()))
+            )
+            for code in (401, 438)
+        }
+        self._behind = encode_attributes(((Attribute.PASSWORD_ALGORITHMS, self._offer),))
+        self._software = encode_attributes(software)
 
     def judge(
         self, message: StunMessage, source: tuple[str, int], now: int, unix_s: int
     ) -> Identity | int:
         """Who sent this request, or the error code: 400, 401 or 438, in the order of section
         9.2.4. Raises StunError for malformed attributes."""
-        if not message.integrities:
+        is_sha256 = message.has_integrity(Integrity.SHA256)
+        if not is_sha256 and not message.has_integrity(Integrity.SHA1):
             return 401
         username = self._username(message)
-        nonce, realm = message.text(Attribute.NONCE), message.text(Attribute.REALM)
-        has_name = Attribute.USERNAME in message or Attribute.USERHASH in message
+        nonce, realm = message.text(_NONCE), message.text(_REALM)
+        has_name = username is not None or Attribute.USERHASH in message
         if not has_name or nonce is None or realm is None:
             return 400
         algorithm = self._algorithm(message, nonce)
@@ -248,67 +301,84 @@ class Authenticator:
         )
         if password is None:
             return 401
-        is_sha256 = Integrity.SHA256 in message.integrities
         integrity = Integrity.SHA256 if is_sha256 else Integrity.SHA1
-        if (
-            integrity is Integrity.SHA1
-            and PasswordAlgorithm.MD5 not in self._credentials.algorithms
-        ):
+        if not is_sha256 and PasswordAlgorithm.MD5 not in self._credentials.algorithms:
             return 401
-        key = long_term_key(algorithm, username, self._realm, password)
+        key = self._key(integrity, algorithm, username, realm, password)
         if not message.verify(key, integrity):
             return 401
         if not self._is_fresh(nonce, source, now):
             return 438
         return Identity(username, key, integrity)
 
-    def challenge(self, source: tuple[str, int], now: int) -> tuple[tuple[int, bytes], ...]:
-        """The attributes of an error response 401 or 438."""
-        return (
-            (Attribute.REALM, self._realm.encode()),
-            (Attribute.NONCE, self._nonce(source, now).encode()),
-            (Attribute.PASSWORD_ALGORITHMS, self._offer),
+    def challenge(
+        self,
+        request: StunMessage,
+        code: int,
+        source: tuple[str, int],
+        now: int,
+        *,
+        room: int,
+    ) -> bytes:
+        """The error response 401 or 438 to `request`. It names the software if it is then not
+        longer than `room` bytes; without that it may be longer all the same."""
+        nonce = encode_attributes(((_NONCE, self._nonce(source, now)),))
+        attributes = self._before[code] + nonce + self._behind
+        fingerprint = request.has_fingerprint
+        if message_size(attributes + self._software, fingerprint=fingerprint) <= room:
+            attributes += self._software
+        return encode_message(
+            request.method,
+            MessageClass.ERROR,
+            request.transaction_id,
+            attributes,
+            fingerprint=fingerprint,
         )
 
     def _username(self, message: StunMessage) -> str | None:
-        hashed = message.value(Attribute.USERHASH)
+        hashed = message.value(_USERHASH)
         if hashed is None:
-            return message.text(Attribute.USERNAME)
+            return message.text(_USERNAME)
         return self._credentials.username_of(hashed, self._realm)
 
     def _algorithm(self, message: StunMessage, nonce: str) -> PasswordAlgorithm | None:
         """The password algorithm that the client chose; None if it may not choose so (400)."""
-        chosen = message.password_algorithms(Attribute.PASSWORD_ALGORITHM)
-        offered = message.value(Attribute.PASSWORD_ALGORITHMS)
+        chosen, offered = message.value(_CHOSEN), message.value(_OFFERED)
+        if offered == self._offer and nonce.startswith(self._cookie):
+            known = self._algorithm_by_value.get(chosen or b"")
+            if known is not None:  # as nearly all do
+                return known
+        numbers = message.password_algorithms(Attribute.PASSWORD_ALGORITHM)
         if not nonce_features(nonce) & FEATURE_PASSWORD_ALGORITHMS:
             return PasswordAlgorithm.MD5
-        if not chosen and offered is None:
+        if not numbers and offered is None:
             return PasswordAlgorithm.MD5
-        if len(chosen) != 1 or offered != self._offer:
+        if len(numbers) != 1 or offered != self._offer:
             return None
-        known = [one for one in self._credentials.algorithms if one == chosen[0]]
-        return known[0] if known else None
+        return next((one for one in self._credentials.algorithms if one == numbers[0]), None)
 
-    def _nonce(self, source: tuple[str, int], now: int) -> str:
+    def _nonce(self, source: tuple[str, int], now: int) -> bytes:
         ends = now // _NONCE_UNIT_NS + NONCE_LIFETIME_NS // _NONCE_UNIT_NS
-        stamp = (ends & 0xFFFFFF).to_bytes(3, "big")
-        return self._cookie + self._seal(stamp, source)
+        return self._seal((ends & 0xFFFFFF).to_bytes(_STAMP_BYTES, "big"), source)
 
     def _is_fresh(self, nonce: str, source: tuple[str, int], now: int) -> bool:
-        sealed = nonce[len(self._cookie) :]
+        at = len(self._cookie)
         try:
-            stamp = urlsafe_b64decode(sealed[:4].encode())
-        except ValueError:
+            stamp = a2b_base64(nonce[at : at + _STAMP_CHARACTERS])
+        except (Base64Error, ValueError):
             return False
-        if not hmac.compare_digest(
-            (self._cookie + self._seal(stamp, source)).encode(), nonce.encode()
-        ):
+        if len(stamp) != _STAMP_BYTES:
+            return False
+        if not hmac.compare_digest(self._seal(stamp, source), nonce.encode()):
             return False
         left = (int.from_bytes(stamp, "big") - now // _NONCE_UNIT_NS) & 0xFFFFFF
         return 0 < left <= NONCE_LIFETIME_NS // _NONCE_UNIT_NS
 
-    def _seal(self, stamp: bytes, source: tuple[str, int]) -> str:
-        """15 characters: so short that a 401 is never more than twice a bare Allocate request."""
-        covered = stamp + f"{source[0]}|{source[1]}".encode()
-        mac = hmac_sha256(self._nonce_key, covered)[:8]
-        return urlsafe_b64encode(stamp + mac).rstrip(b"=").decode()
+    def _seal(self, stamp: bytes, source: tuple[str, int]) -> bytes:
+        """The cookie and 15 characters: so short that a 401 is never more than twice a bare
+        Allocate request. BLAKE2s with a key (RFC 7693) is a MAC in one call, and nobody else has
+        to compute it."""
+        host, port = source
+        covered = b"%b%b|%d" % (stamp, host.encode(), port)
+        mac = blake2s(covered, key=self._nonce_key, digest_size=_SEAL_BYTES).digest()
+        return self._cookie_bytes + b2a_base64(stamp + mac, newline=False).rstrip(b"=")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from typing import Annotated
 
@@ -22,6 +23,8 @@ def relay(settings: Annotated[RelaySettings, Parameter(name="*")] | None = None)
     It joins the portal that its token names and serves the agents of the installation. With
     `--standalone` it needs no portal and serves the users that it is told.
     """
+    # The modules stay, and walking over all of them time and again would only delay datagrams.
+    gc.freeze()
     try:
         trio.run(run_relay, settings or RelaySettings())
     except (

@@ -42,6 +42,16 @@ from runtime.net.address import Address
 
 Attributes = tuple[tuple[int, bytes], ...]
 
+# As plain numbers: naming a member of an enum costs more than looking its value up (Python 3.11).
+_LIFETIME: Final = int(Attribute.LIFETIME)
+_TRANSPORT: Final = int(Attribute.REQUESTED_TRANSPORT)
+_FAMILY: Final = int(Attribute.REQUESTED_ADDRESS_FAMILY)
+_ADDITIONAL_FAMILY: Final = int(Attribute.ADDITIONAL_ADDRESS_FAMILY)
+_EVEN_PORT: Final = int(Attribute.EVEN_PORT)
+_TOKEN: Final = int(Attribute.RESERVATION_TOKEN)
+_RELAYED: Final = int(Attribute.XOR_RELAYED_ADDRESS)
+_MAPPED: Final = int(Attribute.XOR_MAPPED_ADDRESS)
+
 MAX_UNKNOWN_ATTRIBUTES: Final = 16
 SOFTWARE: Final[Attributes] = ((Attribute.SOFTWARE, b"Holloway"),)
 """In every answer that has room for it. It names no version: an attacker would read it first."""
@@ -168,7 +178,7 @@ class Requests:
         """RFC 8656, section 7.2."""
         if existing is not None:
             raise _Refusal(437, "Allocation Mismatch")
-        transport = message.integer(Attribute.REQUESTED_TRANSPORT, 4)
+        transport = message.integer(_TRANSPORT, 4)
         if transport is None:
             raise _Refusal(400, "REQUESTED-TRANSPORT is missing")
         if transport >> 24 != TRANSPORT_UDP:
@@ -191,21 +201,20 @@ class Requests:
         self._counters["allocations_made"] += 1
         transaction_id = message.transaction_id
         attributes: list[tuple[int, bytes]] = [
-            (Attribute.XOR_RELAYED_ADDRESS, xor_address_value(one.address, transaction_id))
-            for one in relayed
+            (_RELAYED, xor_address_value(one.address, transaction_id)) for one in relayed
         ]
         attributes += [
-            (Attribute.LIFETIME, lifetime_s.to_bytes(4, "big")),
-            (Attribute.XOR_MAPPED_ADDRESS, xor_address_value(source, transaction_id)),
+            (_LIFETIME, lifetime_s.to_bytes(4, "big")),
+            (_MAPPED, xor_address_value(source, transaction_id)),
         ]
         return success_response(message, (*attributes, *extra, *SOFTWARE))
 
     def _wanted_families(self, message: StunMessage) -> tuple[int, ...]:
         """The checks 5 to 9 of section 7.2. Two families are both wanted, though one may do."""
-        has_token = Attribute.RESERVATION_TOKEN in message
-        family = message.integer(Attribute.REQUESTED_ADDRESS_FAMILY, 4)
-        additional = message.integer(Attribute.ADDITIONAL_ADDRESS_FAMILY, 4)
-        even_port = message.integer(Attribute.EVEN_PORT, 1)
+        has_token = _TOKEN in message
+        family = message.integer(_FAMILY, 4)
+        additional = message.integer(_ADDITIONAL_FAMILY, 4)
+        even_port = message.integer(_EVEN_PORT, 1)
         if has_token and (even_port, family, additional) != (None, None, None):
             raise _Refusal(400, "RESERVATION-TOKEN stands alone")
         if family is not None and additional is not None:
@@ -241,7 +250,7 @@ class Requests:
     ) -> tuple[list[Relayed], Attributes]:
         """A relayed address for each family, or at least for one of two; and what the answer says
         beside them: a RESERVATION-TOKEN, or why a family is missing (section 18.12)."""
-        token = message.value(Attribute.RESERVATION_TOKEN)
+        token = message.value(_TOKEN)
         if token is not None:
             if len(token) != RESERVATION_TOKEN_BYTES:
                 raise _Refusal(400, "RESERVATION-TOKEN has a wrong length")
@@ -249,7 +258,7 @@ class Requests:
             if reserved is None:
                 raise _Refusal(508, "Insufficient Capacity")
             return [reserved], ()
-        even_port = message.integer(Attribute.EVEN_PORT, 1)
+        even_port = message.integer(_EVEN_PORT, 1)
         taken: list[Relayed] = []
         extra: list[tuple[int, bytes]] = []
         refusals: list[_Refusal] = []
@@ -263,7 +272,7 @@ class Requests:
                 continue
             taken.append(relayed)
             if new_token is not None:
-                extra.append((Attribute.RESERVATION_TOKEN, new_token))
+                extra.append((_TOKEN, new_token))
         if not taken:
             raise refusals[0]
         return taken, tuple(extra)
@@ -289,7 +298,7 @@ class Requests:
     def _refresh(self, message: StunMessage, allocation: Allocation, now: int) -> StunMessage:
         """RFC 8656, section 8.2. With REQUESTED-ADDRESS-FAMILY it is about that address alone."""
         concerned = allocation.relayed
-        family = message.integer(Attribute.REQUESTED_ADDRESS_FAMILY, 4)
+        family = message.integer(_FAMILY, 4)
         if family is not None:
             of_family = allocation.of_family(family >> 24)
             if of_family is None:
@@ -305,7 +314,7 @@ class Requests:
                 self._table.drop(allocation, relayed)
         if allocation.relayed:
             self._fast_path.channels_changed(allocation, now)
-        lifetime = (Attribute.LIFETIME, lifetime_s.to_bytes(4, "big"))
+        lifetime = (_LIFETIME, lifetime_s.to_bytes(4, "big"))
         return success_response(message, (lifetime, *SOFTWARE))
 
     def _create_permission(
@@ -405,7 +414,7 @@ def unknown_attributes(
 ) -> tuple[int, bytes] | None:
     """UNKNOWN-ATTRIBUTES for an answer 420, None when all that must be understood is. `also` are
     those that are understood here beside the usual ones."""
-    kinds = {kind for kind, _ in message.attributes if kind < 0x8000} - _UNDERSTOOD - also
+    kinds = [kind for kind in message.kinds() - _UNDERSTOOD if kind < 0x8000 and kind not in also]
     if not kinds:
         return None
     listed = sorted(kinds)[:MAX_UNKNOWN_ATTRIBUTES]
@@ -447,7 +456,7 @@ class _Refusal(Exception):
 def _gives_back(message: StunMessage) -> bool:
     """Whether it ends an allocation. Any user may who is at the other end of its 5-tuple, as his
     nonce shows: nobody else receives there any more, and it stands in the way of a new one."""
-    return message.method == Method.REFRESH and message.integer(Attribute.LIFETIME, 4) == 0
+    return message.method == Method.REFRESH and message.integer(_LIFETIME, 4) == 0
 
 
 def _family_of(host: str) -> int:
@@ -456,7 +465,7 @@ def _family_of(host: str) -> int:
 
 def _lifetime_s(message: StunMessage) -> int:
     """RFC 8656, section 7.2: not below the default, not above the maximum."""
-    wanted_s = message.integer(Attribute.LIFETIME, 4)
+    wanted_s = message.integer(_LIFETIME, 4)
     if wanted_s is None:
         return DEFAULT_LIFETIME_S
     return max(DEFAULT_LIFETIME_S, min(wanted_s, MAX_LIFETIME_S))

@@ -39,7 +39,7 @@ from relays.binding import (
 from relays.fastpath import FastPath, NoFastPath
 from relays.peers import LOWEST_PEER_PORT, PeerPolicy, RateLimiter, source_prefix
 from relays.processes import siblings
-from relays.requests import Attributes, Requests, ServerLimits, error_response
+from relays.requests import SOFTWARE, Attributes, Requests, ServerLimits, error_response
 from relays.stun import (
     MAX_MESSAGE_BYTES,
     MessageClass,
@@ -129,7 +129,10 @@ class Server:
             fast_path=self._fast_path,
         )
         self._authenticator = Authenticator(
-            credentials=credentials, realm=realm, nonce_key=randomness.bytes(32)
+            credentials=credentials,
+            realm=realm,
+            nonce_key=randomness.bytes(32),
+            software=SOFTWARE,
         )
         self._unauthenticated = RateLimiter(
             per_second=self.limits.unauthenticated_per_second,
@@ -473,12 +476,8 @@ class Server:
         except StunError:
             identity = 400
         if isinstance(identity, int):
-            is_challenge = identity in (401, 438)
-            attributes = self._authenticator.challenge(source, now) if is_challenge else ()
             self.counters[f"errors_{identity}"] += 1
-            refusal = error_response(message, identity, "", attributes)
-            unproved = Answer(listener=listener, destination=source, message=refusal)
-            self._send_unauthenticated(message, unproved, source, now, size)
+            self._refuse(listener, message, identity, source, now, size)
             return
         by_client = self._table.by_client[listener]
         if message.method == Method.ALLOCATE:
@@ -493,6 +492,26 @@ class Server:
         if message.method == Method.ALLOCATE and answer.message_class is MessageClass.SUCCESS:
             by_client[source].answer = encoded
         self.transmits.append((listener, encoded, source))
+
+    def _refuse(
+        self,
+        listener: int,
+        message: StunMessage,
+        code: int,
+        source: tuple[str, int],
+        now: int,
+        size: int,
+    ) -> None:
+        """Answer a TURN request whose credentials are missing or no good."""
+        if code not in (401, 438):
+            refusal = error_response(message, code, "", ())
+            unproved = Answer(listener=listener, destination=source, message=refusal)
+            self._send_unauthenticated(message, unproved, source, now, size)
+            return
+        room = self._room_for_a_stranger(listener, source, size)
+        challenge = self._authenticator.challenge(message, code, source, now, room=room)
+        if self._may_answer(listener, len(challenge), room, source, now):
+            self.transmits.append((listener, challenge, source))
 
     # --- answers without credentials -------------------------------------------------------------
 

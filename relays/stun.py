@@ -21,8 +21,9 @@ raised.
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, KeysView
 from enum import Enum, IntEnum
+from functools import lru_cache
 from hashlib import md5, sha256
 from hmac import compare_digest
 from ipaddress import ip_address
@@ -33,7 +34,7 @@ from zlib import crc32
 
 import attrs
 
-from runtime.keyed_hash import hmac_sha1, hmac_sha256
+from runtime.keyed_hash import HmacSha256, hmac_sha1, hmac_sha256
 from runtime.net.address import Address
 
 MAGIC_COOKIE: Final = 0x2112A442
@@ -48,6 +49,8 @@ _LENGTH: Final = Struct("!H")
 _LENGTH_AT: Final = 2
 _ATTRIBUTE: Final = Struct("!HH")
 _COOKIE_BYTES: Final = MAGIC_COOKIE.to_bytes(4, "big")
+_IPV4_MASK: Final = (MAGIC_COOKIE >> 16) << 32 | MAGIC_COOKIE
+"""For the 8 bytes of an XOR-…-ADDRESS of IPv4 (RFC 8489, section 14.2)."""
 _FINGERPRINT_MASK: Final = 0x5354554E
 _FINGERPRINT_BYTES: Final = 8
 
@@ -127,6 +130,9 @@ _CLASSES: Final = tuple(MessageClass)
 _FINGERPRINT: Final = int(Attribute.FINGERPRINT)
 _SHA1: Final = int(Attribute.MESSAGE_INTEGRITY)
 _SHA256: Final = int(Attribute.MESSAGE_INTEGRITY_SHA256)
+_PROTECTING: Final = frozenset({_FINGERPRINT, _SHA1, _SHA256})
+_PADDING: Final = (b"", b"\0\0\0", b"\0\0", b"\0")
+"""By the length of a value modulo 4."""
 
 
 class Integrity(Enum):
@@ -136,7 +142,7 @@ class Integrity(Enum):
     SHA256 = (Attribute.MESSAGE_INTEGRITY_SHA256, 32, hmac_sha256)
 
     def __init__(
-        self, attribute: Attribute, size: int, hmac: Callable[[bytes, bytearray], bytes]
+        self, attribute: Attribute, size: int, hmac: Callable[[bytes, bytes], bytes]
     ) -> None:
         self.attribute = int(attribute)
         self.size = size
@@ -150,12 +156,13 @@ class PasswordAlgorithm(IntEnum):
     SHA256 = 2
 
 
-@attrs.frozen(kw_only=True)
+@attrs.define(kw_only=True)
 class StunMessage:
     """One STUN message. `attributes` are pairs (type, raw value), in order of appearance.
 
     Integrity and fingerprint are not among `attributes`: `encode` appends them, `integrities` and
-    `has_fingerprint` tell what a decoded message had.
+    `has_fingerprint` tell what a decoded message had. Nobody changes a message that was made; it
+    is not frozen, since that would cost more than decoding the header does.
     """
 
     method: int
@@ -165,6 +172,9 @@ class StunMessage:
     has_fingerprint: bool = attrs.field(default=False, eq=False)
     _received: bytes = attrs.field(default=b"", eq=False, repr=False)
     _integrity_offsets: dict[int, int] = attrs.field(factory=dict, eq=False, repr=False)
+    _first_values: dict[int, bytes] | None = attrs.field(
+        default=None, init=False, eq=False, repr=False
+    )
 
     @classmethod
     def decode(cls, data: bytes | memoryview) -> StunMessage:
@@ -182,30 +192,30 @@ class StunMessage:
         sha1_at = sha256_at = 0
         has_fingerprint = False
         offset, count, total = HEADER_BYTES, 0, len(data)
+        unpack = _ATTRIBUTE.unpack_from
         while offset < total:
-            attribute, size = _ATTRIBUTE.unpack_from(data, offset)
-            start, end = offset + 4, offset + 4 + size
+            attribute, size = unpack(data, offset)
+            start = offset + 4
+            end = start + size
             count += 1
             if end > total:
                 raise StunError("an attribute is cut short")
             if count > MAX_ATTRIBUTES:
                 raise StunError(f"more than {MAX_ATTRIBUTES} attributes")
-            if attribute == _FINGERPRINT:
+            if attribute not in _PROTECTING:
+                if not sha1_at and not sha256_at:
+                    attributes.append((attribute, data[start:end]))
+            elif attribute == _FINGERPRINT:
                 _check_fingerprint(data, offset, size)
                 has_fingerprint = True
             elif attribute == _SHA256:
                 if not sha256_at:
                     _check_integrity_size(Integrity.SHA256, size)
                     sha256_at = offset
-            elif sha256_at:
-                pass
-            elif attribute == _SHA1:
-                if not sha1_at:
-                    _check_integrity_size(Integrity.SHA1, size)
-                    sha1_at = offset
-            elif not sha1_at:
-                attributes.append((attribute, data[start:end]))
-            offset = end + (-size % 4)
+            elif not sha1_at and not sha256_at:
+                _check_integrity_size(Integrity.SHA1, size)
+                sha1_at = offset
+            offset = end + (-size & 3)
         offsets: dict[int, int] = {}
         if sha1_at:
             offsets[_SHA1] = sha1_at
@@ -224,7 +234,7 @@ class StunMessage:
     def encode(
         self,
         *,
-        key: bytes | None = None,
+        key: bytes | HmacSha256 | None = None,
         integrity: Integrity = Integrity.SHA1,
         fingerprint: bool = False,
     ) -> bytes:
@@ -232,29 +242,15 @@ class StunMessage:
 
         Raises ValueError for what no message can hold (own misuse).
         """
-        kind = _type_of(self.method, self.message_class)
-        if len(self.transaction_id) != TRANSACTION_ID_BYTES:
-            raise ValueError("a transaction id has 12 bytes")
-        message = bytearray(_HEADER.pack(kind, 0, MAGIC_COOKIE, self.transaction_id))
-        for attribute, value in self.attributes:
-            message += _ATTRIBUTE.pack(attribute, len(value))
-            message += value
-            message += bytes(-len(value) % 4)
-        if len(message) + 64 > MAX_MESSAGE_BYTES:
-            raise ValueError("too much for one STUN message")
-        # Both, integrity and fingerprint, cover the header with the length up to their own end.
-        if key is not None:
-            _set_length(message, len(message) + 4 + integrity.size)
-            value = integrity.hmac(key, message)
-            message += _ATTRIBUTE.pack(integrity.attribute, integrity.size)
-            message += value
-        if fingerprint:
-            _set_length(message, len(message) + _FINGERPRINT_BYTES)
-            checksum = crc32(message) ^ _FINGERPRINT_MASK
-            message += _ATTRIBUTE.pack(_FINGERPRINT, 4)
-            message += checksum.to_bytes(4, "big")
-        _set_length(message, len(message))
-        return bytes(message)
+        return encode_message(
+            self.method,
+            self.message_class,
+            self.transaction_id,
+            encode_attributes(self.attributes),
+            key=key,
+            integrity=integrity,
+            fingerprint=fingerprint,
+        )
 
     def size(self, *, fingerprint: bool = False) -> int:
         """How many bytes `encode` makes of it without an integrity attribute."""
@@ -266,34 +262,42 @@ class StunMessage:
         """The integrity attributes that a decoded message carried, valid or not."""
         return frozenset(each for each in Integrity if each.attribute in self._integrity_offsets)
 
-    def verify(self, key: bytes, integrity: Integrity = Integrity.SHA1) -> bool:
+    def has_integrity(self, integrity: Integrity) -> bool:
+        """Whether a decoded message carried this integrity attribute, valid or not."""
+        return integrity.attribute in self._integrity_offsets
+
+    def verify(self, key: bytes | HmacSha256, integrity: Integrity = Integrity.SHA1) -> bool:
         """Whether the decoded message carried this integrity attribute, made with `key`."""
         offset = self._integrity_offsets.get(integrity.attribute)
         if offset is None:
             return False
-        covered = bytearray(self._received[:offset])
-        start = offset + 4
+        received, start = self._received, offset + 4
         end = start + integrity.size
-        _set_length(covered, end)
-        return compare_digest(integrity.hmac(key, covered), self._received[start:end])
+        covered = received[:_LENGTH_AT] + _LENGTH.pack(end - HEADER_BYTES) + received[4:offset]
+        return compare_digest(_mac(key, integrity, covered), received[start:end])
 
     def value(self, attribute: int) -> bytes | None:
         """The raw value of the first such attribute (later ones do not count: section 14)."""
-        for kind, value in self.attributes:
-            if kind == attribute:
-                return value
-        return None
+        return (self._first_values or self._index()).get(attribute)
 
     def values(self, attribute: int) -> list[bytes]:
         """The raw values of all such attributes."""
         return [value for kind, value in self.attributes if kind == attribute]
 
     def __contains__(self, attribute: int) -> bool:
-        return self.value(attribute) is not None
+        return attribute in (self._first_values or self._index())
+
+    def kinds(self) -> KeysView[int]:
+        """The types of all attributes."""
+        return (self._first_values or self._index()).keys()
+
+    def _index(self) -> dict[int, bytes]:
+        self._first_values = dict(reversed(self.attributes))
+        return self._first_values
 
     def integer(self, attribute: int, size: int) -> int | None:
         """An unsigned integer of exactly `size` bytes. Raises StunError."""
-        value = self.value(attribute)
+        value = (self._first_values or self._index()).get(attribute)
         if value is None:
             return None
         if len(value) != size:
@@ -302,7 +306,7 @@ class StunMessage:
 
     def text(self, attribute: int) -> str | None:
         """UTF-8 text of at most 763 bytes. Raises StunError."""
-        value = self.value(attribute)
+        value = (self._first_values or self._index()).get(attribute)
         if value is None:
             return None
         if len(value) > MAX_TEXT_BYTES:
@@ -363,12 +367,59 @@ def is_stun(data: bytes | memoryview) -> bool:
     return len(data) >= HEADER_BYTES and data[0] < 0x40 and data[4:8] == _COOKIE_BYTES
 
 
+def encode_attributes(attributes: Iterable[tuple[int, bytes]]) -> bytes:
+    """Attributes as they stand in a message, each padded to four bytes."""
+    pieces: list[bytes] = []
+    for attribute, value in attributes:
+        size = len(value)
+        pieces += (_ATTRIBUTE.pack(attribute, size), value, _PADDING[size & 3])
+    return b"".join(pieces)
+
+
+def message_size(attributes: bytes, *, fingerprint: bool = False) -> int:
+    """How many bytes `encode_message` makes of `attributes` without an integrity attribute."""
+    return HEADER_BYTES + len(attributes) + (_FINGERPRINT_BYTES if fingerprint else 0)
+
+
+def encode_message(
+    method: int,
+    message_class: MessageClass,
+    transaction_id: bytes,
+    attributes: bytes,
+    *,
+    key: bytes | HmacSha256 | None = None,
+    integrity: Integrity = Integrity.SHA1,
+    fingerprint: bool = False,
+) -> bytes:
+    """What `StunMessage.encode` makes, of attributes that are encoded. Raises ValueError."""
+    if len(transaction_id) != TRANSACTION_ID_BYTES:
+        raise ValueError("a transaction id has 12 bytes")
+    if HEADER_BYTES + len(attributes) + 64 > MAX_MESSAGE_BYTES:
+        raise ValueError("too much for one STUN message")
+    kind, size = _type_of(method, message_class), len(attributes)
+    # Both, integrity and fingerprint, cover the header with the length up to their own end.
+    if key is not None:
+        size += 4 + integrity.size
+    message = _HEADER.pack(kind, size, MAGIC_COOKIE, transaction_id) + attributes
+    if key is not None:
+        mac = _mac(key, integrity, message)
+        message += _ATTRIBUTE.pack(integrity.attribute, integrity.size) + mac
+    if not fingerprint:
+        return message
+    length = _LENGTH.pack(size + _FINGERPRINT_BYTES)
+    message = message[:_LENGTH_AT] + length + message[_LENGTH_AT + 2 :]
+    checksum = crc32(message) ^ _FINGERPRINT_MASK
+    return message + _ATTRIBUTE.pack(_FINGERPRINT, 4) + checksum.to_bytes(4, "big")
+
+
 # --- values of attributes ----------------------------------------------------------------------
 
 
 def xor_address_value(address: tuple[str, int], transaction_id: bytes) -> bytes:
     """The value of an XOR-…-ADDRESS attribute. Raises ValueError unless the host is an address."""
     plain = address_value(address)
+    if len(plain) == 8:
+        return (int.from_bytes(plain, "big") ^ _IPV4_MASK).to_bytes(8, "big")
     mask = _COOKIE_BYTES[:2] + _COOKIE_BYTES + transaction_id
     return plain[:2] + _xor(plain[2:], mask)
 
@@ -385,9 +436,8 @@ def address_value(address: tuple[str, int]) -> bytes:
     """The value of an address attribute in the clear. Raises ValueError."""
     host, port = address
     try:
-        if ":" in host:
-            return b"\0\x02" + port.to_bytes(2, "big") + inet_pton(AF_INET6, host)
-        return b"\0\x01" + port.to_bytes(2, "big") + inet_pton(AF_INET, host)
+        family = b"\0\x02" if ":" in host else b"\0\x01"
+        return family + port.to_bytes(2, "big") + _packed(host)
     except (OSError, OverflowError):
         raise ValueError("not an address and a port") from None
 
@@ -434,6 +484,13 @@ def _opaque(text: str) -> str:
     return unicodedata.normalize("NFC", spaced)
 
 
+@lru_cache(1024)
+def _packed(host: str) -> bytes:
+    """Raises OSError; that is not kept."""
+    return inet_pton(AF_INET6 if ":" in host else AF_INET, host)
+
+
+@lru_cache(128)
 def _type_of(method: int, message_class: MessageClass) -> int:
     if not 0 <= method <= 0xFFF:
         raise ValueError("a STUN method has 12 bits")
@@ -446,9 +503,11 @@ def _type_of(method: int, message_class: MessageClass) -> int:
     )
 
 
-def _set_length(message: bytearray, end: int) -> None:
-    """Have the header say that the message ends at byte `end`."""
-    _LENGTH.pack_into(message, _LENGTH_AT, end - HEADER_BYTES)
+def _mac(key: bytes | HmacSha256, integrity: Integrity, covered: bytes) -> bytes:
+    """A key with which SHA-256 was begun is for MESSAGE-INTEGRITY-SHA256 only."""
+    if isinstance(key, HmacSha256):
+        return key.digest(covered)
+    return integrity.hmac(key, covered)
 
 
 def _method_of(kind: int) -> int:

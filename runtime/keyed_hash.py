@@ -20,6 +20,27 @@ class _Hash(Protocol):
     def digest(self) -> bytes: ...
 
 
+class HmacSha256:
+    """HMAC-SHA-256 under one key for several messages: what depends on the key alone is hashed
+    once. It holds what is as secret as the key, and prints nothing of it."""
+
+    __slots__ = ("_inner", "_outer")
+
+    def __init__(self, key: bytes) -> None:
+        block = (hashlib.sha256(key).digest() if len(key) > _BLOCK_BYTES else key).ljust(
+            _BLOCK_BYTES, b"\0"
+        )
+        self._inner = hashlib.sha256(block.translate(_INNER_PAD))
+        self._outer = hashlib.sha256(block.translate(_OUTER_PAD))
+
+    def digest(self, message: bytes) -> bytes:
+        """32 bytes."""
+        inner, outer = self._inner.copy(), self._outer.copy()
+        inner.update(message)
+        outer.update(inner.digest())
+        return outer.digest()
+
+
 def hmac_sha1(key: bytes, message: bytes | bytearray) -> bytes:
     """20 bytes."""
     return _hmac(hashlib.sha1, key, message)

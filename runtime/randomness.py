@@ -6,6 +6,7 @@ own, so that one more draw in one part of a simulation does not move the draws o
 
 from __future__ import annotations
 
+import os
 import secrets
 from collections.abc import MutableSequence, Sequence
 from datetime import UTC, datetime, timedelta
@@ -40,7 +41,15 @@ class SystemRandomness:
         return secrets.token_bytes(n)
 
     def integer(self, below: int) -> int:
-        return secrets.randbelow(below)
+        # As `secrets.randbelow` draws, without the layers of the module `random`.
+        if below < 1:
+            raise ValueError("the bound must be at least 1")
+        bits = (below - 1).bit_length()
+        size = (bits + 7) // 8
+        while True:
+            value = int.from_bytes(os.urandom(size), "big") >> 8 * size - bits
+            if value < below:
+                return value
 
 
 class SeededRandomness:

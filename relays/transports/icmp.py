@@ -39,9 +39,9 @@ _TOO_BIG_IPV4: Final = (3, 4)
 _TOO_BIG_IPV6: Final = (2, 0)
 
 
-def prepare(opened: socket.socket) -> None:
+def prepare(opened: socket.socket, *, is_ipv6: bool) -> None:
     """Set the options of a socket for a relayed address."""
-    if opened.family == socket.AF_INET6:
+    if is_ipv6:
         opened.setsockopt(socket.IPPROTO_IPV6, _IPV6_RECVERR, 1)
     else:
         opened.setsockopt(socket.IPPROTO_IP, _IP_RECVERR, 1)

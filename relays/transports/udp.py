@@ -48,6 +48,9 @@ one, before another train is tried."""
 MAX_PLAIN_DESTINATIONS: Final = 4_096
 
 _MAX_DATAGRAM_BYTES: Final = 65_535
+_IPV4: Final = int(socket.AF_INET)
+_IPV6: Final = int(socket.AF_INET6)
+_KIND: Final = int(socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
 # Generic segmentation (udp(7)): the kernel gives, and takes, several datagrams at once.
 _UDP_SEGMENT: Final = 103
 _UDP_GRO: Final = 104
@@ -132,7 +135,7 @@ class UdpSockets:
             return None
         try:
             opened = _open(Address(host, port), ALLOCATION_BUFFER_BYTES)
-            prepare(opened)
+            prepare(opened, is_ipv6=":" in host)
             return self._watch(opened)
         except OSError as error:
             if error.errno != errno.EADDRINUSE:
@@ -448,10 +451,10 @@ def open_listener(address: Address, *, reuse_port: bool = False) -> socket.socke
 
 
 def _open(address: Address, buffer_bytes: int, *, reuse_port: bool = False) -> socket.socket:
-    opened = socket.socket(address.family, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+    is_ipv6 = ":" in address.host
+    opened = socket.socket(_IPV6 if is_ipv6 else _IPV4, _KIND)
     try:
-        opened.setblocking(False)
-        if address.family == socket.AF_INET6:
+        if is_ipv6:
             opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         if reuse_port:
             opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)

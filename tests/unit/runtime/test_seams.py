@@ -50,12 +50,12 @@ def test_an_integer_stays_below_its_bound(seed: int, below: int):
         assert 0 <= randomness.integer(below) < below
 
 
-def test_small_integers_are_uniform():
-    randomness = SeededRandomness(1, "uniform")
+@pytest.mark.parametrize("randomness", [SeededRandomness(1, "uniform"), SystemRandomness()])
+def test_small_integers_are_uniform(randomness):
     counts = [0] * 7
     for _ in range(14_000):
         counts[randomness.integer(7)] += 1
-    assert all(1_800 < count < 2_200 for count in counts)
+    assert all(1_700 < count < 2_300 for count in counts)
 
 
 def test_streams_of_different_names_differ_and_a_child_takes_nothing_from_its_parent():
