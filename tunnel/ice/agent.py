@@ -459,15 +459,17 @@ class IceAgent:
         return now + DORMANT_INTERVAL_NS
 
     def _is_unneeded(self, pair: Pair, now: int) -> bool:
-        """Of the pairs that are not in use, the best and the best relayed one are kept warm."""
+        """Of the pairs that are not in use, two are kept warm: the best, and the best that goes
+        through another relay than the one in use, which may die."""
         if pair.state is not PairState.CONSENTED or pair is self.selected:
             return False
         if now - pair.proven_at < UNNEEDED_AFTER_NS:
             return False
         others = [p for p in self._pairs if p.usable and p is not self.selected]
         others.sort(key=lambda p: p.priority, reverse=True)
-        relayed = [p for p in others if p.relayed]
-        return pair is not others[0] and pair is not next(iter(relayed), None)
+        in_use = frozenset[str]() if self.selected is None else self.selected.relay_hosts
+        elsewhere = (p for p in others if p.relayed and not p.relay_hosts & in_use)
+        return pair is not others[0] and pair is not next(elsewhere, None)
 
     def _is_roundabout(self, pair: Pair) -> bool:
         """Two relays in a row are not even tried where there is another way; see
