@@ -190,6 +190,7 @@ class Gatherer:
                 relay.client.probe(now)
                 self._service(relay, now)
         self._links.suspect(now)
+        self._ask_by_links()
 
     def bases(self) -> list[Base]:
         """The places to send from."""
@@ -286,6 +287,7 @@ class Gatherer:
 
     def receive_from_link(self, link: int, messages: Sequence[bytes], now: int) -> None:
         """STUN messages and ChannelData, in order, as a relay sent them by a link."""
+        self._links.heard(link, now)
         for relay in self._relays.values():
             if relay.link != link or relay.client is None:
                 continue
@@ -318,6 +320,7 @@ class Gatherer:
                 relay.retry_at = None
                 self._allocate(relay, now)
         self._links.handle_timeout(now)
+        self._ask_by_links()
         self._follow_links(now)
 
     def drain_transmits(self) -> list[Transmit]:
@@ -379,12 +382,7 @@ class Gatherer:
 
     def _ask(self, binding: _Binding, now: int) -> None:
         binding.transaction_id = self._randomness.bytes(12)
-        request = StunMessage(
-            method=Method.BINDING,
-            message_class=MessageClass.REQUEST,
-            transaction_id=binding.transaction_id,
-        )
-        data = request.encode(fingerprint=True)
+        data = _binding_request(binding.transaction_id)
         self._transmits.append(Transmit(binding.socket, binding.server, data))
         if binding.attempt < len(BINDING_INTERVALS_NS):
             binding.due = now + BINDING_INTERVALS_NS[binding.attempt]
@@ -432,6 +430,11 @@ class Gatherer:
                 self._links.need(relay_id, now)
             elif any(relay.base is not None for relay in answering):
                 self._links.spare(relay_id, now)
+
+    def _ask_by_links(self) -> None:
+        """Whatever comes back is a sign of life; the answers themselves say nothing new."""
+        for link in self._links.drain_asked():
+            self._link_messages.append((link, _binding_request(self._randomness.bytes(12))))
 
     def _follow_links(self, now: int) -> None:
         """An allocation over a link lives as long as that link."""
@@ -588,3 +591,10 @@ class Gatherer:
         self.version += 1
         if regather:
             self.generation += 1
+
+
+def _binding_request(transaction_id: bytes) -> bytes:
+    request = StunMessage(
+        method=Method.BINDING, message_class=MessageClass.REQUEST, transaction_id=transaction_id
+    )
+    return request.encode(fingerprint=True)

@@ -268,6 +268,8 @@ class EngineDriver:
             self._sockets.pop(local).close()
             self._engine.remove_socket(local, now)
             log.info("socket_closed", address=str(local))
+        if gone:
+            self._links.leave_lost_addresses()
         added = False
         for interface in wanted:
             if interface in self._interfaces:
