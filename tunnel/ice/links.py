@@ -39,8 +39,9 @@ RETRY_FIRST_NS: Final = 5 * NS_PER_S
 RETRY_LAST_NS: Final = 120 * NS_PER_S
 ASK_INTERVAL_NS: Final = 20 * NS_PER_S
 """As often as relays are asked over UDP; it also keeps bindings of NATs open."""
-VERDICT_NS: Final = 900 * NS_PER_MS
-"""As long as a suspected path is trusted (`tunnel.ice.pair`)."""
+VERDICT_NS: Final = 700 * NS_PER_MS
+"""A little less than a suspected path is trusted (`tunnel.ice.pair`): so it is known, when that
+ends, that the fault is on this side."""
 MAX_DOORS: Final = 8
 """Of one relay: the first of each transport and family are enough."""
 
@@ -221,6 +222,11 @@ class RelayLinks:
             self._try_what_is_due(relay, way, now)
         else:
             way.next_door, way.due = 0, now + self._back_off(way)
+
+    def is_silent(self, relay: UUID) -> bool:
+        """Whether the link that stands to a relay left a question unanswered."""
+        way = self._ways.get(relay)
+        return way is not None and way.is_silent
 
     def standing(self, relay: UUID) -> Standing | None:
         """The link that stands to a relay."""

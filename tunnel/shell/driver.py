@@ -134,7 +134,7 @@ class EngineDriver:
             self._link_nursery = None
             monitor.close()
             # Relays get their allocations back now, and need not wait until they expire.
-            self._engine.set_relays((), self._clock.monotonic_ns())
+            self._engine.end(self._clock.monotonic_ns())
             self._transmit()
             for opened in self._sockets.values():
                 opened.close()

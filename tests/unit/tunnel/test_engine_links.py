@@ -20,6 +20,7 @@ from tests.unit.tunnel.network import (
     pair_of_hosts,
     relay_server,
 )
+from tunnel.ice.gathering import LEAVE_NS
 from tunnel.ice.links import ASK_INTERVAL_NS, DOORS, LINGER_NS, VERDICT_NS, LinkTransport
 from tunnel.ice.pair import SUSPECT_AFTER_NS
 
@@ -219,6 +220,7 @@ def test_a_link_that_swallows_everything_is_replaced_within_the_trust_in_any_pat
     began, before = network.now, len(conversation.delivered())
     assert network.run(10 * NS_PER_S, lambda: len(conversation.delivered()) > before + 5)
     assert network.now - began < 3 * NS_PER_S
+    assert not client.happened(PathLost), "it is no fault of the gateway"
     (opened_at, _, what), closed = network.link_log
     assert what == "tls"
     assert opened_at - began <= SUSPECT_AFTER_NS + VERDICT_NS + 100 * NS_PER_MS
@@ -320,3 +322,38 @@ def test_each_of_two_relays_has_its_link_and_the_death_of_one_moves_the_tunnel()
     assert network.run(10 * NS_PER_S, lambda: len(conversation.delivered()) > before + 5)
     assert network.now - began < 1500 * NS_PER_MS
     assert not client.happened(PathLost)
+
+
+@pytest.mark.parametrize("lead_ms", [-100, 0, 100])
+def test_a_relay_that_drains_is_left_by_link_without_the_loss_of_a_packet(lead_ms: int) -> None:
+    network = Network()
+    client, gateway = pair_of_hosts(network, SYMMETRIC, SYMMETRIC)
+    network.relay(SECOND_RELAY)
+    servers = [relay_server(doors=("tls",)), relay_server(SECOND_RELAY, doors=("tls",))]
+    for host in (client, gateway):
+        host.engine.set_relays(servers, network.now)
+        host.flush()
+    block_udp_of_the_client(network)
+    connect(client, gateway)
+    assert network.run(10 * NS_PER_S, lambda: client.happened(Connected))
+    network.run(60 * NS_PER_S)
+    path = client.engine.path(CONNECTION)
+    assert path is not None
+    assert path.relay is not None
+    used = network.relay_at(path.relay)
+    left = [each for each in servers if str(each.addresses[0].address) != used.address.host]
+    conversation = Conversation(client, gateway, interval_ns=5 * NS_PER_MS)
+    network.run(3 * NS_PER_S)
+
+    def leave(host: Host) -> None:
+        host.engine.set_relays(left, network.now)
+        host.flush()
+
+    network.at(max(0, -lead_ms) * NS_PER_MS, lambda: leave(client))
+    network.at(max(0, lead_ms) * NS_PER_MS, lambda: leave(gateway))
+    network.run(LEAVE_NS + 5 * NS_PER_S)
+    conversation.stop()
+    network.run(NS_PER_S)
+    assert conversation.delivered() == list(range(conversation.sent))
+    assert used.server.allocations == 0
+    assert opened(network, client) == ["tls", "tls", "close"]

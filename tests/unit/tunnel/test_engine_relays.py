@@ -66,6 +66,33 @@ def test_the_death_of_the_relay_of_an_old_path_costs_less_than_a_second(seed: in
     assert not client.happened(PathLost)
 
 
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("lead_ms", [-200, -20, 0, 20, 200])
+def test_a_relay_that_drains_is_left_without_the_loss_of_a_packet(seed: int, lead_ms: int) -> None:
+    """The portal tells the ends at different times: `lead_ms` before or after each other."""
+    network = Network(seed)
+    client, gateway = connected(network)
+    conversation = Conversation(client, gateway, interval_ns=5 * NS_PER_MS)
+    network.run(5 * NS_PER_S)
+    used = relay_in_use(network, client)
+    left = [server for server in SERVERS if str(server.addresses[0].address) != used.address.host]
+
+    def leave(host: Host) -> None:
+        host.engine.set_relays(left, network.now)
+        host.flush()
+
+    network.at(max(0, -lead_ms) * NS_PER_MS, lambda: leave(client))
+    network.at(max(0, lead_ms) * NS_PER_MS, lambda: leave(gateway))
+    network.run(30 * NS_PER_S)
+    conversation.stop()
+    network.run(NS_PER_S)
+    assert conversation.delivered() == list(range(conversation.sent))
+    answers = conversation.answered()
+    assert answers == list(range(answers[0], answers[0] + len(answers)))
+    assert used.server.allocations == 0
+    assert relay_in_use(network, client) is not used
+
+
 def test_a_relay_that_comes_back_stands_by_again() -> None:
     network = Network()
     client, gateway = connected(network)
