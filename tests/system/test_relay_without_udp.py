@@ -36,8 +36,10 @@ def test_an_access_comes_about_through_the_relay(it: Installation) -> None:
     it.allow()
     wait_until(it.fetch_page, what="the page arrives", timeout_s=60)
     assert path(it) == "relayed"
-    (relay,) = it.status()["relays"]
+    status = it.status()
+    (relay,) = status["relays"]
     assert relay["by"] == "tls"
+    assert [peer["path"]["by"] for peer in status["peers"] if peer["path"]] == ["tls"]
 
 
 def test_a_relay_that_was_killed_is_reached_again(it: Installation) -> None:
