@@ -12,6 +12,7 @@ it was proven that a relay answers there.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
@@ -238,14 +239,48 @@ class RelayDirectory(Actor):
 # --- one relay ------------------------------------------------------------------------------------
 
 
+PROVEN = "proven"
+"""Why a `_Proof` ends that succeeded."""
+
+
 @attrs.frozen
 class _Begin:
-    """Prove the announced addresses, then register."""
+    """Begin with what takes its time."""
+
+
+@attrs.frozen
+class _Record:
+    """All addresses are proven or not: write the relay's row, then register."""
 
 
 @attrs.frozen
 class _Register:
     """Tell the directories that do not know of us."""
+
+
+class _Proof(Actor):
+    """Whether a relay answers at an address that it announced, over the transport that it said, and
+    over TLS and QUIC with one of the certificates that it said. Its end says so."""
+
+    def __init__(self, services: Services, address: SocketAddress, pins: tuple[str, ...]) -> None:
+        self._services = services
+        self._address = address
+        self._pins = pins
+
+    def started(self) -> None:
+        self.cast(self.context.ref, _Begin())
+
+    @handles(_Begin)
+    async def _on_begin(self, message: _Begin) -> None:
+        answers = False
+        with suppress(CallError, OSError):
+            answers = await self.perform(
+                self._services.prove_address,
+                self._address,
+                self._pins,
+                deadline_ns=PROVE_DEADLINE_NS,
+            )
+        self.stop(PROVEN if answers else "normal")
 
 
 class RelayActor(ChannelOwner):
@@ -271,6 +306,8 @@ class RelayActor(ChannelOwner):
         self._load = join.load
         self._remote = channel.remote
         self._relay: Relay | None = None
+        self._address_by_proof: dict[ActorRef, SocketAddress] = {}
+        self._proven: set[SocketAddress] = set()
         self._directory_by_node: dict[str, ActorRef] = {}
         self._register_timer: Timer | None = None
         self._token_timer: Timer | None = None
@@ -281,8 +318,23 @@ class RelayActor(ChannelOwner):
         self.cast(self.context.ref, _Begin())
 
     @handles(_Begin)
-    async def _on_begin(self, message: _Begin) -> None:
-        proven = tuple([each for each in self._announced if await self._is_proven(each)])
+    def _on_begin(self, message: _Begin) -> None:
+        """Prove all addresses at once: those where nobody answers cost no more than one."""
+        for each in dict.fromkeys(self._announced):
+            proof = self.spawn(_Proof(self._services, each, self._pins), label="proof")
+            self._address_by_proof[proof] = each
+            self.monitor(proof)
+
+    def _proof_ended(self, proof: ActorRef, reason: str) -> None:
+        address = self._address_by_proof.pop(proof)
+        if reason == PROVEN:
+            self._proven.add(address)
+        if not self._address_by_proof:
+            self.cast(self.context.ref, _Record())
+
+    @handles(_Record)
+    async def _on_record(self, message: _Record) -> None:
+        proven = tuple(each for each in self._announced if each in self._proven)
         for each in self._announced:
             if proven and each not in proven:
                 place = Address(each.address, each.port)
@@ -335,21 +387,6 @@ class RelayActor(ChannelOwner):
         if self._token_timer is not None:
             self.cancel(self._token_timer)
         self._token_timer = self.send_after(again_ns, message)
-
-    async def _is_proven(self, address: SocketAddress) -> bool:
-        """Whether a relay answers there, over the transport that it said, and over TLS with one of
-        the certificates that it said."""
-        try:
-            return bool(
-                await self.perform(
-                    self._services.prove_address,
-                    address,
-                    self._pins,
-                    deadline_ns=PROVE_DEADLINE_NS,
-                )
-            )
-        except (CallError, OSError):
-            return False
 
     async def _record(self, proven: tuple[SocketAddress, ...]) -> Relay:
         """The relay's row: that of its token and name, or a new one."""
@@ -414,6 +451,9 @@ class RelayActor(ChannelOwner):
 
     @handles(Down)
     def _on_down(self, message: Down) -> None:
+        if message.ref in self._address_by_proof:
+            self._proof_ended(message.ref, message.reason)
+            return
         for node, directory in list(self._directory_by_node.items()):
             if directory == message.ref:
                 del self._directory_by_node[node]

@@ -9,6 +9,7 @@ from rich.console import Console
 
 NS_PER_MS = 10**6
 NS_PER_S = 10**9
+_LINKS = {"quic": "QUIC", "tls": "TLS", "tcp": "TCP"}
 _BY = {"quic": " (QUIC)", "websocket": " (WebSocket: UDP seems to be blocked)"}
 
 
@@ -22,6 +23,9 @@ def render(status: Mapping[str, Any], console: Console | None = None) -> None:
     console.print(line, markup=False)
     if status.get("addresses"):
         console.print(f"addresses: {', '.join(status['addresses'])}", markup=False)
+    reached_by = {each.get("by") for each in status.get("relays", [])}
+    if links := [word for transport, word in _LINKS.items() if transport in reached_by]:
+        console.print(f"relays: reached by {' and '.join(links)} (UDP seems to be blocked)")
     peers = status.get("peers", [])
     for peer in peers:
         console.print(_peer(peer), markup=False, soft_wrap=True)
@@ -45,10 +49,13 @@ def _peer(peer: Mapping[str, Any]) -> str:
     )
     if not path:
         return f"{peer['name']}: looking for a path\n{traffic}"
-    relay = f" by {path['relay']}" if path.get("relay") else ""
+    relay, place = path.get("relay"), ""
+    if link := _LINKS.get(path.get("by")):
+        relay, place = link, f" at {relay}"
+    relay = f" by {relay}" if relay else ""
     rtt_ns = path.get("rtt_ns")
     rtt = "" if rtt_ns is None else f", round trip {rtt_ns / NS_PER_MS:.1f} ms"
-    way = f"  {path.get('local')} <-> {path.get('remote')}"
+    way = f"  {path.get('local')} <-> {path.get('remote')}{place}"
     return f"{peer['name']}: {path['kind']}{relay}{rtt}\n{way}\n{traffic}"
 
 

@@ -10,7 +10,8 @@ The network, with public-looking addresses (RFC 5737) on either side of a core r
          |                     |         |         |
     laptop 192.168.1.10   gateway-1  gateway-2   web 10.20.0.80
 
-The demo walks through it, and the fault tests kill its parts one by one.
+The demo walks through it, and the fault tests kill its parts one by one. A second relay stands at
+203.0.113.10 where one is asked for.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import attrs
 
@@ -35,6 +36,7 @@ PORTAL = "203.0.113.2"
 CHANNEL_PORT = 443
 API_PORT = 443
 RELAY = "203.0.113.6"
+SECOND_RELAY = "203.0.113.10"
 HOME_NAT = "198.51.100.2"
 OFFICE_NAT = "192.0.2.2"
 WEB = "10.20.0.80"
@@ -148,15 +150,21 @@ def wait_until(
 class Installation:
     """Every part of one installation; `with Installation(lab) as it:` makes the network, and
     the parts start one by one (`start_portal`, `enrol`, ...), each logging into the lab's folder.
+
+    With two relays each says a failure domain of its own.
     """
 
-    def __init__(self, lab: Lab) -> None:
+    def __init__(self, lab: Lab, *, relays: Literal[1, 2] = 1) -> None:
         self.lab = lab
         self.directory = lab.directory
         self.components: dict[str, Component] = {}
         core = lab.router("core")
         self.portal_host = lab.public_host("portal", core, f"{PORTAL}/30")
         self.relay_host = lab.public_host("relay", core, f"{RELAY}/30")
+        self.relay_hosts = {"relay": (self.relay_host, RELAY)}
+        if relays == 2:
+            second = lab.public_host("relay-2", core, f"{SECOND_RELAY}/30")
+            self.relay_hosts["relay-2"] = (second, SECOND_RELAY)
         self.home = lab.nat("home", core, wan=f"{HOME_NAT}/30", lan="192.168.1.1/24")
         self.office = lab.nat("office", core, wan=f"{OFFICE_NAT}/30", lan="10.20.0.1/24")
         self.laptop = lab.host("laptop", self.home, "192.168.1.10/24")
@@ -176,7 +184,8 @@ class Installation:
         self.start_web(large_file_bytes=large_file_bytes)
         self.start_portal()
         self.make_account()
-        self.start_relay()
+        for name in self.relay_hosts:
+            self.start_relay(name)
         for name in GATEWAYS:
             self.start_gateway(name)
         self.start_client()
@@ -279,11 +288,13 @@ http {{
         """Delete that policy."""
         self.admin.call("DELETE", f"/v1/policies/{self.ids['policy']}")
 
-    def start_relay(self) -> None:
+    def start_relay(self, name: str = "relay") -> None:
+        host, address = self.relay_hosts[name]
+        domain = ["--failure-domain", name] if len(self.relay_hosts) > 1 else []
         self._start_holloway(
-            "relay",
-            self.relay_host,
-            ["relay", "--listen", f"{RELAY}:3478"],
+            name,
+            host,
+            ["relay", "--name", name, "--listen", f"{address}:3478", *domain],
             {"HOLLOWAY_RELAY_TOKEN_FILE": str(self.directory / "relay-token")},
         )
 
@@ -304,7 +315,7 @@ http {{
         )
 
     def wait_until_online(self, timeout_s: float = 30.0) -> None:
-        """Until the portal sees the relay, both gateways and the client."""
+        """Until the portal sees all relays, both gateways and the client."""
 
         def online() -> bool:
             gateways = self.admin.call("GET", "/v1/gateways")["items"]
@@ -313,10 +324,10 @@ http {{
             return (
                 sum(entry["online"] for entry in gateways) == len(GATEWAYS)
                 and any(entry["online"] for entry in clients)
-                and any(entry["online"] for entry in relays)
+                and sum(entry["online"] for entry in relays) == len(self.relay_hosts)
             )
 
-        wait_until(online, what="relay, gateways and client are online", timeout_s=timeout_s)
+        wait_until(online, what="relays, gateways and client are online", timeout_s=timeout_s)
 
     # --- looking and acting ---
 
@@ -372,6 +383,13 @@ http {{
             nat.set_nat(kind)
             nat.flush_bindings()
 
+    def block_udp(self) -> None:
+        """From now on no datagram enters or leaves the laptop."""
+        self.laptop.nft(_BLOCKED_UDP)
+
+    def unblock_udp(self) -> None:
+        self.laptop.run("nft", "delete", "table", "inet", "blocked")
+
     # --- helpers ---
 
     def _token(self, api: Api, kind: str, body: dict[str, object]) -> None:
@@ -413,6 +431,16 @@ http {{
             return True
         return False
 
+
+_BLOCKED_UDP = """
+table inet blocked {
+  chain input { type filter hook input priority 0; iifname != lo meta l4proto udp drop; }
+  chain output {
+    type filter hook output priority 0;
+    oifname != { "lo", "holloway0" } meta l4proto udp drop;
+  }
+}
+"""
 
 ROOT = Path(__file__).resolve().parent.parent
 HOLLOWAY = [sys.executable, "-m", "holloway"]

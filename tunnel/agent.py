@@ -343,8 +343,19 @@ class TunnelAgent(ABC):
             "local": str(path.local),
             "remote": str(path.remote),
             "relay": None if path.relay is None else str(path.relay),
+            "by": None if path.relay is None else self._carried_by(path.relay),
             "rtt_ns": path.rtt_ns,
         }
+
+    def _carried_by(self, place: Address) -> str:
+        """The transport by which what we send to a relay goes there. Where the peer alone uses one,
+        that is UDP."""
+        for relay in self._relay_by_id.values():
+            by = self.engine.relay_reached_by(relay.id)
+            doors = (e for e in relay.addresses if Address(str(e.address), e.port) == place)
+            if by is not None and any(each.transport == by for each in doors):
+                return by
+        return "udp"
 
     def _close(self, connection_id: UUID, now: int) -> None:
         self._untold.pop(connection_id, None)

@@ -44,8 +44,9 @@ from tunnel.connection import (
 from tunnel.ice.agent import TRANSACTION_PREFIX_BYTES, IceAgent, IceStatistics, Path
 from tunnel.ice.candidates import Base, IpNetwork, network_of
 from tunnel.ice.checks import local_fragment_of
-from tunnel.ice.gathering import Gatherer, Transmit
+from tunnel.ice.gathering import Gatherer
 from tunnel.ice.links import CloseLink, LinkCommand, OpenLink
+from tunnel.ice.ways import Transmit
 from tunnel.wireguard.device import (
     Device,
     DeviceStatistics,
@@ -161,9 +162,14 @@ class Engine:
         self._settle(now)
 
     def set_relays(self, servers: Sequence[RelayServer], now: int) -> None:
-        """All the relays to use from now on."""
+        """All the relays to use from now on. Others are left within `LEAVE_NS`."""
         self._gatherer.set_relays(servers, now)
         self._settle(now)
+
+    def end(self, now: int) -> None:
+        """Nothing follows: give the allocations back."""
+        self._gatherer.rest(now)
+        self._transmits += self._gatherer.drain_transmits()
 
     def link_opened(self, link: int, now: int) -> None:
         """A connection to a relay that `drain_link_commands` asked for stands."""
@@ -220,7 +226,7 @@ class Engine:
         self._by_public_key[parameters.peer_public_key] = connection
         self._rest_at = None
         self._gatherer.start(now)
-        agent.set_bases(self._gatherer.bases(), now)
+        agent.set_bases(self._gatherer.bases(), now, leaving=self._gatherer.leaving())
         connection.announce(self._gatherer.candidates(), self._gatherer.generation, now)
         self._touch(connection)
         self._settle(now)
@@ -491,10 +497,11 @@ class Engine:
         self._transmits += self._gatherer.drain_transmits()
 
     def _spread_candidates(self, now: int) -> None:
-        bases, candidates = self._gatherer.bases(), self._gatherer.candidates()
+        gatherer = self._gatherer
+        bases, leaving, candidates = gatherer.bases(), gatherer.leaving(), gatherer.candidates()
         for connection in self._connections.values():
-            connection.agent.set_bases(bases, now)
-            connection.announce(candidates, self._gatherer.generation, now)
+            connection.agent.set_bases(bases, now, leaving=leaving)
+            connection.announce(candidates, gatherer.generation, now)
             self._touch(connection)
 
     def _settle_device(self, now: int) -> None:

@@ -43,7 +43,11 @@ class RelayUnreached(Exception):
 
 
 class RelayConnection(Protocol):
-    """What every transport's connection does. Only one task may receive."""
+    """What every transport's connection does. Only one task may receive. `local_host` is the
+    address of this machine to which it is bound for good; None: it may move to another."""
+
+    @property
+    def local_host(self) -> str | None: ...
 
     def send(self, messages: Iterable[bytes]) -> int:
         """Queue messages; never waits. How many of them were dropped."""
@@ -55,7 +59,8 @@ class RelayConnection(Protocol):
 class StreamConnection:
     """A `RelayConnection` over a byte stream. Carries bytes while `run` runs."""
 
-    def __init__(self, stream: trio.abc.Stream) -> None:
+    def __init__(self, stream: trio.abc.Stream, local_host: str) -> None:
+        self.local_host = local_host
         self._stream = stream
         self._frames = StreamFrames()
         self._queue: deque[bytes] = deque()
@@ -132,7 +137,7 @@ async def connect_stream(
                 tcp.socket.close()
     if stream is None:
         raise RelayUnreached("the handshake took too long")
-    connection = StreamConnection(stream)
+    connection = StreamConnection(stream, str(tcp.socket.getsockname()[0]))
     failure: Exception | None = None
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_carry, connection, tcp)

@@ -258,6 +258,8 @@ class QuicDoor:
 class QuicRelayConnection:
     """A client's end: a `relays.transports.dial.RelayConnection` over QUIC."""
 
+    local_host: None = None
+
     def __init__(self, connection: QuicConnection) -> None:
         self._connection = connection
         self._frames = StreamFrames()

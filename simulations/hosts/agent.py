@@ -175,7 +175,7 @@ class AgentHost:
         """It ends in good order: relays get their allocations back, the channel is closed."""
         if self.is_over:
             return
-        self.engine.set_relays((), self.now)
+        self.engine.end(self.now)
         self.flush(self.now)
         self.channel.close("ended")
         self.host.unbind(ENGINE_PORT)

@@ -48,7 +48,7 @@ from simulations.hosts.hostile import (
 )
 from tunnel.agent import Outgoing
 from tunnel.engine import Engine
-from tunnel.ice.gathering import Transmit
+from tunnel.ice.ways import Transmit
 
 AGAIN_S: Final = 1.0
 

@@ -218,7 +218,7 @@ class Punch:
         """End the connection, and give the allocations back."""
         for end in self.ends:
             end.engine.close(self.connection, CLOCK.monotonic_ns())
-            end.engine.set_relays([], CLOCK.monotonic_ns())
+            end.engine.end(CLOCK.monotonic_ns())
             end.flush()
             end.socket.close()
 

@@ -13,19 +13,6 @@ from simulations.kernel.lab import Lab
 pytestmark = [pytest.mark.system, pytest.mark.timeout(400)]
 
 
-def block(it: Installation) -> None:
-    it.laptop.nft(
-        "table inet blocked {\n"
-        " chain input { type filter hook input priority 0; iifname != lo meta l4proto udp drop; }\n"
-        " chain output {\n  type filter hook output priority 0;\n"
-        '  oifname != { "lo", "holloway0" } meta l4proto udp drop;\n }\n}\n'
-    )
-
-
-def unblock(it: Installation) -> None:
-    it.laptop.run("nft", "delete", "table", "inet", "blocked")
-
-
 def path(it: Installation) -> str:
     kinds = [peer["path"]["kind"] for peer in it.status()["peers"] if peer.get("path")]
     return kinds[0] if kinds else "none"
@@ -35,7 +22,7 @@ def path(it: Installation) -> str:
 def it() -> Iterator[Installation]:
     with Lab() as lab:
         installation = Installation(lab)
-        block(installation)
+        installation.block_udp()
         try:
             installation.start_everything(large_file_bytes=1 << 20, timeout_s=90)
             yield installation
@@ -49,8 +36,10 @@ def test_an_access_comes_about_through_the_relay(it: Installation) -> None:
     it.allow()
     wait_until(it.fetch_page, what="the page arrives", timeout_s=60)
     assert path(it) == "relayed"
-    (relay,) = it.status()["relays"]
+    status = it.status()
+    (relay,) = status["relays"]
     assert relay["by"] == "tls"
+    assert [peer["path"]["by"] for peer in status["peers"] if peer["path"]] == ["tls"]
 
 
 def test_a_relay_that_was_killed_is_reached_again(it: Installation) -> None:
@@ -62,7 +51,7 @@ def test_a_relay_that_was_killed_is_reached_again(it: Installation) -> None:
 
 
 def test_once_udp_passes_the_path_is_direct_and_the_connection_is_closed(it: Installation) -> None:
-    unblock(it)
+    it.unblock_udp()
     wait_until(lambda: path(it) == "direct", what="the path is direct", timeout_s=60)
     assert it.fetch_page()
     wait_until(
@@ -73,6 +62,6 @@ def test_once_udp_passes_the_path_is_direct_and_the_connection_is_closed(it: Ins
 
 
 def test_udp_that_is_blocked_in_the_middle_costs_seconds(it: Installation) -> None:
-    block(it)
+    it.block_udp()
     wait_until(it.fetch_page, what="the page arrives", timeout_s=60)
     wait_until(lambda: path(it) == "relayed", what="the path is relayed", timeout_s=60)

@@ -175,11 +175,15 @@ class IceAgent:
 
     # --- candidates ----------------------------------------------------------------------------
 
-    def set_bases(self, bases: Iterable[Base], now: int) -> None:
-        """All the places to send from, as of now. Pairs of a base that is gone end at once."""
-        if self._pairs.set_bases(bases, now):
+    def set_bases(
+        self, bases: Iterable[Base], now: int, *, leaving: frozenset[Address] = frozenset()
+    ) -> None:
+        """All the places to send from, as of now. Pairs of a base that is gone end at once; those
+        of `leaving` are avoided."""
+        if self._pairs.set_bases(bases, now, leaving=leaving):
             self._hope(now)
         self._reselect(now, grace_ns=ROAMING_GRACE_NS)
+        self._replace_what_ends(now)
 
     def add_candidates(self, message: Candidates, now: int) -> None:
         """Trickled candidates of the peer (`CheckList.signal`)."""
@@ -188,6 +192,7 @@ class IceAgent:
                 pair.happen(Happening.AWAKENED, now)
             self._hope(now)
         self._reselect(now)
+        self._replace_what_ends(now)
 
     @property
     def remote_addresses(self) -> list[Address]:
@@ -365,7 +370,8 @@ class IceAgent:
             return
         self.selected = best
         if best is None:
-            self._report_lost_at = now + grace_ns
+            ours = before is not None and self._pairs.is_leaving(before)
+            self._report_lost_at = now + (ROAMING_GRACE_NS if ours else grace_ns)
             self._report_loss(now)
             self.suspect(now)
             return
@@ -377,16 +383,27 @@ class IceAgent:
             if pair.state is PairState.DORMANT:
                 pair.due = self._dormant_due(pair, now)
 
+    def _replace_what_ends(self, now: int) -> None:
+        """The path in use will soon be gone: try all that would be better."""
+        selected = self.selected
+        if selected is None or not self._pairs.will_end(selected):
+            return
+        for pair in self._pairs:
+            is_better = self._preference(pair, now) > self._preference(selected, now)
+            if pair.state is PairState.DORMANT and is_better:
+                pair.happen(Happening.AWAKENED, now)
+
     def _report_loss(self, now: int) -> None:
         if self._report_lost_at is not None and self._report_lost_at <= now:
             self._report_lost_at = None
             self._events.append(Lost())
 
-    def _preference(self, pair: Pair, now: int) -> tuple[bool, bool, bool, int]:
-        """Pairs that answer first; direct before relayed; then what the controlling peer sends on,
-        so that both directions take the same way where they can; then the priority."""
-        nominated = pair is self._nominated
-        return (not pair.distrusted(now), not pair.relayed, nominated, pair.priority)
+    def _preference(self, pair: Pair, now: int) -> tuple[bool, bool, bool, bool, int]:
+        """Pairs that answer first; direct before relayed; what will last before what will end;
+        then what the controlling peer sends on, so that both directions take the same way where
+        they can; then the priority."""
+        nominated, lasts = pair is self._nominated, not self._pairs.will_end(pair)
+        return (not pair.distrusted(now), not pair.relayed, lasts, nominated, pair.priority)
 
     def _hope(self, now: int) -> None:
         """Something new happened: without a path, wait for it from now on."""
@@ -459,15 +476,17 @@ class IceAgent:
         return now + DORMANT_INTERVAL_NS
 
     def _is_unneeded(self, pair: Pair, now: int) -> bool:
-        """Of the pairs that are not in use, the best and the best relayed one are kept warm."""
+        """Of the pairs that are not in use, two are kept warm: the best, and the best that goes
+        through another relay than the one in use, which may die."""
         if pair.state is not PairState.CONSENTED or pair is self.selected:
             return False
         if now - pair.proven_at < UNNEEDED_AFTER_NS:
             return False
         others = [p for p in self._pairs if p.usable and p is not self.selected]
         others.sort(key=lambda p: p.priority, reverse=True)
-        relayed = [p for p in others if p.relayed]
-        return pair is not others[0] and pair is not next(iter(relayed), None)
+        in_use = frozenset[str]() if self.selected is None else self.selected.relay_hosts
+        elsewhere = (p for p in others if p.relayed and not p.relay_hosts & in_use)
+        return pair is not others[0] and pair is not next(elsewhere, None)
 
     def _is_roundabout(self, pair: Pair) -> bool:
         """Two relays in a row are not even tried where there is another way; see

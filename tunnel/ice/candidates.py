@@ -7,6 +7,7 @@ are formed of bases and remote addresses only (section 6.1.2.4, pruning).
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import lru_cache
 from hashlib import sha256
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
@@ -14,7 +15,7 @@ from typing import Final, Literal
 
 import attrs
 
-from channel.messages import Candidate, IpText
+from channel.messages import MAX_CANDIDATES, Candidate, IpText
 from runtime.net.address import Address
 
 Kind = Literal["host", "srflx", "prflx", "relay"]
@@ -189,3 +190,19 @@ def _candidate(
         priority=priority,
         foundation=foundation_of(kind, base_host, server),
     )
+
+
+def local_candidates(
+    hosts: Iterable[Base],
+    reflexive: Iterable[tuple[Base, Address, Address]],
+    relayed: Iterable[Base],
+) -> tuple[Candidate, ...]:
+    """What a peer may be told, best first, at most `MAX_CANDIDATES`. `reflexive`: bases, what their
+    sockets look like from a server, and that server."""
+    found = {base.address: host_candidate(base) for base in hosts}
+    for base, seen_as, server in reflexive:
+        found.setdefault(seen_as, reflexive_candidate(base, seen_as, server))
+    found |= {base.address: relayed_candidate(base) for base in relayed}
+    useful = [candidate for address, candidate in found.items() if announceable(address)]
+    useful.sort(key=lambda candidate: candidate.priority, reverse=True)
+    return tuple(useful[:MAX_CANDIDATES])

@@ -35,6 +35,7 @@ class CheckList:
         self._role = role
         self._bases: dict[Address, Base] = {}
         self._remotes: dict[Address, Remote] = {}
+        self._leaving: frozenset[Address] = frozenset()
         self._generation = -1
         self.by_ends: dict[tuple[Address, Address], Pair] = {}
         """The pairs by the addresses of base and remote candidate, for others to read."""
@@ -56,9 +57,12 @@ class CheckList:
 
     # --- our side ------------------------------------------------------------------------------
 
-    def set_bases(self, bases: Iterable[Base], now: int) -> bool:
-        """All the places to send from. Pairs of a base that is gone are removed, even if they
-        worked. True: there is a new base."""
+    def set_bases(
+        self, bases: Iterable[Base], now: int, *, leaving: frozenset[Address] = frozenset()
+    ) -> bool:
+        """All the places to send from; those of the addresses `leaving` will soon be gone. Pairs of
+        a base that is gone are removed, even if they worked. True: there is a new base."""
+        self._leaving = leaving
         wanted = {base.address: base for base in bases}
         gone = [base for base in self._bases.values() if wanted.get(base.address) != base]
         for base in gone:
@@ -70,6 +74,14 @@ class CheckList:
             for remote in self._remotes.values():
                 self._form(base, remote, now)
         return bool(new)
+
+    def will_end(self, pair: Pair) -> bool:
+        """Whether one of the two sides said that it will soon use this pair no more."""
+        return pair.remote.gone or self.is_leaving(pair)
+
+    def is_leaving(self, pair: Pair) -> bool:
+        """Whether our own end of it will soon be gone."""
+        return pair.base.address in self._leaving
 
     def take_role(self, role: Role) -> None:
         """The role decides how the priorities of the two ends are combined."""

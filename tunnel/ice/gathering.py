@@ -14,38 +14,39 @@ merely new is trickled within the generation. `version` changes with every chang
 A relay that leaves LINK_AFTER_ASKS Binding requests unanswered is reached by a connection instead
 (`tunnel.ice.links`), and the allocation is made over that; it has the lowest priority, so that
 traffic moves back when UDP works.
+
+A relay that is no longer to be used, since it drains, say, is left without haste: no peer is told
+of the allocation any more, those who were are told that it ends, and for LEAVE_NS it goes on
+serving, so that both sides can move to other paths before it is given back.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final, NamedTuple
+from typing import Final
 from uuid import UUID
 
-import attrs
-
-from channel.messages import MAX_CANDIDATES, Candidate, RelayServer
+from channel.messages import Candidate, RelayServer
 from relays.client import Allocated, Lost, Permitted, Received, Refused, TurnClient
-from relays.stun import Attribute, MessageClass, Method, StunError, StunMessage
 from runtime.clock import NS_PER_MS, NS_PER_S, earliest
 from runtime.net.address import Address
 from runtime.randomness import Randomness
+from tunnel.ice.bindings import Binding, binding_request, read_reflexive
 from tunnel.ice.candidates import (
     MAX_LOCAL_PREFERENCE,
     Base,
     IpNetwork,
-    announceable,
-    host_candidate,
+    local_candidates,
     priority_of,
-    reflexive_candidate,
-    relayed_candidate,
 )
 from tunnel.ice.links import LinkCommand, RelayLinks
-from tunnel.ice.ways import RelayWay, Way, ways_to
+from tunnel.ice.ways import Relayed, RelayWay, Transmit, Way, ways_to
 
 BINDING_INTERVALS_NS: Final = tuple(ms * NS_PER_MS for ms in (100, 200, 400, 800, 1600, 3200))
 BINDING_REFRESH_NS: Final = 20 * NS_PER_S
 BINDING_RETRY_NS: Final = 10 * NS_PER_S
+LEAVE_NS: Final = 10 * NS_PER_S
+"""Much longer than the portal takes to tell both sides, and less than a relay drains (60 s)."""
 LINK_AFTER_ASKS: Final = 3
 """After 700 ms: more than any round trip that one would call with."""
 REVIEW_INTERVAL_NS: Final = 2 * NS_PER_S
@@ -54,35 +55,6 @@ RETRY_LAST_NS: Final = 60 * NS_PER_S
 MAX_SOCKETS: Final = 16
 MAX_AWAITING: Final = 256
 MAX_REFUSED_HOSTS: Final = 256
-
-
-class Transmit(NamedTuple):
-    """A datagram to be sent from the host socket `local` to `remote`."""
-
-    local: Address
-    remote: Address
-    data: bytes
-
-
-class Relayed(NamedTuple):
-    """A datagram of `peer` that came through the relay of `base`."""
-
-    base: Base
-    peer: Address
-    data: bytes
-
-
-@attrs.define(kw_only=True, eq=False)
-class _Binding:
-    """What the server says of a socket. `due`: the next request, None while at rest."""
-
-    socket: Address
-    server: Address
-    transaction_id: bytes = b""
-    attempt: int = 0
-    due: int | None = None
-    reflexive: Address | None = None
-    answered: bool = False
 
 
 class Gatherer:
@@ -98,8 +70,9 @@ class Gatherer:
         self._host_base_by_socket: dict[Address, Base] = {}
         self._sockets_added = 0
         self._links = RelayLinks()
+        self._server_by_id: dict[UUID, RelayServer] = {}
         self._relays: dict[tuple[UUID, Way], RelayWay] = {}
-        self._bindings: dict[tuple[Address, Address], _Binding] = {}
+        self._bindings: dict[tuple[Address, Address], Binding] = {}
         self._awaiting: dict[tuple[Address, Address], bytes] = {}
         self._transmits: list[Transmit] = []
         self._link_messages: list[tuple[int, bytes]] = []
@@ -138,16 +111,20 @@ class Gatherer:
 
     def set_relays(self, servers: Sequence[RelayServer], now: int) -> None:
         """All the relays to use. One that stays keeps its allocation; new credentials serve from
-        the next allocation on."""
+        the next allocation on. Allocations on others are left (see the head of this file)."""
         wanted: dict[tuple[UUID, Way], RelayWay] = {}
         for server in servers:
             for key, fresh in ways_to(server, len(wanted)):
                 wanted.setdefault(key, self._keep(self._relays.get(key), fresh))
         for key, relay in self._relays.items():
-            if wanted.get(key) is not relay:
+            if key not in wanted and relay.base is not None:
+                self._leave(relay, now)
+                wanted[key] = relay
+            elif wanted.get(key) is not relay:
                 self._give_back(relay, now)
         self._relays = wanted
-        self._links.set_relays(servers)
+        self._server_by_id |= {server.id: server for server in servers}
+        self._keep_servers()
         self._sync_bindings(now)
         self._follow_links(now)
         self._allocate_where_possible(now)
@@ -167,6 +144,8 @@ class Gatherer:
         self._review_at = None
         for relay in self._relays.values():
             self._give_back(relay, now)
+        self._relays = {k: relay for k, relay in self._relays.items() if relay.leave_at is None}
+        self._keep_servers()
         self._bindings.clear()
         self._links.rest()
         self._follow_links(now)
@@ -190,32 +169,33 @@ class Gatherer:
                 relay.client.probe(now)
                 self._service(relay, now)
         self._links.suspect(now)
+        self._ask_by_links()
 
     def bases(self) -> list[Base]:
         """The places to send from."""
         relayed = [relay.base for relay in self._relays.values() if relay.base is not None]
         return [*self._host_base_by_socket.values(), *relayed]
 
+    def leaving(self) -> frozenset[Address]:
+        """The addresses of bases that will soon be gone, in all likelihood."""
+        going = (r.base for r in self._relays.values() if r.leave_at is not None or r.ails)
+        return frozenset(base.address for base in going if base is not None)
+
     def host_base(self, local: Address) -> Base | None:
         return self._host_base_by_socket.get(local)
 
     def candidates(self) -> tuple[Candidate, ...]:
         """What a peer may be told, best first, at most `MAX_CANDIDATES`."""
-        found: dict[Address, Candidate] = {}
-        for base in self._host_base_by_socket.values():
-            found[base.address] = host_candidate(base)
-        for binding in self._bindings.values():
-            if binding.reflexive is not None and binding.reflexive not in found:
-                base = self._host_base_by_socket[binding.socket]
-                found[binding.reflexive] = reflexive_candidate(
-                    base, binding.reflexive, binding.server
-                )
-        for relay in self._relays.values():
-            if relay.base is not None:
-                found[relay.base.address] = relayed_candidate(relay.base)
-        useful = [candidate for address, candidate in found.items() if announceable(address)]
-        useful.sort(key=lambda candidate: candidate.priority, reverse=True)
-        return tuple(useful[:MAX_CANDIDATES])
+        hosts, relays = self._host_base_by_socket, self._relays.values()
+        return local_candidates(
+            hosts.values(),
+            [
+                (hosts[binding.socket], binding.reflexive, binding.server)
+                for binding in self._bindings.values()
+                if binding.reflexive is not None
+            ],
+            [relay.base for relay in relays if relay.base and relay.leave_at is None],
+        )
 
     # --- relayed traffic -----------------------------------------------------------------------
 
@@ -286,6 +266,8 @@ class Gatherer:
 
     def receive_from_link(self, link: int, messages: Sequence[bytes], now: int) -> None:
         """STUN messages and ChannelData, in order, as a relay sent them by a link."""
+        self._links.heard(link, now)
+        self._watch_silence()
         for relay in self._relays.values():
             if relay.link != link or relay.client is None:
                 continue
@@ -301,6 +283,7 @@ class Gatherer:
             self._links.poll_timeout(),
             *[binding.due for binding in self._bindings.values()],
             *[relay.retry_at for relay in relays],
+            *[relay.leave_at for relay in relays],
             *[relay.client.poll_timeout() for relay in relays if relay.client is not None],
         )
 
@@ -317,7 +300,9 @@ class Gatherer:
             elif relay.retry_at is not None and relay.retry_at <= now:
                 relay.retry_at = None
                 self._allocate(relay, now)
+        self._leave_what_is_due(now)
         self._links.handle_timeout(now)
+        self._ask_by_links()
         self._follow_links(now)
 
     def drain_transmits(self) -> list[Transmit]:
@@ -372,19 +357,14 @@ class Gatherer:
             if key not in wanted:
                 del self._bindings[key]
         for socket, server in sorted(wanted - self._bindings.keys()):
-            binding = _Binding(socket=socket, server=server)
+            binding = Binding(socket=socket, server=server)
             self._bindings[socket, server] = binding
             self._ask(binding, now)
         self._watch_udp(now)
 
-    def _ask(self, binding: _Binding, now: int) -> None:
+    def _ask(self, binding: Binding, now: int) -> None:
         binding.transaction_id = self._randomness.bytes(12)
-        request = StunMessage(
-            method=Method.BINDING,
-            message_class=MessageClass.REQUEST,
-            transaction_id=binding.transaction_id,
-        )
-        data = request.encode(fingerprint=True)
+        data = binding_request(binding.transaction_id)
         self._transmits.append(Transmit(binding.socket, binding.server, data))
         if binding.attempt < len(BINDING_INTERVALS_NS):
             binding.due = now + BINDING_INTERVALS_NS[binding.attempt]
@@ -393,13 +373,9 @@ class Gatherer:
             binding.due = now + BINDING_RETRY_NS
             binding.answered = False
 
-    def _receive_binding(self, binding: _Binding, data: bytes, now: int) -> None:
-        try:
-            message = StunMessage.decode(data)
-            reflexive = message.xor_address(Attribute.XOR_MAPPED_ADDRESS)
-        except StunError:
-            return
-        if message.message_class is not MessageClass.SUCCESS or reflexive is None:
+    def _receive_binding(self, binding: Binding, data: bytes, now: int) -> None:
+        reflexive = read_reflexive(data)
+        if reflexive is None:
             return
         binding.transaction_id = b""
         binding.attempt = 0
@@ -433,9 +409,21 @@ class Gatherer:
             elif any(relay.base is not None for relay in answering):
                 self._links.spare(relay_id, now)
 
+    def _ask_by_links(self) -> None:
+        """Whatever comes back is a sign of life; the answers themselves say nothing new."""
+        for link in self._links.drain_asked():
+            self._link_messages.append((link, binding_request(self._randomness.bytes(12))))
+
+    def _watch_silence(self) -> None:
+        for (relay_id, way), relay in self._relays.items():
+            if way == "link" and relay.ails != self._links.is_silent(relay_id):
+                relay.ails = not relay.ails
+                self._changed(regather=False)
+
     def _follow_links(self, now: int) -> None:
         """An allocation over a link lives as long as that link."""
         self._watch_udp(now)
+        self._watch_silence()
         for (relay_id, _), relay in self._relays.items():
             if relay.way != "link":
                 continue
@@ -462,28 +450,18 @@ class Gatherer:
     def _allocate(self, relay: RelayWay, now: int) -> None:
         """By the link, or over the first socket from which the relay answered; later, if there is
         none yet."""
-        if relay.way == "link":
-            if relay.link is not None:
-                relay.client = self._client(relay, now)
-                self._service(relay, now)
+        if relay.leave_at is not None:
             return
-        for (socket, server), binding in self._bindings.items():
-            if server == relay.server and binding.answered:
-                relay.socket = socket
-                relay.client = self._client(relay, now)
-                self._service(relay, now)
-                return
-
-    def _client(self, relay: RelayWay, now: int) -> TurnClient:
-        return TurnClient(
-            server=relay.server,
-            username=relay.username,
-            password=relay.password,
-            family=relay.family,
-            randomness=self._randomness,
-            now=now,
-            reliable=relay.way == "link",
-        )
+        if relay.way != "link":
+            sockets = (
+                socket
+                for (socket, server), binding in self._bindings.items()
+                if server == relay.server and binding.answered
+            )
+            relay.socket = next(sockets, None)
+        if relay.socket is not None or relay.link is not None:
+            relay.begin(self._randomness, now)
+            self._service(relay, now)
 
     def _service(self, relay: RelayWay, now: int) -> None:
         """Take what the client has to say, and send what it has to send."""
@@ -558,6 +536,29 @@ class Gatherer:
         relay.client = relay.base = relay.socket = relay.retry_at = None
         relay.refused_hosts.clear()
 
+    def _leave(self, relay: RelayWay, now: int) -> None:
+        if relay.leave_at is None:
+            relay.leave_at = now + LEAVE_NS
+            self._changed(regather=True)
+
+    def _leave_what_is_due(self, now: int) -> None:
+        """Give back what was left for long enough, or is gone already."""
+        over = [
+            key
+            for key, relay in self._relays.items()
+            if relay.leave_at is not None and (relay.leave_at <= now or relay.client is None)
+        ]
+        for key in over:
+            self._give_back(self._relays.pop(key), now)
+        if over:
+            self._keep_servers()
+            self._sync_bindings(now)
+
+    def _keep_servers(self) -> None:
+        used = {relay_id for relay_id, _ in self._relays}
+        self._server_by_id = {id: each for id, each in self._server_by_id.items() if id in used}
+        self._links.set_relays(self._server_by_id.values())
+
     def _give_back(self, relay: RelayWay, now: int) -> None:
         if relay.client is None:
             relay.retry_at = None
@@ -567,7 +568,7 @@ class Gatherer:
         self._service(relay, now)
         self._abandon(relay)
         if was_allocated:
-            self._changed(regather=True)
+            self._changed(regather=relay.leave_at is None)
 
     def _keep(self, known: RelayWay | None, fresh: RelayWay) -> RelayWay:
         """The relay as it was, with the credentials and rank that it has now."""
@@ -576,6 +577,9 @@ class Gatherer:
             return fresh
         known.username, known.password = fresh.username, fresh.password
         known.retry_at = None
+        if known.leave_at is not None:
+            known.leave_at = None
+            self._changed(regather=False)
         return known
 
     def _relay_of(self, base: Base) -> RelayWay | None:

@@ -7,8 +7,15 @@ kept, and the others are called off. When none opens, all are tried again with b
 relay answers over UDP again, and something was allocated there, the link is kept for another
 LINGER_NS, in which traffic moves over, and closed.
 
+TCP may keep a connection for many minutes on which nothing passes any more. So a link on which
+nothing was heard for ASK_INTERVAL_NS, or that is under suspicion, is asked (`drain_asked`: the
+owner sends a Binding request by it). When nothing at all is heard within VERDICT_NS from then on,
+its doors are tried as if there were none; the first that opens takes its place, unless the silent
+one is heard before.
+
 The owner opens what `drain_commands` asks for and tells what became of it by `opened` and
-`closed`; links are known by their numbers, of which none is used twice.
+`closed`, and by `heard` when anything comes by a link; links are known by their numbers, of which
+none is used twice.
 """
 
 from __future__ import annotations
@@ -30,6 +37,11 @@ RACE_INTERVAL_NS: Final = 400 * NS_PER_MS
 LINGER_NS: Final = 15 * NS_PER_S
 RETRY_FIRST_NS: Final = 5 * NS_PER_S
 RETRY_LAST_NS: Final = 120 * NS_PER_S
+ASK_INTERVAL_NS: Final = 20 * NS_PER_S
+"""As often as relays are asked over UDP; it also keeps bindings of NATs open."""
+VERDICT_NS: Final = 700 * NS_PER_MS
+"""A little less than a suspected path is trusted (`tunnel.ice.pair`): so it is known, when that
+ends, that the fault is on this side."""
 MAX_DOORS: Final = 8
 """Of one relay: the first of each transport and family are enough."""
 
@@ -71,17 +83,34 @@ class Standing(NamedTuple):
 
 @attrs.define(kw_only=True, eq=False)
 class _Way:
-    """One relay's doors and what is tried there. `next_door` is to be tried at `due`."""
+    """One relay's doors and what is tried there. `next_door` is to be tried at `due`. `heard_at` is
+    when anything came by the link that is open, or that began; `verdict_at` when it is too late for
+    an answer (None: it is not asked, or it is judged already: `is_silent`)."""
 
     doors: tuple[Door, ...]
     pins: tuple[str, ...]
     is_needed: bool = False
     opening: dict[int, Door] = attrs.field(factory=dict)
     open: Standing | None = None
+    heard_at: int = 0
+    verdict_at: int | None = None
+    is_silent: bool = False
     next_door: int = 0
     due: int | None = None
     close_at: int | None = None
     failures: int = 0
+
+    @property
+    def ask_at(self) -> int | None:
+        """When the link is asked for a sign of life."""
+        if self.open is None or self.verdict_at is not None or self.is_silent:
+            return None
+        return self.heard_at + ASK_INTERVAL_NS if self.is_needed else None
+
+    @property
+    def is_served(self) -> bool:
+        """Whether there is a link of which nobody knows that it is dead."""
+        return self.open is not None and not self.is_silent
 
 
 class RelayLinks:
@@ -92,6 +121,7 @@ class RelayLinks:
         self._relay_by_link: dict[int, UUID] = {}
         self._next_link = 1
         self._commands: list[LinkCommand] = []
+        self._asked: list[int] = []
 
     def set_relays(self, servers: Iterable[RelayServer]) -> None:
         """All the relays there are. One whose doors are others begins anew."""
@@ -116,9 +146,8 @@ class RelayLinks:
         way.close_at = None
         if not way.is_needed:
             way.is_needed = True
-            if way.open is None and not way.opening and way.due is None:
-                way.next_door, way.due = 0, now
-                self._try_what_is_due(relay, way, now)
+            if not way.is_served and not way.opening and way.due is None:
+                self._try_all(relay, way, now)
 
     def spare(self, relay: UUID, now: int) -> None:
         """The relay serves over UDP (again)."""
@@ -137,19 +166,37 @@ class RelayLinks:
             self._close_all(way)
 
     def suspect(self, now: int) -> None:
-        """The network may be another: do not wait for the end of a back-off."""
+        """The network may be another: ask by every link, and do not wait for the end of a
+        back-off."""
         for relay, way in self._ways.items():
-            if way.is_needed and way.open is None and not way.opening:
-                way.failures, way.next_door, way.due = 0, 0, now
-                self._try_what_is_due(relay, way, now)
+            if way.is_served:
+                self._ask(way, now)
+            elif way.is_needed and not way.opening:
+                way.failures = 0
+                self._try_all(relay, way, now)
+
+    def heard(self, link: int, now: int) -> None:
+        """Something came by a link."""
+        way = self._way_of(link)
+        if way is None or way.open is None or way.open.link != link:
+            return
+        way.heard_at, way.verdict_at = now, None
+        if way.is_silent:
+            way.is_silent = False
+            way.due, way.failures = None, 0
+            self._call_off(way)
 
     def opened(self, link: int, now: int) -> None:
         """A connection stands. One that comes too late was told to be closed, and is not kept."""
         way = self._way_of(link)
         if way is None or link not in way.opening:
             return
-        way.open = Standing(link, way.opening.pop(link))
+        door = way.opening.pop(link)
         self._call_off(way)
+        if way.open is not None:
+            self._close(way.open.link)
+        way.open = Standing(link, door)
+        way.heard_at, way.verdict_at, way.is_silent = now, None, False
         way.due, way.failures = None, 0
         if not way.is_needed:
             way.close_at = now + LINGER_NS
@@ -161,10 +208,11 @@ class RelayLinks:
         if relay is None or way is None:
             return
         if way.open is not None and way.open.link == link:
-            way.open = way.close_at = None
-            if way.is_needed:
-                way.next_door, way.due = 0, now
-                self._try_what_is_due(relay, way, now)
+            was_silent = way.is_silent
+            way.open = way.close_at = way.verdict_at = None
+            way.is_silent = False
+            if way.is_needed and not was_silent:
+                self._try_all(relay, way, now)
             return
         way.opening.pop(link, None)
         if not way.is_needed or way.opening:
@@ -175,13 +223,19 @@ class RelayLinks:
         else:
             way.next_door, way.due = 0, now + self._back_off(way)
 
+    def is_silent(self, relay: UUID) -> bool:
+        """Whether the link that stands to a relay left a question unanswered."""
+        way = self._ways.get(relay)
+        return way is not None and way.is_silent
+
     def standing(self, relay: UUID) -> Standing | None:
         """The link that stands to a relay."""
         way = self._ways.get(relay)
         return None if way is None else way.open
 
     def poll_timeout(self) -> int | None:
-        times = [at for way in self._ways.values() for at in (way.due, way.close_at)]
+        ways = self._ways.values()
+        times = (at for w in ways for at in (w.due, w.close_at, w.ask_at, w.verdict_at))
         return min((at for at in times if at is not None), default=None)
 
     def handle_timeout(self, now: int) -> None:
@@ -189,7 +243,16 @@ class RelayLinks:
         for relay, way in self._ways.items():
             if way.close_at is not None and way.close_at <= now:
                 self._close_all(way)
+            if way.ask_at is not None and way.ask_at <= now:
+                self._ask(way, now)
+            if way.verdict_at is not None and way.verdict_at <= now:
+                self._judge(relay, way, now)
             self._try_what_is_due(relay, way, now)
+
+    def drain_asked(self) -> list[int]:
+        """Links by which the owner is to send something that a relay answers."""
+        drained, self._asked = self._asked, []
+        return drained
 
     def drain_commands(self) -> list[LinkCommand]:
         """What the owner is to do, in order."""
@@ -202,6 +265,23 @@ class RelayLinks:
         return sum(way.open is not None for way in self._ways.values())
 
     # --- helpers -------------------------------------------------------------------------------
+
+    def _ask(self, way: _Way, now: int) -> None:
+        if way.open is not None and way.verdict_at is None:
+            way.verdict_at = now + VERDICT_NS
+            self._asked.append(way.open.link)
+
+    def _judge(self, relay: UUID, way: _Way, now: int) -> None:
+        """The link is silent: have another, or none where none is needed."""
+        way.verdict_at, way.is_silent = None, True
+        if way.is_needed:
+            self._try_all(relay, way, now)
+        else:
+            self._close_all(way)
+
+    def _try_all(self, relay: UUID, way: _Way, now: int) -> None:
+        way.next_door, way.due = 0, now
+        self._try_what_is_due(relay, way, now)
 
     def _try_what_is_due(self, relay: UUID, way: _Way, now: int) -> None:
         if way.due is None or way.due > now:
@@ -229,8 +309,8 @@ class RelayLinks:
         self._call_off(way)
         if way.open is not None:
             self._close(way.open.link)
-        way.open = way.due = way.close_at = None
-        way.is_needed = False
+        way.open = way.due = way.close_at = way.verdict_at = None
+        way.is_needed = way.is_silent = False
         way.failures = 0
 
     def _close(self, link: int) -> None:

@@ -149,6 +149,14 @@ class Pair:
         return self.base.server is not None or self.remote.kind == "relay"
 
     @property
+    def relay_hosts(self) -> frozenset[str]:
+        """The relays without which it does not work, by the IP addresses at which they relay."""
+        base, remote = self.base, self.remote
+        ours = () if base.server is None else (base.address.host,)
+        theirs = (remote.address.host,) if remote.kind == "relay" else ()
+        return frozenset((*ours, *theirs))
+
+    @property
     def twice_relayed(self) -> bool:
         """Whether each side would use a relay of its own."""
         return self.base.server is not None and self.remote.kind == "relay"

@@ -1,9 +1,9 @@
-"""The ways to a relay: over UDP from sockets of either family, and by a link."""
+"""The ways to a relay (over UDP from sockets of either family, by a link) and what goes by them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 from uuid import UUID
 
 import attrs
@@ -11,6 +11,7 @@ import attrs
 from channel.messages import RelayServer
 from relays.client import TurnClient
 from runtime.net.address import Address
+from runtime.randomness import Randomness
 from tunnel.ice.candidates import MAX_LOCAL_PREFERENCE, Base, priority_of
 
 MAX_LINK_PREFERENCE: Final = 1_000
@@ -20,9 +21,26 @@ Family = Literal["ipv4", "ipv6"]
 Way = Literal["ipv4", "ipv6", "link"]
 
 
+class Transmit(NamedTuple):
+    """A datagram to be sent from the host socket `local` to `remote`."""
+
+    local: Address
+    remote: Address
+    data: bytes
+
+
+class Relayed(NamedTuple):
+    """A datagram of `peer` that came through the relay of `base`."""
+
+    base: Base
+    peer: Address
+    data: bytes
+
+
 @attrs.define(kw_only=True, eq=False)
 class RelayWay:
-    """One relay over UDP in one address family, or by a link, and the allocation on it."""
+    """One relay over UDP in one address family, or by a link, and the allocation on it. One that
+    is left is given back at `leave_at`, and the link of one that `ails` is silent."""
 
     server: Address
     way: Way
@@ -37,6 +55,20 @@ class RelayWay:
     refused_hosts: dict[str, None] = attrs.field(factory=dict)
     failures: int = 0
     retry_at: int | None = None
+    leave_at: int | None = None
+    ails: bool = False
+
+    def begin(self, randomness: Randomness, now: int) -> None:
+        """Ask for an allocation."""
+        self.client = TurnClient(
+            server=self.server,
+            username=self.username,
+            password=self.password,
+            family=self.family,
+            randomness=randomness,
+            now=now,
+            reliable=self.way == "link",
+        )
 
 
 def ways_to(server: RelayServer, used: int) -> Iterator[tuple[tuple[UUID, Way], RelayWay]]:

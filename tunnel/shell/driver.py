@@ -134,7 +134,7 @@ class EngineDriver:
             self._link_nursery = None
             monitor.close()
             # Relays get their allocations back now, and need not wait until they expire.
-            self._engine.set_relays((), self._clock.monotonic_ns())
+            self._engine.end(self._clock.monotonic_ns())
             self._transmit()
             for opened in self._sockets.values():
                 opened.close()
@@ -268,6 +268,8 @@ class EngineDriver:
             self._sockets.pop(local).close()
             self._engine.remove_socket(local, now)
             log.info("socket_closed", address=str(local))
+        if gone:
+            self._links.leave_lost_addresses()
         added = False
         for interface in wanted:
             if interface in self._interfaces:

@@ -12,6 +12,7 @@ import trio
 from relays.transports.dial import RelayConnection, RelayUnreached, connect_relay
 from runtime.clock import Clock
 from runtime.guard import Guard
+from runtime.net.tcp import has_address
 from runtime.service import get_logger
 from tunnel.engine import Engine, OpenLink
 
@@ -51,6 +52,12 @@ class LinkKeeper:
                 nursery.start_soon(self._keep, command, scope)
             elif command.link in self._scope_by_link:
                 self._scope_by_link[command.link].cancel()
+
+    def leave_lost_addresses(self) -> None:
+        """This machine has lost an address: end the connections that are bound to it."""
+        for link, connection in self._connection_by_link.items():
+            if connection.local_host is not None and not has_address(connection.local_host):
+                self._scope_by_link[link].cancel()
 
     async def _keep(self, command: OpenLink, scope: trio.CancelScope) -> None:
         link = command.link

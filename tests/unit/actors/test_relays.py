@@ -106,6 +106,36 @@ def test_a_proof_that_takes_too_long_is_none() -> None:
     assert relay.refused == "unavailable"
 
 
+def test_addresses_are_proven_at_once_and_not_one_after_the_other() -> None:
+    world = World()
+    world.lab.proof_ns = 4 * 10**9
+    relay = RelayAgent(world, "relay", world.relay_token(), "203.0.113.50")
+    relay.addresses = tuple(
+        SocketAddress(address=IpText("203.0.113.50"), port=3478 + number, transport=transport)
+        for number in range(4)
+        for transport in ("udp", "tcp")
+    )
+    world.lab.blocked = "tcp"
+    relay.join()
+    world.run_for(5)
+    (init,) = relay.heard(RelayInit)
+    (server,) = world.client().init.relays
+    assert server.id == init.relay_id
+    assert server.addresses == relay.addresses[::2]
+
+
+def test_a_relay_that_goes_while_it_is_proven_leaves_no_proof_behind() -> None:
+    world = World()
+    world.lab.proof_ns = 4 * 10**9
+    relay = RelayAgent(world, "relay", world.relay_token(), "203.0.113.50")
+    relay.join()
+    world.run_for(1)
+    relay.lose_channel()
+    world.run_for(10)
+    assert not world.relays()
+    assert not world.relay_rows()
+
+
 def test_relays_that_come_and_go_are_told_to_everybody() -> None:
     world = World()
     client, gateway = world.client(), world.gateway()

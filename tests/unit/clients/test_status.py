@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from typing import Any
 
+import pytest
 from rich.console import Console
 
 from clients.status import render
@@ -36,6 +37,26 @@ def test_whole_addresses_fit_into_eighty_columns() -> None:
     for whole in ("203.0.113.106:65535", "203.0.113.106:49152", "203.0.113.106:3478", "Databases"):
         assert whole in text
     assert max(map(len, text.splitlines())) <= 80
+
+
+@pytest.mark.parametrize(("by", "word"), [("tls", "TLS"), ("quic", "QUIC"), ("tcp", "TCP")])
+def test_a_path_through_a_relay_that_udp_does_not_reach_is_told_in_words(
+    by: str, word: str
+) -> None:
+    path = {**RELAYED["path"], "relay": "203.0.113.106:5349", "by": by}
+    relays = [{"by": by}, {"by": None}]
+    lines = shown(peers=[{**RELAYED, "path": path}], relays=relays).splitlines()
+    assert f"relays: reached by {word} (UDP seems to be blocked)" in lines
+    assert f"gateway-1.office.example: relayed by {word}, round trip 123.5 ms" in lines
+    assert any(line.endswith(" at 203.0.113.106:5349") for line in lines)
+    assert max(map(len, lines)) <= 80
+
+
+def test_of_relays_that_udp_reaches_nothing_is_said() -> None:
+    path = {**RELAYED["path"], "by": "udp"}
+    text = shown(peers=[{**RELAYED, "path": path}], relays=[{"by": "udp"}, {"by": "udp"}])
+    assert "reached by" not in text
+    assert "relayed by 203.0.113.106:3478" in text
 
 
 def test_denials_and_what_is_waited_for_are_told_in_words() -> None:

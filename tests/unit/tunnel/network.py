@@ -27,6 +27,8 @@ from tunnel.ice.links import LinkTransport
 
 RELAY = Address("198.51.100.10", 3478)
 RELAY_ID = UUID(int=0xE1A)
+SECOND_RELAY = Address("198.51.101.20", 3478)
+SECOND_RELAY_ID = UUID(int=0xE1B)
 CONNECTION = UUID(int=0xC0)
 USER, PASSWORD = "user", "password"
 LINKS = 1_000_000  # the number of the relay's listener for connections
@@ -80,8 +82,10 @@ class Host:
         self.flush()
 
     def move(self, address: Address, nat: Nat | None) -> None:
-        """Change the network: another address, perhaps behind another NAT."""
+        """Change the network: another address, perhaps behind another NAT. Links of the old one
+        are silent from then on."""
         now = self.network.now
+        self.network.silence_links(self)
         self.engine.remove_socket(self.address, now)
         self.network.forget(self)
         self.address, self.nat = address, nat
@@ -184,7 +188,7 @@ class RelayHost:
                 source = Address(self.address.host, self._ports[socket])
                 self.network.send(source, Address(*destination), bytes(data))
             elif socket == LINKS:
-                self.network.answer_by_link(destination, bytes(data))
+                self.network.answer_by_link(self, destination, bytes(data))
 
 
 class Network:
@@ -197,7 +201,8 @@ class Network:
         self.altered: Callable[[Address, bytes], bytes] = lambda _destination, data: data
         self.closed_doors: set[str] = set()
         self.link_log: list[tuple[int, str, str]] = []
-        self._links: dict[tuple[str, int], tuple[Host, str]] = {}
+        self._links: dict[tuple[str, int], tuple[Host, OpenLink]] = {}
+        self._silent_links: set[tuple[str, int]] = set()
         self._chance = self.randomness.child("weather")
         self._heap: list[tuple[int, int, Callable[[], None]]] = []
         self._number = 0
@@ -225,6 +230,11 @@ class Network:
         relay = self.relay_host = RelayHost(self, address)
         self._nodes.append(relay)
         self._owner[address.host] = relay
+        return relay
+
+    def relay_at(self, address: Address) -> RelayHost:
+        relay = self._owner[address.host]
+        assert isinstance(relay, RelayHost)
         return relay
 
     def attach(self, host: Host) -> None:
@@ -257,16 +267,19 @@ class Network:
         key = (host.name, command.link)
         if not isinstance(command, OpenLink):
             self.link_log.append((self.now, host.name, "close"))
-            self._links.pop(key, None)
-            self.relay_host.server.client_gone(LINKS, ("203.0.113.200", 10_000 + command.link))
+            _, opened = self._links.pop(key, (host, None))
+            if opened is not None:
+                relay = self.relay_at(opened.address)
+                relay.server.client_gone(LINKS, ("203.0.113.200", 10_000 + command.link))
             return
         self.link_log.append((self.now, host.name, command.transport))
-        self._links[key] = (host, command.transport)
+        self._links[key] = (host, command)
 
         def settle() -> None:
             if key not in self._links:
                 return
-            if command.transport in self.closed_doors or not self.relay_host.alive:
+            relay = self.relay_at(command.address)
+            if command.transport in self.closed_doors or not relay.alive:
                 del self._links[key]
                 host.engine.link_closed(command.link, self.now)
             else:
@@ -278,26 +291,51 @@ class Network:
     def close_door(self, transport: str) -> None:
         """From now on nothing passes there, and what stands breaks."""
         self.closed_doors.add(transport)
-        for (name, link), (host, used) in list(self._links.items()):
-            if used == transport:
-                del self._links[name, link]
-                self.relay_host.server.client_gone(LINKS, ("203.0.113.200", 10_000 + link))
-                host.engine.link_closed(link, self.now)
-                host.flush()
+        for (name, link), (_, opened) in list(self._links.items()):
+            if opened.transport == transport:
+                self._break(name, link)
+
+    def break_links_to(self, relay: RelayHost) -> None:
+        """The relay's process died."""
+        for (name, link), (_, opened) in list(self._links.items()):
+            if self.relay_at(opened.address) is relay:
+                self._break(name, link)
+
+    def _break(self, name: str, link: int) -> None:
+        host, opened = self._links.pop((name, link))
+        relay = self.relay_at(opened.address)
+        relay.server.client_gone(LINKS, ("203.0.113.200", 10_000 + link))
+        host.engine.link_closed(link, self.now)
+        host.flush()
+
+    def silence_links(self, host: Host) -> None:
+        """From now on nothing passes by the links that stand, and nobody is told."""
+        self._silent_links |= {key for key in self._links if key[0] == host.name}
+
+    def restore_links(self) -> None:
+        """They pass again, as TCP does that was cut off for a while (what was sent is lost)."""
+        self._silent_links.clear()
+
+    def _passes(self, name: str, link: int) -> bool:
+        return (name, link) in self._links and (name, link) not in self._silent_links
 
     def send_by_link(self, host: Host, link: int, message: bytes) -> None:
         def arrive() -> None:
-            if (host.name, link) in self._links and self.relay_host.alive:
+            if not self._passes(host.name, link):
+                return
+            relay = self.relay_at(self._links[host.name, link][1].address)
+            if relay.alive:
                 client = ("203.0.113.200", 10_000 + link)
-                self.relay_host.server.receive(LINKS, memoryview(message), client, self.now)
-                self.relay_host.flush()
+                relay.server.receive(LINKS, memoryview(message), client, self.now)
+                relay.flush()
 
         self.at(self.weather.latency_ns, arrive)
 
-    def answer_by_link(self, client: tuple[str, int], message: bytes) -> None:
+    def answer_by_link(self, answering: RelayHost, client: tuple[str, int], message: bytes) -> None:
         def arrive() -> None:
-            for (_, link), (host, _) in list(self._links.items()):
-                if link == client[1] - 10_000:
+            for (name, link), (host, opened) in list(self._links.items()):
+                is_its = link == client[1] - 10_000 and self._passes(name, link)
+                if is_its and self.relay_at(opened.address) is answering:
                     host.engine.receive_from_link(link, [message], self.now)
                     host.flush()
 
@@ -361,9 +399,10 @@ def relay_server(
     address: Address = RELAY, password: str = PASSWORD, doors: tuple[LinkTransport, ...] = ()
 ) -> RelayServer:
     host = IpText(address.host)
+    relay_id = RELAY_ID if address == RELAY else SECOND_RELAY_ID
     others = tuple(SocketAddress(address=host, port=443, transport=each) for each in doors)
     return RelayServer(
-        id=RELAY_ID,
+        id=relay_id,
         addresses=(SocketAddress(address=host, port=address.port), *others),
         certificate_pins=("ab" * 32,),
         username=USER,
@@ -475,6 +514,7 @@ __all__ = [
     "CONNECTION",
     "GREETING",
     "RELAY",
+    "SECOND_RELAY",
     "Connected",
     "Conversation",
     "Host",

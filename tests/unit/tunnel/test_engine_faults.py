@@ -22,6 +22,7 @@ from tests.unit.tunnel.network import (
     relay_server,
 )
 from tunnel.engine import Connected, Failed, PathChanged, PathLost
+from tunnel.ice.gathering import LEAVE_NS
 
 LAB_EASY = NatBehaviour(timeout_ns=30 * NS_PER_S)
 
@@ -297,7 +298,7 @@ def test_new_relay_credentials_and_relays_that_go_and_come_are_taken_up() -> Non
     for host in (client, gateway):
         host.engine.set_relays([], network.now)
         host.flush()
-    assert network.run(5 * NS_PER_S, lambda: client.happened(PathLost))
+    assert network.run(LEAVE_NS + 5 * NS_PER_S, lambda: client.happened(PathLost))
     network.run(NS_PER_S)
     assert network.relay_host.server.allocations == 0, "allocations are given back"
     for host in (client, gateway):

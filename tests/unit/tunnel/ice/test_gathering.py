@@ -10,7 +10,8 @@ from runtime.net.address import Address
 from runtime.randomness import SeededRandomness
 from tests.unit.tunnel.network import RELAY, relay_server
 from tunnel.ice.candidates import address_of, network_of
-from tunnel.ice.gathering import BINDING_INTERVALS_NS, MAX_SOCKETS, Gatherer, Transmit
+from tunnel.ice.gathering import BINDING_INTERVALS_NS, MAX_SOCKETS, Gatherer
+from tunnel.ice.ways import Transmit
 
 FIRST = Address("192.168.1.7", 41_000)
 SECOND = Address("192.168.2.7", 41_000)
