@@ -294,9 +294,18 @@ class Connection:
         if self._connected:
             self._events.append(PathChanged(connection_id=self.id, path=path))
         elif self.parameters.controlling and not self._established:
-            self._device.initiate(self.id, now)
+            self._shake_hands(now)
         self._flush(now)
         self._report_connected()
+
+    def _shake_hands(self, now: int) -> None:
+        """The first packet that waits confirms the keys, so that no keepalive has to."""
+        if not self._buffer:
+            self._device.initiate(self.id, now)
+            return
+        first = self._buffer.popleft()
+        self._buffered_bytes -= len(first)
+        self._device.send_all(self.id, (first,), now)
 
     def _report_connected(self) -> None:
         path = self.agent.path()

@@ -17,6 +17,7 @@ from tests.unit.tunnel.network import (
     relay_server,
 )
 from tunnel.engine import Connected, LocalCandidates
+from tunnel.wireguard.noise import MESSAGE_TRANSPORT
 
 FULL_CONE = NatBehaviour(filtering="endpoint_independent")
 RESTRICTED_CONE = NatBehaviour(filtering="address_dependent")
@@ -126,6 +127,24 @@ def test_a_relay_that_forbids_the_peer_is_not_asked_again_and_again() -> None:
     network.run(10 * NS_PER_S)
     assert client.path_kind() == "direct"
     assert 1 <= relay.server.statistics().get("errors_403", 0) <= 4
+
+
+def test_the_packet_that_waits_confirms_the_keys_in_place_of_a_keepalive() -> None:
+    network = Network()
+    client, gateway = pair_of_hosts(network, None, None)
+    kinds: list[int] = []
+
+    def observe(_source: Address, _destination: Address, data: bytes) -> bool:
+        kinds.append(data[0])
+        return False
+
+    network.blocked = observe
+    connect(client, gateway)
+    for number in range(3):
+        client.send(ip_packet(number))
+    assert network.run(5 * NS_PER_S, lambda: len(gateway.packets) == 3)
+    assert [packet for _, packet in gateway.packets] == [ip_packet(number) for number in range(3)]
+    assert kinds.count(MESSAGE_TRANSPORT) == 3
 
 
 def test_candidates_are_told_as_they_are_found_in_one_generation() -> None:
