@@ -29,6 +29,7 @@ from tunnel.ice.agent import (
     Outgoing,
     Path,
     Selected,
+    Silent,
 )
 from tunnel.ice.candidates import Base
 from tunnel.wireguard.device import Device
@@ -126,6 +127,9 @@ class Connection:
         self.parameters = parameters
         self.agent = agent
         self.deadline: int | None = None
+        self.needs_relay = not parameters.controlling
+        """Whether we are to have a relayed address of our own for it. The controlled side has one
+        at once, and mostly serves many by it; the controlling one where that is not enough."""
         self._device = device
         self._established = False
         self._connected = False
@@ -258,8 +262,10 @@ class Connection:
                 self._path_selected(event.path, now)
             elif isinstance(event, Doubted):
                 doubted = True
+            elif isinstance(event, Silent):
+                self.needs_relay = True
             elif isinstance(event, Lost):
-                doubted = True
+                doubted = self.needs_relay = True
                 if self._connected:
                     self._events.append(PathLost(connection_id=self.id))
             elif isinstance(event, GaveUp):

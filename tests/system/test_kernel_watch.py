@@ -303,7 +303,7 @@ def test_what_real_processes_do_is_seen_whole_and_breaks_no_rule() -> None:
     for result in (virtual, kernel):
         steps = [(step.where, step.text) for step in result.timeline]
         order = [
-            ("laptop", "sent allocate request"),
+            ("laptop", "sent binding request"),
             ("laptop", "sent initiation"),
             ("laptop", "delivered response"),
             ("laptop", "sent data"),

@@ -109,7 +109,12 @@ class Doubted:
     """The path went silent and is being probed: perhaps our own NAT forgot us."""
 
 
-Event = Selected | Doubted | Lost | GaveUp
+@attrs.frozen(kw_only=True)
+class Silent:
+    """The path that is being doubted did not answer its first probe either."""
+
+
+Event = Selected | Doubted | Silent | Lost | GaveUp
 
 
 class Outgoing(NamedTuple):
@@ -164,7 +169,7 @@ class IceAgent:
         self.transaction_prefix = transaction_prefix
         self._tie_breaker = int.from_bytes(randomness.bytes(8), "big")
         self._messages = CheckMessages(local, remote)
-        self._pairs = CheckList(self.role)
+        self._pairs = CheckList(self.role, now)
         self._outstanding: dict[bytes, _Outstanding] = {}
         self._nominated: Pair | None = None
         self._next_check_ns = now
@@ -218,6 +223,13 @@ class IceAgent:
     def path(self) -> Path | None:
         """The way that data takes at present."""
         return None if self.selected is None else _path(self.selected)
+
+    @property
+    def is_backed(self) -> bool:
+        """Whether a direct path works, and a relayed one that would take its place, both with
+        candidates that the peer has not withdrawn."""
+        lasting = (pair for pair in self._pairs if pair.usable and not pair.remote.gone)
+        return {pair.relayed for pair in lasting} == {False, True}
 
     # --- the peer's checks and answers ---------------------------------------------------------
 
@@ -365,6 +377,7 @@ class IceAgent:
         silent = self.selected
         if silent is None or silent.state is not PairState.SUSPECTED:
             return
+        self._events.append(Silent())
         for pair in self._pairs:
             if pair.state is PairState.CONSENTED:
                 pair.happen(Happening.DOUBTED, now, since=silent.doubted_at)
@@ -385,6 +398,7 @@ class IceAgent:
         self.selected = best
         if best is None:
             self._report_lost_at = now + grace_ns
+            self._pairs.searching_since = now
             self._report_loss(now)
             self.suspect(now)
             return

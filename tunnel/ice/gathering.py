@@ -1,10 +1,10 @@
 """Gathering (RFC 8445, section 5.1.1), for all connections of an engine at once.
 
 For every host socket and every relay a Binding request tells how the relay sees the socket: that
-is the server-reflexive candidate, and it proves that the relay can be reached from there. Over the
-first such socket one TURN allocation is made per relay and address family, which is the relayed
-candidate. Nothing is sent before the first connection starts (`start`), and with the last one
-everything is given back (`rest`).
+is the server-reflexive candidate, and it proves that the relay can be reached from there. Once
+allocations are wanted (`allocate`), one is made per relay and address family over the first such
+socket, which is the relayed candidate. Nothing is sent before the first connection starts
+(`start`), and with the last one everything is given back (`rest`).
 
 Bindings are repeated every 20 s. So the NAT's binding for the allocation's 5-tuple stays open, and
 a NAT that forgot it is noticed: the reflexive address changes. Then, and when an allocation is
@@ -41,7 +41,7 @@ from tunnel.ice.candidates import (
     relayed_candidate,
 )
 from tunnel.ice.links import LinkCommand, RelayLinks
-from tunnel.ice.ways import RelayWay, Way, ways_to
+from tunnel.ice.ways import RelayWay, Way, keep, ways_to
 
 BINDING_INTERVALS_NS: Final = tuple(ms * NS_PER_MS for ms in (100, 200, 400, 800, 1600, 3200))
 BINDING_REFRESH_NS: Final = 20 * NS_PER_S
@@ -93,6 +93,8 @@ class Gatherer:
         self.generation = 0
         self._randomness = randomness
         self._active = False
+        self.allocates = False
+        """Whether allocations are wanted."""
         self._suspected_at: int | None = None
         self._review_at: int | None = None
         self._host_base_by_socket: dict[Address, Base] = {}
@@ -142,7 +144,7 @@ class Gatherer:
         wanted: dict[tuple[UUID, Way], RelayWay] = {}
         for server in servers:
             for key, fresh in ways_to(server, len(wanted)):
-                wanted.setdefault(key, self._keep(self._relays.get(key), fresh))
+                wanted.setdefault(key, keep(self._relays.get(key), fresh))
         for key, relay in self._relays.items():
             if wanted.get(key) is not relay:
                 self._give_back(relay, now)
@@ -161,9 +163,15 @@ class Gatherer:
         self._suspected_at = now
         self._sync_bindings(now)
 
+    def allocate(self, now: int) -> None:
+        """Relayed addresses of our own are wanted from now on, until the rest."""
+        if not self.allocates:
+            self.allocates = True
+            self._allocate_where_possible(now)
+
     def rest(self, now: int) -> None:
         """No connection is left: give allocations back and send nothing any more."""
-        self._active = False
+        self._active = self.allocates = False
         self._review_at = None
         for relay in self._relays.values():
             self._give_back(relay, now)
@@ -337,10 +345,11 @@ class Gatherer:
         return drained
 
     def reached_by(self, relay_id: UUID) -> str | None:
-        """The transport of the best allocation on a relay; None without one."""
+        """The transport of the best allocation on a relay, or "udp" where none is wanted and one
+        could be made by it; otherwise None."""
         for way in ("ipv4", "ipv6"):
             relay = self._relays.get((relay_id, way))
-            if relay is not None and relay.base is not None:
+            if relay is not None and (relay.base is not None or self._is_in_reserve(relay)):
                 return "udp"
         relay, standing = self._relays.get((relay_id, "link")), self._links.standing(relay_id)
         if relay is None or relay.base is None or standing is None:
@@ -429,6 +438,7 @@ class Gatherer:
                 if binding.server in servers and binding.attempt <= LINK_AFTER_ASKS
             ]
             if not answering:
+                self.allocates = True
                 self._links.need(relay_id, now)
             elif any(relay.base is not None for relay in answering):
                 self._links.spare(relay_id, now)
@@ -455,7 +465,7 @@ class Gatherer:
     # --- allocations ---------------------------------------------------------------------------
 
     def _allocate_where_possible(self, now: int) -> None:
-        for relay in self._relays.values():
+        for relay in self._relays.values() if self.allocates else ():
             if relay.client is None and relay.retry_at is None:
                 self._allocate(relay, now)
 
@@ -473,6 +483,14 @@ class Gatherer:
                 relay.client = self._client(relay, now)
                 self._service(relay, now)
                 return
+
+    def _is_in_reserve(self, relay: RelayWay) -> bool:
+        """Whether the relay answers, and no allocation on it is wanted."""
+        return not self.allocates and any(
+            binding.answered
+            for binding in self._bindings.values()
+            if binding.server == relay.server
+        )
 
     def _client(self, relay: RelayWay, now: int) -> TurnClient:
         return TurnClient(
@@ -568,15 +586,6 @@ class Gatherer:
         self._abandon(relay)
         if was_allocated:
             self._changed(regather=True)
-
-    def _keep(self, known: RelayWay | None, fresh: RelayWay) -> RelayWay:
-        """The relay as it was, with the credentials and rank that it has now."""
-        is_same = known is not None and (known.way == "link" or known.server == fresh.server)
-        if known is None or not is_same:
-            return fresh
-        known.username, known.password = fresh.username, fresh.password
-        known.retry_at = None
-        return known
 
     def _relay_of(self, base: Base) -> RelayWay | None:
         for relay in self._relays.values():

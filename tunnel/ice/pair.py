@@ -49,9 +49,9 @@ CONSENT_IDLE_JITTER_NS: Final = 5 * NS_PER_S
 CONSENT_REPEATS_NS: Final = tuple(ms * NS_PER_MS for ms in (500, 1000, 2000))
 CONSENT_LIFETIME_NS: Final = 30 * NS_PER_S
 TWICE_RELAYED_AFTER_NS: Final = 400 * NS_PER_MS
-"""A pair of two relayed addresses is checked so late only, and not at all where another works by
-then: it is needed only between hosts that may send to nothing but their own relays, costs six
-datagrams for each check, and is never the better way."""
+"""A pair of two relayed addresses is checked so long after the path was lost or the agent began,
+and not at all where another works by then: it is needed only between hosts that may send to nothing
+but their own relays, costs six datagrams for each check, and is never the better way."""
 
 
 class PairState(Enum):

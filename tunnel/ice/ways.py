@@ -68,3 +68,13 @@ def ways_to(server: RelayServer, used: int) -> Iterator[tuple[tuple[UUID, Way], 
                 base_priority=priority_of("relay", best - 2 * number),
             ),
         )
+
+
+def keep(known: RelayWay | None, fresh: RelayWay) -> RelayWay:
+    """The relay as it was, with the credentials and rank that it has now."""
+    is_same = known is not None and (known.way == "link" or known.server == fresh.server)
+    if known is None or not is_same:
+        return fresh
+    known.username, known.password = fresh.username, fresh.password
+    known.retry_at = None
+    return known

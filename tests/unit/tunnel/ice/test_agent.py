@@ -25,6 +25,7 @@ from tunnel.ice.agent import (
     Lost,
     Outgoing,
     Selected,
+    Silent,
 )
 from tunnel.ice.candidates import Base, Kind, network_of, priority_of
 from tunnel.ice.checklist import MAX_PAIRS, MAX_REMOTES
@@ -479,7 +480,7 @@ def test_a_path_without_data_is_doubted_too_when_a_check_stays_unanswered() -> N
     made.drain_events()
     run(made, 1_300 * NS_PER_MS)
     assert made.path() is not None
-    assert made.drain_events() == [Doubted()]
+    assert made.drain_events() == [Doubted(), Silent()]
     run(made, 1_500 * NS_PER_MS)
     assert made.path() is None
 

@@ -61,11 +61,21 @@ def test_every_socket_asks_every_relay_of_its_family() -> None:
 def test_an_answer_tells_the_reflexive_candidate_and_begins_the_allocation_from_there() -> None:
     made = gatherer(FIRST, SECOND)
     made.start(0)
+    made.allocate(0)
     _, from_second = made.drain_transmits()
     assert answer(made, from_second, OUTSIDE)
     assert methods(made.drain_transmits()) == [(SECOND, Method.ALLOCATE)]
     assert addresses(made)["srflx"] == OUTSIDE
     assert made.generation == 0, "what is new is trickled"
+
+
+def test_an_allocation_is_made_when_one_is_wanted_and_not_before() -> None:
+    made = gatherer(FIRST)
+    made.start(0)
+    assert answer(made, made.drain_transmits()[0], OUTSIDE)
+    assert made.drain_transmits() == []
+    made.allocate(NS_PER_S)
+    assert methods(made.drain_transmits()) == [(FIRST, Method.ALLOCATE)]
 
 
 def test_without_a_nat_there_is_no_reflexive_candidate() -> None:
