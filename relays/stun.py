@@ -237,9 +237,11 @@ class StunMessage:
             raise ValueError("a transaction id has 12 bytes")
         message = bytearray(_HEADER.pack(kind, 0, MAGIC_COOKIE, self.transaction_id))
         for attribute, value in self.attributes:
-            message += _ATTRIBUTE.pack(attribute, len(value))
+            size = len(value)
+            message += _ATTRIBUTE.pack(attribute, size)
             message += value
-            message += bytes(-len(value) % 4)
+            if size & 3:
+                message += bytes(-size & 3)
         if len(message) + 64 > MAX_MESSAGE_BYTES:
             raise ValueError("too much for one STUN message")
         # Both, integrity and fingerprint, cover the header with the length up to their own end.

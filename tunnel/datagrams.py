@@ -1,11 +1,12 @@
-"""What a datagram is, by its first bytes, and which of several belong together."""
+"""What a datagram is, by its first bytes, which of several belong together, and where they go."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Final
+from typing import Final, NamedTuple
 
 from runtime.net.address import Address
+from tunnel.ice.candidates import Base
 from tunnel.wireguard.noise import MESSAGE_TRANSPORT
 
 _MIN_WIREGUARD_BYTES: Final = 32
@@ -14,6 +15,22 @@ _TRANSPORT_LABEL: Final = MESSAGE_TRANSPORT.to_bytes(4, "little")
 _NOWHERE: Final = Address("", 0)
 # The type of a WireGuard message, and the receiver's index of a transport message.
 _LABEL_BYTES: Final = 8
+
+
+class Transmit(NamedTuple):
+    """A datagram to be sent from the host socket `local` to `remote`."""
+
+    local: Address
+    remote: Address
+    data: bytes
+
+
+class Relayed(NamedTuple):
+    """A datagram of `peer` that came through the relay of `base`."""
+
+    base: Base
+    peer: Address
+    data: bytes
 
 
 def runs(datagrams: Iterable[tuple[bytes, Address]]) -> Iterator[tuple[Address, list[bytes]]]:

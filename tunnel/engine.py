@@ -41,11 +41,11 @@ from tunnel.connection import (
     PathChanged,
     PathLost,
 )
-from tunnel.datagrams import is_transport, is_wireguard, runs
+from tunnel.datagrams import Transmit, is_transport, is_wireguard, runs
 from tunnel.ice.agent import TRANSACTION_PREFIX_BYTES, IceAgent, IceStatistics, Path
 from tunnel.ice.candidates import Base, IpNetwork, network_of
 from tunnel.ice.checks import local_fragment_of
-from tunnel.ice.gathering import Gatherer, Transmit
+from tunnel.ice.gathering import Gatherer
 from tunnel.ice.links import CloseLink, LinkCommand, OpenLink
 from tunnel.wireguard.device import (
     Device,

@@ -294,15 +294,24 @@ class IceAgent:
 
     def poll_timeout(self) -> int | None:
         """When `handle_timeout` is due; None: nothing is waited for."""
-        pairs = self._pairs.by_ends.values()
-        due = [pair.due for pair in pairs if pair.due is not None]
+        check_at = over_at = None
+        for pair in self._pairs.by_ends.values():
+            due = pair.due
+            if due is not None and (check_at is None or due < check_at):
+                check_at = due
+            if pair.state in USABLE:
+                expires_at = pair.expires_at
+                if over_at is None or (expires_at is not None and expires_at < over_at):
+                    over_at = expires_at
+        if check_at is not None and check_at < self._next_check_ns:
+            check_at = self._next_check_ns
         return earliest(
             self._give_up_at,
             self._report_lost_at,
             self._probe_others_at,
-            max(min(due), self._next_check_ns) if due else None,
+            check_at,
+            over_at,
             None if self.selected is None else self.selected.suspect_at,
-            *[pair.expires_at for pair in pairs if pair.state in USABLE],
         )
 
     def handle_timeout(self, now: int) -> None:

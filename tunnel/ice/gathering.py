@@ -19,10 +19,8 @@ traffic moves back when UDP works.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final, NamedTuple
+from typing import Final
 from uuid import UUID
-
-import attrs
 
 from channel.messages import MAX_CANDIDATES, Candidate, RelayServer
 from relays.client import Allocated, Lost, Permitted, Received, Refused, TurnClient
@@ -30,6 +28,7 @@ from relays.stun import Attribute, MessageClass, Method, StunError, StunMessage
 from runtime.clock import NS_PER_MS, NS_PER_S, earliest
 from runtime.net.address import Address
 from runtime.randomness import Randomness
+from tunnel.datagrams import Relayed, Transmit
 from tunnel.ice.candidates import (
     MAX_LOCAL_PREFERENCE,
     Base,
@@ -41,7 +40,7 @@ from tunnel.ice.candidates import (
     relayed_candidate,
 )
 from tunnel.ice.links import LinkCommand, RelayLinks
-from tunnel.ice.ways import RelayWay, Way, keep, ways_to
+from tunnel.ice.ways import Binding, RelayWay, Way, keep, ways_to
 
 BINDING_INTERVALS_NS: Final = tuple(ms * NS_PER_MS for ms in (100, 200, 400, 800, 1600, 3200))
 BINDING_REFRESH_NS: Final = 20 * NS_PER_S
@@ -56,35 +55,6 @@ MAX_AWAITING: Final = 256
 MAX_REFUSED_HOSTS: Final = 256
 
 
-class Transmit(NamedTuple):
-    """A datagram to be sent from the host socket `local` to `remote`."""
-
-    local: Address
-    remote: Address
-    data: bytes
-
-
-class Relayed(NamedTuple):
-    """A datagram of `peer` that came through the relay of `base`."""
-
-    base: Base
-    peer: Address
-    data: bytes
-
-
-@attrs.define(kw_only=True, eq=False)
-class _Binding:
-    """What the server says of a socket. `due`: the next request, None while at rest."""
-
-    socket: Address
-    server: Address
-    transaction_id: bytes = b""
-    attempt: int = 0
-    due: int | None = None
-    reflexive: Address | None = None
-    answered: bool = False
-
-
 class Gatherer:
     """See the head of this file. `now` is in nanoseconds of one monotonic clock."""
 
@@ -95,13 +65,15 @@ class Gatherer:
         self._active = False
         self.allocates = False
         """Whether allocations are wanted."""
+        self._due_at: int | None = None
+        self._is_due_known = False  # not after anything that may move a timer
         self._suspected_at: int | None = None
         self._review_at: int | None = None
         self._host_base_by_socket: dict[Address, Base] = {}
         self._sockets_added = 0
         self._links = RelayLinks()
         self._relays: dict[tuple[UUID, Way], RelayWay] = {}
-        self._bindings: dict[tuple[Address, Address], _Binding] = {}
+        self._bindings: dict[tuple[Address, Address], Binding] = {}
         self._awaiting: dict[tuple[Address, Address], bytes] = {}
         self._transmits: list[Transmit] = []
         self._link_messages: list[tuple[int, bytes]] = []
@@ -113,6 +85,7 @@ class Gatherer:
         """A host socket, bound to `local`. Raises ValueError for more than `MAX_SOCKETS`."""
         if local in self._host_base_by_socket:
             return
+        self._is_due_known = False
         if len(self._host_base_by_socket) >= MAX_SOCKETS:
             raise ValueError(f"at most {MAX_SOCKETS} sockets")
         ipv4 = ":" not in local.host
@@ -131,6 +104,7 @@ class Gatherer:
         """The socket is closed: what was gathered from it is gone."""
         if self._host_base_by_socket.pop(local, None) is None:
             return
+        self._is_due_known = False
         for relay in self._relays.values():
             if relay.socket == local:
                 self._abandon(relay)
@@ -142,6 +116,7 @@ class Gatherer:
         """All the relays to use. One that stays keeps its allocation; new credentials serve from
         the next allocation on."""
         wanted: dict[tuple[UUID, Way], RelayWay] = {}
+        self._is_due_known = False
         for server in servers:
             for key, fresh in ways_to(server, len(wanted)):
                 wanted.setdefault(key, keep(self._relays.get(key), fresh))
@@ -156,6 +131,7 @@ class Gatherer:
 
     def start(self, now: int) -> None:
         """A connection begins: gather, or make sure that what was gathered still holds."""
+        self._is_due_known = False
         if self._active:
             self.review(now)
             return
@@ -165,12 +141,14 @@ class Gatherer:
 
     def allocate(self, now: int) -> None:
         """Relayed addresses of our own are wanted from now on, until the rest."""
+        self._is_due_known = False
         if not self.allocates:
             self.allocates = True
             self._allocate_where_possible(now)
 
     def rest(self, now: int) -> None:
         """No connection is left: give allocations back and send nothing any more."""
+        self._is_due_known = False
         self._active = self.allocates = False
         self._review_at = None
         for relay in self._relays.values():
@@ -181,6 +159,7 @@ class Gatherer:
 
     def review(self, now: int) -> None:
         """Make sure soon that relays still see us as before, at most every 2 s."""
+        self._is_due_known = False
         allowed_at = now if self._suspected_at is None else self._suspected_at + REVIEW_INTERVAL_NS
         if allowed_at <= now:
             self.suspect(now)
@@ -189,6 +168,7 @@ class Gatherer:
 
     def suspect(self, now: int) -> None:
         """The network may have changed: ask every relay anew, now."""
+        self._is_due_known = False
         self._suspected_at, self._review_at = now, None
         for binding in self._bindings.values():
             binding.attempt = 0
@@ -241,6 +221,7 @@ class Gatherer:
         relay = self._relay_of(base)
         if relay is None or relay.client is None or peer.host in relay.refused_hosts:
             return
+        self._is_due_known = False
         for data in datagrams:
             if not relay.client.send(peer, data, now):
                 key = (base.address, peer)
@@ -251,6 +232,7 @@ class Gatherer:
 
     def bind(self, base: Base, peer: Address, now: int) -> None:
         """Use a channel for `peer`, which costs 4 bytes instead of 36."""
+        self._is_due_known = False
         relay = self._relay_of(base)
         if relay is not None and relay.client is not None:
             relay.client.bind(peer, now)
@@ -258,6 +240,7 @@ class Gatherer:
 
     def forget(self, peer: Address, now: int) -> None:
         """Nobody talks to `peer` any more."""
+        self._is_due_known = False
         for relay in self._relays.values():
             if relay.base is not None:
                 self._awaiting.pop((relay.base.address, peer), None)
@@ -271,6 +254,7 @@ class Gatherer:
         binding = self._bindings.get((local, source))
         if binding is None:
             return False
+        self._is_due_known = False
         if binding.transaction_id and data[8:20] == binding.transaction_id:
             self._receive_binding(binding, data, now)
             return True
@@ -284,16 +268,19 @@ class Gatherer:
 
     def link_opened(self, link: int, now: int) -> None:
         """A link that `drain_link_commands` asked for stands."""
+        self._is_due_known = False
         self._links.opened(link, now)
         self._follow_links(now)
 
     def link_closed(self, link: int, now: int) -> None:
         """A link ended, or could not be opened."""
+        self._is_due_known = False
         self._links.closed(link, now)
         self._follow_links(now)
 
     def receive_from_link(self, link: int, messages: Sequence[bytes], now: int) -> None:
         """STUN messages and ChannelData, in order, as a relay sent them by a link."""
+        self._is_due_known = False
         for relay in self._relays.values():
             if relay.link != link or relay.client is None:
                 continue
@@ -303,16 +290,23 @@ class Gatherer:
 
     def poll_timeout(self) -> int | None:
         """When `handle_timeout` is due; None: nothing is waited for."""
-        relays = self._relays.values()
-        return earliest(
-            self._review_at,
-            self._links.poll_timeout(),
-            *[binding.due for binding in self._bindings.values()],
-            *[relay.retry_at for relay in relays],
-            *[relay.client.poll_timeout() for relay in relays if relay.client is not None],
-        )
+        if not self._is_due_known:
+            self._is_due_known = True
+            relays = self._relays.values()
+            self._due_at = earliest(
+                self._review_at,
+                self._links.poll_timeout(),
+                *[binding.due for binding in self._bindings.values()],
+                *[relay.retry_at for relay in relays],
+                *[relay.client.poll_timeout() for relay in relays if relay.client is not None],
+            )
+        return self._due_at
 
     def handle_timeout(self, now: int) -> None:
+        due_at = self.poll_timeout()
+        if due_at is None or due_at > now:
+            return
+        self._is_due_known = False
         if self._review_at is not None and self._review_at <= now:
             self.suspect(now)
         for binding in self._bindings.values():
@@ -381,12 +375,12 @@ class Gatherer:
             if key not in wanted:
                 del self._bindings[key]
         for socket, server in sorted(wanted - self._bindings.keys()):
-            binding = _Binding(socket=socket, server=server)
+            binding = Binding(socket=socket, server=server)
             self._bindings[socket, server] = binding
             self._ask(binding, now)
         self._watch_udp(now)
 
-    def _ask(self, binding: _Binding, now: int) -> None:
+    def _ask(self, binding: Binding, now: int) -> None:
         binding.transaction_id = self._randomness.bytes(12)
         request = StunMessage(
             method=Method.BINDING,
@@ -402,7 +396,7 @@ class Gatherer:
             binding.due = now + BINDING_RETRY_NS
             binding.answered = False
 
-    def _receive_binding(self, binding: _Binding, data: bytes, now: int) -> None:
+    def _receive_binding(self, binding: Binding, data: bytes, now: int) -> None:
         try:
             message = StunMessage.decode(data)
             reflexive = message.xor_address(Attribute.XOR_MAPPED_ADDRESS)

@@ -39,6 +39,19 @@ class RelayWay:
     retry_at: int | None = None
 
 
+@attrs.define(kw_only=True, eq=False)
+class Binding:
+    """What the server at a relay says of a socket. `due`: the next request, None while at rest."""
+
+    socket: Address
+    server: Address
+    transaction_id: bytes = b""
+    attempt: int = 0
+    due: int | None = None
+    reflexive: Address | None = None
+    answered: bool = False
+
+
 def ways_to(server: RelayServer, used: int) -> Iterator[tuple[tuple[UUID, Way], RelayWay]]:
     """The ways to one relay: over UDP for each family, and a link. `used`: priorities that are
     taken."""

@@ -9,8 +9,9 @@ from runtime.clock import NS_PER_MS, NS_PER_S
 from runtime.net.address import Address
 from runtime.randomness import SeededRandomness
 from tests.unit.tunnel.network import RELAY, relay_server
+from tunnel.datagrams import Transmit
 from tunnel.ice.candidates import address_of, network_of
-from tunnel.ice.gathering import BINDING_INTERVALS_NS, MAX_SOCKETS, Gatherer, Transmit
+from tunnel.ice.gathering import BINDING_INTERVALS_NS, MAX_SOCKETS, Gatherer
 
 FIRST = Address("192.168.1.7", 41_000)
 SECOND = Address("192.168.2.7", 41_000)
