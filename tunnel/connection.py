@@ -29,6 +29,7 @@ from tunnel.ice.agent import (
     Outgoing,
     Path,
     Selected,
+    Silent,
 )
 from tunnel.ice.candidates import Base
 from tunnel.wireguard.device import Device
@@ -126,6 +127,9 @@ class Connection:
         self.parameters = parameters
         self.agent = agent
         self.deadline: int | None = None
+        self.needs_relay = not parameters.controlling
+        """Whether we are to have a relayed address of our own for it. The controlled side has one
+        at once, and mostly serves many by it; the controlling one where that is not enough."""
         self._device = device
         self._established = False
         self._connected = False
@@ -258,8 +262,10 @@ class Connection:
                 self._path_selected(event.path, now)
             elif isinstance(event, Doubted):
                 doubted = True
+            elif isinstance(event, Silent):
+                self.needs_relay = True
             elif isinstance(event, Lost):
-                doubted = True
+                doubted = self.needs_relay = True
                 if self._connected:
                     self._events.append(PathLost(connection_id=self.id))
             elif isinstance(event, GaveUp):
@@ -294,9 +300,18 @@ class Connection:
         if self._connected:
             self._events.append(PathChanged(connection_id=self.id, path=path))
         elif self.parameters.controlling and not self._established:
-            self._device.initiate(self.id, now)
+            self._shake_hands(now)
         self._flush(now)
         self._report_connected()
+
+    def _shake_hands(self, now: int) -> None:
+        """The first packet that waits confirms the keys, so that no keepalive has to."""
+        if not self._buffer:
+            self._device.initiate(self.id, now)
+            return
+        first = self._buffer.popleft()
+        self._buffered_bytes -= len(first)
+        self._device.send_all(self.id, (first,), now)
 
     def _report_connected(self) -> None:
         path = self.agent.path()

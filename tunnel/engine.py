@@ -16,7 +16,7 @@ nothing raises; what is refused is counted.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Container, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Container, Hashable, Iterable, Sequence
 from itertools import groupby
 from operator import itemgetter
 from typing import Final
@@ -27,7 +27,7 @@ import attrs
 from channel.messages import Candidates, RelayServer
 from relays.stun import MessageClass, Method, StunError, StunMessage, is_stun
 from relays.turn import is_channel_data
-from runtime.clock import NS_PER_S, earliest
+from runtime.clock import NS_PER_MS, NS_PER_S, earliest
 from runtime.net.address import Address
 from runtime.randomness import Randomness
 from tunnel.connection import (
@@ -41,12 +41,12 @@ from tunnel.connection import (
     PathChanged,
     PathLost,
 )
+from tunnel.datagrams import Transmit, is_transport, is_wireguard, runs
 from tunnel.ice.agent import TRANSACTION_PREFIX_BYTES, IceAgent, IceStatistics, Path
 from tunnel.ice.candidates import Base, IpNetwork, network_of
 from tunnel.ice.checks import local_fragment_of
 from tunnel.ice.gathering import Gatherer
 from tunnel.ice.links import CloseLink, LinkCommand, OpenLink
-from tunnel.ice.ways import Transmit
 from tunnel.wireguard.device import (
     Device,
     DeviceStatistics,
@@ -77,13 +77,9 @@ MAX_CONNECTIONS: Final = 50_000
 REST_AFTER_NS: Final = 60 * NS_PER_S
 # A control channel that died carried nothing to its end for up to 15 s before that was seen.
 TOLD_ANEW_NS: Final = 60 * NS_PER_S
-
-_MIN_WIREGUARD_BYTES: Final = 32
-_WIREGUARD_RESERVED: Final = b"\0\0\0"
-_TRANSPORT_LABEL: Final = MESSAGE_TRANSPORT.to_bytes(4, "little")
-_NOWHERE: Final = Address("", 0)
-# The type of a WireGuard message, and the receiver's index of a transport message.
-_LABEL_BYTES: Final = 8
+OWN_RELAY_AFTER_NS: Final = 300 * NS_PER_MS
+"""A client asks relays for addresses of its own unless by then a direct path works, and beside it a
+relayed one, by the gateway's."""
 
 
 @attrs.frozen(kw_only=True)
@@ -132,6 +128,7 @@ class Engine:
         self._deadlines: list[tuple[int, int, Connection]] = []
         self._deadline_number = 0
         self._rest_at: int | None = None
+        self._look_at: int | None = None  # whether connections need relays of our own
         self._base_by_source: dict[Address, Base] = {}
         self._transmits: list[Transmit] = []
         self._packets: list[tuple[UUID, bytes]] = []
@@ -226,6 +223,7 @@ class Engine:
         self._by_public_key[parameters.peer_public_key] = connection
         self._rest_at = None
         self._gatherer.start(now)
+        self._look_later(now)
         agent.set_bases(self._gatherer.bases(), now, leaving=self._gatherer.leaving())
         connection.announce(self._gatherer.candidates(), self._gatherer.generation, now)
         self._touch(connection)
@@ -249,6 +247,7 @@ class Engine:
             self._counts.unknown_connection += 1
             return
         connection.agent.add_candidates(message, now)
+        self._look_later(now)
         if message.wants_answer:
             candidates = self._gatherer.candidates()
             connection.announce(candidates, self._gatherer.generation, now, anew=True)
@@ -285,7 +284,8 @@ class Engine:
         return None if connection is None else connection.agent.path()
 
     def relay_reached_by(self, relay_id: UUID) -> str | None:
-        """`udp`, `quic`, `tls` or `tcp`: by what this relay holds an address for us; or None."""
+        """`udp`, `quic`, `tls` or `tcp`: by what this relay holds an address for us, or would if
+        one were wanted; or None."""
         return self._gatherer.reached_by(relay_id)
 
     # --- traffic -------------------------------------------------------------------------------
@@ -297,8 +297,8 @@ class Engine:
         base = self._gatherer.host_base(local)
         if base is None:
             return
-        for source, run in _runs(datagrams):
-            if _is_transport(run[0]):
+        for source, run in runs(datagrams):
+            if is_transport(run[0]):
                 self._receive_transports(base, run, source, now)
                 continue
             for data in run:
@@ -321,6 +321,8 @@ class Engine:
 
     def path_suspect(self, now: int) -> None:
         """The network changed: probe everything now."""
+        if self._connections:
+            self._gatherer.allocate(now)
         self._gatherer.suspect(now)
         for connection in self._connections.values():
             connection.agent.suspect(now)
@@ -347,6 +349,7 @@ class Engine:
             self._gatherer.poll_timeout(),
             self._device.poll_timeout(),
             self._rest_at,
+            self._look_at,
         )
 
     def handle_timeout(self, now: int) -> None:
@@ -364,6 +367,10 @@ class Engine:
         if self._rest_at is not None and self._rest_at <= now:
             self._rest_at = None
             self._gatherer.rest(now)
+        if self._look_at is not None and self._look_at <= now:
+            self._look_at = None
+            if not all(each.agent.is_backed for each in self._connections.values()):
+                self._gatherer.allocate(now)
         self._settle(now)
 
     def drain_transmits(self) -> list[Transmit]:
@@ -415,7 +422,7 @@ class Engine:
     def _receive(self, base: Base, data: bytes, source: Address, now: int) -> None:
         """A datagram from a host socket: WireGuard's first byte is 1 to 4 and three zeros follow,
         which no STUN message and no ChannelData of ours can begin with (RFC 7983 in spirit)."""
-        if _is_wireguard(data):
+        if is_wireguard(data):
             self._receive_wireguard(base, data, source, now)
         elif not is_channel_data(data) and not is_stun(data):
             self._counts.refused += 1
@@ -426,7 +433,7 @@ class Engine:
 
     def _take_relayed(self, now: int) -> None:
         for base, peer, data in self._gatherer.drain_received():
-            if _is_wireguard(data):
+            if is_wireguard(data):
                 self._receive_wireguard(base, data, peer, now)
             else:
                 self._receive_stun(base, data, peer, now)
@@ -530,6 +537,8 @@ class Engine:
     def _settle_connection(self, connection: Connection, now: int) -> None:
         if connection.advance(now):
             self._gatherer.review(now)
+        if connection.needs_relay and not self._gatherer.allocates:
+            self._gatherer.allocate(now)
         for event in connection.drain_events():
             self._events.append(event)
             if isinstance(event, Connected | PathChanged):
@@ -548,6 +557,11 @@ class Engine:
 
     def _connection_of(self, peer_key: Hashable) -> Connection | None:
         return self._connections.get(peer_key) if isinstance(peer_key, UUID) else None
+
+    def _look_later(self, now: int) -> None:
+        """Paths are looked for anew: see soon whether it takes a relay of our own."""
+        if self._look_at is None and not self._gatherer.allocates:
+            self._look_at = now + OWN_RELAY_AFTER_NS
 
     def _touch(self, connection: Connection) -> None:
         self._dirty[connection] = None
@@ -577,28 +591,3 @@ class Engine:
 
     def _is_current(self, entry: tuple[int, int, Connection]) -> bool:
         return entry[2].deadline == entry[0]  # it has none any more, once it is removed
-
-
-def _runs(datagrams: Iterable[tuple[bytes, Address]]) -> Iterator[tuple[Address, list[bytes]]]:
-    """Neighbours of one source that begin with the same 8 bytes, in order."""
-    run: list[bytes] = []
-    label, sender = b"", _NOWHERE
-    for data, source in datagrams:
-        if data[:_LABEL_BYTES] == label and source == sender:
-            run.append(data)
-            continue
-        if run:
-            yield sender, run
-        run, label, sender = [data], data[:_LABEL_BYTES], source
-    if run:
-        yield sender, run
-
-
-def _is_transport(data: bytes) -> bool:
-    return data[:4] == _TRANSPORT_LABEL and len(data) >= _MIN_WIREGUARD_BYTES
-
-
-def _is_wireguard(data: bytes) -> bool:
-    return (
-        len(data) >= _MIN_WIREGUARD_BYTES and 1 <= data[0] <= 4 and data[1:4] == _WIREGUARD_RESERVED
-    )

@@ -47,8 +47,8 @@ from simulations.hosts.hostile import (
     spoof_clients,
 )
 from tunnel.agent import Outgoing
+from tunnel.datagrams import Transmit
 from tunnel.engine import Engine
-from tunnel.ice.ways import Transmit
 
 AGAIN_S: Final = 1.0
 

@@ -7,10 +7,12 @@ How a stream works
     carries the stream's number, as QUIC's connection id. The handshake takes one round trip over
     "udp" and two over "tcp" (TCP's and TLS 1.3's); the accepting side learns of the stream with the
     first packet after it. What is sent is cut into segments of at most SEGMENT_BYTES; each is
-    acknowledged by its number, and sent again when no acknowledgement came within the time-out
-    (RFC 6298: smoothed round trip and four deviations, doubled at each loss). At most `window`
-    segments are under way: ten at first, one more for each acknowledged, half at each loss. The
-    receiver hands them on in order, each exactly once. A corrupted packet is a lost one.
+    acknowledged, and sent again when no acknowledgement came within the time-out (RFC 6298:
+    smoothed round trip and four deviations, doubled at each loss). Every second segment is
+    acknowledged at once, a single one with the next that goes the other way or after ACK_DELAY_NS,
+    one out of order by its number at once (RFC 9000, section 13.2; RFC 5681, section 4.2). At most
+    `window` segments are under way: ten at first, one more for each acknowledged, half at each
+    loss. The receiver hands them on in order, each exactly once. A corrupted packet is a lost one.
 
 How it ends
     By `close` (the other side is told once; afterwards every packet of the stream is answered with
@@ -55,6 +57,9 @@ a full segment is the 1,200 bytes that every path of QUIC must carry (RFC 9000, 
 SEND_LIMIT_BYTES: Final = 4 * 1024 * 1024
 IDLE_NS: Final = 15 * NS
 LINGER_NS: Final = 3 * NS
+ACK_DELAY_NS: Final = 25 * MS
+"""RFC 9000, section 18.2 (max_ack_delay); TCP's is commonly 40 ms."""
+ACK_EVERY: Final = 2
 FIRST_TIMEOUT_NS: Final = 1 * NS
 LEAST_TIMEOUT_NS: Final = 200 * MS
 MAX_TIMEOUT_NS: Final = 60 * NS
@@ -68,8 +73,8 @@ _NUMBERS: Final = {"udp": UDP, "tcp": TCP}
 # Kinds of packets. A segment is (stream, from the client, is a first one, kind, *rest).
 HELLO: Final = "hello"  # round
 WELCOME: Final = "welcome"  # round
-DATA: Final = "data"  # number
-ACK: Final = "ack"  # all below, this one too
+DATA: Final = "data"  # number, acknowledged are all below, the newest of them waited so long (ns)
+ACK: Final = "ack"  # all below, this one too, the newest waited so long (ns)
 CLOSE: Final = "close"  # code, reason
 GONE: Final = "gone"  # code
 ASK: Final = "ask"  # is it you, there? (PATH_CHALLENGE)
@@ -115,6 +120,7 @@ class Stream:
 
     __slots__ = (
         "_accept",
+        "_ack_at",
         "_alarm_at",
         "_asked",
         "_early",
@@ -122,6 +128,8 @@ class Stream:
         "_next_in",
         "_next_out",
         "_opening",
+        "_owed",
+        "_owed_since",
         "_round",
         "_round_trip",
         "_rounds",
@@ -176,6 +184,9 @@ class Stream:
         self._next_out = 0
         self._next_in = 0
         self._early: dict[int, bytes] = {}
+        self._owed = 0  # segments that are not acknowledged yet
+        self._owed_since = 0
+        self._ack_at: int | None = None
         self._window: float = FIRST_WINDOW
         self._round_trip = 0
         self._variation = 0
@@ -277,6 +288,8 @@ class Stream:
             return
         self._heard_at = self.host.world.now
         if kind == DATA:
+            if rest[1]:
+                self._acknowledged(rest[1], None, rest[2])
             self._take(rest[0], packet)
         elif kind == ACK:
             self._acknowledged(*rest)
@@ -317,13 +330,19 @@ class Stream:
         return True
 
     def _take(self, number: int, packet: Packet) -> None:
-        if number >= self._next_in:
-            self._early[number] = packet.data
         ready = []
-        while (data := self._early.pop(self._next_in, None)) is not None:
+        if number == self._next_in and not self._early:
             self._next_in += 1
-            ready.append(data)
-        self._transmit(ACK, self._next_in, number, to=packet.source)
+            ready.append(packet.data)
+            self._owe(packet)
+        else:
+            if number >= self._next_in:
+                self._early[number] = packet.data
+            while (data := self._early.pop(self._next_in, None)) is not None:
+                self._next_in += 1
+                ready.append(data)
+            self._owed = 0
+            self._transmit(ACK, self._next_in, number, 0, to=packet.source)
         if not self.client and self.state == "opening":
             if not ready:
                 return
@@ -334,15 +353,52 @@ class Stream:
                 self.total_in += len(data)
                 self.received(data)
 
-    def _acknowledged(self, below: int, number: int) -> None:
-        sent = self._unacked.pop(number, None)
-        if sent is not None:
-            if sent.times == 1:
-                self._measure(self.host.world.now - sent.at)
-            self._timeouts = 0
-            self._window = min(self._window + 1, MAX_WINDOW)
-        while self._unacked and (oldest := next(iter(self._unacked))) < below:
-            del self._unacked[oldest]
+    def _owe(self, packet: Packet) -> None:
+        """A segment came in order: acknowledge it, now or soon."""
+        now = self.host.world.now
+        self._owed += 1
+        if self._owed >= ACK_EVERY or packet.source != self.remote:
+            self._owed = 0
+            self._transmit(ACK, self._next_in, None, 0, to=packet.source)
+            return
+        self._owed_since = now
+        if self._ack_at is None:
+            self._ack_at = now + ACK_DELAY_NS
+            self.host.world.after(ACK_DELAY_NS, self._acknowledge)
+
+    def _acknowledge(self) -> None:
+        """ACK_DELAY_NS went by since some segment came."""
+        if self.state == "closed":
+            return
+        if self.host.paused:
+            self.host.hold(self._acknowledge)
+            return
+        self._ack_at = None
+        if not self._owed:
+            return
+        world = self.host.world
+        held_ns = world.now - self._owed_since
+        if held_ns < ACK_DELAY_NS:  # that one was acknowledged, and another came
+            self._ack_at = self._owed_since + ACK_DELAY_NS
+            world.after(self._ack_at - world.now, self._acknowledge)
+            return
+        self._owed = 0
+        self._transmit(ACK, self._next_in, None, held_ns)
+
+    def _acknowledged(self, below: int, number: int | None, held_ns: int) -> None:
+        """All below a number have come to the other side, and one out of order. The newest of them
+        waited so long for being acknowledged."""
+        unacked = self._unacked
+        done = [unacked.pop(number)] if number is not None and number in unacked else []
+        while unacked and (oldest := next(iter(unacked))) < below:
+            done.append(unacked.pop(oldest))
+        if not done:
+            return
+        newest = done[-1]
+        if newest.times == 1:
+            self._measure(max(0, self.host.world.now - newest.at - held_ns))
+        self._timeouts = 0
+        self._window = min(self._window + len(done), MAX_WINDOW)
         self._push()
 
     def _push(self) -> None:
@@ -360,9 +416,12 @@ class Stream:
         self._arm()
 
     def _emit(self, sent: _Sent) -> None:
-        sent.at = self.host.world.now
+        now = self.host.world.now
+        sent.at = now
         sent.times += 1
-        self._transmit(DATA, sent.number, data=sent.data)
+        held_ns = now - self._owed_since if self._owed else 0
+        self._owed = 0
+        self._transmit(DATA, sent.number, self._next_in, held_ns, data=sent.data)
 
     def _transmit(
         self, kind: str, *rest: object, data: bytes = b"", to: Address | None = None

@@ -10,8 +10,9 @@ How a pair lives stands in `tunnel.ice.pair`. The agent adds
 
 - pacing: one check in `CHECK_INTERVAL_NS`, those that answer a check of the peer first, then those
   that keep a path, then the rest by how long they are due and by priority;
-- suspicion: when data on the chosen pair goes unanswered, every usable pair is probed several times
-  at once, and those that do not answer within `VERDICT_AFTER_NS` are not used any more;
+- suspicion: when data on the chosen pair goes unanswered, that pair is probed, and unless it
+  answers within `PROBE_OTHERS_AFTER_NS` every usable pair is, several times; those that do not
+  answer within `VERDICT_AFTER_NS` are not used any more;
 - an end: `Lost` when no pair is left (checks start anew on all of them) and `GaveUp` when none
   works within `FIRST_PATIENCE_NS`, or again within `PATIENCE_NS`. An agent that gave up is silent
   until something happens.
@@ -48,6 +49,7 @@ from tunnel.ice.pair import (
     CONSENT_REPEATS_NS,
     DORMANT_INTERVAL_NS,
     PROBE_INTERVALS_NS,
+    PROBE_OTHERS_AFTER_NS,
     PROBE_SLOW_NS,
     SUSPECT_INTERVALS_NS,
     USABLE,
@@ -107,7 +109,12 @@ class Doubted:
     """The path went silent and is being probed: perhaps our own NAT forgot us."""
 
 
-Event = Selected | Doubted | Lost | GaveUp
+@attrs.frozen(kw_only=True)
+class Silent:
+    """The path that is being doubted did not answer its first probe either."""
+
+
+Event = Selected | Doubted | Silent | Lost | GaveUp
 
 
 class Outgoing(NamedTuple):
@@ -162,13 +169,14 @@ class IceAgent:
         self.transaction_prefix = transaction_prefix
         self._tie_breaker = int.from_bytes(randomness.bytes(8), "big")
         self._messages = CheckMessages(local, remote)
-        self._pairs = CheckList(self.role)
+        self._pairs = CheckList(self.role, now)
         self._outstanding: dict[bytes, _Outstanding] = {}
         self._nominated: Pair | None = None
         self._next_check_ns = now
         self._patience_ns = FIRST_PATIENCE_NS
         self._give_up_at: int | None = now + FIRST_PATIENCE_NS
         self._report_lost_at: int | None = None
+        self._probe_others_at: int | None = None
         self._checks: list[Outgoing] = []
         self._events: list[Event] = []
         self._counts = IceStatistics()
@@ -220,6 +228,13 @@ class IceAgent:
     def path(self) -> Path | None:
         """The way that data takes at present."""
         return None if self.selected is None else _path(self.selected)
+
+    @property
+    def is_backed(self) -> bool:
+        """Whether a direct path works, and a relayed one that would take its place, both with
+        candidates that the peer has not withdrawn."""
+        lasting = (pair for pair in self._pairs if pair.usable and not pair.remote.gone)
+        return {pair.relayed for pair in lasting} == {False, True}
 
     # --- the peer's checks and answers ---------------------------------------------------------
 
@@ -284,20 +299,32 @@ class IceAgent:
 
     def poll_timeout(self) -> int | None:
         """When `handle_timeout` is due; None: nothing is waited for."""
-        pairs = self._pairs.by_ends.values()
-        due = [pair.due for pair in pairs if pair.due is not None]
+        check_at = over_at = None
+        for pair in self._pairs.by_ends.values():
+            due = pair.due
+            if due is not None and (check_at is None or due < check_at):
+                check_at = due
+            if pair.state in USABLE:
+                expires_at = pair.expires_at
+                if over_at is None or (expires_at is not None and expires_at < over_at):
+                    over_at = expires_at
+        if check_at is not None and check_at < self._next_check_ns:
+            check_at = self._next_check_ns
         return earliest(
             self._give_up_at,
             self._report_lost_at,
-            max(min(due), self._next_check_ns) if due else None,
+            self._probe_others_at,
+            check_at,
+            over_at,
             None if self.selected is None else self.selected.suspect_at,
-            *[pair.expires_at for pair in pairs if pair.state in USABLE],
         )
 
     def handle_timeout(self, now: int) -> None:
         suspect_at = None if self.selected is None else self.selected.suspect_at
         if suspect_at is not None and suspect_at <= now:
             self._doubt(now)
+        if self._probe_others_at is not None and self._probe_others_at <= now:
+            self._doubt_others(now)
         for pair in self._pairs:
             expires_at = pair.expires_at
             if expires_at is not None and expires_at <= now:
@@ -343,17 +370,31 @@ class IceAgent:
         if not pair.usable:
             pair.proven_at = now
         pair.happen(Happening.ANSWERED, now)
+        if pair is self.selected:
+            self._probe_others_at = None
         pair.rtt_ns = rtt_ns
         pair.consent_until = now + CONSENT_LIFETIME_NS
         pair.unanswered_since = None
         pair.due = now + self._consent_interval(pair, now)
 
     def _doubt(self, now: int) -> None:
-        """The path in use was silent for too long: find out which pairs still work."""
+        """The path in use was silent for too long: find out whether it still works. Mostly it does:
+        nothing answers the last packet of a conversation."""
         self._events.append(Doubted())
+        if self.selected is not None and self.selected.state is PairState.CONSENTED:
+            self.selected.happen(Happening.DOUBTED, now)
+            self._probe_others_at = now + PROBE_OTHERS_AFTER_NS
+
+    def _doubt_others(self, now: int) -> None:
+        """It still is: find out which other pairs work. They are judged when the path is."""
+        self._probe_others_at = None
+        silent = self.selected
+        if silent is None or silent.state is not PairState.SUSPECTED:
+            return
+        self._events.append(Silent())
         for pair in self._pairs:
             if pair.state is PairState.CONSENTED:
-                pair.happen(Happening.DOUBTED, now)
+                pair.happen(Happening.DOUBTED, now, since=silent.doubted_at)
 
     def _expired(self, pair: Pair, now: int) -> None:
         pair.happen(Happening.EXPIRED, now)
@@ -372,6 +413,7 @@ class IceAgent:
         if best is None:
             ours = before is not None and self._pairs.is_leaving(before)
             self._report_lost_at = now + (ROAMING_GRACE_NS if ours else grace_ns)
+            self._pairs.searching_since = now
             self._report_loss(now)
             self.suspect(now)
             return

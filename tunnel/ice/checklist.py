@@ -29,7 +29,9 @@ MAX_PAIRS: Final = 100
 class CheckList:
     """All pairs of one connection, at most `MAX_PAIRS`, of at most `MAX_REMOTES` candidates."""
 
-    def __init__(self, role: Role) -> None:
+    def __init__(self, role: Role, now: int) -> None:
+        self.searching_since = now
+        """Since when there is no path."""
         self.stale_generations = 0
         self.refused = 0
         self._role = role
@@ -177,7 +179,7 @@ class CheckList:
             del self.by_ends[worst.base.address, worst.remote.address]
         pair = Pair(base=base, remote=remote, priority=priority, due=now, state=PairState.PROBING)
         if pair.twice_relayed:
-            pair.due = now + TWICE_RELAYED_AFTER_NS
+            pair.due = max(now, self.searching_since + TWICE_RELAYED_AFTER_NS)
         self.by_ends[base.address, remote.address] = pair
 
     def _priority(self, base: Base, remote: Remote) -> int:

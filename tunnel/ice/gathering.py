@@ -1,10 +1,10 @@
 """Gathering (RFC 8445, section 5.1.1), for all connections of an engine at once.
 
 For every host socket and every relay a Binding request tells how the relay sees the socket: that
-is the server-reflexive candidate, and it proves that the relay can be reached from there. Over the
-first such socket one TURN allocation is made per relay and address family, which is the relayed
-candidate. Nothing is sent before the first connection starts (`start`), and with the last one
-everything is given back (`rest`).
+is the server-reflexive candidate, and it proves that the relay can be reached from there. Once
+allocations are wanted (`allocate`), one is made per relay and address family over the first such
+socket, which is the relayed candidate. Nothing is sent before the first connection starts
+(`start`), and with the last one everything is given back (`rest`).
 
 Bindings are repeated every 20 s. So the NAT's binding for the allocation's 5-tuple stays open, and
 a NAT that forgot it is noticed: the reflexive address changes. Then, and when an allocation is
@@ -31,6 +31,7 @@ from relays.client import Allocated, Lost, Permitted, Received, Refused, TurnCli
 from runtime.clock import NS_PER_MS, NS_PER_S, earliest
 from runtime.net.address import Address
 from runtime.randomness import Randomness
+from tunnel.datagrams import Relayed, Transmit
 from tunnel.ice.bindings import Binding, binding_request, read_reflexive
 from tunnel.ice.candidates import (
     MAX_LOCAL_PREFERENCE,
@@ -40,7 +41,7 @@ from tunnel.ice.candidates import (
     priority_of,
 )
 from tunnel.ice.links import LinkCommand, RelayLinks
-from tunnel.ice.ways import Relayed, RelayWay, Transmit, Way, ways_to
+from tunnel.ice.ways import RelayWay, Way, ways_to
 
 BINDING_INTERVALS_NS: Final = tuple(ms * NS_PER_MS for ms in (100, 200, 400, 800, 1600, 3200))
 BINDING_REFRESH_NS: Final = 20 * NS_PER_S
@@ -65,6 +66,8 @@ class Gatherer:
         self.generation = 0
         self._randomness = randomness
         self._active = False
+        self.allocates = False
+        """Whether allocations are wanted."""
         self._suspected_at: int | None = None
         self._review_at: int | None = None
         self._host_base_by_socket: dict[Address, Base] = {}
@@ -138,9 +141,15 @@ class Gatherer:
         self._suspected_at = now
         self._sync_bindings(now)
 
+    def allocate(self, now: int) -> None:
+        """Relayed addresses of our own are wanted from now on, until the rest."""
+        if not self.allocates:
+            self.allocates = True
+            self._allocate_where_possible(now)
+
     def rest(self, now: int) -> None:
         """No connection is left: give allocations back and send nothing any more."""
-        self._active = False
+        self._active = self.allocates = False
         self._review_at = None
         for relay in self._relays.values():
             self._give_back(relay, now)
@@ -288,6 +297,9 @@ class Gatherer:
         )
 
     def handle_timeout(self, now: int) -> None:
+        due_at = self.poll_timeout()
+        if due_at is None or due_at > now:
+            return
         if self._review_at is not None and self._review_at <= now:
             self.suspect(now)
         for binding in self._bindings.values():
@@ -322,10 +334,11 @@ class Gatherer:
         return drained
 
     def reached_by(self, relay_id: UUID) -> str | None:
-        """The transport of the best allocation on a relay; None without one."""
+        """The transport of the best allocation on a relay, or "udp" where none is wanted and one
+        could be made by it; otherwise None."""
         for way in ("ipv4", "ipv6"):
             relay = self._relays.get((relay_id, way))
-            if relay is not None and relay.base is not None:
+            if relay is not None and (relay.base is not None or self._is_in_reserve(relay)):
                 return "udp"
         relay, standing = self._relays.get((relay_id, "link")), self._links.standing(relay_id)
         if relay is None or relay.base is None or standing is None:
@@ -405,6 +418,7 @@ class Gatherer:
                 if binding.server in servers and binding.attempt <= LINK_AFTER_ASKS
             ]
             if not answering:
+                self.allocates = True
                 self._links.need(relay_id, now)
             elif any(relay.base is not None for relay in answering):
                 self._links.spare(relay_id, now)
@@ -443,7 +457,7 @@ class Gatherer:
     # --- allocations ---------------------------------------------------------------------------
 
     def _allocate_where_possible(self, now: int) -> None:
-        for relay in self._relays.values():
+        for relay in self._relays.values() if self.allocates else ():
             if relay.client is None and relay.retry_at is None:
                 self._allocate(relay, now)
 
@@ -462,6 +476,14 @@ class Gatherer:
         if relay.socket is not None or relay.link is not None:
             relay.begin(self._randomness, now)
             self._service(relay, now)
+
+    def _is_in_reserve(self, relay: RelayWay) -> bool:
+        """Whether the relay answers, and no allocation on it is wanted."""
+        return not self.allocates and any(
+            binding.answered
+            for binding in self._bindings.values()
+            if binding.server == relay.server
+        )
 
     def _service(self, relay: RelayWay, now: int) -> None:
         """Take what the client has to say, and send what it has to send."""

@@ -37,6 +37,9 @@ PROBE_SLOW_NS: Final = 2 * NS_PER_S
 SUSPECT_INTERVALS_NS: Final = tuple(ms * NS_PER_MS for ms in (100, 150, 150, 200, 200))
 SUSPECT_AFTER_NS: Final = 500 * NS_PER_MS
 DISTRUST_AFTER_NS: Final = 350 * NS_PER_MS
+PROBE_OTHERS_AFTER_NS: Final = 100 * NS_PER_MS
+"""Longer than the round trip of most paths, and soon enough for others to be known by
+`DISTRUST_AFTER_NS`."""
 VERDICT_AFTER_NS: Final = 900 * NS_PER_MS
 SLOWEST_ROUND_TRIP_NS: Final = 400 * NS_PER_MS
 DORMANT_INTERVAL_NS: Final = 15 * NS_PER_S
@@ -46,9 +49,9 @@ CONSENT_IDLE_JITTER_NS: Final = 5 * NS_PER_S
 CONSENT_REPEATS_NS: Final = tuple(ms * NS_PER_MS for ms in (500, 1000, 2000))
 CONSENT_LIFETIME_NS: Final = 30 * NS_PER_S
 TWICE_RELAYED_AFTER_NS: Final = 400 * NS_PER_MS
-"""A pair of two relayed addresses is checked so late only, and not at all where another works by
-then: it is needed only between hosts that may send to nothing but their own relays, costs six
-datagrams for each check, and is never the better way."""
+"""A pair of two relayed addresses is checked so long after the path was lost or the agent began,
+and not at all where another works by then: it is needed only between hosts that may send to nothing
+but their own relays, costs six datagrams for each check, and is never the better way."""
 
 
 class PairState(Enum):
@@ -161,15 +164,15 @@ class Pair:
         """Whether each side would use a relay of its own."""
         return self.base.server is not None and self.remote.kind == "relay"
 
-    def happen(self, happening: Happening, now: int) -> None:
-        """Go to the next state, with its first check due at once. Raises KeyError if there is none
-        (a defect of the caller)."""
+    def happen(self, happening: Happening, now: int, *, since: int | None = None) -> None:
+        """Go to the next state, with its first check due at once. `since`: when doubts began, if
+        not now. Raises KeyError if there is no such state (a defect of the caller)."""
         self.state = TRANSITIONS[self.state, happening]
         self.attempt = 0
         self.due = now
         if self.state is PairState.SUSPECTED:
-            self.doubted_at = now
-            self.verdict_at = now + max(VERDICT_AFTER_NS, 3 * self._round_trip_ns)
+            self.doubted_at = now if since is None else since
+            self.verdict_at = self.doubted_at + max(VERDICT_AFTER_NS, 3 * self._round_trip_ns)
         elif self.state is PairState.PROBING:
             self.unanswered_since = None
             self.rtt_ns = None

@@ -1,9 +1,9 @@
-"""The ways to a relay (over UDP from sockets of either family, by a link) and what goes by them."""
+"""The ways to a relay: over UDP from sockets of either family, and by a link."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Final, Literal, NamedTuple
+from typing import Final, Literal
 from uuid import UUID
 
 import attrs
@@ -19,22 +19,6 @@ MAX_LINK_PREFERENCE: Final = 1_000
 
 Family = Literal["ipv4", "ipv6"]
 Way = Literal["ipv4", "ipv6", "link"]
-
-
-class Transmit(NamedTuple):
-    """A datagram to be sent from the host socket `local` to `remote`."""
-
-    local: Address
-    remote: Address
-    data: bytes
-
-
-class Relayed(NamedTuple):
-    """A datagram of `peer` that came through the relay of `base`."""
-
-    base: Base
-    peer: Address
-    data: bytes
 
 
 @attrs.define(kw_only=True, eq=False)

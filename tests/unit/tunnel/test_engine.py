@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import pytest
 
-from runtime.clock import NS_PER_S
+from runtime.clock import NS_PER_MS, NS_PER_S
 from runtime.net.address import Address
 from simulations.net.nat import PORT_RESTRICTED, SYMMETRIC, NatBehaviour
 from tests.unit.tunnel.network import (
     CONNECTION,
     RELAY,
+    RELAY_ID,
+    Conversation,
+    Host,
     Network,
     connect,
     ip_packet,
     pair_of_hosts,
     relay_server,
 )
-from tunnel.engine import Connected, LocalCandidates
+from tunnel.engine import OWN_RELAY_AFTER_NS, Connected, LocalCandidates
+from tunnel.wireguard.noise import MESSAGE_TRANSPORT
 
 FULL_CONE = NatBehaviour(filtering="endpoint_independent")
 RESTRICTED_CONE = NatBehaviour(filtering="address_dependent")
@@ -121,6 +125,7 @@ def test_a_relay_that_forbids_the_peer_is_not_asked_again_and_again() -> None:
     for host in (client, gateway):
         host.engine.set_relays([relay_server()], network.now)
     connect(client, gateway)
+    client.engine.path_suspect(network.now)  # so that it asks the relay too
     client.send(ip_packet(1))
     assert network.run(10 * NS_PER_S, lambda: bool(gateway.packets))
     network.run(10 * NS_PER_S)
@@ -128,12 +133,89 @@ def test_a_relay_that_forbids_the_peer_is_not_asked_again_and_again() -> None:
     assert 1 <= relay.server.statistics().get("errors_403", 0) <= 4
 
 
+def relayed_from(host: Host) -> bool:
+    """Whether it has told a relayed address of its own."""
+    told = [event.message.add for event in host.events if isinstance(event, LocalCandidates)]
+    return any(candidate.kind == "relay" for add in told for candidate in add)
+
+
+def test_a_client_with_a_direct_path_beside_the_gateways_relay_asks_for_no_relay_of_its_own() -> (
+    None
+):
+    network = Network()
+    client, gateway = pair_of_hosts(network)
+    connect(client, gateway)
+    network.run(20 * NS_PER_S)
+    assert client.path_kind() == "direct"
+    assert relayed_from(gateway)
+    assert not relayed_from(client)
+    assert client.engine.relay_reached_by(RELAY_ID) == "udp"
+
+
+@pytest.mark.parametrize("lacking", ["a direct path", "a relay of the gateway's"])
+def test_a_client_that_lacks_either_soon_has_a_relay_of_its_own(lacking: str) -> None:
+    network = Network()
+    nat = SYMMETRIC if lacking == "a direct path" else PORT_RESTRICTED
+    client, gateway = pair_of_hosts(network, nat, nat)
+    if lacking != "a direct path":
+        gateway.engine.set_relays((), network.now)
+    connect(client, gateway)
+    began = network.now
+    assert network.run(NS_PER_S, lambda: relayed_from(client))
+    assert network.now - began <= OWN_RELAY_AFTER_NS + 200 * NS_PER_MS
+
+
+def test_a_client_whose_direct_path_falls_silent_has_another_way_at_once_and_a_relay_soon() -> None:
+    network = Network()
+    client, gateway = pair_of_hosts(network)
+    connect(client, gateway)
+    conversation = Conversation(client, gateway)
+    network.run(5 * NS_PER_S)
+    assert not relayed_from(client)
+    network.blocked = lambda source, to, _: RELAY.host not in (source.host, to.host)
+    before, began = len(conversation.delivered()), network.now
+    assert network.run(5 * NS_PER_S, lambda: len(conversation.delivered()) > before + 5)
+    assert network.now - began <= 1_500 * NS_PER_MS
+    assert client.path_kind() == "relayed"
+    assert network.run(NS_PER_S, lambda: relayed_from(client))
+
+
+def test_a_client_whose_gateways_relay_is_gone_takes_one_of_its_own() -> None:
+    network = Network()
+    client, gateway = pair_of_hosts(network)
+    connect(client, gateway)
+    network.run(5 * NS_PER_S)
+    assert not relayed_from(client)
+    gateway.engine.set_relays((), network.now)
+    gateway.flush()
+    assert network.run(2 * NS_PER_S, lambda: relayed_from(client))
+    assert client.path_kind() == "direct"
+
+
+def test_the_packet_that_waits_confirms_the_keys_in_place_of_a_keepalive() -> None:
+    network = Network()
+    client, gateway = pair_of_hosts(network, None, None)
+    kinds: list[int] = []
+
+    def observe(_source: Address, _destination: Address, data: bytes) -> bool:
+        kinds.append(data[0])
+        return False
+
+    network.blocked = observe
+    connect(client, gateway)
+    for number in range(3):
+        client.send(ip_packet(number))
+    assert network.run(5 * NS_PER_S, lambda: len(gateway.packets) == 3)
+    assert [packet for _, packet in gateway.packets] == [ip_packet(number) for number in range(3)]
+    assert kinds.count(MESSAGE_TRANSPORT) == 3
+
+
 def test_candidates_are_told_as_they_are_found_in_one_generation() -> None:
     network = Network()
     client, gateway = pair_of_hosts(network)
     connect(client, gateway)
     network.run(NS_PER_S)
-    told = [event.message for event in client.events if isinstance(event, LocalCandidates)]
+    told = [event.message for event in gateway.events if isinstance(event, LocalCandidates)]
     assert [[c.kind for c in message.add] for message in told] == [["host"], ["srflx"], ["relay"]]
     assert {message.generation for message in told} == {told[0].generation}
     assert all(message.connection_id == CONNECTION for message in told)

@@ -15,6 +15,7 @@ from simulations.net.streams import (
     NO_ADDRESS,
     PORT_CLOSED,
     RESET,
+    SEGMENT_BYTES,
     SEND_LIMIT_BYTES,
     Protocol,
 )
@@ -99,6 +100,36 @@ def test_a_loss_is_a_delay_that_doubles() -> None:
     assert server.data == [b"late"]
     sent = [each.now - NS for each in seen if each.what == "sent" and each.origin == "client"]
     assert sent == [0, 200 * MS, 600 * MS, 1_400 * MS, 3_000 * MS]
+
+
+def _packets_of(segments: int, *, echoes: bool, apart_ns: int = 0) -> list[tuple[str, int]]:
+    """Who sent packets, and after how many ms, when a client says so much a second after."""
+    world, client, _ = pair(echoes=echoes)
+    world.run_for(NS)
+    seen = watched(world)
+    for number in range(segments):
+        world.after(number * apart_ns, client.stream.send, bytes(SEGMENT_BYTES))
+    world.run_for(NS)
+    return [(each.origin, (each.now - NS) // MS) for each in seen if each.what == "sent"]
+
+
+def test_a_single_segment_is_acknowledged_after_a_delay_and_a_second_one_at_once() -> None:
+    assert _packets_of(1, echoes=False) == [("client", 0), ("server", 35)]
+    assert _packets_of(2, echoes=False) == [("client", 0), ("client", 0), ("server", 10)]
+    apart = _packets_of(3, echoes=False, apart_ns=15 * MS)
+    assert apart == [("client", 0), ("client", 15), ("server", 25), ("client", 30), ("server", 65)]
+
+
+def test_what_goes_the_other_way_acknowledges_too() -> None:
+    assert _packets_of(1, echoes=True) == [("client", 0), ("server", 10), ("client", 45)]
+
+
+def test_the_delay_of_an_acknowledgement_is_no_part_of_the_round_trip() -> None:
+    world, client, _ = pair()
+    for _ in range(20):
+        client.stream.send(b"alone")
+        world.run_for(NS)
+    assert client.stream.round_trip_ns == ROUND_TRIP
 
 
 @BOTH

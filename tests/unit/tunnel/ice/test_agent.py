@@ -25,13 +25,16 @@ from tunnel.ice.agent import (
     Lost,
     Outgoing,
     Selected,
+    Silent,
 )
 from tunnel.ice.candidates import Base, Kind, network_of, priority_of
 from tunnel.ice.checklist import MAX_PAIRS, MAX_REMOTES
 from tunnel.ice.checks import CheckMessages, Role
 from tunnel.ice.pair import (
+    PROBE_OTHERS_AFTER_NS,
     TRANSITIONS,
     TWICE_RELAYED_AFTER_NS,
+    VERDICT_AFTER_NS,
     Happening,
     PairState,
     diagram,
@@ -477,7 +480,7 @@ def test_a_path_without_data_is_doubted_too_when_a_check_stays_unanswered() -> N
     made.drain_events()
     run(made, 1_300 * NS_PER_MS)
     assert made.path() is not None
-    assert made.drain_events() == [Doubted()]
+    assert made.drain_events() == [Doubted(), Silent()]
     run(made, 1_500 * NS_PER_MS)
     assert made.path() is None
 
@@ -501,6 +504,42 @@ def test_a_path_that_carries_data_is_checked_within_a_second() -> None:
     ((at, check), *_) = run(made, 2 * NS_PER_S)
     assert at == 2 * NS_PER_S
     assert check.remote == PEER
+
+
+def with_a_path_and_another_pair() -> tuple[IceAgent, Address]:
+    """Both answered, the bursts of the beginning are over, and data went out at 2 s."""
+    made = agent()
+    other = Address("203.0.113.9", 5_001)
+    trickle(made, PEER, other)
+    run_answering(made, 2 * NS_PER_S)
+    assert made.statistics().usable_pairs == 2
+    made.drain_events()
+    made.sent(2 * NS_PER_S, expects_answer=True)
+    return made, other
+
+
+def test_the_last_packet_of_a_conversation_costs_one_check_where_the_path_answers() -> None:
+    made, _ = with_a_path_and_another_pair()
+    assert made.selected is not None
+    remote = made.selected.remote.address
+    sent = run(made, 2_500 * NS_PER_MS)
+    assert [(at // NS_PER_MS, check.remote) for at, check in sent] == [(2_500, remote)]
+    answer_to(sent[0][1], made, 2_540 * NS_PER_MS)
+    assert run(made, 3_200 * NS_PER_MS) == []
+    assert made.drain_events() == [Doubted()]
+
+
+def test_other_pairs_are_probed_a_tenth_of_a_second_after_the_path_and_judged_with_it() -> None:
+    made, other = with_a_path_and_another_pair()
+    assert made.selected is not None
+    assert made.selected.remote.address == PEER
+    began = 2_500 * NS_PER_MS
+    first = [at for at, check in run(made, began + 200 * NS_PER_MS) if check.remote == other]
+    assert first[0] == pytest.approx(began + PROBE_OTHERS_AFTER_NS, abs=CHECK_INTERVAL_NS)
+    run(made, began + VERDICT_AFTER_NS - 1)
+    assert made.path() is not None
+    run(made, began + VERDICT_AFTER_NS)
+    assert made.path() is None, "both were silent for as long"
 
 
 def test_one_lost_check_costs_no_path() -> None:

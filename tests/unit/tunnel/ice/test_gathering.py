@@ -9,9 +9,9 @@ from runtime.clock import NS_PER_MS, NS_PER_S
 from runtime.net.address import Address
 from runtime.randomness import SeededRandomness
 from tests.unit.tunnel.network import RELAY, relay_server
+from tunnel.datagrams import Transmit
 from tunnel.ice.candidates import address_of, network_of
 from tunnel.ice.gathering import BINDING_INTERVALS_NS, MAX_SOCKETS, Gatherer
-from tunnel.ice.ways import Transmit
 
 FIRST = Address("192.168.1.7", 41_000)
 SECOND = Address("192.168.2.7", 41_000)
@@ -62,11 +62,21 @@ def test_every_socket_asks_every_relay_of_its_family() -> None:
 def test_an_answer_tells_the_reflexive_candidate_and_begins_the_allocation_from_there() -> None:
     made = gatherer(FIRST, SECOND)
     made.start(0)
+    made.allocate(0)
     _, from_second = made.drain_transmits()
     assert answer(made, from_second, OUTSIDE)
     assert methods(made.drain_transmits()) == [(SECOND, Method.ALLOCATE)]
     assert addresses(made)["srflx"] == OUTSIDE
     assert made.generation == 0, "what is new is trickled"
+
+
+def test_an_allocation_is_made_when_one_is_wanted_and_not_before() -> None:
+    made = gatherer(FIRST)
+    made.start(0)
+    assert answer(made, made.drain_transmits()[0], OUTSIDE)
+    assert made.drain_transmits() == []
+    made.allocate(NS_PER_S)
+    assert methods(made.drain_transmits()) == [(FIRST, Method.ALLOCATE)]
 
 
 def test_without_a_nat_there_is_no_reflexive_candidate() -> None:
