@@ -243,6 +243,7 @@ def test_what_never_worked_is_not_blamed_on_a_fault() -> None:
     result = run(
         scenario(
             networks=(home("home", firewall=blocked), office()),
+            relays=(),
             faults=(Fault(at="5s", kind="reconnect", targets=("laptop",)),),
             checks=(Check(kind="online", targets=("laptop",), at="6s", within="2s"),),
         ),

@@ -93,7 +93,7 @@ async def relay(folder: Path) -> AsyncIterator[Relay]:
     with log.open("wb") as written:
         process = subprocess.Popen(argv, cwd=ROOT, stderr=written)
     try:
-        with trio.fail_after(PATIENCE_S):
+        with trio.fail_after(2 * PATIENCE_S):
             while not any(b'"quic"' in line for line in log.read_bytes().splitlines()):
                 await trio.sleep(0.05)
         told = [json.loads(line) for line in log.read_text().splitlines()]
