@@ -26,6 +26,7 @@ soak: setup-test
 	  tests/simulation/test_chaos_seeds.py
 	@HOLLOWAY_MALFORMED=$(or $(PACKETS),100000) $(PYTEST) --timeout=3600 \
 	  tests/unit/relays/test_malformed.py
+	@HOLLOWAY_ALL_HABITS=1 $(PYTEST) --timeout=3600 tests/system/test_kernel_hostile.py
 	@HOLLOWAY_RELAY_SOAK_MINUTES=$(or $(MINUTES),10) $(PYTEST) -s -n 0 \
 	  tests/system/test_relay_soak.py
 	@HOLLOWAY_SCHEMATHESIS_EXAMPLES=100 $(PYTEST) --timeout=7200 \
