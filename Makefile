@@ -12,11 +12,11 @@ setup-test:
 demo: setup-demo
 	@.venv/bin/holloway demo
 
-# Three files at a time, since tests mostly wait: two processors are enough for that. Which never run
+# Four files at a time, since tests mostly wait: two processors are enough for that. Which never run
 # beside each other is said in tests/conftest.py. In one process, for a debugger or a single file:
 # make test ARGS="-n 0 tests/unit/test_settings.py"
 test: setup-test
-	@$(PYTEST) -n 3 --dist loadfile $(ARGS)
+	@$(PYTEST) -n 4 --dist loadfile $(ARGS)
 
 # The long form of the random histories, many seeds of each, of calls of the API, of the faults of the
 # database, 100,000 malformed packets for the relay, ten minutes of its churn, a thousand messages of
