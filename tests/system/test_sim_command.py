@@ -213,13 +213,18 @@ def test_failures_are_saved_as_files_that_fail_again(tmp_path: Path) -> None:
 
 
 def test_what_the_kernel_cannot_run_is_refused_with_a_line_for_each_reason(tmp_path: Path) -> None:
-    slow = ('uplink = { latency = "4ms" }', 'uplink = { latency = "4ms", duplication = "5%" }')
-    file = written(tmp_path, slow, ('name = "tablet"\n', 'name = "tablet"\nhostile = "floods"\n'))
-    done = sim("run", file, "--on", "kernel")
+    others = (
+        '[[networks]]\nname = "west"\nprefix = "198.51.100.0/25"\n\n'
+        '[[networks]]\nname = "east"\nprefix = "198.51.100.128/25"\n\n'
+        '[[links]]\nbetween = ["west", "east"]\n\n'
+        '[[faults]]\nat = "10s"\nkind = "clock_skew"\ntargets = ["tablet"]\noffset = "5s"\n\n'
+    )
+    fault = '[[faults]]\nat = "40s"'
+    done = sim("run", written(tmp_path, (fault, others + fault)), "--on", "kernel")
     assert done.returncode == 2, done.stdout
     first, second = sorted(done.stderr.splitlines())
-    assert first == "holloway sim: --on kernel: network office: an uplink with duplication"
-    assert "tablet: hostile hosts" in second
+    assert "clock_skew" in first
+    assert "further links between networks are not built on the kernel" in second
 
 
 def test_on_the_kernel_outcomes_are_set_beside_those_of_virtual_time(tmp_path: Path) -> None:
