@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from enum import IntEnum
 from typing import Final
 
 from cryptography.x509 import Certificate
@@ -18,6 +19,16 @@ QUIC_DATAGRAM_BYTES: Final = 1_400
 """Of a UDP datagram: a full packet of a tunnel (1,316 bytes as ChannelData) goes into one. A path
 that does not carry it lets no handshake through."""
 QUIC_IDLE_TIMEOUT_NS: Final = 30 * 10**9
+
+
+class QuicCode(IntEnum):
+    """Why either end closed a connection over QUIC (docs/turn-over-quic.md)."""
+
+    NO_ERROR = 0
+    FRAMING_ERROR = 1
+    IDLE = 2
+    SLOW = 3
+    SUPERSEDED = 4
 
 
 class UntrustedRelay(Exception):

@@ -32,6 +32,7 @@ from relays.transports.tls import LOOK_S
 from relays.transports.udp import UdpSockets
 from relays.users import read_users
 from runtime.clock import Clock, SystemClock
+from runtime.nursery import only_cause
 from runtime.randomness import SystemRandomness
 from runtime.secret import Secret
 from runtime.service import Health, configure_logging, get_logger, serve_observability
@@ -74,7 +75,7 @@ async def run_relay(
             )
         await relay.run(agent, decoded)
     except BaseExceptionGroup as group:
-        raise _only_cause(group) from None
+        raise only_cause(group) from None
     finally:
         relay.serving.close()
 
@@ -258,14 +259,6 @@ class _Relay:
         while self.server.allocations:
             await trio.sleep(TICK_S)
         scope.cancel()
-
-
-def _only_cause(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The one exception behind nested groups; the group itself if there are more."""
-    cause: BaseException = group
-    while isinstance(cause, BaseExceptionGroup) and len(cause.exceptions) == 1:
-        cause = cause.exceptions[0]
-    return group if isinstance(cause, BaseExceptionGroup) else cause
 
 
 def _unix_ns(instant: datetime) -> int:

@@ -7,6 +7,7 @@ lies, and while networks are parted.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Final, Literal
 
 from simulations import oracle
@@ -82,10 +83,11 @@ class Judge:
         side = self._sides.get(key)
         if side is None:
             behind = self._behind(slot.host.network)
+            udp, streams = way_out((network.firewall, False) for network in behind)
             side = self._sides[key] = oracle.Side(
                 nats=tuple(_nat(each.nat) for each in behind if each.nat is not None),
-                udp=self._udp(behind),
-                streams=all(lets_streams_out(network.firewall) for network in behind),
+                udp=udp,
+                streams=streams,
                 ipv6=slot.host.ipv6 is not None,
             )
         return side
@@ -98,17 +100,6 @@ class Judge:
             name = self._written[name].behind
         return found
 
-    def _udp(self, behind: list[schema.Network]) -> Literal["open", "relays", "blocked"]:
-        worst: Literal["open", "relays", "blocked"] = "open"
-        for network in behind:
-            firewall = network.firewall
-            ports = firewall.udp_ports
-            if firewall.udp != "pass" or (ports and RELAY_PORT not in ports):
-                return "blocked"
-            if ports:
-                worst = "relays"
-        return worst
-
     def _shared(self, here: Network, there: Network) -> int:
         """How many NATs both have in common, which are the outermost."""
         ours = [each.name for each in self._behind(here) if each.nat is not None]
@@ -116,11 +107,25 @@ class Judge:
         return len(set(ours) & set(theirs))
 
 
-def lets_streams_out(firewall: schema.Firewall, *, is_udp_blocked: bool = False) -> bool:
-    """Whether a relay's door is open: over TCP, or over UDP to the same port."""
-    passes_udp = firewall.udp == "pass" and not is_udp_blocked
-    over_udp = passes_udp and (not firewall.udp_ports or DOOR_PORT in firewall.udp_ports)
-    return over_udp or not firewall.tcp_ports or DOOR_PORT in firewall.tcp_ports
+def way_out(
+    firewalls: Iterable[tuple[schema.Firewall, bool]], relay_port: int = RELAY_PORT
+) -> tuple[Literal["open", "relays", "blocked"], bool]:
+    """What gets out through all of these, as `oracle.Side` has it: UDP, and connections to a
+    relay's door, over TCP or over UDP to the same port. With each goes whether a fault blocks its
+    UDP."""
+    udp: Literal["open", "relays", "blocked"] = "open"
+    streams = True
+    for firewall, is_blocked in firewalls:
+        passes_udp = firewall.udp == "pass" and not is_blocked
+        ports = firewall.udp_ports
+        if not passes_udp or (ports and relay_port not in ports):
+            udp = "blocked"
+        elif ports and udp == "open":
+            udp = "relays"
+        over_udp = passes_udp and (not ports or DOOR_PORT in ports)
+        over_tcp = not firewall.tcp_ports or DOOR_PORT in firewall.tcp_ports
+        streams = streams and (over_udp or over_tcp)
+    return udp, streams
 
 
 def _nat(written: schema.NatBehaviour) -> oracle.Nat:

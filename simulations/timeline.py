@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from typing import Final
 
+import attrs
+
 from simulations.build import Installation
 from simulations.net.packets import Sighting
 from simulations.net.routing import Network
@@ -41,17 +43,7 @@ class Timeline:
 
     def steps(self, zero: int) -> tuple[Step, ...]:
         """All of them, their instants counted from `zero`."""
-        return tuple(
-            Step(
-                at_ns=step.at_ns - zero,
-                kind=step.kind,
-                where=step.where,
-                peer=step.peer,
-                text=step.text,
-                size=step.size,
-            )
-            for step in self._steps
-        )
+        return tuple(attrs.evolve(step, at_ns=step.at_ns - zero) for step in self._steps)
 
     def fault(self, now: int, text: str) -> None:
         """A fault began or ended."""

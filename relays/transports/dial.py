@@ -1,7 +1,7 @@
 """Connections to a relay over QUIC, TLS and TCP, for agents whose UDP does not get through.
 
 A connection carries what `relays.client.TurnClient` has to say, message by message. `send` never
-waits: when more than QUEUE_BYTES are under way, data is dropped, as a full router would do, and
+waits: above QUEUED_DATA_BYTES under way, data is dropped, as a full router would do, and
 when requests do not fit either, the connection is over. The server of TLS and QUIC is known by its
 pin alone, judged before anything but the handshake is sent.
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
 from typing import Final, Protocol
 
 import trio
@@ -18,23 +19,24 @@ import trio
 from channel.relay_doors import (
     QUIC_ALPN,
     STREAM_ALPN,
+    QuicCode,
     UntrustedRelay,
     accepts,
     quic_client_limits,
 )
 from relays.framing import FramingError, StreamFrames, padding_of
-from relays.transports.quic import QuicRelayConnection
-from relays.turn import is_channel_data, is_send_indication
+from relays.transports.limits import QUEUED_BYTES, QUEUED_DATA_BYTES
+from relays.turn import is_channel_data, is_data_indication, is_send_indication
 from runtime.net.address import Address
-from runtime.net.quic import QuicClosed, connect_quic
+from runtime.net.connection import ConnectionClosed
+from runtime.net.quic import QuicClosed, QuicConnection, connect_quic
 from runtime.net.tcp import connect_tcp
 from runtime.net.tls import TlsFailed, judging_client, shake_hands
+from runtime.nursery import beside
 
 HANDSHAKE_TIMEOUT_S: Final = 10.0
-QUEUE_BYTES: Final = 256 * 1024
-"""Of data that waits to be sent: half a second at 4 Mbit/s. Later is as good as lost."""
-CONTROL_BYTES: Final = 64 * 1024
-"""What requests may have beyond that."""
+PING_INTERVAL_S: Final = 10.0
+"""Over QUIC, for the sake of NATs: a third of the idle timeout."""
 READ_BYTES: Final = 64 * 1024
 
 
@@ -72,7 +74,7 @@ class StreamConnection:
         dropped = 0
         for message in messages:
             is_data = is_channel_data(message) or is_send_indication(memoryview(message))
-            room = QUEUE_BYTES if is_data else QUEUE_BYTES + CONTROL_BYTES
+            room = QUEUED_DATA_BYTES if is_data else QUEUED_BYTES
             if self._queued_bytes + len(message) > room:
                 dropped += 1
                 if not is_data:
@@ -113,6 +115,73 @@ class StreamConnection:
                 await self._sendable.wait()
 
 
+class QuicRelayConnection:
+    """A `RelayConnection` over QUIC. Reads its stream while `run` runs."""
+
+    local_host: None = None
+
+    def __init__(self, connection: QuicConnection) -> None:
+        self._connection = connection
+        self._frames = StreamFrames()
+        self._received: deque[bytes] = deque()
+        self._came = trio.Event()
+        connection.on_datagram = self._take_datagram
+
+    def send(self, messages: Iterable[bytes]) -> int:
+        """See `RelayConnection`: requests go on the stream, data in DATAGRAM frames."""
+        dropped, connection = 0, self._connection
+        for message in messages:
+            is_data = is_channel_data(message) or is_send_indication(memoryview(message))
+            if is_data and len(message) <= connection.datagram_room:
+                dropped += not connection.send_datagram(message)
+            elif is_data and connection.unacknowledged_bytes > QUEUED_DATA_BYTES:
+                dropped += 1
+            elif not connection.send(message + padding_of(message)):
+                dropped += 1
+                if not is_data:
+                    connection.close(QuicCode.SLOW, "the relay reads too slowly")
+        return dropped
+
+    async def receive(self) -> Sequence[bytes]:
+        """The messages that have come, at least one. Raises ConnectionClosed."""
+        while not self._received:
+            closed = self._connection.closed
+            if closed is not None:
+                raise closed.anew()
+            await self._came.wait()
+        self._came = trio.Event()
+        messages = list(self._received)
+        self._received.clear()
+        return messages
+
+    async def keep_alive(self) -> None:
+        """For ever: a NAT on the way forgets nobody who speaks, and neither does the relay."""
+        while True:
+            await trio.sleep(PING_INTERVAL_S)
+            self._connection.ping()
+
+    async def run(self) -> None:
+        """Read the stream until the connection is over."""
+        try:
+            while data := await self._connection.receive():
+                self._take(bytes(each) for each in self._frames.feed(data))
+        except ConnectionClosed:
+            pass
+        except FramingError as error:
+            self._connection.close(QuicCode.FRAMING_ERROR, str(error))
+        finally:
+            self._connection.close()
+            self._came.set()
+
+    def _take_datagram(self, data: bytes) -> None:
+        if is_channel_data(data) or is_data_indication(memoryview(data)):
+            self._take((data,))
+
+    def _take(self, messages: Iterable[bytes]) -> None:
+        self._received.extend(messages)
+        self._came.set()
+
+
 @asynccontextmanager
 async def connect_stream(
     address: Address, *, pins: Sequence[str] | None, mark: int | None = None
@@ -138,17 +207,8 @@ async def connect_stream(
     if stream is None:
         raise RelayUnreached("the handshake took too long")
     connection = StreamConnection(stream, str(tcp.socket.getsockname()[0]))
-    failure: Exception | None = None
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(_carry, connection, tcp)
-        try:
-            yield connection
-        except Exception as error:
-            failure = error
-        finally:
-            nursery.cancel_scope.cancel()
-    if failure is not None:
-        raise failure
+    async with beside(partial(_carry, connection, tcp)):
+        yield connection
 
 
 async def _carry(connection: StreamConnection, tcp: trio.SocketStream) -> None:
@@ -174,18 +234,8 @@ async def connect_datagrams(
             mark=mark,
         ) as quic:
             connection = QuicRelayConnection(quic)
-            failure: Exception | None = None
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(connection.run)
-                nursery.start_soon(connection.keep_alive)
-                try:
-                    yield connection
-                except Exception as error:
-                    failure = error
-                finally:
-                    nursery.cancel_scope.cancel()
-            if failure is not None:
-                raise failure
+            async with beside(connection.run, connection.keep_alive):
+                yield connection
     except (QuicClosed, UntrustedRelay) as error:
         raise RelayUnreached(str(error)) from None
 

@@ -11,17 +11,22 @@ out than to port 443, not a fast one.
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from functools import partial
 from typing import Final
 
 import attrs
 import trio
 
-from channel.relay_doors import QUIC_ALPN, quic_client_limits
+from channel.relay_doors import QUIC_ALPN, QuicCode, quic_client_limits
 from relays.framing import MAX_FRAME_BYTES, FramingError, StreamFrames, padding_of
 from relays.server import Server
+from relays.transports.limits import (
+    QUEUED_BYTES,
+    QUEUED_DATA_BYTES,
+    UNALLOCATED_FRAME_BYTES,
+    UNALLOCATED_S,
+)
 from relays.transports.statistics import TransportStatistics, error_code_of
 from relays.transports.tls import CertificateSource
 from relays.transports.udp import UdpSockets
@@ -33,24 +38,7 @@ from runtime.net.connection import ConnectionClosed
 from runtime.net.quic import QuicConnection, QuicLimits, QuicListener
 from runtime.net.udp import UdpSocket
 
-UNALLOCATED_S: Final = 30.0
-"""For an allocation to begin, and for another one after it ended."""
 SWEEP_S: Final = 1.0
-QUEUED_DATA_BYTES: Final = 256 * 1024
-"""On the stream of one client; beyond, data is dropped."""
-QUEUED_BYTES: Final = 320 * 1024
-"""With answers; beyond, the connection ends."""
-UNALLOCATED_FRAME_BYTES: Final = 4_096
-"""The longest message of a client without an allocation."""
-PING_INTERVAL_S: Final = 10.0
-"""Of clients, for the sake of NATs: a third of the idle timeout."""
-
-# Error codes of the application (docs/turn-over-quic.md).
-NO_ERROR: Final = 0
-FRAMING_ERROR: Final = 1
-IDLE: Final = 2
-SLOW: Final = 3
-SUPERSEDED: Final = 4
 
 _NS: Final = 10**9
 
@@ -180,9 +168,9 @@ class QuicDoor:
             pass
         except FramingError as error:
             reason = "framing"
-            connection.close(FRAMING_ERROR, str(error))
+            connection.close(QuicCode.FRAMING_ERROR, str(error))
         finally:
-            self._end(client, NO_ERROR, reason)
+            self._end(client, QuicCode.NO_ERROR, reason)
 
     def _take_datagram(self, client: _Client, data: bytes) -> None:
         view = memoryview(data)
@@ -202,12 +190,12 @@ class QuicDoor:
         self._is_relaying = False
         if self._guard.failures != failures:
             server.transmits.clear()
-            self._end(client, FRAMING_ERROR, "mistake")
+            self._end(client, QuicCode.FRAMING_ERROR, "mistake")
         self._counts.packets += server.relayed_packets - packets
         self._counts.bytes += server.relayed_bytes - size
         doomed, self._doomed = self._doomed, []
         for each in doomed:
-            self._end(each, SLOW, "slow")
+            self._end(each, QuicCode.SLOW, "slow")
 
     def _follow(self, client: _Client, remote: Address) -> None:
         """The client is somewhere else, as QUIC has proved (RFC 9000, section 9)."""
@@ -224,10 +212,10 @@ class QuicDoor:
         have been followed to where he is now."""
         older = self._client_by_source.get(source)
         if older is not None:
-            self._end(older, SUPERSEDED, "superseded")
+            self._end(older, QuicCode.SUPERSEDED, "superseded")
         self._client_by_source[source] = client
 
-    def _end(self, client: _Client, code: int, reason: str) -> None:
+    def _end(self, client: _Client, code: QuicCode, reason: str) -> None:
         if client.is_over:
             return
         client.is_over = True
@@ -246,77 +234,10 @@ class QuicDoor:
                 if self._server.holds_allocation(self.number, client.source):
                     client.since_ns = now
                 elif now - client.since_ns >= self._unallocated_ns:
-                    self._end(client, IDLE, "idle")
+                    self._end(client, QuicCode.IDLE, "idle")
 
     def _look_at_certificate(self) -> None:
         current = self._certificates.current
         if current is not self._shown:
             self._shown = current
             self._listener.replace_certificate(current.chain, current.key.reveal())
-
-
-class QuicRelayConnection:
-    """A client's end: a `relays.transports.dial.RelayConnection` over QUIC."""
-
-    local_host: None = None
-
-    def __init__(self, connection: QuicConnection) -> None:
-        self._connection = connection
-        self._frames = StreamFrames()
-        self._received: deque[bytes] = deque()
-        self._came = trio.Event()
-        connection.on_datagram = self._take_datagram
-
-    def send(self, messages: Iterable[bytes]) -> int:
-        """See `RelayConnection`: requests go on the stream, data in DATAGRAM frames."""
-        dropped, connection = 0, self._connection
-        for message in messages:
-            is_data = is_channel_data(message) or is_send_indication(memoryview(message))
-            if is_data and len(message) <= connection.datagram_room:
-                dropped += not connection.send_datagram(message)
-            elif is_data and connection.unacknowledged_bytes > QUEUED_DATA_BYTES:
-                dropped += 1
-            elif not connection.send(message + padding_of(message)):
-                dropped += 1
-                if not is_data:
-                    connection.close(SLOW, "the relay reads too slowly")
-        return dropped
-
-    async def receive(self) -> Sequence[bytes]:
-        """The messages that have come, at least one. Raises ConnectionClosed."""
-        while not self._received:
-            closed = self._connection.closed
-            if closed is not None:
-                raise closed.anew()
-            await self._came.wait()
-        self._came = trio.Event()
-        messages = list(self._received)
-        self._received.clear()
-        return messages
-
-    async def keep_alive(self) -> None:
-        """For ever: a NAT on the way forgets nobody who speaks, and neither does the relay."""
-        while True:
-            await trio.sleep(PING_INTERVAL_S)
-            self._connection.ping()
-
-    async def run(self) -> None:
-        """Read the stream until the connection is over."""
-        try:
-            while data := await self._connection.receive():
-                self._take(bytes(each) for each in self._frames.feed(data))
-        except ConnectionClosed:
-            pass
-        except FramingError as error:
-            self._connection.close(FRAMING_ERROR, str(error))
-        finally:
-            self._connection.close()
-            self._came.set()
-
-    def _take_datagram(self, data: bytes) -> None:
-        if is_channel_data(data) or is_data_indication(memoryview(data)):
-            self._take((data,))
-
-    def _take(self, messages: Iterable[bytes]) -> None:
-        self._received.extend(messages)
-        self._came.set()

@@ -28,6 +28,12 @@ import trio
 from relays.framing import MAX_FRAME_BYTES, FramingError, padding_of, take_frames
 from relays.peers import RateLimiter, source_prefix
 from relays.server import Server
+from relays.transports.limits import (
+    QUEUED_BYTES,
+    QUEUED_DATA_BYTES,
+    UNALLOCATED_FRAME_BYTES,
+    UNALLOCATED_S,
+)
 from relays.transports.statistics import TransportStatistics, error_code_of
 from relays.transports.tls import CertificateSource
 from relays.transports.udp import UdpSockets
@@ -44,8 +50,6 @@ CONNECTIONS_PER_TURN: Final = 64
 ACCEPTS_PER_TURN: Final = 64
 ACCEPT_PAUSE_S: Final = 0.5
 """After the machine had no open file or memory for a newcomer."""
-UNALLOCATED_FRAME_BYTES: Final = 4_096
-"""The longest message of a client without an allocation: no request is as long."""
 SWEEP_S: Final = 1.0
 UNSENT_BYTES: Final = 64 * 1024
 """What the kernel may hold that it has not sent: what waits longer waits here, and is dropped."""
@@ -65,7 +69,8 @@ class StreamLimits:
     """What clients with connections may take, of TCP and TLS together.
 
     A prefix is the /24 of an IPv4 address or the /56 of an IPv6 address. Where all `connections`
-    are taken, the oldest without an allocation gives way to a newcomer.
+    are taken, the oldest without an allocation gives way to a newcomer. The last two, and
+    `unallocated_s`, are those of `relays.transports.limits`.
     """
 
     connections: int = 16_384
@@ -74,16 +79,12 @@ class StreamLimits:
     """Newcomers of one prefix; four times as many at once."""
     handshake_s: float = 10.0
     """For the TLS handshake."""
-    unallocated_s: float = 30.0
-    """For an allocation to begin, and for another one after it ended. One with an allocation is
-    kept for as long as that is refreshed (at most an hour at a time)."""
+    unallocated_s: float = UNALLOCATED_S
     dead_after_s: int = 60
     """An end that acknowledges nothing for so long is dead (RFC 5482): data, or the kernel's probes
     once nothing was heard of it for as long."""
-    queued_data_bytes: int = 256 * 1024
-    """For one client; beyond, ChannelData and Data indications are dropped."""
-    queued_bytes: int = 320 * 1024
-    """With answers; beyond, the connection ends."""
+    queued_data_bytes: int = QUEUED_DATA_BYTES
+    queued_bytes: int = QUEUED_BYTES
 
 
 class _Connection:

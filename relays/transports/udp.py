@@ -94,7 +94,7 @@ class UdpSockets:
         self._view = memoryview(self._buffer)
         self._drain = drain
         self._plain_trains: dict[tuple[int, tuple[str, int]], int] = {}
-        self._not_opened: Counter[str] = Counter()
+        self._not_opened = 0
         self._received = 0
         self._sent = 0
         self._sent_trains = 0
@@ -139,7 +139,7 @@ class UdpSockets:
             return self._watch(opened)
         except OSError as error:
             if error.errno != errno.EADDRINUSE:
-                self._not_opened[errno.errorcode.get(error.errno or 0, "other").lower()] += 1
+                self._not_opened += 1
             return None
 
     def close(self, socket: int) -> None:
@@ -229,7 +229,7 @@ class UdpSockets:
         return {
             **counts,
             "sockets": len(self._socket_by_number),
-            "sockets_not_opened": self._not_opened.total(),
+            "sockets_not_opened": self._not_opened,
             "input_failures": self._guard.failures,
         }
 

@@ -58,6 +58,7 @@ from runtime.net.quic_core import LEAST_DATAGRAM_BYTES, QuicLimits, make_configu
 from runtime.net.quic_endpoint import ClientEndpoint, QuicListenerStatistics, ServerEndpoint
 from runtime.net.tcp import route_to
 from runtime.net.udp import UdpSocket
+from runtime.nursery import beside
 
 __all__ = [
     "BAD_CERTIFICATE",
@@ -190,17 +191,9 @@ async def connect_quic(
     local = Address(source or any_host, 0)
     udp = UdpSocket.bind(local, mark=mark, dont_fragment=True, tell_refusals=True)
     endpoint = ClientEndpoint(udp, limits, configuration, remote, verify)
-    failure: Exception | None = None
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(endpoint.run)
+    async with beside(endpoint.run):
         try:
-            connection = await endpoint.wait_established()
-            yield connection
-        except Exception as error:
-            failure = error
+            yield await endpoint.wait_established()
         finally:
             endpoint.connection.close()
             endpoint.flush()
-            nursery.cancel_scope.cancel()
-    if failure is not None:
-        raise failure

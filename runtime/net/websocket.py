@@ -36,6 +36,7 @@ from runtime.net.websocket_core import (
     WebSocketCore,
     WebSocketLimits,
 )
+from runtime.nursery import beside
 
 ALPN: Final = "http/1.1"
 FAREWELL_NS: Final = 10**9
@@ -247,17 +248,8 @@ async def connect_websocket(
                 tcp.socket.close()
     if connection is None:
         raise WebSocketClosed(HANDSHAKE_TIMEOUT, "the handshake took too long")
-    failure: Exception | None = None
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(connection.run)
-        try:
-            yield connection
-        except Exception as error:
-            failure = error
-        finally:
-            connection.leave()
-    if failure is not None:
-        raise failure
+    async with beside(connection.run, leave=connection.leave):
+        yield connection
 
 
 async def accept_websocket(

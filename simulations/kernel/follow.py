@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import socket
 
+import attrs
+
 from simulations.hosts.inner import ends_of
 from simulations.kernel.taps import Seen
 from simulations.kernel.topology import Topology
@@ -47,14 +49,7 @@ class Follow:
     def steps(self, zero: int) -> tuple[Step, ...]:
         """All of them in the order of their instants, which are counted from `zero`."""
         return tuple(
-            Step(
-                at_ns=step.at_ns - zero,
-                kind=step.kind,
-                where=step.where,
-                peer=step.peer,
-                text=step.text,
-                size=step.size,
-            )
+            attrs.evolve(step, at_ns=step.at_ns - zero)
             for step in sorted(self._steps, key=lambda step: step.at_ns)
         )
 

@@ -18,6 +18,7 @@ import msgspec
 
 from runtime.control import ControlUnavailable, ask_control
 from runtime.net.address import Address
+from simulations.hosts.relay_links import DOOR_PORT
 from simulations.installation import (
     API_PORT,
     CHANNEL_PORT,
@@ -41,8 +42,6 @@ Kind = Literal["portal", "relay", "gateway", "client", "service"]
 AgentKind = Literal["relay", "gateway", "client"]
 ECHO_PORT: Final = 7_007
 RELAY_PORT: Final = 3_478
-DOOR_PORT: Final = 443
-"""Of relays, for agents whose network blocks UDP: as in virtual time."""
 ENGINE_PORT: Final = 51_820
 LINK_PORT: Final = 7_400
 READY_S: Final = 120.0

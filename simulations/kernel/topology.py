@@ -19,12 +19,12 @@ from ipaddress import (
     ip_network,
 )
 from itertools import count
-from typing import Final, Literal
+from typing import Final
 
 import attrs
 
 from simulations.build import nat_label
-from simulations.expected import lets_streams_out
+from simulations.expected import way_out
 from simulations.kernel.lab import Host, Lab, LabError
 from simulations.kernel.links import Quality
 from simulations.kernel.nats import install, install_firewall
@@ -298,8 +298,6 @@ table netdev {table} {{
     def side(self, network: str, *, relay_port: int) -> Side:
         """What the oracle has to know of a host in this network."""
         nats: list[Nat] = []
-        udp: Literal["open", "relays", "blocked"] = "open"
-        streams = True
         for built in self._way_out(network):
             if (written := built.network.nat) is not None:
                 kernel = kernel_nat(written)
@@ -314,13 +312,8 @@ table netdev {table} {{
                         reply_binding=not kernel.racing,
                     )
                 )
-            firewall = built.network.firewall
-            ports = firewall.udp_ports
-            if firewall.udp != "pass" or built.blocked or (ports and relay_port not in ports):
-                udp = "blocked"
-            elif ports and udp == "open":
-                udp = "relays"
-            streams = streams and lets_streams_out(firewall, is_udp_blocked=built.blocked > 0)
+        firewalls = ((one.network.firewall, one.blocked > 0) for one in self._way_out(network))
+        udp, streams = way_out(firewalls, relay_port)
         ipv6 = self.has_ipv6 if network == INTERNET else bool(self._networks[network].prefix6)
         return Side(nats=tuple(nats), udp=udp, streams=streams, ipv6=ipv6)
 

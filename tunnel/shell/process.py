@@ -24,6 +24,7 @@ from channel.credentials import decode_token
 from channel.dialer import ChannelAgent, Dialer
 from runtime.clock import SystemClock
 from runtime.control import serve_control
+from runtime.nursery import only_cause
 from runtime.randomness import Randomness, SystemRandomness
 from runtime.secret import Secret
 from runtime.service import (
@@ -139,7 +140,7 @@ async def run_agent(options: ProcessOptions, make_agent: MakeAgent, system: Syst
             health.set("system", True)
             await process.run()
         except BaseExceptionGroup as group:
-            raise _only_cause(group) from None
+            raise only_cause(group) from None
         finally:
             with trio.CancelScope(shield=True, deadline=trio.current_time() + STOP_TIMEOUT_S):
                 await system.stop()
@@ -290,11 +291,3 @@ class _Metrics(Collector):
         for name, value in {**self.agent.sizes(), "sockets": len(driver.sockets)}.items():
             full_name = f"holloway_{self.kind}_{name}"
             yield GaugeMetricFamily(full_name, name.replace("_", " "), value=value)
-
-
-def _only_cause(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The one exception behind nested groups; the group itself if there are more."""
-    cause: BaseException = group
-    while isinstance(cause, BaseExceptionGroup) and len(cause.exceptions) == 1:
-        cause = cause.exceptions[0]
-    return group if isinstance(cause, BaseExceptionGroup) else cause
