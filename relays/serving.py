@@ -14,9 +14,16 @@ import trio
 
 from relays.authentication import Credentials
 from relays.fastpath import FastPath
-from relays.fastpath.attaching import Attached, Unavailable, attach_fast_path
+from relays.fastpath.attaching import (
+    Attached,
+    Unavailable,
+    add_listener,
+    attach_fast_path,
+    shared_fast_path,
+)
 from relays.fastpath.drain import load as load_drain
 from relays.fastpath.several import SeveralFastPaths
+from relays.fastpath.xdp import XdpFastPath
 from relays.peers import PeerPolicy
 from relays.requests import ServerLimits
 from relays.server import Server
@@ -39,7 +46,8 @@ TIDY_S: Final = 5.0
 
 class Serving:
     """See the head of this file. Of `processes` that serve as one relay this is one: `inherited`
-    are its listeners of UDP, in the order of the settings, and the others listen where it does.
+    are its listeners of UDP, in the order of the settings, and the others listen where it does;
+    `flows_descriptor` is the map of the fast path that all of them share, -1 without one.
     `make_sockets` is for the simulator, whose hostile relays have others: those move all data."""
 
     def __init__(
@@ -52,6 +60,7 @@ class Serving:
         certificates: CertificateSource | None,
         processes: int = 1,
         inherited: Mapping[Address, socket.socket] | None = None,
+        flows_descriptor: int = -1,
         make_sockets: Callable[..., UdpSockets] = UdpSockets,
     ) -> None:
         wants_drain = settings.compiled_drain and make_sockets is UdpSockets
@@ -64,8 +73,16 @@ class Serving:
         self._inherited = inherited
         self._shares_ports = inherited is not None
         self._log = get_logger("relay")
-        self._attached = self._attach_fast_path()
-        paths: list[FastPath] = [] if self._attached is None else [self._attached.path]
+        self._attached: Attached | None = None
+        self._kernel_path: XdpFastPath | None = None
+        if flows_descriptor >= 0:
+            self._kernel_path = shared_fast_path(
+                flows_descriptor, relayed_hosts=addresses.bind_hosts
+            )
+        elif not self._shares_ports:
+            self._attached = attach_if_wanted(settings, addresses)
+            self._kernel_path = None if self._attached is None else self._attached.path
+        paths: list[FastPath] = [] if self._kernel_path is None else [self._kernel_path]
         if drain is not None:
             paths.append(drain)
         self.sockets = make_sockets(bind_hosts=addresses.bind_hosts, clock=clock, drain=drain)
@@ -139,8 +156,8 @@ class Serving:
             nursery.start_soon(self._streams.run)
             for door in self._quic_doors:
                 nursery.start_soon(door.run)
-            if self._attached is not None:
-                nursery.start_soon(self._tidy_fast_path, self._attached)
+            if self._kernel_path is not None:
+                nursery.start_soon(self._tidy_fast_path, self._kernel_path)
 
     async def wait_serving(self) -> None:
         """Listeners are read as soon as `run` runs; what has come before waits in them."""
@@ -166,37 +183,18 @@ class Serving:
 
     # --- helpers -------------------------------------------------------------------------------
 
-    def _attach_fast_path(self) -> Attached | None:
-        settings, addresses = self._settings, self._addresses
-        if settings.fast_path == "off":
-            return None
-        try:
-            if self._shares_ports:
-                raise Unavailable("several processes serve")
-            attached = attach_fast_path(
-                settings.fast_path,
-                listen=addresses.listen_by_transport["udp"],
-                relayed_hosts=addresses.bind_hosts,
-                devices=settings.fast_path_device,
-            )
-        except Unavailable as reason:
-            self._log.warning("no_fast_path", wanted=settings.fast_path, reason=str(reason))
-            return None
-        self._log.info("fast_path", mode=attached.mode, devices=" ".join(attached.devices))
-        return attached
-
     def _tell_fast_path(self, number: int, bound: Address) -> None:
-        if self._attached is None:
+        if self._kernel_path is None:
             return
         try:
-            self._attached.add_listener(number, bound)
+            add_listener(self._kernel_path, self._addresses.bind_hosts, number, bound)
         except Unavailable as reason:
             self._log.warning("no_fast_path", listener=str(bound), reason=str(reason))
 
-    async def _tidy_fast_path(self, attached: Attached) -> None:
+    async def _tidy_fast_path(self, path: XdpFastPath) -> None:
         while True:
             await trio.sleep(TIDY_S)
-            attached.path.handle_timeout(self._clock.monotonic_ns())
+            path.handle_timeout(self._clock.monotonic_ns())
 
     def _listen_for_udp(self) -> None:
         listen = self._addresses.listen_by_transport["udp"]
@@ -241,6 +239,26 @@ class Serving:
             self._log.info("listening", address=str(bound), transport=transport, pins=pins)
         else:
             self._log.info("listening", address=str(bound), transport=transport)
+
+
+def attach_if_wanted(settings: RelaySettings, addresses: Addresses) -> Attached | None:
+    """The fast path of the kernel, if the settings ask for it and this machine has it; the log says
+    which of it, or why not."""
+    if settings.fast_path == "off":
+        return None
+    log = get_logger("relay")
+    try:
+        attached = attach_fast_path(
+            settings.fast_path,
+            listen=addresses.listen_by_transport["udp"],
+            relayed_hosts=addresses.bind_hosts,
+            devices=settings.fast_path_device,
+        )
+    except Unavailable as reason:
+        log.warning("no_fast_path", wanted=settings.fast_path, reason=str(reason))
+        return None
+    log.info("fast_path", mode=attached.mode, devices=" ".join(attached.devices))
+    return attached
 
 
 def certificates_of(

@@ -62,15 +62,8 @@ class Attached:
     relayed_hosts: dict[int, str]
 
     def add_listener(self, number: int, bound: Address) -> None:
-        """Tell under which address clients reach a listener. For a wildcard that is sure only
-        where this machine has no other one of the family. Raises Unavailable."""
-        if is_any(bound.host):
-            family = family_of(bound.host)
-            host = self.relayed_hosts[family]
-            if outer_addresses(family) != {host}:
-                raise Unavailable("this machine has several addresses: listen on each by name")
-            bound = Address(host, bound.port)
-        self.path.add_listener(number, bound)
+        """See the function of this name."""
+        add_listener(self.path, self.relayed_hosts, number, bound)
 
     @property
     def flows_descriptor(self) -> int:
@@ -90,6 +83,20 @@ class Attached:
 
     def close(self) -> None:
         self.program.close()
+
+
+def add_listener(
+    path: XdpFastPath, relayed_hosts: dict[int, str], number: int, bound: Address
+) -> None:
+    """Tell under which address clients reach a listener. For a wildcard that is sure only where
+    this machine has no other one of the family. Raises Unavailable."""
+    if is_any(bound.host):
+        family = family_of(bound.host)
+        host = relayed_hosts[family]
+        if outer_addresses(family) != {host}:
+            raise Unavailable("this machine has several addresses: listen on each by name")
+        bound = Address(host, bound.port)
+    path.add_listener(number, bound)
 
 
 def attach_fast_path(

@@ -23,6 +23,8 @@ class Inherited(msgspec.Struct, frozen=True, kw_only=True):
     listeners: list[tuple[str, int, int]]
     inbox: int
     posts: list[int]
+    flows: int = -1
+    """The map of the kernel's fast path; -1 without one."""
 
 
 class ShownCertificate(msgspec.Struct, frozen=True, kw_only=True, tag="certificate"):

@@ -12,6 +12,7 @@ import os
 import socket
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Final
@@ -20,7 +21,9 @@ import msgspec
 import trio
 
 from relays.authentication import Credentials, StampedCredentials, StaticCredentials
+from relays.fastpath.attaching import Attached
 from relays.fastpath.drain import load as load_drain
+from relays.fastpath.loader import BpfError
 from relays.processes.fleet import Fleet, share_of
 from relays.processes.link import Link
 from relays.processes.messages import (
@@ -31,6 +34,7 @@ from relays.processes.messages import (
     decode_from_worker,
     encode,
 )
+from relays.serving import attach_if_wanted
 from relays.settings import MAX_PROCESSES, Addresses, RelaySettings, SettingsError
 from relays.transports.statistics import TransportStatistics
 from relays.transports.tls import CertificateSource
@@ -79,6 +83,7 @@ class Supervisor:
         built = settings.compiled_drain and load_drain(SystemRandomness()) is not None
         self.data_path = "compiled" if built else "python"
         self._settings = settings
+        self._attached: Attached | None = None
         self._addresses = addresses
         self.certificates = certificates
         self._on_change = on_change
@@ -99,6 +104,7 @@ class Supervisor:
 
     def listen(self) -> None:
         """Open a listener for each process at each address. Raises OSError."""
+        self._attached = attach_if_wanted(self._settings, self._addresses)
         for address in self._addresses.listen_by_transport["udp"]:
             opened: list[socket.socket] = []
             with binding("listen", f"{address} (UDP)"):
@@ -142,8 +148,13 @@ class Supervisor:
 
     def statistics(self) -> dict[str, int]:
         """Sums over the processes."""
+        total = Counter(self.server.statistics())
+        if self._attached is not None:  # its program counts for all of them
+            packets, size = self._attached.path.relayed()
+            total.update(self._attached.path.statistics())
+            total.update(relayed_packets=packets, relayed_bytes=size)
         return {
-            **self.server.statistics(),
+            **total,
             "processes": self.server.serving,
             "process_restarts": self.server.restarts,
         }
@@ -153,6 +164,8 @@ class Supervisor:
         return self.server.transports()
 
     def close(self) -> None:
+        if self._attached is not None:
+            self._attached.close()
         self._opened.close()
 
     # --- one process -----------------------------------------------------------------------------
@@ -200,6 +213,7 @@ class Supervisor:
             self._tell_by_index.pop(index, None)
             self._scope_by_index.pop(index, None)
             self.server.ended(index)
+            self._forget_flows(index)
             self._on_change()
             link.close()
             with trio.CancelScope(shield=True):
@@ -213,9 +227,19 @@ class Supervisor:
         ]
         posts = [-1 if at == index else post.fileno() for at, post in enumerate(self._posts)]
         inbox = self._inboxes[index].fileno()
-        inherited = Inherited(listeners=listeners, inbox=inbox, posts=posts)
-        passed = [*(one for _, _, one in listeners), inbox, *(post for post in posts if post >= 0)]
-        return inherited, passed
+        flows = -1 if self._attached is None else self._attached.flows_descriptor
+        inherited = Inherited(listeners=listeners, inbox=inbox, posts=posts, flows=flows)
+        others = [one for one in (*posts, flows) if one >= 0]
+        return inherited, [*(one for _, _, one in listeners), inbox, *others]
+
+    def _forget_flows(self, index: int) -> None:
+        """What an ended process had allowed ends with it."""
+        if self._attached is None:
+            return
+        try:
+            self._attached.forget_ports(*self.server.slices[index])
+        except BpfError as error:
+            self._log.error("fast_path_not_forgotten", process=index, reason=str(error))
 
     def _setup(self, index: int, inherited: Inherited) -> Setup:
         fleet, credentials = self.server, self.server.credentials

@@ -81,6 +81,7 @@ class _Worker:
             certificates=self._certificates,
             processes=len(setup.slices),
             inherited=inherited,
+            flows_descriptor=setup.inherited.flows,
         )
         posts = [None if one < 0 else socket.socket(fileno=one) for one in setup.inherited.posts]
         self._siblings = Siblings(

@@ -292,6 +292,28 @@ def attached_programs(host: Host) -> str:
     return found[0] if found else ""
 
 
+def test_several_processes_share_the_fast_way_and_one_that_is_killed_leaves_it(
+    network: Network,
+) -> None:
+    flags = ("--fast-path", "driver", "--processes", "2")
+    with relay_process(network, *flags) as process, pair(network) as made:
+        ends = made.client, made.server, made.peer, made.relayed
+        list(all_of(made.client))  # answers to what was asked twice while the processes started
+        assert exchange(*ends) == 2 * PACKETS
+        wait_until(lambda: metrics(network)["fast_path_channels"] == 1, "both have reported")
+        carried = metrics(network)
+        for name in ("to_peer", "to_client"):
+            assert carried[f"fast_path_{name}_packets"] >= PACKETS - 10
+        tasks = Path(f"/proc/{process.pid}/task").glob("*/children")
+        for worker in [int(one) for each in tasks for one in each.read_text().split()]:
+            os.kill(worker, signal.SIGKILL)
+        wait_until(lambda: metrics(network)["process_restarts"] == 2, "both have ended")
+        assert_nothing_passes(*ends)
+        after = metrics(network)
+        assert after["fast_path_to_peer_packets"] == carried["fast_path_to_peer_packets"]
+        assert after["fast_path_to_client_packets"] == carried["fast_path_to_client_packets"]
+
+
 @pytest.mark.parametrize("is_ipv6", [False, True], ids=["IPv4", "IPv6"])
 @pytest.mark.parametrize("mode", ["driver", "generic"])
 def test_data_goes_the_fast_way_until_the_allocation_is_given_back(
