@@ -18,6 +18,9 @@ traffic moves back when UDP works.
 A relay that is no longer to be used, since it drains, say, is left without haste: no peer is told
 of the allocation any more, those who were are told that it ends, and for LEAVE_NS it goes on
 serving, so that both sides can move to other paths before it is given back.
+
+Some 620 lines, since sockets, relays and links change what each other may do; what is decided about
+one of them alone stands in `bindings`, `ways` and `links`.
 """
 
 from __future__ import annotations
